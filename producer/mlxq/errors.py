@@ -1,0 +1,73 @@
+"""Every error that mlxq raises on purpose, one subclass per decision that a caller can take.
+
+    MlxqError
+    ├── RequestError            one request is wrong: fix that line (names the field)
+    ├── InputFileError          a whole file can't be read or written: fix the path or the options
+    ├── ConfigError             an option or a variable has a bad value: fix it and start again
+    ├── ModelError              the model can't be loaded or used: choose another
+    │   └── EosError            its end-of-sequence ids are missing or impossible
+    └── QueueError              the queue can't do this
+        ├── QueueUnavailable    Redis can't be reached: try again later
+        ├── BatchNotFound       no such batch: check the id
+        └── LeaseLost           another worker owns the job by now: drop the result
+
+Nothing here imports anything, so that every module can.
+"""
+
+from __future__ import annotations
+
+
+class MlxqError(Exception):
+    """Root of all errors that mlxq raises on purpose."""
+
+
+class RequestError(MlxqError):
+    """One request can't be accepted. It costs only itself.
+
+    Args:
+        message: what is wrong and what would be right, in one sentence.
+        param: the field at fault as a path into the body, e.g. ``messages[0].role``; ``None`` for the whole line.
+        code: a short stable word for programs, e.g. ``unknown_field``.
+        status_code: the HTTP status that an online server would answer with; always 4xx.
+    """
+
+    def __init__(
+        self, message: str, *, param: str | None = None, code: str = "invalid_value", status_code: int = 400
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.code = code
+        self.status_code = status_code
+
+
+class InputFileError(MlxqError):
+    """A file as a whole can't be read or written."""
+
+
+class ConfigError(MlxqError):
+    """An option or an environment variable has a value that can't be used."""
+
+
+class ModelError(MlxqError):
+    """The model can't be loaded or used."""
+
+
+class EosError(ModelError):
+    """The model's end-of-sequence ids are missing, or one of them can't be right."""
+
+
+class QueueError(MlxqError):
+    """The queue can't do what was asked."""
+
+
+class QueueUnavailable(QueueError):
+    """Redis can't be reached."""
+
+
+class BatchNotFound(QueueError):
+    """No batch with this id is known to this Redis."""
+
+
+class LeaseLost(QueueError):
+    """The job's lease ran out and somebody else owns it by now."""

@@ -1,0 +1,1 @@
+"""The MLX worker behind mlxq: claims jobs, decodes them in one batch, writes results back."""

@@ -1,0 +1,1 @@
+"""The batch engine: schedule, run, commit. Knows nothing of Redis, RQ or commands."""
