@@ -1,0 +1,52 @@
+"""Every Redis key, queue name and lifetime that mlxq adds to RQ's, described like a schema.
+
+RQ's own keys (``rq:job:{job}``, ``rq:queue:{queue}``, ``rq:wip:{queue}``, ``rq:results:{job}``, ...) stay RQ's.
+Beside them stand, per batch:
+
+    mlxq:batches                    zset    batch id -> created, Unix seconds
+    mlxq:batch:{batch}              hash    the batch and its counts
+        queue                       str     the RQ queue its jobs are in
+        created                     float   Unix seconds
+        total                       int     jobs enqueued so far
+        sealed                      0 | 1   1 once the producer has enqueued everything
+        cancelled                   0 | 1   1 once somebody asked to cancel it: workers drop its rows
+        finished failed cancelled_jobs   int   ended jobs; their sum equals `total` when the batch is done
+        prompt_tokens completion_tokens  int   summed over finished jobs
+        stop:{type}:{token_id}      int     finished choices by stop type; token_id is empty where there is none
+    mlxq:batch:{batch}:jobs         zset    job id -> 0-based index in the input
+    mlxq:batch:{batch}:events       stream  one entry per ended job, in order of ending
+        job                         str     job id
+        status                      str     finished | failed | cancelled
+
+A job's answer, good or bad, is the newest entry of RQ's ``rq:results:{job}``: its `return_value` is the output
+line (an object with ``id``, ``custom_id``, ``response``, ``error``); a failed job has it beside RQ's `exc_string`.
+A job that somebody else ended (stock RQ maintenance, `rq` commands) has no event; collectors look such jobs up.
+"""
+
+from __future__ import annotations
+
+DEFAULT_QUEUE = "mlxq"
+FUNCTION_NAME = "mlxq.jobs.generate"
+"""The only function name that a worker executes."""
+
+RESULT_TTL_S = 7 * 24 * 3600
+FAILURE_TTL_S = 30 * 24 * 3600
+BATCH_TTL_S = FAILURE_TTL_S
+"""Counted from the last write to the batch."""
+
+BATCHES = "mlxq:batches"
+
+
+def batch(batch_id: str) -> str:
+    """The hash that describes one batch."""
+    return f"mlxq:batch:{batch_id}"
+
+
+def batch_jobs(batch_id: str) -> str:
+    """The sorted set of a batch's job ids, scored by input index."""
+    return f"mlxq:batch:{batch_id}:jobs"
+
+
+def batch_events(batch_id: str) -> str:
+    """The stream of a batch's ended jobs."""
+    return f"mlxq:batch:{batch_id}:events"
