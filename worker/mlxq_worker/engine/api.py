@@ -5,9 +5,13 @@ Kept apart from the implementation so that the queue side, and its tests, never 
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
-from mlxq_worker.engine.row import RowSpec, StepReport
+if TYPE_CHECKING:
+    from mlxq_worker.engine.row import RowSpec, StepReport
+
+AbortReason = Literal["cancelled", "deadline"]
+"""Why a row was ended from outside; the words are `StopDetails.type`'s."""
 
 
 class Engine(Protocol):
@@ -26,7 +30,7 @@ class Engine(Protocol):
             now: seconds on a monotonic clock; deadlines and durations are measured with it.
         """
 
-    def cancel(self, row_id: str, reason: Literal["cancelled", "deadline"] = "cancelled") -> None:
+    def cancel(self, row_id: str, reason: AbortReason = "cancelled") -> None:
         """End a waiting or running row at the next `step`, keeping the text it has. Unknown ids are ignored:
         the row may have ended in the meantime."""
 

@@ -6,10 +6,15 @@ no arrays, no queue. All times are seconds on the caller's monotonic clock.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mlxq.contract import StopDetails
+from mlxq.contract import StopDetails, StopType
+from mlxq_worker.engine.api import AbortReason
+from mlxq_worker.engine.stop import StopScanner, TextStream
+
+Decode = Callable[[Sequence[int]], str]
+"""Token ids to text, special tokens left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -19,7 +24,7 @@ class RowSpec:
     `prompt_ids` has at least one id, all inside the vocabulary; `len(prompt_ids) < context_length`.
     `end_tokens` maps every id that ends this row to its token text: the EOS set (unless `ignore_eos`) and the
     request's `stop_token_ids`. `eos_ids` says which of them belong to the EOS set (the rest are `stop_token`).
-    `deadline_s` is an allowance of decode seconds, counted from the row's first step.
+    `deadline_s` is an allowance of decode seconds, counted from the step that admits the row to the batch.
     """
 
     row_id: str
@@ -37,6 +42,16 @@ class RowSpec:
     stop: tuple[str, ...] = ()
     include_stop_str_in_output: bool = False
     deadline_s: float | None = None
+
+    @property
+    def limit(self) -> int:
+        """How many tokens the row may generate: `max_tokens`, or what is left of the context."""
+        return min(self.max_tokens, self.context_length - len(self.prompt_ids))
+
+    @property
+    def limit_type(self) -> StopType:
+        """Which limit that is; on a tie the request's own."""
+        return "max_tokens" if self.limit == self.max_tokens else "context_length"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,11 +73,136 @@ class RowResult:
     decode_s: float
 
 
+class Row:
+    """The life of one sequence: admitted, fed one token at a time by `commit`, ended exactly once.
+
+    `num_scheduled` counts the tokens asked of the device, `token_ids` those that came back; the first runs at
+    most one ahead of the second.
+    """
+
+    __slots__ = (
+        "_admitted_s",
+        "_decode",
+        "_first_token_s",
+        "_scanner",
+        "_stream",
+        "abort_reason",
+        "num_scheduled",
+        "result",
+        "spec",
+        "token_ids",
+    )
+
+    def __init__(self, spec: RowSpec, decode: Decode) -> None:
+        self.spec = spec
+        self.token_ids: list[int] = []
+        self.num_scheduled = 0
+        self.abort_reason: AbortReason | None = None
+        self.result: RowResult | None = None
+        self._decode = decode
+        # Text is followed token by token only where a stop string needs it; other rows are decoded once, at the end.
+        self._stream = TextStream(decode) if spec.stop else None
+        self._scanner = StopScanner(spec.stop)
+        self._admitted_s: float | None = None
+        self._first_token_s: float | None = None
+
+    def __repr__(self) -> str:
+        end = self.result.stop_details.type if self.result else "running"
+        return f"Row({self.spec.row_id} {len(self.token_ids)}/{self.spec.limit} {end})"
+
+    @property
+    def finished(self) -> bool:
+        return self.result is not None
+
+    @property
+    def wants_token(self) -> bool:
+        """Whether one more token should be asked of the device: not once the limit is on its way."""
+        return not self.finished and self.num_scheduled < self.spec.limit
+
+    @property
+    def scheduled_position(self) -> int:
+        """0-based index of the newest token asked of the device."""
+        return self.num_scheduled - 1
+
+    @property
+    def masks_end_tokens(self) -> bool:
+        """Whether that token falls under `min_tokens`, where no end token may be sampled."""
+        return self.scheduled_position < self.spec.min_tokens
+
+    def admit(self, now: float) -> None:
+        """The row enters the batch: its clock starts."""
+        self._admitted_s = now
+
+    def overdue(self, now: float) -> bool:
+        """Whether the row has used up its allowance of decode seconds."""
+        allowance, start = self.spec.deadline_s, self._admitted_s
+        return allowance is not None and start is not None and now - start >= allowance
+
+    def commit(self, token_id: int, now: float) -> None:
+        """Take the next token and end the row if this token ends it.
+
+        Of several reasons on one token the stop string wins, then the end token, then the limit.
+        """
+        if self._first_token_s is None:
+            self._first_token_s = now
+        self.token_ids.append(token_id)
+        index = len(self.token_ids) - 1
+        is_end_token = token_id in self.spec.end_tokens
+        at_limit = len(self.token_ids) >= self.spec.limit
+        if self._stream and self._scan(self._stream, is_end_token or at_limit, now):
+            return
+        if is_end_token:
+            self._end_on_token(token_id, index, now)
+        elif at_limit:
+            self._end(StopDetails(type=self.spec.limit_type, token_index=index), self._full_text(), now)
+
+    def abort(self, reason: AbortReason, now: float) -> None:
+        """End the row before its time, keeping the text it has."""
+        index = len(self.token_ids) - 1 if self.token_ids else None
+        self._end(StopDetails(type=reason, token_index=index), self._full_text(), now)
+
+    def _scan(self, stream: TextStream, is_last: bool, now: float) -> bool:
+        """Follow the text by the newest token; end the row if that completes a stop string."""
+        index = len(self.token_ids) - 1
+        piece = stream.push(self.token_ids[index]) + (stream.flush() if is_last else "")
+        match = self._scanner.push(piece, armed=index >= self.spec.min_tokens)
+        if match is None:
+            return False
+        cut = match.end if self.spec.include_stop_str_in_output else match.start
+        details = StopDetails(type="stop_string", string=match.string, token_index=index)
+        self._end(details, self._scanner.text[:cut], now)
+        return True
+
+    def _end_on_token(self, token_id: int, index: int, now: float) -> None:
+        kind: StopType = "eos_token" if token_id in self.spec.eos_ids else "stop_token"
+        details = StopDetails(type=kind, token_id=token_id, token=self.spec.end_tokens[token_id], token_index=index)
+        self._end(details, self._decode(self.token_ids[:-1]), now)
+
+    def _full_text(self) -> str:
+        return self._decode(self.token_ids)
+
+    def _end(self, details: StopDetails, text: str, now: float) -> None:
+        assert self.result is None, f"{self!r} ended twice"
+        admitted_s = self._admitted_s if self._admitted_s is not None else now
+        first_token_s = self._first_token_s if self._first_token_s is not None else now
+        self.result = RowResult(
+            row_id=self.spec.row_id,
+            token_ids=tuple(self.token_ids),
+            text=text,
+            stop_details=details,
+            num_prompt_tokens=len(self.spec.prompt_ids),
+            seed=self.spec.seed,
+            prefill_s=first_token_s - admitted_s,
+            decode_s=now - first_token_s,
+        )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepReport:
-    """What one `Engine.step` did. `rows_computed` counts the rows of the forward passes' decode batch and
-    `rows_useful` those whose token was kept; their quotient over a run is `row_efficiency`.
-    `free_rows` is how many more rows could decode at once right now."""
+    """What one `Engine.step` did. `rows_computed` counts the rows of this step's decode batch and `rows_useful`
+    the tokens that were kept on it; the quotient of their sums over a run is `row_efficiency`.
+    `free_rows` is how many more rows could decode at once right now. The engine is idle when nothing is
+    running or waiting."""
 
     finished: tuple[RowResult, ...]
     num_running: int

@@ -1,0 +1,78 @@
+"""The engine that decodes on MLX: one step is schedule, run, commit.
+
+Implements `mlxq_worker.engine.api.Engine`. Holds no arrays itself and makes no decisions: the scheduler decides, the
+runner computes, and the step in flight is a value that is passed on.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mlxq_worker.engine.api import AbortReason
+from mlxq_worker.engine.row import Decode, Row, RowSpec, StepReport
+from mlxq_worker.engine.runner import Launched, Runner
+from mlxq_worker.engine.scheduler import Scheduler
+
+
+class BatchEngine:
+    """A continuously refilled batch over one mlx-lm model.
+
+    Decoding runs one step ahead: the device computes the next tokens while the last ones are looked at. A row
+    that turns out to have ended was computed once too often, and that token is thrown away.
+
+    Args:
+        model: an mlx-lm model.
+        decode: token ids to text, special tokens left out.
+        max_num_seqs: how many rows decode together at most; 1 for models whose caches can't be batched.
+        prefill_chunk: how many positions of a prompt go through the model at once.
+        pipelined: false looks at every token before the next step starts; slower, the oracle in tests.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        decode: Decode,
+        *,
+        max_num_seqs: int,
+        prefill_chunk: int = 512,
+        pipelined: bool = True,
+    ) -> None:
+        self._decode = decode
+        self._runner = Runner(model, prefill_chunk=prefill_chunk)
+        self._scheduler = Scheduler(max_num_seqs if self._runner.can_batch else 1)
+        self._pipelined = pipelined
+        self._in_flight: Launched | None = None
+
+    def __repr__(self) -> str:
+        return f"BatchEngine({self._scheduler!r})"
+
+    def admit(self, spec: RowSpec) -> None:
+        """Put a row in the waiting line; it joins the batch at a later `step`, in order."""
+        self._scheduler.add(Row(spec, self._decode))
+
+    def cancel(self, row_id: str, reason: AbortReason = "cancelled") -> None:
+        """End a waiting or running row at the next `step`, keeping the text it has."""
+        self._scheduler.abort(row_id, reason)
+
+    def step(self, now: float) -> StepReport:
+        """Advance every running row by at most one token and report the rows that ended on this step."""
+        plan, dropped = self._scheduler.schedule(now)
+        launched = self._runner.launch(plan)
+        landed, self._in_flight = (self._in_flight, launched) if self._pipelined else (launched, None)
+        rows, token_ids = (landed.rows, landed.read()) if landed else ((), [])
+        num_useful = sum(not row.finished for row in rows)
+        finished = self._scheduler.commit(rows, token_ids, now)
+        return StepReport(
+            finished=(*dropped, *finished),
+            num_running=self._scheduler.num_running,
+            num_waiting=self._scheduler.num_waiting,
+            free_rows=self._scheduler.free_rows,
+            rows_computed=len(rows),
+            rows_useful=num_useful,
+        )
+
+    def close(self) -> None:
+        """Drop all rows and free what the batch holds."""
+        self._in_flight = None
+        self._scheduler.clear()
+        self._runner.clear()

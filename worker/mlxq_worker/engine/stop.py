@@ -1,0 +1,105 @@
+"""Text as tokens arrive (`TextStream`) and stop strings found in it (`StopScanner`).
+
+Strings are matched on decoded text, never on token sequences: one string has many tokenisations. What is found
+does not depend on how the text is split over tokens. Plain Python; knows no rows and no arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+REPLACEMENT = "\ufffd"
+"""What decoders put where bytes are not (yet) a character."""
+
+
+class TextStream:
+    """Turns token ids into text one token at a time; the pieces join to exactly `decode(all ids)`.
+
+    A token may hold part of a character, and a decoder may look back one token (for a space it writes or not).
+    So each push decodes a short window: from a point where the text was complete, to the end. A replacement
+    character at the very end may still become a real one: it is held back until a later token settles it.
+    """
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._ids: list[int] = []
+        self._window_start = 0  # the window's first ids were released before; they are context
+        self._context_end = 0  # ids[_window_start:_context_end] is context, the rest is new
+        self._released = 0  # characters of the window's new text that were already returned
+
+    def push(self, token_id: int) -> str:
+        """Add one token and return the text that is settled by it, possibly none."""
+        self._ids.append(token_id)
+        text = self._new_text()
+        settled = text[:-1] if text.endswith(REPLACEMENT) else text
+        piece = settled[self._released :]
+        if settled is text and text:
+            self._window_start, self._context_end, self._released = self._context_end, len(self._ids), 0
+        else:
+            self._released = max(self._released, len(settled))
+        return piece
+
+    def flush(self) -> str:
+        """The text still held back, now that no token follows."""
+        return self._new_text()[self._released :]
+
+    def _new_text(self) -> str:
+        context = self._decode(self._ids[self._window_start : self._context_end])
+        return self._decode(self._ids[self._window_start :])[len(context) :]
+
+
+@dataclass(frozen=True, slots=True)
+class StopMatch:
+    """Stop string `string` stands at `text[start:end]`."""
+
+    string: str
+    start: int
+    end: int
+
+
+class StopScanner:
+    """Finds the stop string that completes first, reading a text piece by piece.
+
+    Of several strings that complete on the same character the longest wins. Both rules speak of characters
+    alone, so the answer is the same however the text is cut into pieces.
+    """
+
+    def __init__(self, strings: Sequence[str]) -> None:
+        self._strings = tuple(strings)
+        self._reach = max(map(len, self._strings), default=1) - 1  # how far back a match can begin
+        self._armed_from = 0
+        self.text = ""
+
+    def push(self, piece: str, *, armed: bool = True) -> StopMatch | None:
+        """Add text and report the first stop string that it completes.
+
+        Args:
+            piece: the text that follows what was pushed before.
+            armed: when false, a string that completes inside this piece does not count (`min_tokens`).
+        """
+        old_length = len(self.text)
+        self.text += piece
+        if not armed:
+            self._armed_from = len(self.text)
+            return None
+        found = [match for string in self._strings if (match := self._find(string, old_length))]
+        return min(found, key=lambda match: (match.end, match.start), default=None)
+
+    @property
+    def releasable(self) -> str:
+        """The text that no later piece can turn into part of a stop string; the rest is held back."""
+        for start in range(max(0, len(self.text) - self._reach), len(self.text)):
+            if any(string.startswith(self.text[start:]) for string in self._strings):
+                return self.text[:start]
+        return self.text
+
+    def _find(self, string: str, old_length: int) -> StopMatch | None:
+        # |---- searched before ----|---- piece ----|     a match may begin len(string) - 1 before the piece
+        start = self.text.find(string, max(0, old_length - len(string) + 1))
+        while start >= 0:
+            end = start + len(string)
+            if end > self._armed_from:
+                return StopMatch(string, start, end)
+            start = self.text.find(string, start + 1)
+        return None
