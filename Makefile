@@ -1,0 +1,62 @@
+# Everything runs in .venv, which is made on first use. `make PYTHON=python3.12 ...` makes it with another Python.
+# Works with the GNU Make 3.81 that macOS has.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO := demo-out
+
+.PHONY: help install demo test test-quick bench clean need-python need-openblas
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
+
+install: $(INSTALLED) ## make .venv and install mlxq, the worker and the tools for developers
+
+$(INSTALLED): pyproject.toml | need-python
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
+	$(BIN)/pip install --quiet --editable '.[worker]' --group dev
+	@touch $@
+
+demo: $(INSTALLED) ## answer 240 mixed requests with the demo model and show why two of them stopped
+	rm -rf $(DEMO)
+	mkdir -p $(DEMO)
+	$(BIN)/python -m mlxq_worker.demo.tasks --n 240 --seed 0 > $(DEMO)/requests.jsonl
+	$(BIN)/mlxq run -i $(DEMO)/requests.jsonl -o $(DEMO)/results.jsonl
+	@echo; echo "The stop_details of the first two lines of $(DEMO)/results.jsonl:"
+	@head -n 2 $(DEMO)/results.jsonl | $(BIN)/python -c "$$SHOW_STOP_DETAILS"
+
+test: $(INSTALLED) need-openblas ## lint, types, and every test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+test-quick: $(INSTALLED) need-openblas ## the tests that take no more than a few seconds each
+	$(BIN)/pytest -m 'not slow'
+
+bench: $(INSTALLED) need-openblas ## the engine beside mlx-lm's own batching; a few minutes
+	$(BIN)/python -m tests.bench.engine
+
+clean: ## remove .venv, the demo's files and every cache
+	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find producer worker tests -name __pycache__ -prune -exec rm -rf {} +
+
+need-python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "mlxq needs Python 3.11 or newer, and $(PYTHON) is not: use make PYTHON=python3.12 ..." >&2; exit 1; }
+
+# On Linux the tests load OpenBLAS before mlx, whose own BLAS is far slower.
+need-openblas:
+	@[ "$$(uname)" != Linux ] || $(PYTHON) -c 'import ctypes; ctypes.CDLL("libopenblas.so.0")' 2>/dev/null || { \
+	  echo "libopenblas.so.0 is missing: apt-get install libopenblas0-pthread, or your system's package for it" >&2; exit 1; }
+
+define SHOW_STOP_DETAILS
+import json, sys
+for line in map(json.loads, sys.stdin):
+    choice = line["response"]["body"]["choices"][0]
+    print(line["custom_id"], choice["finish_reason"], json.dumps(choice["stop_details"]))
+endef
+export SHOW_STOP_DETAILS
