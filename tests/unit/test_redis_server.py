@@ -1,0 +1,95 @@
+"""The private Redis comes up, keeps to itself, and never outlives its owner."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from redis import Redis
+
+from mlxq.errors import QueueUnavailable
+from mlxq_worker.redis_server import SERVERS, private_redis
+
+needs_server = pytest.mark.skipif(not any(map(shutil.which, SERVERS)), reason="no redis-server on the PATH")
+
+OWNER = """
+import time
+from mlxq_worker.redis_server import private_redis
+with private_redis() as server:
+    print(server.url, flush=True)
+    time.sleep(60)
+"""
+
+
+def wait_until_gone(path: Path, timeout_s: float = 5.0) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return not path.exists()
+
+
+@needs_server
+def test_a_server_listens_on_a_private_socket_and_never_evicts() -> None:
+    with private_redis() as server, Redis.from_url(server.url) as connection:
+        assert server.kind in SERVERS
+        assert connection.config_get("maxmemory-policy", "port", "save") == {
+            "maxmemory-policy": "noeviction",
+            "port": "0",
+            "save": "",
+        }
+        assert Path(server.url.removeprefix("unix://")).parent.stat().st_mode & 0o777 == 0o700
+
+
+@needs_server
+def test_nothing_is_left_after_the_block() -> None:
+    with private_redis() as server:
+        directory = Path(server.url.removeprefix("unix://")).parent
+        assert directory.exists()
+    assert not directory.exists()
+
+
+@needs_server
+def test_two_servers_share_nothing() -> None:
+    with private_redis() as one, private_redis() as other:
+        with Redis.from_url(one.url) as connection:
+            connection.set("a", "1")
+        with Redis.from_url(other.url) as connection:
+            assert connection.get("a") is None
+
+
+@needs_server
+def test_the_server_ends_when_its_owner_is_killed() -> None:
+    owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    url = owner.stdout.readline().strip()
+    with Redis.from_url(url) as connection:
+        pid = int(connection.info("server")["process_id"])
+
+    owner.send_signal(signal.SIGKILL)
+    owner.wait()
+    owner.stdout.close()
+
+    assert wait_until_gone(Path(url.removeprefix("unix://")).parent)
+    assert wait_until_gone(Path(f"/proc/{pid}"))
+
+
+def test_a_server_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "redis-server"
+    broken.write_text("#!/bin/sh\necho out of luck\nexit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    with pytest.raises(QueueUnavailable, match="out of luck"), private_redis():
+        pytest.fail("the block must not run")
+
+
+def test_without_a_server_an_embedded_one_takes_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with private_redis() as server, Redis.from_url(server.url) as connection:
+        assert server.kind == "fakeredis"
+        connection.xadd("events", {"job": "a"})
+        assert connection.xlen("events") == 1

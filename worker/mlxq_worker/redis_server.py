@@ -1,0 +1,142 @@
+"""A Redis of one's own for the length of one command: nothing to install, configure or clean up.
+
+Takes a `redis-server` or `valkey-server` from the PATH, reachable only through a socket in a private directory;
+without one, an in-process fakeredis on a loopback port. Keeps nothing on disk: whoever starts it holds the durable
+state. The server ends with its owner, however that one ends. Knows nothing of queues.
+"""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from mlxq.errors import ConfigError, QueueUnavailable
+
+SERVERS = ("redis-server", "valkey-server")
+START_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 5.0
+LOG_TAIL_LINES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class PrivateRedis:
+    """A running server. `kind` is the program's name, or ``fakeredis``."""
+
+    url: str
+    kind: str
+
+
+@contextmanager
+def private_redis(*, embedded: bool = False) -> Iterator[PrivateRedis]:
+    """Run a private Redis for the length of the block; also stopped when the interpreter exits or is killed.
+
+    Args:
+        embedded: use fakeredis even where a server is installed.
+
+    Raises:
+        ConfigError: no server is installed, and fakeredis isn't either.
+        QueueUnavailable: the server didn't come up.
+    """
+    program = None if embedded else next(filter(None, map(shutil.which, SERVERS)), None)
+    with ExitStack() as stack:
+        # For exits that skip the block's end, such as a generator that is never closed. Closing twice is harmless.
+        atexit.register(stack.close)
+        stack.callback(atexit.unregister, stack.close)
+        yield _start_server(program, stack) if program else _start_embedded(stack)
+
+
+def _start_server(program: str, stack: ExitStack) -> PrivateRedis:
+    directory = Path(tempfile.mkdtemp(prefix="mlxq-"))  # mode 0700: the socket is ours alone
+    stack.callback(shutil.rmtree, directory, ignore_errors=True)
+    socket, log = directory / "redis.sock", directory / "redis.log"
+    server = _spawn_server(program, directory, socket, log)
+    stack.callback(_stop, server)
+    watchdog = _spawn_watchdog(server.pid, directory)
+    stack.callback(_stop, watchdog)  # goes first, so that it never kills a pid that has been reused
+    url = f"unix://{socket}"
+    _wait_until_up(url, server, log)
+    return PrivateRedis(url, Path(program).name)
+
+
+def _spawn_server(program: str, directory: Path, socket: Path, log: Path) -> subprocess.Popen[bytes]:
+    options = {
+        "port": "0",
+        "unixsocket": str(socket),
+        "unixsocketperm": "700",
+        "dir": str(directory),
+        "save": "",
+        "appendonly": "no",
+        "maxmemory-policy": "noeviction",
+        "loglevel": "warning",
+    }
+    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
+    with log.open("wb") as output:
+        # A session of its own: Ctrl-C must not end the server before its owner has collected what is done.
+        return subprocess.Popen(
+            [program, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def _spawn_watchdog(pid: int, directory: Path) -> subprocess.Popen[bytes]:
+    """A shell that reads a pipe which only we hold: it ends when we do, by `kill -9` too, on any POSIX system."""
+    script = 'cat >/dev/null; kill "$0"; rm -rf "$1"'
+    return subprocess.Popen(
+        ["/bin/sh", "-c", script, str(pid), str(directory)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _wait_until_up(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    with Redis.from_url(url) as connection:
+        while server.poll() is None and time.monotonic() < deadline:
+            try:
+                connection.ping()
+            except RedisError:
+                time.sleep(0.01)
+            else:
+                return
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
+    raise QueueUnavailable(f"the private Redis didn't start: {tail or 'no output'}")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(STOP_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    if process.stdin is not None:
+        process.stdin.close()
+
+
+def _start_embedded(stack: ExitStack) -> PrivateRedis:
+    try:
+        from fakeredis import TcpFakeServer
+    except ImportError:
+        raise ConfigError(f"no {' or '.join(SERVERS)} on the PATH: install one, or fakeredis, or give --url") from None
+    server = TcpFakeServer(("127.0.0.1", 0), server_type="redis")
+    stack.callback(server.server_close)
+    thread = threading.Thread(target=server.serve_forever, name="fakeredis", daemon=True)
+    thread.start()
+    stack.callback(server.shutdown)
+    return PrivateRedis(f"redis://127.0.0.1:{server.server_address[1]}/0", "fakeredis")
