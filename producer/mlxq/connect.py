@@ -1,0 +1,78 @@
+"""Opens Redis connections and turns their failures into mlxq's errors, with passwords masked.
+
+The one place on the producer side that sees a Redis URL. Knows nothing of queues, batches or jobs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit, urlunsplit
+
+from redis import Redis
+from redis import exceptions as redis_errors
+
+from mlxq.errors import ConfigError, QueueError, QueueUnavailable
+
+DEFAULT_URL = "redis://localhost:6379/0"
+CONNECT_TIMEOUT_S = 5.0
+SOCKET_TIMEOUT_S = 30.0
+"""Longer than any script or blocking read that mlxq sends."""
+HEALTH_CHECK_S = 30
+
+
+def connect(url: str) -> Redis:
+    """A connection pool for `url`; nothing is sent yet.
+
+    Raises:
+        ConfigError: the URL has a scheme or a part that Redis clients don't know.
+    """
+    try:
+        return Redis.from_url(
+            url,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            socket_timeout=SOCKET_TIMEOUT_S,
+            health_check_interval=HEALTH_CHECK_S,
+        )
+    except ValueError as error:
+        raise ConfigError(f"{mask_url(url)!r} is not a Redis URL: {error}") from None
+
+
+def mask_url(url: str) -> str:
+    """The URL without its secrets: the password becomes ``***`` and the query, which may hold one, is dropped."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return "***"
+    credentials, at, address = parts.netloc.rpartition("@")
+    user, colon, _ = credentials.partition(":")
+    secret = "***" if colon else ""
+    return urlunsplit((parts.scheme, f"{user}{colon}{secret}{at}{address}", parts.path, "", ""))
+
+
+def address_of(connection: Redis) -> str:
+    """Where a connection goes, for messages: never its user or password."""
+    options = connection.connection_pool.connection_kwargs
+    if "path" in options:
+        return f"unix://{options['path']}"
+    return f"{options.get('host', 'localhost')}:{options.get('port', 6379)}/{options.get('db', 0)}"
+
+
+@contextmanager
+def queue_errors(connection: Redis) -> Iterator[None]:
+    """Turns what redis-py raises inside the block into errors that a caller can act on.
+
+    Raises:
+        QueueUnavailable: Redis can't be reached, refuses the password, or takes no more writes.
+        QueueError: Redis answered with an error.
+    """
+    try:
+        yield
+    except (redis_errors.AuthenticationError, redis_errors.AuthorizationError) as error:
+        raise QueueUnavailable(f"Redis at {address_of(connection)} refuses the login: {error}") from error
+    except (redis_errors.ConnectionError, redis_errors.TimeoutError) as error:
+        raise QueueUnavailable(f"Redis at {address_of(connection)} can't be reached: {error}") from error
+    except (redis_errors.OutOfMemoryError, redis_errors.ReadOnlyError) as error:
+        raise QueueUnavailable(f"Redis at {address_of(connection)} takes no more writes: {error}") from error
+    except redis_errors.ResponseError as error:
+        raise QueueError(f"Redis at {address_of(connection)} says: {error}") from error
