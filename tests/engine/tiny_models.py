@@ -6,6 +6,7 @@ import importlib
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_map_with_path
 
 VOCAB_SIZE = 64
 
@@ -73,12 +74,23 @@ CONFIGS: dict[str, dict[str, Any]] = {
 """What each architecture needs beside the common sizes. gemma3 and gpt_oss have a sliding window of 8."""
 
 
+_WEIGHT_SCALE = 4.0
+
+
 def build(architecture: str, seed: int = 0) -> Any:
-    """A random model whose logits are spread widely enough that greedy choices are no near-ties."""
+    """A random model.
+
+    mlx's initial weights are so small that some models repeat one token for ever. Larger ones make the greedy
+    tokens varied and set the best logit clearly apart from the next; `test_parity` checks both.
+    """
     mx.random.seed(seed)
     module = importlib.import_module(f"mlx_lm.models.{architecture}")
     args = module.ModelArgs.from_dict({"model_type": architecture, **_SMALL, **CONFIGS[architecture]})
     model = module.Model(args)
-    model.update({})
+    model.update(tree_map_with_path(_scaled, model.parameters()))
     mx.eval(model.parameters())
     return model
+
+
+def _scaled(path: str, weight: mx.array) -> mx.array:
+    return weight * _WEIGHT_SCALE if weight.ndim > 1 and "embed" not in path else weight
