@@ -17,8 +17,12 @@ class TextStream:
     """Turns token ids into text one token at a time; the pieces join to exactly `decode(all ids)`.
 
     A token may hold part of a character, and a decoder may look back one token (for a space it writes or not).
-    So each push decodes a short window: from a point where the text was complete, to the end. A replacement
-    character at the very end may still become a real one: it is held back until a later token settles it.
+    So each push decodes a short window: from a point where the text was complete, to the end. Replacement
+    characters at the very end may still become a real one (some decoders write one for every byte): they are
+    held back until a later token settles them.
+
+    Only a byte-fallback decoder that meets invalid UTF-8 can contradict itself: it then rewrites characters that
+    were complete before. Text that was returned stays as it was.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
@@ -32,9 +36,9 @@ class TextStream:
         """Add one token and return the text that is settled by it, possibly none."""
         self._ids.append(token_id)
         text = self._new_text()
-        settled = text[:-1] if text.endswith(REPLACEMENT) else text
+        settled = text.rstrip(REPLACEMENT)
         piece = settled[self._released :]
-        if settled is text and text:
+        if settled and settled == text:
             self._window_start, self._context_end, self._released = self._context_end, len(self._ids), 0
         else:
             self._released = max(self._released, len(settled))
@@ -68,7 +72,6 @@ class StopScanner:
     def __init__(self, strings: Sequence[str]) -> None:
         self._strings = tuple(strings)
         self._reach = max(map(len, self._strings), default=1) - 1  # how far back a match can begin
-        self._armed_from = 0
         self.text = ""
 
     def push(self, piece: str, *, armed: bool = True) -> StopMatch | None:
@@ -81,7 +84,6 @@ class StopScanner:
         old_length = len(self.text)
         self.text += piece
         if not armed:
-            self._armed_from = len(self.text)
             return None
         found = [match for string in self._strings if (match := self._find(string, old_length))]
         return min(found, key=lambda match: (match.end, match.start), default=None)
@@ -97,9 +99,4 @@ class StopScanner:
     def _find(self, string: str, old_length: int) -> StopMatch | None:
         # |---- searched before ----|---- piece ----|     a match may begin len(string) - 1 before the piece
         start = self.text.find(string, max(0, old_length - len(string) + 1))
-        while start >= 0:
-            end = start + len(string)
-            if end > self._armed_from:
-                return StopMatch(string, start, end)
-            start = self.text.find(string, start + 1)
-        return None
+        return StopMatch(string, start, start + len(string)) if start >= 0 else None
