@@ -1,0 +1,158 @@
+"""Whatever goes in, a request or a `RequestError` comes out, and a request survives the way to the worker."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlxq import openai
+from mlxq.errors import RequestError
+from mlxq.fields import FIELDS, MESSAGE_FIELDS
+from mlxq.openai import LINE_FIELDS, ParsedLine
+
+quick = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-2, 2)
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["text", "function", "user", "assistant", "tool", "POST", openai.CHAT, 10**400, 2**63])
+)
+names = st.sampled_from([*FIELDS, *MESSAGE_FIELDS, *LINE_FIELDS, "type", "text", "function"]) | st.text(max_size=5)
+values = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
+    max_leaves=10,
+)
+parts = st.fixed_dictionaries({}, optional={"type": st.just("text") | values, "text": st.text() | values})
+messages = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "user", "assistant", "tool", "developer"]) | values},
+    optional={
+        **{name: values for name in MESSAGE_FIELDS if name != "role"},
+        "content": st.text() | st.lists(parts, max_size=2) | values,
+    },
+)
+
+
+def merged(dicts: tuple[dict[str, Any], ...]) -> dict[str, Any]:
+    return {name: value for one in dicts for name, value in one.items()}
+
+
+prompts = st.fixed_dictionaries({"prompt": st.text() | values}) | st.fixed_dictionaries(
+    {"messages": st.lists(messages, max_size=3)}
+)
+fields = st.dictionaries(st.sampled_from(sorted(FIELDS)), values, max_size=4)
+bodies = st.tuples(fields, prompts).map(merged)
+lines = bodies | st.fixed_dictionaries({"body": bodies}, optional=dict.fromkeys(LINE_FIELDS[:4], values)) | values
+good_lines = st.fixed_dictionaries(
+    {"prompt": st.text(st.characters(codec="utf-8"), min_size=1) | st.lists(st.integers(0, 99), min_size=1)},
+    optional={
+        "temperature": st.floats(0, 1e308),
+        "seed": st.integers(-(2**63), 2**63 - 1),
+        "stop": st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=3), max_size=3),
+        "metadata": st.dictionaries(
+            st.text(st.characters(codec="utf-8")), st.floats(allow_nan=False, allow_infinity=False)
+        ),
+    },
+)
+GOOD_LINE = json.dumps(
+    {
+        "custom_id": "r1",
+        "method": "POST",
+        "url": openai.CHAT,
+        "body": {
+            "messages": [{"role": "user", "content": [{"type": "text", "text": "é\n"}]}],
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+            "stop": ["a"],
+            "seed": -1,
+            "temperature": 0.5,
+        },
+    }
+).encode()
+
+
+def parsed(data: bytes, **options: Any) -> ParsedLine | None:
+    """`None` for a refusal. Any other exception fails the test."""
+    try:
+        return openai.parse_line(data, default_custom_id="d", **options)
+    except RequestError as error:
+        check_refusal(error)
+        return None
+
+
+def check_refusal(error: RequestError) -> None:
+    assert error.message
+    assert len(error.message) < 300
+    assert 400 <= error.status_code < 500
+
+
+def assert_worker_agrees(line: ParsedLine) -> None:
+    travelled = json.loads(json.dumps(line.payload))
+    assert openai.parse_object(travelled, default_custom_id="other") == line
+
+
+@quick
+@given(lines, st.booleans())
+def test_any_json_is_accepted_or_refused(line: Any, allow_unknown: bool) -> None:
+    data = json.dumps(line).encode()
+    accepted = parsed(data, allow_unknown=allow_unknown)
+    if accepted is not None:
+        assert_worker_agrees(accepted)
+
+
+@quick
+@given(st.data())
+def test_a_mutated_line_is_accepted_or_refused(data: st.DataObject) -> None:
+    # given a good line
+    line = bytearray(GOOD_LINE)
+
+    # when some of its bytes are replaced, removed or doubled
+    for _ in range(data.draw(st.integers(1, 3))):
+        start = data.draw(st.integers(0, len(line) - 1))
+        end = data.draw(st.integers(start, min(start + 8, len(line))))
+        line[start:end] = data.draw(st.binary(max_size=3) | st.just(bytes(line[start:end]) * 2))
+        if not line:
+            break
+
+    # then it is a line that the worker reads the same way, or it is refused
+    accepted = parsed(bytes(line))
+    if accepted is not None:
+        assert_worker_agrees(accepted)
+
+
+@quick
+@given(st.binary(max_size=50))
+def test_any_bytes_are_accepted_or_refused(data: bytes) -> None:
+    parsed(data)
+    openai.read_custom_id(data)
+
+
+@quick
+@given(good_lines)
+def test_a_good_line_is_accepted_and_travels_unchanged(line: Any) -> None:
+    accepted = parsed(json.dumps(line).encode())
+    assert accepted is not None
+    assert_worker_agrees(accepted)
+
+
+@quick
+@given(values)
+def test_any_python_object_is_accepted_or_refused(value: Any) -> None:
+    with pytest.raises(RequestError):
+        openai.parse_object({"prompt": "x", "top_k": [value]}, default_custom_id="d")
+
+
+@quick
+@given(values)
+def test_the_readers_of_output_lines_never_fail(value: Any) -> None:
+    openai.custom_id_of(value)
+    openai.is_success(value)
+    openai.content_hash_of(value)
+    openai.stop_details_of(value)
