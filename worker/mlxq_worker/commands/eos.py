@@ -1,0 +1,85 @@
+"""`mlxq eos MODEL`: which tokens end an answer of this model, and who says so.
+
+Reads the model's small files only; neither its weights nor mlx are loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mlxq.errors import MlxqError
+
+if TYPE_CHECKING:
+    from mlxq_worker.eos import EosToken
+    from mlxq_worker.model import DescribedModel
+
+PIPED_WIDTH = 160
+"""Columns of a table that goes to a file or a program: no line is folded there."""
+
+
+@click.command()
+@click.argument("model")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@click.option(
+    "--extra-eos-token",
+    "extra",
+    multiple=True,
+    metavar="TOKEN",
+    help="A further end token, as its id or its text. May be repeated.",
+)
+@click.option("--allow-no-eos", is_flag=True, help="Accept a model that names no end token at all.")
+def eos(model: str, as_json: bool, extra: tuple[str, ...], allow_no_eos: bool) -> None:
+    """Print the tokens that end an answer of MODEL, with the sources that name each of them.
+
+    MODEL is a directory, a Hub repository such as org/name, or demo.
+    """
+    from mlxq_worker.model import load_tokenizer_only
+
+    try:
+        described = load_tokenizer_only(model, extra_eos_tokens=extra, allow_no_eos=allow_no_eos)
+    except MlxqError as error:
+        raise click.ClickException(str(error)) from error
+    if as_json:
+        click.echo(json.dumps(_as_object(described), ensure_ascii=False))
+    else:
+        _print_table(described)
+
+
+def _as_object(described: DescribedModel) -> dict[str, Any]:
+    return {
+        "model": described.name,
+        "path": str(described.path),
+        "vocab_size": described.vocab_size,
+        "primary_id": described.eos.primary_id,
+        "tokens": [
+            {
+                "id": token.id,
+                "token": token.token,
+                "sources": list(token.sources),
+                "chat_only": token.id in described.eos.chat_only,
+                "primary": token.id == described.eos.primary_id,
+            }
+            for token in described.eos.tokens
+        ],
+    }
+
+
+def _print_table(described: DescribedModel) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("id", "token", "sources", "used for", title=Text(described.name), title_justify="left")
+    for token in described.eos.tokens:
+        # As Text: a token such as [/INST] would be taken for markup.
+        table.add_row(str(token.id), Text(token.token), "\n".join(token.sources), _use(token, described))
+    Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
+
+
+def _use(token: EosToken, described: DescribedModel) -> str:
+    requests = "chat only" if token.id in described.eos.chat_only else "all requests"
+    return f"{requests}, primary" if token.id == described.eos.primary_id else requests
