@@ -1,0 +1,268 @@
+"""Who is dropped, admitted and decoded on which step, with a device that is one step behind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from mlxq_worker.engine.row import Row, RowResult
+from mlxq_worker.engine.scheduler import Plan, Scheduler
+from row_specs import row_spec
+
+EOS, TOKEN = 0, 7
+
+
+def decode(token_ids: Sequence[int]) -> str:
+    return "t" * len(token_ids)
+
+
+def row(row_id: str, num_tokens: int = 100, **changes: Any) -> Row:
+    """A row that may generate `num_tokens`."""
+    ends = {"end_tokens": {EOS: "<eos>"}, "eos_ids": frozenset({EOS})}
+    return Row(row_spec(row_id=row_id, max_tokens=num_tokens, **ends, **changes), decode)
+
+
+def names(rows: Iterable[Row]) -> str:
+    return "".join(row.spec.row_id for row in rows)
+
+
+def ids(results: Iterable[RowResult]) -> str:
+    return "".join(result.row_id for result in results)
+
+
+@dataclass
+class Device:
+    """Steps a scheduler as the engine does. A row gets EOS from the step at which `eos_at` says so.
+
+    `lag` is 1 if tokens come back while the next step is already planned, 0 if at once.
+    """
+
+    scheduler: Scheduler
+    lag: int
+    eos_at: dict[str, int] = field(default_factory=dict)
+    step_index: int = 0
+    plans: list[Plan] = field(default_factory=list)
+
+    def step(self, now: float = 0.0) -> str:
+        """One step; the ids of the rows that ended on it."""
+        plan, dropped = self.scheduler.schedule(now)
+        self.plans.append(plan)
+        landed = self.plans[-1 - self.lag] if len(self.plans) > self.lag else Plan((), ())
+        token_ids = [EOS if self._is_over(row) else TOKEN for row in landed.rows]
+        finished = self.scheduler.commit(landed.rows, token_ids, now)
+        self.step_index += 1
+        return ids([*dropped, *finished])
+
+    def _is_over(self, row: Row) -> bool:
+        return self.step_index >= self.eos_at.get(row.spec.row_id, math.inf)
+
+    @property
+    def batches(self) -> list[str]:
+        return [names(plan.rows) for plan in self.plans]
+
+
+@pytest.fixture(params=[0, 1], ids=["plain", "pipelined"])
+def lag(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+def scheduler_of(width: int, *rows: Row) -> Scheduler:
+    scheduler = Scheduler(width)
+    for each in rows:
+        scheduler.add(each)
+    return scheduler
+
+
+def test_rows_are_admitted_in_the_order_of_arrival_up_to_the_width() -> None:
+    scheduler = scheduler_of(2, row("a"), row("b"), row("c"))
+
+    plan, dropped = scheduler.schedule(0.0)
+
+    assert (names(plan.kept), names(plan.joining), dropped) == ("", "ab", [])
+    assert repr(scheduler) == "Scheduler(running=2/2 waiting=1)"
+
+
+def test_an_ended_row_is_replaced_on_the_next_step(lag: int) -> None:
+    device = Device(scheduler_of(2, row("a"), row("b"), row("c")), lag, eos_at={"b": 1 + lag})
+
+    ended = [device.step() for _ in range(3 + lag)]
+
+    # A step after its EOS was asked for, the row is still in the batch only if nobody has seen the EOS yet.
+    assert device.batches == ["ab"] * (2 + lag) + ["ac"]
+    assert ended == [""] * (1 + lag) + ["b", ""]
+
+
+def test_kept_rows_stay_in_order_before_those_that_join(lag: int) -> None:
+    device = Device(scheduler_of(3, row("a", 1), row("b"), row("c")), lag)
+    device.step()
+    device.scheduler.add(row("d"))
+
+    device.step()
+
+    assert names(device.plans[-1].kept) == "bc"
+    assert names(device.plans[-1].joining) == "d"
+
+
+def test_a_row_whose_last_permitted_token_is_on_its_way_frees_its_place_early(lag: int) -> None:
+    device = Device(scheduler_of(1, row("a", 2), row("b", 1)), lag)
+
+    ended = [device.step() for _ in range(3 + lag)]
+
+    assert device.batches == ["a", "a", "b", ""][: 3 + lag]
+    assert ended == ["", "a", "b"] if lag == 0 else ["", "", "a", "b"]
+
+
+def test_a_row_at_its_limit_still_runs_until_its_last_token_is_back() -> None:
+    device = Device(scheduler_of(1, row("a", 1), row("b", 1)), lag=1)
+
+    device.step()
+    plan, _ = device.scheduler.schedule(0.0)
+
+    assert names(plan.rows) == "b"
+    assert device.scheduler.num_running == 2
+
+
+def test_the_token_of_a_row_that_has_ended_is_thrown_away() -> None:
+    ended = row("a")
+    device = Device(scheduler_of(2, ended, row("b")), lag=1, eos_at={"a": 1})
+
+    finished = [device.step() for _ in range(4)]
+
+    assert finished == ["", "a", "", ""]
+    assert device.batches == ["ab", "ab", "b", "b"]
+    assert ended.token_ids == [EOS]
+
+
+@pytest.mark.parametrize("reason", ["cancelled", "deadline"])
+def test_a_running_row_that_is_aborted_ends_on_the_next_step_with_what_it_has(lag: int, reason: Any) -> None:
+    aborted = row("a")
+    device = Device(scheduler_of(1, aborted, row("b")), lag)
+    for _ in range(3):
+        device.step()
+
+    device.scheduler.abort("a", reason)
+
+    assert device.step() == "a"
+    assert device.batches[-1] == "b"
+    assert aborted.result is not None
+    assert aborted.result.stop_details.type == reason
+    assert len(aborted.result.token_ids) == 3 - lag
+
+
+def test_a_waiting_row_that_is_aborted_never_runs(lag: int) -> None:
+    device = Device(scheduler_of(1, row("a", 1), row("b"), row("c", 1)), lag)
+
+    device.scheduler.abort("b", "cancelled")
+    ended = "".join(device.step() for _ in range(4))
+
+    assert ended == "bac"
+    assert "b" not in "".join(device.batches)
+    assert device.scheduler.num_waiting == 0
+
+
+def test_a_row_aborted_while_its_last_token_is_on_its_way_is_reported_once() -> None:
+    device = Device(scheduler_of(1, row("a", 1)), lag=1)
+    device.step()
+
+    device.scheduler.abort("a", "cancelled")
+
+    assert [device.step() for _ in range(3)] == ["a", "", ""]
+
+
+def test_the_first_abort_reason_stays() -> None:
+    aborted = row("a")
+    scheduler = scheduler_of(1, aborted)
+
+    scheduler.abort("a", "deadline")
+    scheduler.abort("a", "cancelled")
+    scheduler.schedule(0.0)
+
+    assert aborted.result is not None
+    assert aborted.result.stop_details.type == "deadline"
+
+
+def test_aborting_an_unknown_row_changes_nothing(lag: int) -> None:
+    device = Device(scheduler_of(1, row("a")), lag)
+
+    device.scheduler.abort("z", "cancelled")
+
+    assert device.step() == ""
+    assert device.batches == ["a"]
+
+
+def test_a_cancelled_row_that_is_also_overdue_was_cancelled() -> None:
+    aborted = row("a", deadline_s=1.0)
+    scheduler = scheduler_of(1, aborted)
+    scheduler.schedule(0.0)
+
+    scheduler.abort("a", "cancelled")
+    scheduler.schedule(5.0)
+
+    assert aborted.result is not None
+    assert aborted.result.stop_details.type == "cancelled"
+
+
+def test_an_overdue_row_is_dropped_and_its_place_taken_on_the_same_step(lag: int) -> None:
+    device = Device(scheduler_of(1, row("a", deadline_s=2.0), row("b", deadline_s=2.0)), lag)
+
+    ended = [device.step(now) for now in (10.0, 11.9, 12.0, 13.9, 14.0)]
+
+    assert ended == ["", "", "a", "", "b"]  # waiting does not use up b's allowance
+    assert device.batches == ["a", "a", "b", "b", ""]
+
+
+def test_free_rows_counts_waiting_rows_as_taken_and_never_falls_below_0() -> None:
+    scheduler = Scheduler(3)
+    free = [scheduler.free_rows]
+
+    for row_id in "abcd":
+        scheduler.add(row(row_id))
+        free.append(scheduler.free_rows)
+
+    assert free == [3, 2, 1, 0, 0]
+
+
+def test_free_rows_is_the_same_before_and_after_waiting_rows_are_admitted() -> None:
+    scheduler = scheduler_of(4, row("a"), row("b"))
+    before = scheduler.free_rows
+
+    scheduler.schedule(0.0)
+
+    assert (before, scheduler.free_rows) == (2, 2)
+
+
+def test_a_row_that_wants_no_more_tokens_leaves_its_place_free() -> None:
+    scheduler = scheduler_of(2, row("a", 1), row("b", 2))
+
+    scheduler.schedule(0.0)
+
+    assert scheduler.free_rows == 1
+    assert scheduler.num_running == 2
+
+
+def test_the_batch_is_never_wider_than_the_limit_and_every_row_ends_once(lag: int) -> None:
+    rows = [row(chr(ord("a") + index), num_tokens=1 + index * 7 % 5) for index in range(20)]
+    device = Device(scheduler_of(3, *rows), lag)
+    ended = ""
+
+    while device.scheduler.num_running or device.scheduler.num_waiting:
+        ended += device.step()
+
+    assert max(map(len, device.batches)) == 3
+    assert sorted(ended) == sorted(names(rows))
+    assert sum(map(len, device.batches)) == sum(len(each.token_ids) for each in rows)
+
+
+def test_clear_forgets_running_and_waiting_rows() -> None:
+    scheduler = scheduler_of(1, row("a"), row("b"))
+    scheduler.schedule(0.0)
+
+    scheduler.clear()
+
+    plan, dropped = scheduler.schedule(1.0)
+    assert (plan.rows, dropped) == ((), [])
+    assert repr(scheduler) == "Scheduler(running=0/1 waiting=0)"
