@@ -1,0 +1,55 @@
+"""Loads the model and puts together what a worker needs of it: a preparer, and engines as often as it wants one.
+
+The one place where the queue side meets MLX; everything is imported late, so that a worker with another backend
+(tests) and RQ's own commands never load it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mlxq_worker.config import WorkerConfig
+from mlxq_worker.engine.api import Engine
+from mlxq_worker.messages import Preparer
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """A loaded model. `description` is for the log. Engines belong to the thread that builds them."""
+
+    preparer: Preparer
+    new_engine: Callable[[], Engine]
+    description: str
+
+
+def load_backend(config: WorkerConfig) -> Backend:
+    """Load the model on this thread, which then owns it.
+
+    Raises:
+        ModelError: the model can't be loaded, or (EosError) says nowhere how its answers end.
+    """
+    from mlxq_worker.engine.engine import BatchEngine
+    from mlxq_worker.model import load_model
+    from mlxq_worker.prepare import Preparer as ModelPreparer
+
+    loaded = load_model(config.model, extra_eos_tokens=config.extra_eos_tokens, allow_no_eos=config.allow_no_eos)
+    preparer = ModelPreparer(
+        loaded.tokenizer,
+        loaded.eos,
+        vocab_size=loaded.vocab_size,
+        context_length=loaded.context_length,
+        default_max_tokens=config.default_max_tokens,
+        model_name=loaded.name,
+    )
+
+    def new_engine() -> Engine:
+        return BatchEngine(
+            loaded.model,
+            preparer.decode,
+            max_num_seqs=config.engine.max_num_seqs,
+            prefill_chunk=config.engine.prefill_chunk,
+        )
+
+    end_tokens = ", ".join(f"{token.id} {token.token!r}" for token in loaded.eos.tokens)
+    return Backend(preparer, new_engine, f"model {loaded.name}, end tokens [{end_tokens}]")

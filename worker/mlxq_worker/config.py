@@ -1,0 +1,167 @@
+"""What a worker and its engine can be told, checked when built and never changed afterwards.
+
+`WorkerConfig.from_env` is the one place in the worker that reads the environment: `mlxq worker` lays its options
+over it, and under stock `rq worker` the variables are all there is. Knows nothing of Redis, RQ or models beyond
+their addresses and names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
+
+from mlxq import keys
+from mlxq.connect import DEFAULT_URL
+from mlxq.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineConfig:
+    """How wide the batch may get and how prompts enter it.
+
+    Args:
+        max_num_seqs: rows decoded at once, at most.
+        prefill_chunk: prompt tokens per forward pass of a prefill.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    max_num_seqs: int = 32
+    prefill_chunk: int = 512
+
+    def __post_init__(self) -> None:
+        _check(self, "max_num_seqs", self.max_num_seqs >= 1, "at least 1")
+        _check(self, "prefill_chunk", self.prefill_chunk >= 1, "at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerConfig:
+    """One worker: what it serves, from where, and how it treats its jobs.
+
+    Args:
+        model: path of the model.
+        queues: RQ queues in order of preference.
+        url: Redis URL; unused where RQ's own command line opens the connection.
+        burst: end once the queues are empty.
+        default_max_tokens: the limit of a request that sets none.
+        extra_eos_tokens: further end-of-sequence tokens, by their text.
+        allow_no_eos: accept a model without any end-of-sequence token.
+        claim_ahead: jobs held, running and prepared together, as a multiple of `engine.max_num_seqs`.
+        lease_s: seconds after its last sign of life at which a worker's jobs go to others.
+        grace_s: seconds that running rows get to end after a first SIGTERM or SIGINT.
+        maintenance_s: seconds between two looks for jobs of dead workers.
+        parent_pid: end when this process is gone; `None` to live on alone.
+        engine: the batch.
+
+    Raises:
+        ConfigError: a value is out of range.
+    """
+
+    model: str
+    queues: tuple[str, ...] = (keys.DEFAULT_QUEUE,)
+    url: str = DEFAULT_URL
+    burst: bool = False
+    default_max_tokens: int = 2048
+    extra_eos_tokens: tuple[str, ...] = ()
+    allow_no_eos: bool = False
+    claim_ahead: int = 2
+    lease_s: float = 90.0
+    grace_s: float = 30.0
+    maintenance_s: float = 10.0
+    parent_pid: int | None = None
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    def __post_init__(self) -> None:
+        _check(self, "model", bool(self.model), "the path of a model")
+        _check(self, "queues", bool(self.queues) and all(self.queues), "at least one queue name")
+        _check(self, "default_max_tokens", self.default_max_tokens >= 1, "at least 1")
+        _check(self, "claim_ahead", self.claim_ahead >= 1, "at least 1")
+        _check(self, "lease_s", 1 <= self.lease_s <= 3600, "from 1 to 3600 seconds")
+        _check(self, "grace_s", self.grace_s >= 0, "not negative")
+        _check(self, "maintenance_s", self.maintenance_s > 0, "above 0 seconds")
+
+    @property
+    def max_held(self) -> int:
+        """How many jobs the worker holds at once, running and prepared."""
+        return self.engine.max_num_seqs * self.claim_ahead
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str], **given: Any) -> WorkerConfig:
+        """The variables ``MLXQ_*`` (and ``REDIS_URL`` where ``MLXQ_URL`` is not set) under the given values.
+
+        Args:
+            env: usually `os.environ`.
+            given: values of fields, of `EngineConfig`'s too, that win over the environment; `None` is not given.
+
+        Raises:
+            ConfigError: a variable is missing or has a bad value; the message names it.
+        """
+        values = {name: parse(env, variable) for name, (variable, parse) in _VARIABLES.items() if env.get(variable)}
+        if "url" not in values and env.get("REDIS_URL"):
+            values["url"] = env["REDIS_URL"]
+        values.update({name: value for name, value in given.items() if value is not None})
+        if "model" not in values:
+            raise ConfigError("no model is given: set MLXQ_MODEL or use --model")
+        engine = {name: values.pop(name) for name in _names(EngineConfig) if name in values}
+        return cls(engine=EngineConfig(**engine), **values)
+
+
+def _names(config: type) -> list[str]:
+    return [item.name for item in fields(config)]
+
+
+def _check(config: object, name: str, is_good: bool, expected: str) -> None:
+    if not is_good:
+        raise ConfigError(f"{name} (MLXQ_{name.upper()}) must be {expected}, not {getattr(config, name)!r}")
+
+
+_Parser = Callable[[Mapping[str, str], str], Any]
+
+
+def _value(convert: Callable[[str], T], expected: str) -> Callable[[Mapping[str, str], str], T]:
+    def parse(env: Mapping[str, str], variable: str) -> T:
+        try:
+            return convert(env[variable])
+        except ValueError:
+            raise ConfigError(f"{variable} must be {expected}, not {env[variable]!r}") from None
+
+    return parse
+
+
+def _to_bool(text: str) -> bool:
+    try:
+        return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
+    except KeyError:
+        raise ValueError(text) from None
+
+
+def _to_words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+_text = _value(str, "text")
+_words = _value(_to_words, "words with blanks between them")
+_integer = _value(int, "an integer")
+_seconds = _value(float, "a number of seconds")
+_flag = _value(_to_bool, "1 or 0")
+
+_VARIABLES: Mapping[str, tuple[str, _Parser]] = {
+    "model": ("MLXQ_MODEL", _text),
+    "queues": ("MLXQ_QUEUE", _words),
+    "url": ("MLXQ_URL", _text),
+    "burst": ("MLXQ_BURST", _flag),
+    "max_num_seqs": ("MLXQ_MAX_NUM_SEQS", _integer),
+    "prefill_chunk": ("MLXQ_PREFILL_CHUNK", _integer),
+    "default_max_tokens": ("MLXQ_DEFAULT_MAX_TOKENS", _integer),
+    "extra_eos_tokens": ("MLXQ_EXTRA_EOS_TOKEN", _words),
+    "allow_no_eos": ("MLXQ_ALLOW_NO_EOS", _flag),
+    "claim_ahead": ("MLXQ_CLAIM_AHEAD", _integer),
+    "lease_s": ("MLXQ_LEASE_S", _seconds),
+    "grace_s": ("MLXQ_GRACE_S", _seconds),
+    "maintenance_s": ("MLXQ_MAINTENANCE_S", _seconds),
+}
+"""Field -> its variable and how that is read."""

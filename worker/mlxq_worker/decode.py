@@ -1,0 +1,172 @@
+"""The decode side of a worker: one turn takes messages, admits rows, steps the engine, and hands over what ended.
+
+Runs on the thread that owns the engine. Knows no Redis, no requests and no clock: a turn is told the time (seconds,
+monotonic), and waits only when there is nothing to decode.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator
+from queue import Empty
+
+from mlxq.errors import RequestError
+from mlxq_worker.engine.api import Engine
+from mlxq_worker.engine.row import RowSpec, StepReport
+from mlxq_worker.messages import (
+    Admit,
+    Cancel,
+    Channel,
+    Drained,
+    Dropped,
+    Ended,
+    IoFailed,
+    Refused,
+    Returned,
+    StepRaised,
+    Stop,
+    StopClaiming,
+    ToDecode,
+    Wake,
+)
+
+logger = logging.getLogger("rq.worker")
+
+
+class DecodeLoop:
+    """One engine and the rows on their way into it.
+
+    Args:
+        new_engine: builds an empty engine; called again after a step that raised.
+        max_num_seqs: rows admitted before the engine has said how many it has room for.
+    """
+
+    def __init__(self, new_engine: Callable[[], Engine], channel: Channel, max_num_seqs: int) -> None:
+        self._new_engine = new_engine
+        self._channel = channel
+        self._max_num_seqs = max_num_seqs
+        self._engine = new_engine()
+        self._waiting: deque[RowSpec] = deque()
+        self._running: set[str] = set()
+        self._free_rows = max_num_seqs
+        self._stop_reason: str | None = None
+        self._drained = False
+
+    def __repr__(self) -> str:
+        return f"DecodeLoop(running={len(self._running)} waiting={len(self._waiting)})"
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no row is in the engine."""
+        return not self._running
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether the I/O side has said that no more rows will come."""
+        return self._drained and self.is_idle and not self._waiting
+
+    @property
+    def is_stopping(self) -> bool:
+        return self._stop_reason is not None
+
+    def stop(self, reason: str) -> None:
+        """Admit no more rows; those in the engine go on. Only the first call counts."""
+        if self._stop_reason is None:
+            logger.info("Stopping: %s", reason)
+            self._stop_reason = reason
+            self._channel.to_io.put(StopClaiming())
+
+    def turn(self, now: float, wait_s: float) -> None:
+        """One iteration. Waits up to `wait_s` for a message if there is nothing to decode.
+
+        Raises:
+            BaseException: what ended the I/O thread; without it nothing that is decoded could be written.
+        """
+        for message in self._messages(wait_s if self.is_idle and not self._waiting else 0.0):
+            self._handle(message)
+        if self.is_stopping:
+            self._return_waiting()
+        self._admit()
+        if self._running:
+            self._step(now)
+
+    def close(self) -> None:
+        """Drop all rows. The I/O side gives their jobs back when it closes."""
+        self._engine.close()
+        self._running.clear()
+        self._waiting.clear()
+
+    def _messages(self, wait_s: float) -> Iterator[ToDecode]:
+        try:
+            yield self._channel.to_decode.get(block=wait_s > 0, timeout=wait_s or None)
+            while True:
+                yield self._channel.to_decode.get_nowait()
+        except Empty:
+            return
+
+    def _handle(self, message: ToDecode) -> None:
+        match message:
+            case Admit(spec):
+                self._waiting.append(spec)
+            case Cancel(row_id):
+                self._cancel(row_id)
+            case Stop(reason):
+                self.stop(reason)
+            case Drained():
+                self._drained = True
+            case IoFailed(error):
+                raise error
+            case Wake():
+                pass
+
+    def _cancel(self, row_id: str) -> None:
+        if row_id in self._running:
+            self._engine.cancel(row_id)
+            return
+        for spec in self._waiting:
+            if spec.row_id == row_id:
+                self._waiting.remove(spec)
+                self._channel.to_io.put(Dropped(row_id))
+                return
+
+    def _return_waiting(self) -> None:
+        if self._waiting:
+            self._channel.to_io.put(Returned(tuple(spec.row_id for spec in self._waiting)))
+            self._waiting.clear()
+
+    def _admit(self) -> None:
+        room = max(self._free_rows, 0 if self._running else 1)  # an idle engine always has room for one
+        while self._waiting and room > 0:
+            spec = self._waiting.popleft()
+            try:
+                self._engine.admit(spec)
+            except RequestError as error:
+                self._channel.to_io.put(Refused(spec.row_id, error))
+                continue
+            self._running.add(spec.row_id)
+            room -= 1
+
+    def _step(self, now: float) -> None:
+        try:
+            report = self._engine.step(now)
+        except Exception as error:  # noqa: BLE001  whatever it was, the batch can't be used any more
+            self._start_over(error)
+        else:
+            self._hand_over(report)
+
+    def _hand_over(self, report: StepReport) -> None:
+        self._free_rows = report.free_rows
+        for result in report.finished:
+            self._running.discard(result.row_id)
+            self._channel.to_io.put(Ended(result))
+
+    def _start_over(self, error: Exception) -> None:
+        logger.error("A step of %d rows raised; starting over with an empty batch", len(self._running), exc_info=error)
+        text = "".join(traceback.format_exception(error))
+        self._channel.to_io.put(StepRaised(tuple(self._running), text))
+        self._running.clear()
+        self._engine.close()
+        self._engine = self._new_engine()
+        self._free_rows = self._max_num_seqs

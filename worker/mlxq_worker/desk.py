@@ -1,0 +1,358 @@
+"""The jobs that one worker holds, between Redis and the engine: claims, prepares, beats, cancels, ends.
+
+`JobDesk.turn` is one iteration and says how long it can wait for the next. Belongs to the I/O thread; what it has
+to tell the decode thread it puts into the channel. Never blocks, and never touches an engine. Times are Unix
+seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from rq.worker import WorkerStatus
+
+from mlxq.contract import Request
+from mlxq.errors import RequestError
+from mlxq.openai import parse_object
+from mlxq_worker import endings
+from mlxq_worker.config import WorkerConfig
+from mlxq_worker.endings import CancelledAs, Ending
+from mlxq_worker.engine.row import RowResult, RowSpec
+from mlxq_worker.job_data import Claimed
+from mlxq_worker.jobs import MAX_STRIKES, SUSPECT_STRIKES, JobStore
+from mlxq_worker.messages import (
+    Admit,
+    Cancel,
+    Channel,
+    Close,
+    Drained,
+    Dropped,
+    Ended,
+    Preparer,
+    Ready,
+    Refused,
+    Returned,
+    StepRaised,
+    Stop,
+    StopClaiming,
+    ToIo,
+)
+from mlxq_worker.presence import Command, Presence
+from mlxq_worker.timing import Every
+
+logger = logging.getLogger("rq.worker")
+
+BEAT_S = 1.0
+"""Between two looks at leases and cancellations."""
+POLL_S = 0.25
+"""Between two looks at an empty queue."""
+PREPARE_SLICE_S = 0.01
+"""What ended is written at least this often, however many jobs wait to be prepared."""
+CLEAN_S = 600.0
+"""Between two cleanings of RQ's registries."""
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A job that is ours. `request` and `spec` are there once it is prepared, and the decode thread has it."""
+
+    job: Claimed
+    request: Request | None = None
+    spec: RowSpec | None = None
+    cancelled_as: CancelledAs | None = None
+
+
+class JobDesk:
+    """All jobs of one worker, from claim to end.
+
+    Args:
+        config: how much is claimed ahead, whether an empty queue is the end, how often dead workers are looked for.
+    """
+
+    def __init__(self, store: JobStore, presence: Presence, channel: Channel, config: WorkerConfig) -> None:
+        self._store = store
+        self._presence = presence
+        self._channel = channel
+        self._config = config
+        self._preparer: Preparer | None = None
+        self._held: dict[str, Held] = {}
+        self._unprepared: deque[Held] = deque()
+        self._endings: list[Ending] = []
+        self._releases: dict[int, list[Claimed]] = {}
+        self._live_batches: set[str] = set()
+        self._cancelled_batches: set[str] = set()
+        self._is_claiming = True
+        self._is_suspended = False
+        self._num_queued = 0
+        self._beat_timer = Every(min(BEAT_S, config.lease_s / 4))
+        self._poll_timer = Every(POLL_S)
+        self._recover_timer = Every(config.maintenance_s)
+        self._clean_timer = Every(CLEAN_S)
+        self.num_ended = 0
+        self.num_late = 0
+
+    def __repr__(self) -> str:
+        return f"JobDesk(held={len(self._held)} unprepared={len(self._unprepared)} ended={self.num_ended})"
+
+    def turn(self, now: float) -> float:
+        """One iteration: writes what has ended, then beats, looks after the dead, prepares and claims.
+
+        Returns how many seconds it can wait for the next turn, if no message comes.
+
+        Raises:
+            redis.exceptions.RedisError: nothing that has ended is lost; call again.
+        """
+        self._write(now)
+        for command in self._presence.commands():
+            self._obey(command)
+        if self._beat_timer.is_due(now):
+            self._beat(now)
+        if self._preparer is not None and self._recover_timer.is_due(now):
+            self._recover(now)
+        if self._clean_timer.is_due(now):
+            self._store.clean_registries()
+        self._prepare_some()
+        self._claim(now)
+        return self._wait_s(now)
+
+    def receive(self, message: ToIo, now: float) -> None:
+        """Take in what the decode thread has to say. Sends nothing to Redis, so it can't fail on it."""
+        match message:
+            case Ready(preparer):
+                self._preparer = preparer
+            case Ended(result):
+                self._row_ended(result, now)
+            case Dropped(row_id):
+                if held := self._held.get(row_id):
+                    self._end_cancelled(held)
+            case Refused(row_id, error):
+                if held := self._held.get(row_id):
+                    self._end(endings.rejected(held.job, error))
+            case StepRaised(row_ids, error):
+                self._step_raised(row_ids, error)
+            case Returned(row_ids):
+                self._give_back(self._known(row_ids), strikes=0)
+            case StopClaiming():
+                self._is_claiming = False
+            case Close():
+                pass
+
+    def reconcile(self, now: float) -> None:
+        """After trouble with Redis: give back what a claim took whose reply was lost."""
+        ours = [*(held.job for held in self._held.values()), *(ending.job for ending in self._endings)]
+        ours += [job for jobs in self._releases.values() for job in jobs]
+        if num_strays := self._store.release_strays(ours, now):
+            logger.warning("Gave back %d jobs whose claim had got lost", num_strays)
+
+    def close(self, now: float) -> None:
+        """Write what has ended and give everything else back. May be called again if it raises."""
+        self._is_claiming = False
+        if self._held:
+            logger.info("Giving %d jobs back", len(self._held))
+            self._give_back(list(self._held.values()), strikes=0)
+        self._write(now)
+        self._presence.close()
+
+    # --- Claiming and preparing -------------------------------------------------------------------------------
+
+    def _claim(self, now: float) -> None:
+        room = self._room()
+        if room == 0 or not (self._num_queued or self._poll_timer.is_due(now)):
+            return
+        claim = self._store.claim(room, now, num_held=len(self._held))
+        self._num_queued = claim.num_queued if claim.jobs else 0
+        self._note_suspension(claim.suspended)
+        self._take(claim.jobs)
+        if self._config.burst and not self._held and not self._endings and (claim.suspended or not claim.num_queued):
+            self._channel.to_decode.put(Drained())
+            self._is_claiming = False
+
+    def _room(self) -> int:
+        """How many jobs to claim now. Not each single one that ends: a claim costs a round trip."""
+        if not self._is_claiming or self._preparer is None or self._holds_suspect():
+            return 0
+        room = self._config.max_held - len(self._held)
+        spare = self._config.max_held - self._config.engine.max_num_seqs
+        return room if room > spare // 4 else 0
+
+    def _holds_suspect(self) -> bool:
+        return any(held.job.strikes >= SUSPECT_STRIKES for held in self._held.values())
+
+    def _take(self, jobs: list[Claimed]) -> None:
+        batches = {job.batch for job in jobs if job.batch is not None}
+        if unknown := batches - self._live_batches - self._cancelled_batches:
+            self._look_at_batches(unknown)
+        for job in jobs:
+            held = Held(job)
+            self._held[job.execution_id] = held
+            if job.batch in self._cancelled_batches:
+                self._end_cancelled(held)
+            else:
+                self._unprepared.append(held)
+
+    def _note_suspension(self, is_suspended: bool) -> None:
+        if is_suspended != self._is_suspended:
+            logger.info("Suspended: run `rq resume` to go on" if is_suspended else "Resumed")
+        self._is_suspended = is_suspended
+
+    def _prepare_some(self) -> None:
+        """Prepare jobs in the order in which they were claimed, for a short while."""
+        started = time.perf_counter()
+        while self._unprepared and time.perf_counter() - started < PREPARE_SLICE_S:
+            self._prepare(self._unprepared.popleft())
+
+    def _prepare(self, held: Held) -> None:
+        job, preparer = held.job, self._preparer
+        if preparer is None:
+            raise RuntimeError("jobs are claimed only once there is a preparer")
+        try:
+            held.request = parse_object(job.line(), default_custom_id=job.custom_id).request
+            held.spec = preparer.prepare(held.request, job.execution_id)
+        except RequestError as error:
+            self._end(endings.rejected(job, error))
+        except Exception as error:
+            logger.exception("Job %s can't be prepared", job.job_id)
+            self._end(endings.gave_up(job, "internal_error", f"the request can't be prepared: {error}"))
+        else:
+            self._channel.to_decode.put(Admit(held.spec))
+
+    # --- Leases, cancellations, the dead ----------------------------------------------------------------------
+
+    def _beat(self, now: float) -> None:
+        self._presence.beat(self._state())
+        everything = list(self._held.values())
+        states = self._store.beat([held.job for held in everything], now) if everything else []
+        for held, state in zip(everything, states, strict=True):
+            if state == "lost":
+                self._lose(held)
+            elif state == "canceled":
+                self._cancel(held, "canceled")
+        self._live_batches.clear()
+        self._look_at_batches({held.job.batch for held in self._held.values() if held.job.batch is not None})
+        for held in list(self._held.values()):
+            if held.job.batch in self._cancelled_batches:
+                self._cancel(held, "canceled")
+
+    def _state(self) -> WorkerStatus:
+        if self._held:
+            return WorkerStatus.BUSY
+        return WorkerStatus.SUSPENDED if self._is_suspended else WorkerStatus.IDLE
+
+    def _look_at_batches(self, batches: set[str]) -> None:
+        cancelled = self._store.cancelled_batches(batches) if batches else set()
+        self._cancelled_batches |= cancelled  # for good: nobody takes a cancellation back
+        self._live_batches |= batches - cancelled
+
+    def _lose(self, held: Held) -> None:
+        logger.warning("Job %s isn't ours any more: its lease is gone", held.job.job_id)
+        self._forget(held)
+        self._channel.to_decode.put(Cancel(held.job.execution_id))
+
+    def _cancel(self, held: Held, cancelled_as: CancelledAs) -> None:
+        if held.cancelled_as is not None:
+            return
+        held.cancelled_as = cancelled_as
+        if held.spec is None:
+            self._end_cancelled(held)
+        else:
+            self._channel.to_decode.put(Cancel(held.job.execution_id))
+
+    def _obey(self, command: Command) -> None:
+        if command.kind == "shutdown":
+            self._channel.to_decode.put(Stop("RQ's shutdown command"))
+            return
+        for held in list(self._held.values()):
+            if command.target in (held.job.job_id, held.job.execution_id):
+                self._cancel(held, "stopped")
+
+    def _recover(self, now: float) -> None:
+        recovered = self._store.recover_expired(now)
+        if recovered.num_requeued:
+            logger.warning("Requeued %d jobs of a worker that died", recovered.num_requeued)
+            self._num_queued += recovered.num_requeued
+        for job in recovered.struck_out:
+            message = f"the worker died {job.strikes} times while it held this job"
+            self._endings.append(endings.gave_up(job, "worker_crashed", message))
+
+    # --- Ends -------------------------------------------------------------------------------------------------
+
+    def _row_ended(self, result: RowResult, now: float) -> None:
+        held = self._held.get(result.row_id)
+        if held is None or held.request is None or held.spec is None or self._preparer is None:
+            self.num_late += 1
+            return
+        job = held.job
+        queue_s = max(0.0, now - job.enqueued_at - result.prefill_s - result.decode_s)
+        try:
+            answer = self._preparer.finish(
+                held.request, held.spec, result, request_id=job.job_id, created=int(now), queue_s=queue_s
+            )
+            ending = endings.answered(job, answer, held.cancelled_as)
+        except Exception as error:
+            logger.exception("The answer to job %s can't be built", job.job_id)
+            ending = endings.gave_up(job, "internal_error", f"the answer can't be built: {error}")
+        self._end(ending)
+
+    def _step_raised(self, row_ids: Iterable[str], error: str) -> None:
+        """Everybody in the batch gets a strike: nobody knows yet whose fault it was."""
+        back = []
+        for held in self._known(row_ids):
+            if held.job.strikes + 1 < MAX_STRIKES:
+                back.append(held)
+            else:
+                message = f"a step of the engine raised: {error.strip().splitlines()[-1]}"
+                self._end(endings.gave_up(held.job, "engine_error", message, error))
+        self._give_back(back, strikes=1)
+
+    def _give_back(self, helds: list[Held], *, strikes: int) -> None:
+        for held in helds:
+            self._forget(held)
+            self._releases.setdefault(strikes, []).append(held.job)
+
+    def _known(self, row_ids: Iterable[str]) -> list[Held]:
+        """In the order in which they were claimed."""
+        wanted = set(row_ids)
+        return [held for row_id, held in self._held.items() if row_id in wanted]
+
+    def _end_cancelled(self, held: Held) -> None:
+        if held.job.batch in self._cancelled_batches:
+            code, message = "batch_cancelled", "the batch was cancelled before this request ran"
+        else:
+            code, message = "cancelled", "the job was cancelled before it ran"
+        self._end(endings.cancelled(held.job, held.cancelled_as or "canceled", code, message))
+
+    def _end(self, ending: Ending) -> None:
+        """The one exit of every job that is held."""
+        self._forget(self._held[ending.job.execution_id])
+        self._endings.append(ending)
+
+    def _forget(self, held: Held) -> None:
+        del self._held[held.job.execution_id]
+        if held in self._unprepared:
+            self._unprepared.remove(held)
+
+    def _write(self, now: float) -> None:
+        """Everything that has left our hands: ends first, then what goes back to the queue."""
+        if self._endings:
+            written = self._store.end(self._endings, now)
+            self._endings.clear()
+            self.num_ended += sum(written)
+            self._note_late(written.count(False))
+        for strikes, jobs in self._releases.items():
+            self._store.release(jobs, now, strikes=strikes)
+            self._num_queued += len(jobs)
+        self._releases.clear()
+
+    def _note_late(self, num_late: int) -> None:
+        if num_late:
+            self.num_late += num_late
+            logger.warning("Dropped %d results: their jobs weren't ours any more", num_late)
+
+    def _wait_s(self, now: float) -> float:
+        if self._unprepared or self._endings or (self._room() and self._num_queued):
+            return 0.0
+        return min(self._beat_timer.left_s(now), self._poll_timer.left_s(now) if self._room() else BEAT_S)

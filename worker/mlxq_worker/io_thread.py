@@ -1,0 +1,135 @@
+"""The thread that owns Redis: receives messages, gives the desk its turns, and sits out Redis's absences.
+
+While Redis is away the decode thread goes on, and what ends is kept. An error that no waiting can cure goes to the
+decode thread, which then ends the worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from queue import Empty
+from threading import Thread
+
+from redis import exceptions as redis_errors
+
+from mlxq_worker.desk import JobDesk
+from mlxq_worker.messages import Channel, Close, IoFailed, Stop, ToIo
+
+logger = logging.getLogger("rq.worker")
+
+FIRST_BACKOFF_S = 0.2
+MAX_BACKOFF_S = 10.0
+CLOSE_TRIES = 5
+
+_PASSING_ERRORS = (
+    redis_errors.ConnectionError,
+    redis_errors.TimeoutError,
+    redis_errors.ReadOnlyError,
+    redis_errors.OutOfMemoryError,
+)
+_PASSING_REPLIES = ("LOADING", "MISCONF", "MASTERDOWN", "OOM", "READONLY", "TRYAGAIN")
+"""How Redis's answer begins when it can't do now what it could do before."""
+
+
+class IoThread(Thread):
+    """Runs a `JobDesk`. Ends on `Close`, or with an `IoFailed` to the decode thread.
+
+    Args:
+        parent_pid: a process without which the worker is to stop.
+    """
+
+    def __init__(self, desk: JobDesk, channel: Channel, *, parent_pid: int | None = None) -> None:
+        super().__init__(name="mlxq-io", daemon=True)
+        self._desk = desk
+        self._channel = channel
+        self._parent = ParentWatch(parent_pid) if parent_pid is not None else None
+        self._backoff_s = 0.0
+
+    def run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # noqa: BLE001  the decode thread raises it again
+            self._channel.to_decode.put(IoFailed(error))
+
+    def _work(self) -> None:
+        wait_s = 0.0
+        while not self._receive(wait_s):
+            self._watch_parent()
+            turned = self._attempt(self._turn)
+            wait_s = self._backoff_s if turned is None else turned
+        self._close()
+
+    def _turn(self) -> float:
+        now = time.time()
+        if self._backoff_s:
+            self._desk.reconcile(now)
+        return self._desk.turn(now)
+
+    def _receive(self, wait_s: float) -> bool:
+        """Take in all messages, waiting for the first one. Returns whether it is time to close."""
+        try:
+            message: ToIo = self._channel.to_io.get(block=wait_s > 0, timeout=wait_s or None)
+            while True:
+                if isinstance(message, Close):
+                    return True
+                self._desk.receive(message, time.time())
+                message = self._channel.to_io.get_nowait()
+        except Empty:
+            return False
+
+    def _attempt(self, action: Callable[[], float]) -> float | None:
+        """What the action returns, or `None` and a longer wait before the next try if Redis is away."""
+        try:
+            result = action()
+        except redis_errors.RedisError as error:
+            if not _will_pass(error):
+                raise
+            self._backoff_s = min(MAX_BACKOFF_S, 2 * self._backoff_s or FIRST_BACKOFF_S)
+            logger.warning("Redis doesn't answer, next try in %.1f s: %s", self._backoff_s, error)
+            return None
+        if self._backoff_s:
+            logger.info("Redis answers again")
+        self._backoff_s = 0.0
+        return result
+
+    def _close(self) -> None:
+        for _ in range(CLOSE_TRIES):
+            if self._attempt(self._close_desk) is not None:
+                return
+            time.sleep(min(1.0, self._backoff_s))
+        logger.error("Redis is away: the jobs go back to the queue when their leases run out")
+
+    def _close_desk(self) -> float:
+        self._desk.close(time.time())
+        return 0.0
+
+    def _watch_parent(self) -> None:
+        if self._parent is not None and self._parent.is_gone():
+            self._channel.to_decode.put(Stop("the parent process is gone"))
+            self._parent = None
+
+
+class ParentWatch:
+    """Whether another process, usually our parent, still lives."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._is_parent = os.getppid() == pid
+
+    def is_gone(self) -> bool:
+        if self._is_parent:
+            return os.getppid() != self._pid  # right even while it is a zombie
+        try:
+            os.kill(self._pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
+
+
+def _will_pass(error: redis_errors.RedisError) -> bool:
+    return isinstance(error, _PASSING_ERRORS) or str(error).startswith(_PASSING_REPLIES)

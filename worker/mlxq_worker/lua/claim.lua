@@ -1,0 +1,34 @@
+-- Takes up to p.limit jobs from the queues in their order and leases each to this worker, all or nothing.
+-- A suspect (a job with p.suspect_at strikes) is claimed only alone: it may take its neighbours down with it.
+-- Returns {suspended, jobs still queued, claimed jobs}.
+local MAX_POPS = 10000 -- bounds the time for which one call can block Redis over ids of jobs that are gone
+
+local function num_queued()
+  local total = 0
+  for _, queue in ipairs(p.queues) do total = total + redis.call('LLEN', queue_key(queue)) end
+  return total
+end
+
+if redis.call('EXISTS', rq .. ':suspended') == 1 then return {1, num_queued(), {}} end
+
+local claimed, pops = {}, 0
+for _, queue in ipairs(p.queues) do
+  while #claimed < p.limit and pops < MAX_POPS do
+    local job = redis.call('LPOP', queue_key(queue))
+    if not job then break end
+    pops = pops + 1
+    local fields = redis.call('HMGET', job_key(job), 'status', 'data', 'mlxq_strikes')
+    if fields[1] == 'queued' and fields[2] then
+      local suspect = (tonumber(fields[3]) or 0) >= p.suspect_at
+      if suspect and p.num_held + #claimed > 0 then
+        redis.call('LPUSH', queue_key(queue), job)
+        return {0, num_queued(), claimed}
+      end
+      local execution = p.seed .. '-' .. #claimed
+      open_execution(queue, job, execution)
+      claimed[#claimed + 1] = describe(queue, job, execution)
+      if suspect then return {0, num_queued(), claimed} end
+    end
+  end
+end
+return {0, num_queued(), claimed}

@@ -1,0 +1,61 @@
+-- Put in front of every script. ARGV[1] is RQ's key prefix, ARGV[2] a JSON object with the script's parameters.
+-- Times are Unix seconds; they travel as strings, because cjson would round a number to 14 digits.
+local rq = ARGV[1]
+local p = cjson.decode(ARGV[2])
+
+local function job_key(job) return rq .. ':job:' .. job end
+local function queue_key(queue) return rq .. ':queue:' .. queue end
+local function wip_key(queue) return rq .. ':wip:' .. queue end
+local function execution_key(job, execution) return rq .. ':execution:' .. job .. ':' .. execution end
+local function executions_key(job) return rq .. ':executions:' .. job end
+local function worker_executions_key(worker) return rq .. ':worker:' .. worker .. ':executions' end
+
+-- The entry in rq:wip:{queue} is the lease: whoever's execution is in there owns the job.
+local function holds_lease(queue, job, execution)
+  return redis.call('ZSCORE', wip_key(queue), job .. ':' .. execution)
+end
+
+local function extend_lease(queue, job, execution)
+  local now, lease = tonumber(p.now), tonumber(p.lease_s)
+  local ttl = math.ceil(lease)
+  redis.call('ZADD', wip_key(queue), string.format('%.6f', now + lease), job .. ':' .. execution)
+  redis.call('HSET', execution_key(job, execution), 'last_heartbeat', p.now)
+  redis.call('EXPIRE', execution_key(job, execution), ttl)
+  redis.call('ZADD', executions_key(job), string.format('%.6f', now + lease + 60), execution)
+  redis.call('EXPIRE', executions_key(job), ttl + 60)
+  redis.call('HSET', job_key(job), 'last_heartbeat', p.now_iso)
+end
+
+-- What rq.executions.Execution.create and Job.prepare_for_execution write.
+local function open_execution(queue, job, execution)
+  redis.call('HSET', execution_key(job, execution),
+    'id', execution, 'job_id', job, 'created_at', p.now, 'worker_name', p.worker)
+  extend_lease(queue, job, execution)
+  redis.call('SADD', worker_executions_key(p.worker), job .. ':' .. execution)
+  redis.call('EXPIRE', worker_executions_key(p.worker), math.ceil(p.lease_s) + 60)
+  redis.call('HSET', job_key(job), 'status', 'started', 'started_at', p.now_iso, 'worker_name', p.worker)
+  redis.call('PERSIST', job_key(job))
+end
+
+-- What rq.executions.Execution.delete removes.
+local function close_execution(queue, job, execution, worker)
+  redis.call('DEL', execution_key(job, execution))
+  redis.call('ZREM', wip_key(queue), job .. ':' .. execution)
+  redis.call('ZREM', executions_key(job), execution)
+  redis.call('SREM', worker_executions_key(worker), job .. ':' .. execution)
+end
+
+-- To the front of the queue, as if it had never been claimed.
+local function put_back(queue, job)
+  redis.call('HSET', job_key(job), 'status', 'queued', 'started_at', '', 'worker_name', '')
+  local ttl = tonumber(redis.call('HGET', job_key(job), 'ttl'))
+  if ttl and ttl > 0 then redis.call('EXPIRE', job_key(job), ttl) end
+  redis.call('LPUSH', queue_key(queue), job)
+end
+
+-- One claimed job, in the order in which mlxq_worker.job_data.Claimed reads it.
+local function describe(queue, job, execution)
+  local fields = redis.call('HMGET', job_key(job), 'data', 'meta', 'enqueued_at', 'mlxq_strikes',
+    'success_callback_name', 'failure_callback_name', 'stopped_callback_name', 'webhooks', 'repeats_left')
+  return {queue, job, execution, unpack(fields)}
+end

@@ -1,0 +1,147 @@
+"""What the two threads of a worker tell each other: frozen values in two queues, and nothing else is shared.
+
+The decode thread (the process's main thread) owns the model and the engine. The I/O thread owns Redis and the
+tokeniser. A `row_id` is the execution id of the job, new with every claim, so that a late message about an
+earlier claim of the same job meets nobody. The tokeniser crosses once, inside `Ready`; no array ever does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import Protocol
+
+from mlxq.contract import Request, Result
+from mlxq.errors import RequestError
+from mlxq_worker.engine.row import RowResult, RowSpec
+
+
+class Preparer(Protocol):
+    """Between requests and rows: tokenises one way, builds the answer the other way."""
+
+    def prepare(self, request: Request, row_id: str) -> RowSpec:
+        """The row of a request.
+
+        Raises:
+            RequestError: this model can't run the request.
+        """
+
+    def finish(
+        self, request: Request, spec: RowSpec, result: RowResult, *, request_id: str, created: int, queue_s: float
+    ) -> Result:
+        """The answer to a request whose row has ended."""
+
+
+# --- To the decode thread -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """A job is prepared: decode it when there is room."""
+
+    spec: RowSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Somebody wants this row to end, or it isn't ours any more."""
+
+    row_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the worker in peace: running rows get their grace. `reason` is for the log."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drained:
+    """Burst mode: nothing is queued and nothing is held."""
+
+
+@dataclass(frozen=True, slots=True)
+class IoFailed:
+    """The I/O thread has ended on an error that it can't handle."""
+
+    error: BaseException
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Look at the flags: a signal has come."""
+
+
+ToDecode = Admit | Cancel | Stop | Drained | IoFailed | Wake
+
+# --- To the I/O thread ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The model is loaded: claim jobs."""
+
+    preparer: Preparer
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A row has ended by itself, or as it was told to."""
+
+    result: RowResult
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """A cancelled row that never reached the engine."""
+
+    row_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The engine won't take a row: it could never run it."""
+
+    row_id: str
+    error: RequestError
+
+
+@dataclass(frozen=True, slots=True)
+class StepRaised:
+    """A step raised and took its batch along: these rows were in it."""
+
+    row_ids: tuple[str, ...]
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """Rows that the decode thread won't run: back to the queue with them."""
+
+    row_ids: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StopClaiming:
+    """Take no more jobs; go on with those that run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Write what has ended, give everything else back, and end."""
+
+
+ToIo = Ready | Ended | Dropped | Refused | StepRaised | Returned | StopClaiming | Close
+
+
+@dataclass(frozen=True, slots=True)
+class Channel:
+    """The two queues. Putting is safe in signal handlers."""
+
+    to_decode: SimpleQueue[ToDecode]
+    to_io: SimpleQueue[ToIo]
+
+    @classmethod
+    def open(cls) -> Channel:
+        return cls(SimpleQueue(), SimpleQueue())

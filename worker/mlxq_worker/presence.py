@@ -1,0 +1,81 @@
+"""The worker as RQ's tools see it: its state, its heartbeat, and the commands they send to it.
+
+Registers nothing by itself: birth and death are the worker's. Used by the I/O thread alone, which asks for commands
+instead of letting RQ start a third thread for them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from rq import worker_registration
+from rq.command import parse_payload
+from rq.worker import BaseWorker, WorkerStatus
+
+logger = logging.getLogger("rq.worker")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """What somebody asks of this worker. `target` is a job id, an execution id, or empty."""
+
+    kind: Literal["stop-job", "stop-execution", "shutdown"]
+    target: str = ""
+
+
+class Presence:
+    """One worker's entry in Redis, kept alive, and its command channel."""
+
+    def __init__(self, worker: BaseWorker) -> None:
+        self._worker = worker
+        self._pubsub = worker.connection.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+        self._pubsub.subscribe(worker.pubsub_channel_name)
+
+    def beat(self, state: WorkerStatus) -> None:
+        """Say that the worker lives and what it does. An entry that expired or was flushed is written anew."""
+        worker = self._worker
+        with worker.connection.pipeline() as pipe:
+            worker.heartbeat(pipeline=pipe)
+            worker.set_state(state, pipeline=pipe)
+            num_new_fields = pipe.execute()[0]
+        if num_new_fields:
+            self._register_again()
+
+    def commands(self) -> Iterator[Command]:
+        """The commands that have come since the last call; doesn't wait."""
+        while message := self._pubsub.get_message(timeout=0.0):
+            if command := _read(message):
+                yield command
+
+    def close(self) -> None:
+        self._pubsub.close()
+
+    def _register_again(self) -> None:
+        worker = self._worker
+        with worker.connection.pipeline() as pipe:
+            pipe.hset(worker.key, mapping=worker.serialize())
+            worker_registration.register(worker, pipe)
+            pipe.execute()
+        worker.heartbeat()
+
+
+def _read(message: dict[str, object]) -> Command | None:
+    try:
+        payload = parse_payload(message)
+        kind = payload["command"]
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        logger.warning("Ignored a command that can't be read")
+        return None
+    match kind:
+        case "stop-job":
+            return Command("stop-job", str(payload.get("job_id", "")))
+        case "stop-execution":
+            return Command("stop-execution", str(payload.get("execution_id", "")))
+        case "shutdown":
+            return Command("shutdown")
+    logger.warning("Ignored the command %r: this worker has no process per job", kind)
+    return None

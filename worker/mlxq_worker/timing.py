@@ -1,0 +1,23 @@
+"""Periods on a clock that may jump: wall time is what Redis's leases are measured in, and it gets corrected.
+
+Knows nothing of what is due.
+"""
+
+from __future__ import annotations
+
+
+class Every:
+    """Says when something is due again; a clock that jumps back makes it due."""
+
+    def __init__(self, period_s: float) -> None:
+        self._period_s = period_s
+        self._last = 0.0
+
+    def is_due(self, now: float) -> bool:
+        if 0 <= now - self._last < self._period_s:
+            return False
+        self._last = now
+        return True
+
+    def left_s(self, now: float) -> float:
+        return max(0.0, self._last + self._period_s - now)

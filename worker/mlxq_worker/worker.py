@@ -1,0 +1,168 @@
+"""The worker as RQ knows it, for `mlxq worker` and for stock ``rq worker -w mlxq_worker.BatchWorker``.
+
+The process's main thread loads the model and decodes; a second thread owns Redis. RQ's own loop, which forks for
+every job, is replaced; what makes RQ's tools see a worker (birth, heartbeat, executions, death) is kept. Options
+of RQ that mean nothing here are refused.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from types import FrameType
+from typing import Any
+
+from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT, DEFAULT_RESULT_TTL
+from rq.logutils import setup_loghandlers
+from rq.serializers import JSONSerializer
+from rq.worker import BaseWorker, DequeueStrategy
+
+from mlxq import keys
+from mlxq.errors import ConfigError
+from mlxq_worker.backend import Backend, load_backend
+from mlxq_worker.config import WorkerConfig
+from mlxq_worker.decode import DecodeLoop
+from mlxq_worker.desk import JobDesk
+from mlxq_worker.io_thread import IoThread
+from mlxq_worker.jobs import JobStore
+from mlxq_worker.messages import Channel, Close, Ready, Wake
+from mlxq_worker.presence import Presence
+
+logger = logging.getLogger("rq.worker")
+
+IDLE_WAIT_S = 1.0
+"""How long the decode thread waits for a message when it has nothing to decode; a signal wakes it."""
+CLOSE_TIMEOUT_S = 15.0
+
+
+class BatchWorker(BaseWorker):
+    """Claims many jobs at once and decodes them in one batch.
+
+    Takes RQ's constructor arguments and reads ``MLXQ_*`` from the environment when it starts to work, or is given
+    a `config`. A subclass may load something else than an MLX model by overriding `load_backend`.
+    """
+
+    def __init__(self, *args: Any, config: WorkerConfig | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._given_config = config
+        self._channel = Channel.open()
+        self._num_stop_signals = 0
+
+    @property
+    def connection_timeout(self) -> int:
+        """Seconds that a Redis command may take. RQ's own allows for its long blocking reads; we have none."""
+        return 10
+
+    def load_backend(self, config: WorkerConfig) -> Backend:
+        """Load the model, on the thread that will decode."""
+        return load_backend(config)
+
+    def work(
+        self,
+        burst: bool = False,
+        logging_level: str | None = None,
+        date_format: str = DEFAULT_LOGGING_DATE_FORMAT,
+        log_format: str = DEFAULT_LOGGING_FORMAT,
+        max_jobs: int | None = None,
+        max_idle_time: int | None = None,
+        with_scheduler: bool = False,
+        dequeue_strategy: DequeueStrategy = DequeueStrategy.DEFAULT,
+    ) -> bool:
+        """Work until stopped, or in burst mode until the queues are empty. Returns whether a job was ended.
+
+        Raises:
+            ConfigError: an option or a variable can't be honoured.
+            ModelError: the model can't be loaded.
+        """
+        self._refuse(
+            {
+                "--max-jobs": max_jobs is not None,
+                "--max-idle-time": max_idle_time is not None,
+                "--with-scheduler": with_scheduler,
+                "--dequeue-strategy": dequeue_strategy != DequeueStrategy.DEFAULT,
+                "--exception-handler": bool(self._exc_handlers),
+                "--disable-default-exception-handler": self.disable_default_exception_handler,
+            }
+        )
+        config = self._configured(burst)
+        setup_loghandlers(logging_level, date_format, log_format)
+        self._install_signal_handlers()
+        self.register_birth()  # type: ignore[no-untyped-call]
+        try:
+            return self._serve(config)
+        finally:
+            self.register_death()  # type: ignore[no-untyped-call]
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        """Signal handler: the first signal stops in peace, the next one at once."""
+        self._num_stop_signals += 1
+        self._channel.to_decode.put(Wake())
+
+    def _install_signal_handlers(self) -> None:
+        if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
+            super()._install_signal_handlers()  # type: ignore[no-untyped-call]
+
+    def _refuse(self, options: Mapping[str, bool]) -> None:
+        if given := [name for name, is_given in options.items() if is_given]:
+            raise ConfigError(f"mlxq workers can't honour {', '.join(given)} of `rq worker`; leave it out")
+        if self.serializer is not JSONSerializer:
+            raise ConfigError("mlxq jobs are JSON: run `rq worker` with --serializer json")
+
+    def _configured(self, burst: bool) -> WorkerConfig:
+        config = self._given_config or WorkerConfig.from_env(os.environ)
+        return replace(config, burst=burst or config.burst, queues=tuple(self.queue_names()))
+
+    def _serve(self, config: WorkerConfig) -> bool:
+        desk = JobDesk(self._store(config), Presence(self), self._channel, config)
+        io_thread = IoThread(desk, self._channel, parent_pid=config.parent_pid)
+        io_thread.start()
+        try:
+            self._decode(config)
+        finally:
+            self._channel.to_io.put(Close())
+            io_thread.join(CLOSE_TIMEOUT_S)
+        logger.info("Worker %s ends: %d jobs ended, %d came too late", self.name, desk.num_ended, desk.num_late)
+        return desk.num_ended > 0
+
+    def _store(self, config: WorkerConfig) -> JobStore:
+        # RQ's default of 500 s would lose the results of a long run before anybody has read them.
+        is_default = self.default_result_ttl == DEFAULT_RESULT_TTL
+        return JobStore(
+            self.connection,
+            self.name,
+            config.queues,
+            lease_s=config.lease_s,
+            result_ttl_s=keys.RESULT_TTL_S if is_default else self.default_result_ttl,
+        )
+
+    def _decode(self, config: WorkerConfig) -> None:
+        backend = self.load_backend(config)
+        loop = DecodeLoop(backend.new_engine, self._channel, config.engine.max_num_seqs)
+        self._channel.to_io.put(Ready(backend.preparer))
+        logger.info(
+            "Worker %s: %s, queues %s, up to %d rows",
+            self.name,
+            backend.description,
+            ", ".join(config.queues),
+            config.engine.max_num_seqs,
+        )
+        try:
+            self._turn_until_done(loop, config.grace_s)
+        finally:
+            loop.close()
+
+    def _turn_until_done(self, loop: DecodeLoop, grace_s: float) -> None:
+        deadline = float("inf")
+        while not loop.is_drained and self._num_stop_signals < 2:
+            now = time.monotonic()
+            if self._num_stop_signals:
+                loop.stop("got a signal; another one gives all jobs back at once")
+            if loop.is_stopping:
+                deadline = min(deadline, now + grace_s)
+                if loop.is_idle or now >= deadline:
+                    return
+            loop.turn(now, IDLE_WAIT_S)
