@@ -1,4 +1,4 @@
-"""Loads OpenBLAS before anything imports mlx: the Linux wheel's own BLAS is some fifty times slower."""
+"""Loads OpenBLAS before anything imports mlx (the Linux wheel's own BLAS is some fifty times slower), and the fixtures."""
 
 from __future__ import annotations
 
@@ -7,3 +7,5 @@ import sys
 
 if sys.platform == "linux":
     ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+
+pytest_plugins = ["redis_fixture"]

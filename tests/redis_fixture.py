@@ -1,6 +1,6 @@
 """A real Redis server for tests: one per session, emptied before each test; never the developer's own.
 
-Import the fixtures by name: `from redis_fixture import connection, redis_server_url, redis_url`.
+A pytest plugin, so that every test can ask for `redis_url` or `connection`.
 """
 
 from __future__ import annotations

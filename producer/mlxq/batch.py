@@ -89,6 +89,13 @@ class Batch:
         digest = hashlib.sha256(custom_id.encode()).hexdigest()
         return f"{self.id}-{digest[:JOB_HASH_LENGTH]}"
 
+    def job_ids(self) -> Iterator[str]:
+        """The ids of the jobs that are in the batch, in the order of the input."""
+        start, jobs = 0, keys.batch_jobs(self.id)
+        while job_ids := cast("list[bytes]", self._redis.zrange(jobs, start, start + CHUNK - 1)):
+            start += len(job_ids)
+            yield from (job_id.decode() for job_id in job_ids)
+
     def add(self, lines: Iterable[ParsedLine]) -> int:
         """Enqueue requests and return how many were new: a custom id that the batch has is never enqueued again.
 
@@ -167,7 +174,7 @@ class Batch:
             take_out(self._redis, self.queue, self.id)
             return sum(
                 self._end_queued(chunk, "batch_cancelled", "The batch was cancelled before this job started.")
-                for chunk in chunked(self._job_ids(), CHUNK)
+                for chunk in chunked(self.job_ids(), CHUNK)
             )
 
     def cancel_job(self, job_id: str) -> bool:
@@ -240,12 +247,6 @@ class Batch:
 
     def _end_queued(self, job_ids: list[str], code: str, message: str) -> int:
         return end_queued(self._redis, self.queue, self.id, job_ids, code=code, message=message)
-
-    def _job_ids(self) -> Iterator[str]:
-        start, jobs = 0, keys.batch_jobs(self.id)
-        while job_ids := cast("list[bytes]", self._redis.zrange(jobs, start, start + CHUNK - 1)):
-            start += len(job_ids)
-            yield from (job_id.decode() for job_id in job_ids)
 
     def _not_found(self) -> BatchNotFound:
         return BatchNotFound(f"there is no batch {self.id!r} in this Redis")

@@ -20,7 +20,6 @@ from mlxq.batch import Batch
 from mlxq.client import Client
 from mlxq.errors import BatchNotFound, ConfigError, QueueError, QueueUnavailable
 from mlxq.openai import ParsedLine, text_request
-from redis_fixture import connection, redis_server_url, redis_url  # noqa: F401 - fixtures
 
 
 def requests(*custom_ids: str) -> list[ParsedLine]:
@@ -54,7 +53,7 @@ def error_code(answer: answers.Answer) -> str:
 
 
 @pytest.fixture
-def client(connection: Redis) -> Client:  # noqa: F811
+def client(connection: Redis) -> Client:
     return Client(connection)
 
 
@@ -126,7 +125,7 @@ def test_a_producer_killed_between_chunks_completes_its_batch_when_rerun(client:
     assert client.batch("b1").counts().sealed
 
 
-def test_two_producers_of_the_same_batch_do_not_double_jobs(client: Client, redis_url: str) -> None:  # noqa: F811
+def test_two_producers_of_the_same_batch_do_not_double_jobs(client: Client, redis_url: str) -> None:
     lines = numbered(600)
     producers = [threading.Thread(target=lambda: Client(redis_url).submit(lines, "b1")) for _ in range(3)]
     for producer in producers:
@@ -167,7 +166,7 @@ def test_a_job_with_two_events_is_answered_once(client: Client) -> None:
     assert ids(batch.as_completed(timeout_s=5)) == ["r0", "r1"]
 
 
-def test_answers_are_fetched_in_one_round_trip_per_chunk(client: Client, redis_url: str) -> None:  # noqa: F811
+def test_answers_are_fetched_in_one_round_trip_per_chunk(client: Client, redis_url: str) -> None:
     batch = client.submit(numbered(answers.CHUNK))
     finish(client.redis, batch, *(f"r{i}" for i in range(answers.CHUNK)))
     reads = client.redis.info("stats")["total_reads_processed"]

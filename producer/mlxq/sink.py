@@ -1,0 +1,127 @@
+"""The two files of one run: answers go to the output file, failures to the error file.
+
+The output file is the durable state, so a rerun adds to it and skips what it holds; the error file starts empty,
+since whatever failed is tried again. Knows nothing of where lines come from.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from mlxq.files import BadLine, ResultWriter, count_lines, load_done, order_file
+from mlxq.openai import failure_line, is_success
+from mlxq.tally import Tally
+
+SYNC_S = 1.0
+DUPLICATE = "duplicate_custom_id"
+
+
+def default_error_file(output: Path) -> Path:
+    """``out.jsonl`` -> ``out.errors.jsonl``."""
+    return output.with_name(f"{output.stem}.errors{output.suffix or '.jsonl'}")
+
+
+class Sink:
+    """Writes every line to the file it belongs in, and counts it. Use it as a context manager.
+
+    Args:
+        output: the file of answers.
+        error_file: the file of failures; there is none afterwards if nothing failed.
+        resume: keep and skip what the output file already holds; otherwise both files start empty.
+
+    Raises:
+        InputFileError: a file can't be used, or another run is using it.
+    """
+
+    def __init__(self, output: Path, error_file: Path, *, resume: bool = True) -> None:
+        self.tally = Tally()
+        self._output_path, self._error_path = output, error_file
+        self._order: Sequence[str] = ()
+        self._dropped: set[str] = set()
+        self._synced = time.monotonic()
+        with ExitStack() as stack:
+            self._output = stack.enter_context(_writer(output, keep=resume))
+            self._errors = stack.enter_context(_writer(error_file, keep=False))
+            self._done = load_done(output) if output.is_file() else {}
+            # A run that was killed may have left two lines for one id.
+            self._needs_rewrite = output.is_file() and count_lines(output) != len(self._done)
+            self._writers = stack.pop_all()
+
+    def skip_if_done(self, custom_id: str, content_hash: str | None) -> bool:
+        """Whether the output file already held the answer to this very request; if so, count it as skipped."""
+        known = self._done.get(custom_id)
+        if known is None or known != content_hash:
+            return False
+        self.tally.skipped += 1
+        return True
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Write one output line. It stands, after `close`, for all that the output file held under its id."""
+        self.tally.add(line)
+        self._needs_rewrite |= line["custom_id"] in self._done
+        if is_success(line):
+            self._output.append(line)
+        else:
+            self._errors.append(line)
+            self._dropped.add(line["custom_id"])
+
+    def refuse(self, bad: BadLine) -> None:
+        """Write the failure of an input line that was refused."""
+        line = failure_line(bad.failure())
+        if bad.error.code == DUPLICATE:  # the answer to the first line with this id is to stay
+            self.tally.add(line)
+            self._errors.append(line)
+        else:
+            self.write(line)
+
+    def sync(self) -> None:
+        """Force what was written to the disk."""
+        self._output.sync()
+        self._errors.sync()
+        self._synced = time.monotonic()
+
+    def sync_if_due(self) -> bool:
+        """`sync` if the last one was a second or more ago; says whether it did."""
+        if time.monotonic() - self._synced < SYNC_S:
+            return False
+        self.sync()
+        return True
+
+    def order_by(self, custom_ids: Sequence[str]) -> None:
+        """Have `close` rewrite the output file in this order; other ids follow behind."""
+        self._order = custom_ids
+
+    def close(self) -> None:
+        """Sync, and rewrite the output file where it is to be ordered or has stale lines."""
+        self._writers.close()
+        if self._needs_rewrite or self._order:
+            order_file(self._output_path, self._order, without=self._dropped)
+        if self.tally.failed == 0 and self._error_path.is_file():
+            self._error_path.unlink()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._writers.close()
+
+
+def _writer(path: Path, *, keep: bool) -> ResultWriter:
+    """A writer on the file as it is, or on the emptied file. Nothing is emptied that another run is using."""
+    writer = ResultWriter(path)
+    if keep or not path.is_file():
+        return writer
+    with writer:
+        os.truncate(path, 0)
+    return ResultWriter(path)

@@ -1,0 +1,91 @@
+"""A worker for tests that needs no model: takes jobs off the queue and ends them the way `mlxq.keys` says."""
+
+from __future__ import annotations
+
+import threading
+from base64 import b64encode
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+from redis import Redis
+from rq.job import Job
+
+from mlxq import keys
+from mlxq.contract import Choice, EosEntry, Failure, Request, Result, RunInfo, StopDetails, Usage
+from mlxq.openai import failure_line, parse_object, result_line
+
+EOS = EosEntry(id=2, token="<end>")
+
+
+def echo(request: Request, job_id: str) -> dict[str, Any]:
+    """Answers with the prompt, and ends with the EOS token."""
+    stop = StopDetails(type="eos_token", token_id=EOS.id, token=EOS.token, token_index=2)
+    text = str(request.prompt or (request.messages or ({},))[-1].get("content"))
+    result = Result(
+        custom_id=request.custom_id,
+        request_id=job_id,
+        endpoint=request.endpoint,
+        model="echo",
+        created=0,
+        choices=(Choice(index=0, text=text, finish_reason="stop", stop_reason=None, stop_details=stop),),
+        usage=Usage(prompt_tokens=5, completion_tokens=3),
+        run=RunInfo(eos=(EOS,), seed=1, content_hash=request.content_hash, queue_s=0, prefill_s=0, decode_s=0),
+    )
+    return result_line(result)
+
+
+def refuse(request: Request, job_id: str) -> dict[str, Any]:
+    """Fails every request as too long."""
+    failure = Failure(
+        custom_id=request.custom_id, request_id=job_id, code="prompt_too_long", message="too long", status_code=400
+    )
+    return failure_line(failure)
+
+
+class FakeWorker:
+    """A thread that answers with `answer` while the `with` block runs."""
+
+    def __init__(
+        self, url: str, answer: Callable[[Request, str], dict[str, Any]] = echo, *, queue: str = keys.DEFAULT_QUEUE
+    ) -> None:
+        self.custom_ids: list[str] = []
+        self._redis = Redis.from_url(url)
+        self._answer = answer
+        self._queue = queue
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._work)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._stopping.set()
+        self._thread.join()
+        self._redis.close()
+
+    def _work(self) -> None:
+        while not self._stopping.is_set():
+            job_id = self._redis.lpop(f"rq:queue:{self._queue}")
+            if isinstance(job_id, bytes):
+                self._run(Job.fetch(job_id.decode(), self._redis, "json"))
+            else:
+                self._stopping.wait(0.005)
+
+    def _run(self, job: Job) -> None:
+        request = parse_object(job.args[0], default_custom_id="missing").request
+        self.custom_ids.append(request.custom_id)
+        line = self._answer(request, job.id)
+        status = "finished" if line["error"] is None and line["response"]["status_code"] == 200 else "failed"
+        value = b64encode(msgspec.json.encode(line)).decode()
+        batch = job.meta["batch"]
+        with self._redis.pipeline() as pipe:
+            pipe.hset(job.key, "status", status)
+            pipe.xadd(f"rq:results:{job.id}", {"type": 1, "worker_name": "fake", "return_value": value})
+            pipe.xadd(keys.batch_events(batch), {"job": job.id, "status": status})
+            pipe.hincrby(keys.batch(batch), status, 1)
+            pipe.execute()

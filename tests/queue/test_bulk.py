@@ -1,0 +1,304 @@
+"""File in, file out: every input line is one output line, whatever fails, stops or is run again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from fake_worker import FakeWorker, echo, refuse
+from mlxq import keys
+from mlxq.bulk import collect, process
+from mlxq.client import Client
+from mlxq.contract import Request
+from mlxq.errors import InputFileError, QueueUnavailable
+from mlxq.files import BadLine, read_requests
+from mlxq.openai import ParsedLine, parse_line
+from mlxq.sink import Sink
+from mlxq.tally import Stop, Summary, Tally
+
+
+class Files:
+    """The three files of a run in a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.input = directory / "in.jsonl"
+        self.output = directory / "out.jsonl"
+        self.errors = directory / "out.errors.jsonl"
+
+    def write_input(self, *lines: dict[str, Any] | str) -> None:
+        texts = (line if isinstance(line, str) else json.dumps(line) for line in lines)
+        self.input.write_text("".join(f"{text}\n" for text in texts))
+
+    def write_numbered(self, count: int) -> None:
+        self.write_input(*(prompt(f"r{i}") for i in range(count)))
+
+    def answers(self) -> list[str]:
+        return self._custom_ids(self.output)
+
+    def failures(self) -> list[str]:
+        return self._custom_ids(self.errors)
+
+    def _custom_ids(self, path: Path) -> list[str]:
+        return [json.loads(line)["custom_id"] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def prompt(custom_id: str, text: str = "Say hello") -> dict[str, Any]:
+    return {"custom_id": custom_id, "prompt": text}
+
+
+def go_on(tally: Tally) -> bool:
+    return True
+
+
+def run(url: str, files: Files, **options: Any) -> Summary:
+    options.setdefault("on_turn", go_on)
+    return process(Client(url), read_requests(files.input), files.output, files.errors, **options)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+def test_every_line_is_answered_or_refused_in_one_of_two_files(redis_url: str, files: Files) -> None:
+    files.write_input(prompt("a"), "not json", prompt("b"), prompt("a"), {"custom_id": "c", "promt": "?"})
+    with FakeWorker(redis_url):
+        summary = run(redis_url, files)
+    assert sorted(files.answers()) == ["a", "b"]
+    assert sorted(files.failures()) == ["a", "c", "line-2"]
+    assert (summary.total, summary.succeeded, summary.failed) == (5, 2, 3)
+    assert dict(summary.error_codes) == {"invalid_json": 1, "duplicate_custom_id": 1, "unknown_field": 1}
+
+
+def test_the_summary_tells_stops_and_tokens(redis_url: str, files: Files) -> None:
+    files.write_numbered(4)
+    with FakeWorker(redis_url):
+        summary = run(redis_url, files)
+    assert summary.stops == (Stop("eos_token", "<end>", 4),)
+    assert (summary.prompt_tokens, summary.completion_tokens) == (20, 12)
+    assert summary.seconds > 0
+
+
+def test_failed_jobs_go_to_the_error_file_alone(redis_url: str, files: Files) -> None:
+    files.write_numbered(2)
+    with FakeWorker(redis_url, refuse):
+        summary = run(redis_url, files)
+    assert (files.answers(), sorted(files.failures())) == ([], ["r0", "r1"])
+    assert summary.error_codes == (("prompt_too_long", 2),)
+
+
+def test_without_failures_there_is_no_error_file(redis_url: str, files: Files) -> None:
+    files.write_numbered(1)
+    files.errors.write_text('{"custom_id": "old", "response": null, "error": {"code": "x"}}\n')
+    with FakeWorker(redis_url):
+        run(redis_url, files)
+    assert not files.errors.exists()
+
+
+def test_the_window_bounds_what_is_in_the_queue(redis_url: str, files: Files) -> None:
+    files.write_numbered(200)
+    seen: list[int] = []
+    read = 0
+
+    def counted(lines: Iterable[ParsedLine | BadLine]) -> Iterator[ParsedLine | BadLine]:
+        nonlocal read
+        for line in lines:
+            read += 1
+            yield line
+
+    def watch(tally: Tally) -> bool:
+        seen.append(tally.num_inflight)
+        assert read <= tally.num_done + 20
+        return True
+
+    with FakeWorker(redis_url):
+        lines = counted(read_requests(files.input))
+        process(Client(redis_url), lines, files.output, files.errors, max_inflight=20, on_turn=watch)
+    assert max(seen) == 20
+    assert len(files.answers()) == 200
+
+
+def test_redis_is_empty_of_jobs_afterwards(connection: Redis, redis_url: str, files: Files) -> None:
+    files.write_numbered(20)
+    with FakeWorker(redis_url):
+        run(redis_url, files)
+    [batch_id] = Client(redis_url).batch_ids()
+    left = {key.decode() for key in connection.scan_iter("*")}
+    assert left == {keys.BATCHES, keys.batch(batch_id), keys.batch_events(batch_id), "rq:queues"}
+    assert connection.xlen(keys.batch_events(batch_id)) == 0
+    assert Client(redis_url).batch(batch_id).counts().is_done
+
+
+def test_a_rerun_skips_what_is_answered_and_tries_failures_again(redis_url: str, files: Files) -> None:
+    def fail_r1(request: Request, job_id: str) -> dict[str, Any]:
+        return (refuse if request.custom_id == "r1" else echo)(request, job_id)
+
+    files.write_numbered(3)
+    with FakeWorker(redis_url, fail_r1):
+        run(redis_url, files)
+    assert files.failures() == ["r1"]
+
+    with FakeWorker(redis_url) as worker:
+        summary = run(redis_url, files)
+
+    assert worker.custom_ids == ["r1"]
+    assert (summary.skipped, summary.succeeded, summary.failed) == (2, 1, 0)
+    assert sorted(files.answers()) == ["r0", "r1", "r2"]
+    assert files.failures() == []
+
+
+def test_a_changed_request_is_answered_again_in_place_of_the_old_line(redis_url: str, files: Files) -> None:
+    files.write_input(prompt("a"), prompt("b"))
+    with FakeWorker(redis_url):
+        run(redis_url, files)
+        files.write_input(prompt("a", "Say goodbye"), prompt("b"))
+        summary = run(redis_url, files)
+    assert (summary.skipped, summary.succeeded) == (1, 1)
+    assert sorted(files.answers()) == ["a", "b"]
+    assert "Say goodbye" in files.output.read_text()
+
+
+@pytest.mark.parametrize("line", [prompt("a", "Say goodbye"), {"custom_id": "a", "promt": "?"}])
+def test_a_changed_request_that_now_fails_leaves_the_output(
+    redis_url: str,
+    files: Files,
+    line: dict[str, Any],
+) -> None:
+    files.write_input(prompt("a"), prompt("b"))
+    with FakeWorker(redis_url):
+        run(redis_url, files)
+    files.write_input(line, prompt("b"))
+    with FakeWorker(redis_url, refuse):
+        run(redis_url, files)
+    assert (files.answers(), files.failures()) == (["b"], ["a"])
+
+
+def test_two_lines_for_one_id_left_by_a_killed_run_become_one(redis_url: str, files: Files) -> None:
+    files.write_input(prompt("a"))
+    with FakeWorker(redis_url):
+        run(redis_url, files)
+    files.output.write_text(files.output.read_text() * 2)
+    run(redis_url, files)
+    assert files.answers() == ["a"]
+
+
+def test_without_resume_everything_runs_again(redis_url: str, files: Files) -> None:
+    files.write_numbered(2)
+    with FakeWorker(redis_url) as worker:
+        run(redis_url, files)
+        summary = run(redis_url, files, resume=False)
+    assert len(worker.custom_ids) == 4
+    assert (summary.skipped, summary.succeeded) == (0, 2)
+    assert sorted(files.answers()) == ["r0", "r1"]
+
+
+def test_ordered_output_is_in_the_order_of_the_input(redis_url: str, files: Files) -> None:
+    files.write_numbered(30)
+    queue = f"rq:queue:{keys.DEFAULT_QUEUE}"
+    reversed_once = False
+
+    def reverse_queue(tally: Tally) -> bool:
+        nonlocal reversed_once
+        with Redis.from_url(redis_url) as redis:
+            if not reversed_once and redis.llen(queue) == 30:
+                redis.lpush(queue, *redis.lpop(queue, 30))  # pushed one by one at the front: the last comes first
+                reversed_once = True
+                worker.__enter__()
+        return True
+
+    worker = FakeWorker(redis_url)
+    run(redis_url, files, ordered=True, on_turn=reverse_queue)
+    worker.__exit__(None, None, None)
+    assert worker.custom_ids == [f"r{i}" for i in reversed(range(30))]
+    assert files.answers() == [f"r{i}" for i in range(30)]
+
+
+def test_a_stopped_run_keeps_what_has_ended_and_a_rerun_does_the_rest(redis_url: str, files: Files) -> None:
+    files.write_numbered(50)
+
+    def slowly(request: Request, job_id: str) -> dict[str, Any]:
+        time.sleep(0.005)
+        return echo(request, job_id)
+
+    with FakeWorker(redis_url, slowly):
+        first = run(redis_url, files, on_turn=lambda tally: tally.succeeded < 5)
+        kept = len(files.answers())
+    assert first.interrupted
+    assert 5 <= kept == first.succeeded < 50
+    assert files.failures() == []
+    assert Client(redis_url).queue_length() == 0
+
+    with FakeWorker(redis_url):
+        second = run(redis_url, files)
+    assert (second.skipped, second.succeeded, second.interrupted) == (kept, 50 - kept, False)
+    assert sorted(files.answers()) == sorted(f"r{i}" for i in range(50))
+
+
+def test_what_on_turn_raises_ends_the_run_after_collecting(redis_url: str, files: Files) -> None:
+    def fail_later(tally: Tally) -> bool:
+        if tally.succeeded >= 3:
+            raise RuntimeError("the worker died")
+        return True
+
+    files.write_numbered(3)
+    with FakeWorker(redis_url), pytest.raises(RuntimeError, match="the worker died"):
+        run(redis_url, files, on_turn=fail_later)
+    assert len(files.answers()) == 3
+
+
+def test_answers_are_on_the_disk_before_their_jobs_are_deleted(
+    connection: Redis,
+    redis_url: str,
+    files: Files,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    order: list[str] = []
+    monkeypatch.setattr("mlxq.sink.Sink.sync", lambda self: order.append("sync"))
+    monkeypatch.setattr("mlxq.answers.Collector.forget", lambda self, answers: order.append("forget"))
+    files.write_numbered(1)
+    with FakeWorker(redis_url):
+        run(redis_url, files)
+    assert order == ["sync", "forget"]
+
+
+def test_two_runs_do_not_share_an_output_file(redis_url: str, files: Files) -> None:
+    files.write_numbered(1)
+    with Sink(files.output, files.errors), pytest.raises(InputFileError, match="another run"):
+        run(redis_url, files)
+
+
+def test_a_lost_redis_ends_the_run_with_its_address(files: Files) -> None:
+    files.write_numbered(1)
+    with pytest.raises(QueueUnavailable, match="localhost:1"):
+        run("redis://localhost:1", files)
+
+
+def test_collecting_takes_what_has_ended_so_far(redis_url: str, files: Files) -> None:
+    batch = Client(redis_url).submit([parse_line('{"prompt": "Say hello"}', default_custom_id="a")], sealed=False)
+    with FakeWorker(redis_url):
+        batch_end = time.monotonic() + 10
+        while batch.counts().num_ended < 1 and time.monotonic() < batch_end:
+            time.sleep(0.01)
+    summary = collect(batch, files.output, files.errors, on_turn=go_on)
+    assert (files.answers(), summary.interrupted) == (["a"], True)
+
+    batch.seal()
+    again = collect(batch, files.output, files.errors, on_turn=go_on)
+    assert (files.answers(), again.skipped, again.interrupted) == (["a"], 1, False)
+
+
+def test_following_a_batch_ends_when_it_is_done(redis_url: str, files: Files) -> None:
+    files.write_numbered(20)
+    lines = [line for line in read_requests(files.input) if isinstance(line, ParsedLine)]
+    batch = Client(redis_url).submit(lines)
+    with FakeWorker(redis_url):
+        summary = collect(batch, files.output, files.errors, on_turn=go_on, follow=True, ordered=True)
+    assert files.answers() == [f"r{i}" for i in range(20)]
+    assert (summary.succeeded, summary.interrupted) == (20, False)
+    assert batch.counts().total == 20
