@@ -19,7 +19,7 @@ import pytest
 
 from mlxq import files, openai
 from mlxq.errors import ConfigError, InputFileError
-from mlxq.files import BadLine, ResultWriter, load_done, order_file, read_requests, refuse_same_file
+from mlxq.files import BadLine, ResultWriter, count_lines, load_done, order_file, read_requests, refuse_same_file
 from mlxq.openai import ParsedLine
 
 
@@ -185,6 +185,15 @@ def test_a_file_that_can_not_be_read_is_named(name: str, tmp_path: Path) -> None
 def test_a_bad_default_is_reported_once_for_all(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="top_p"):
         next(read_requests(request_file(tmp_path, '{"prompt": "a"}'), defaults={"top_p": 7}))
+
+
+@pytest.mark.parametrize(("content", "count"), [("", 0), ("a", 1), ("a\n", 1), ("a\n\nb", 3)])
+def test_lines_are_counted_with_or_without_a_last_newline(content: str, count: int, tmp_path: Path) -> None:
+    assert count_lines(request_file(tmp_path, content)) == count
+
+
+def test_what_is_no_regular_file_has_no_line_count() -> None:
+    assert count_lines("/dev/null") is None
 
 
 # --- Results out ----------------------------------------------------------------------------------------------
@@ -389,6 +398,12 @@ def test_of_several_lines_for_one_id_the_last_is_kept(tmp_path: Path) -> None:
     order_file(path, ["b", "a"])
     assert ids_in(path) == ["b", "a"]
     assert load_done(path) == {"b": "h", "a": "new"}
+
+
+def test_lines_may_be_left_out(tmp_path: Path) -> None:
+    path = written(tmp_path / "out.jsonl", "c", "b", "a")
+    order_file(path, ["a", "b"], without={"b", "c"})
+    assert ids_in(path) == ["a"]
 
 
 def test_a_link_stays_a_link_when_its_file_is_ordered(tmp_path: Path) -> None:

@@ -673,6 +673,8 @@ def test_the_helpers_read_output_lines_back() -> None:
     assert [openai.custom_id_of(line) for line in lines] == ["a", "b", "c"]
     assert [openai.is_success(line) for line in lines] == [True, False, False]
     assert [openai.content_hash_of(line) for line in lines] == ["abc", None, None]
+    assert [openai.error_code_of(line) for line in lines] == [None, "c", "c"]
+    assert [openai.usage_of(line) for line in lines] == [(2, 4), (0, 0), (0, 0)]
     assert [[details["type"] for details in openai.stop_details_of(line)] for line in lines] == [
         ["stop_token"],
         [],
@@ -686,3 +688,5 @@ def test_the_helpers_make_nothing_of_foreign_lines(line: Any) -> None:
     assert not openai.is_success(line)
     assert openai.content_hash_of(line) is None
     assert openai.stop_details_of(line) == ()
+    assert openai.error_code_of(line) is None
+    assert openai.usage_of(line) == (0, 0)

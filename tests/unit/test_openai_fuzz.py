@@ -156,3 +156,5 @@ def test_the_readers_of_output_lines_never_fail(value: Any) -> None:
     openai.is_success(value)
     openai.content_hash_of(value)
     openai.stop_details_of(value)
+    openai.error_code_of(value)
+    openai.usage_of(value)
