@@ -1,4 +1,4 @@
-"""Loads OpenBLAS before anything imports mlx, as the Linux wheel's own BLAS is some fifty times slower; and the fixtures."""
+"""Loads OpenBLAS before anything imports mlx, as the Linux wheel's own is fifty times slower; names the fixtures."""
 
 from __future__ import annotations
 
