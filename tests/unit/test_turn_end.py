@@ -62,6 +62,18 @@ TEMPLATES = {
         each_message("<|{{ m.role }}|>{{ m.content }}", after="<|user|>"),
         None,
     ),
+    "no end token, then a header like the one that the text starts with": (
+        each_message("[INST]{{ m.role }}[/INST]{{ m.content }}", before="<s>", after="[INST]"),
+        None,
+    ),
+    "no end token, then a header like the one of the generation prompt": (
+        each_message(
+            "[INST]{{ m.role }}[/INST]{{ m.content }}",
+            before="<s>Be kind.",
+            after="{% if add_generation_prompt or messages[-1].role == 'assistant' %}[INST]{% endif %}",
+        ),
+        None,
+    ),
     "no end token, then the start of a text": (each_message("{{ m.role }}: {{ m.content }}<s>"), None),
     "a template that always fails": ("{{ raise_exception('never') }}", None),
     "a template that divides by zero": ("{{ 1 // 0 }}", None),
