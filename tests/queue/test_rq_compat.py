@@ -1,0 +1,186 @@
+"""Stock RQ around real worker processes: its command line, its monitoring, and what a kill -9 leaves."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from rq.job import Job
+from rq.worker import Worker
+
+from mlxq.jobs import generate
+from redis_fixture import connection, redis_server_url, redis_url  # noqa: F401 - fixtures
+from worker_helpers import DEADLINE_S, answer, enqueue_plain, events, queue_of, submit, wait_until
+
+TESTS = Path(__file__).parents[1]
+RQ = [sys.executable, "-m", "rq.cli"]
+
+
+def environment(**variables: str) -> dict[str, str]:
+    path = os.pathsep.join(filter(None, [str(TESTS), *sys.path]))
+    return os.environ | {"PYTHONPATH": path, "MLXQ_MODEL": "fake", "MLXQ_MAX_NUM_SEQS": "4", **variables}
+
+
+@contextmanager
+def rq_worker(url: str, *options: str, kind: str = "SlowWorker", **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """``rq worker -w fake_engine.{kind}`` as a process of its own; killed in the end if it still runs."""
+    command = [*RQ, "worker", "-u", url, "-w", f"fake_engine.{kind}", "--serializer", "json", *options, "mlxq"]
+    process = subprocess.Popen(
+        command, env=environment(**variables), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=DEADLINE_S)
+
+
+def rq(url: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [*RQ, *arguments, "-u", url],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=True,
+    )
+    return done.stdout
+
+
+def test_the_function_that_jobs_name_says_how_to_run_them() -> None:
+    with pytest.raises(RuntimeError, match="mlxq worker"):
+        generate({})
+
+
+def test_stock_rq_worker_runs_ours_to_the_end_of_the_queue(connection: Redis, redis_url: str) -> None:  # noqa: F811
+    job = enqueue_plain(connection)
+
+    with rq_worker(redis_url, "--burst", kind="FakeWorker") as process:
+        output, _ = process.communicate(timeout=DEADLINE_S)
+
+    assert process.returncode == 0, output
+    line = Job.fetch(job.id, connection=connection, serializer="json").return_value()
+    assert line is not None
+    assert line["custom_id"] == "plain"
+    assert "hello" not in output
+
+
+def test_the_worker_class_can_be_named_by_its_package(connection: Redis, redis_url: str) -> None:  # noqa: F811
+    command = [*RQ, "worker", "-u", redis_url, "-w", "mlxq_worker.BatchWorker", "-S", "json", "--burst", "mlxq"]
+
+    done = subprocess.run(
+        command,
+        env=environment(MLXQ_MODEL="/no/such/model"),
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+    assert done.returncode == 1
+    assert "/no/such/model" in done.stderr
+
+
+def test_a_bad_variable_is_named(redis_url: str) -> None:  # noqa: F811
+    with rq_worker(redis_url, "--burst", MLXQ_LEASE_S="soon") as process:
+        output, _ = process.communicate(timeout=DEADLINE_S)
+
+    assert process.returncode == 1
+    assert "MLXQ_LEASE_S must be a number of seconds, not 'soon'" in output
+
+
+def test_rq_info_and_worker_all_show_what_a_busy_worker_does(connection: Redis, redis_url: str) -> None:  # noqa: F811
+    batch = submit(connection, *("slow" for _ in range(20)), max_tokens=100_000)
+
+    with rq_worker(redis_url, "--name", "busy-bee", kind="FakeWorker"):
+        wait_until(lambda: connection.zcard("rq:wip:mlxq") == 8, "a full worker")
+        wait_until(lambda: connection.hget("rq:worker:busy-bee", "state") == b"busy", "the state")
+        info = rq(redis_url, "info")
+        [worker] = Worker.all(connection=connection, serializer="json")
+        executions = worker.get_current_executions()
+
+    assert re.search(r"^mlxq .* 12, 8 executing, 0 finished, 0 failed$", info, re.MULTILINE), info
+    assert re.search(r"busy-bee .*: busy mlxq\.", info), info
+    assert len(executions) == 8
+    assert {execution.job_id for execution in executions} == {batch.job_id(f"r{i}") for i in range(8)}
+
+
+def test_sigterm_returns_what_has_not_ended_and_exits_cleanly(connection: Redis, redis_url: str) -> None:  # noqa: F811
+    batch = submit(connection, *("slow" for _ in range(12)), max_tokens=100_000)
+
+    with rq_worker(redis_url, MLXQ_GRACE_S="0.2") as process:
+        wait_until(lambda: connection.zcard("rq:wip:mlxq") == 8, "a full worker")
+        process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=DEADLINE_S)
+
+    assert process.returncode == 0, output
+    assert queue_of(connection).job_ids == [batch.job_id(f"r{i}") for i in range(12)]
+    assert connection.smembers("rq:workers") == set()
+
+
+def test_killing_one_of_two_workers_loses_nothing_and_doubles_nothing(connection: Redis, redis_url: str) -> None:  # noqa: F811
+    batch = submit(connection, *("hello" for _ in range(60)), max_tokens=5)
+    short = {"MLXQ_LEASE_S": "2", "MLXQ_MAINTENANCE_S": "0.5"}
+
+    with rq_worker(redis_url, "--name", "victim", **short) as victim:
+        wait_until(lambda: batch.counts().num_finished >= 4, "the victim to work")
+        wait_until(lambda: connection.zcard("rq:wip:mlxq") >= 4, "the victim to hold jobs")
+        victim.kill()
+        held = connection.zcard("rq:wip:mlxq")
+        with rq_worker(redis_url, "--name", "survivor", **short):
+            wait_until(lambda: batch.counts().num_ended == 60, "all jobs")
+
+    assert held > 0
+    assert batch.counts().num_finished == 60
+    assert sorted(events(connection, batch).values()) == [1] * 60
+    assert len(list(batch.as_completed())) == 60
+
+
+def test_a_job_that_kills_its_worker_three_times_fails_and_its_neighbours_finish(
+    connection: Redis,  # noqa: F811
+    redis_url: str,  # noqa: F811
+) -> None:
+    batch = submit(connection, "one", "die", "three", "four")
+    short = {"MLXQ_LEASE_S": "1", "MLXQ_MAINTENANCE_S": "0.2"}
+    deadline = time.monotonic() + DEADLINE_S
+
+    while batch.counts().num_ended != 4:
+        assert time.monotonic() < deadline, batch.counts()
+        with rq_worker(redis_url, kind="FakeWorker", **short) as process:
+            wait_until(lambda: process.poll() is not None or batch.counts().num_ended == 4, "a death or the end")
+
+    answers = {found.custom_id: found for found in batch.as_completed()}
+    assert [name for name, found in answers.items() if found.status == "failed"] == ["r1"]
+    assert answer(connection, batch.job_id("r1"))["error"]["code"] == "worker_crashed"
+
+
+def test_a_worker_ends_when_its_parent_is_gone(connection: Redis, redis_url: str) -> None:  # noqa: F811
+    submit(connection, "slow", max_tokens=100_000)
+    script = (
+        "import os, sys; from redis import Redis; from fake_engine import SlowWorker;"
+        "from mlxq_worker.config import WorkerConfig;"
+        "config = WorkerConfig(model='fake', grace_s=0.1, parent_pid=int(sys.argv[2]));"
+        "SlowWorker(['mlxq'], connection=Redis.from_url(sys.argv[1]), serializer='json', config=config).work()"
+    )
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as parent:
+        process = subprocess.Popen([sys.executable, "-c", script, redis_url, str(parent.pid)], env=environment())
+        try:
+            wait_until(lambda: connection.zcard("rq:wip:mlxq") == 1, "the worker to work")
+            parent.kill()
+            parent.wait(DEADLINE_S)
+            process.wait(DEADLINE_S)
+        finally:
+            process.kill()
+            process.wait(DEADLINE_S)
+
+    assert process.returncode == 0
+    assert queue_of(connection).count == 1

@@ -1,0 +1,102 @@
+"""The worker's configuration: read from the environment in one place, checked when built."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError
+
+import pytest
+
+from mlxq.errors import ConfigError
+from mlxq_worker.config import EngineConfig, WorkerConfig
+
+
+def test_the_defaults_are_those_of_the_documentation() -> None:
+    config = WorkerConfig.from_env({"MLXQ_MODEL": "demo"})
+
+    assert (config.queues, config.url) == (("mlxq",), "redis://localhost:6379/0")
+    assert (config.engine.max_num_seqs, config.max_held) == (32, 64)
+    assert (config.default_max_tokens, config.lease_s, config.grace_s) == (2048, 90.0, 30.0)
+
+
+def test_every_variable_reaches_its_field() -> None:
+    config = WorkerConfig.from_env(
+        {
+            "MLXQ_MODEL": "m",
+            "MLXQ_QUEUE": "fast slow",
+            "MLXQ_URL": "redis://here:1/0",
+            "MLXQ_BURST": "yes",
+            "MLXQ_MAX_NUM_SEQS": "8",
+            "MLXQ_PREFILL_CHUNK": "256",
+            "MLXQ_DEFAULT_MAX_TOKENS": "10",
+            "MLXQ_EXTRA_EOS_TOKEN": "<a> <b>",
+            "MLXQ_ALLOW_NO_EOS": "1",
+            "MLXQ_CLAIM_AHEAD": "3",
+            "MLXQ_LEASE_S": "4.5",
+            "MLXQ_GRACE_S": "0",
+            "MLXQ_MAINTENANCE_S": "7",
+        }
+    )
+
+    assert config == WorkerConfig(
+        model="m",
+        queues=("fast", "slow"),
+        url="redis://here:1/0",
+        burst=True,
+        default_max_tokens=10,
+        extra_eos_tokens=("<a>", "<b>"),
+        allow_no_eos=True,
+        claim_ahead=3,
+        lease_s=4.5,
+        grace_s=0.0,
+        maintenance_s=7.0,
+        engine=EngineConfig(max_num_seqs=8, prefill_chunk=256),
+    )
+
+
+def test_redis_url_is_honoured_unless_there_is_a_more_specific_one() -> None:
+    env = {"MLXQ_MODEL": "m", "REDIS_URL": "redis://general"}
+
+    assert WorkerConfig.from_env(env).url == "redis://general"
+    assert WorkerConfig.from_env(env | {"MLXQ_URL": "redis://specific"}).url == "redis://specific"
+
+
+def test_given_values_win_and_none_is_not_given() -> None:
+    env = {"MLXQ_MODEL": "m", "MLXQ_MAX_NUM_SEQS": "8", "MLXQ_GRACE_S": "9"}
+
+    config = WorkerConfig.from_env(env, max_num_seqs=4, grace_s=None)
+
+    assert (config.engine.max_num_seqs, config.grace_s) == (4, 9.0)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("MLXQ_MAX_NUM_SEQS", "many"),
+        ("MLXQ_MAX_NUM_SEQS", "0"),
+        ("MLXQ_PREFILL_CHUNK", "-1"),
+        ("MLXQ_LEASE_S", "soon"),
+        ("MLXQ_LEASE_S", "0.1"),
+        ("MLXQ_LEASE_S", "nan"),
+        ("MLXQ_GRACE_S", "-1"),
+        ("MLXQ_GRACE_S", "nan"),
+        ("MLXQ_MAINTENANCE_S", "0"),
+        ("MLXQ_BURST", "maybe"),
+        ("MLXQ_CLAIM_AHEAD", "0"),
+        ("MLXQ_DEFAULT_MAX_TOKENS", "1.5"),
+    ],
+)
+def test_a_bad_value_is_an_error_that_names_its_variable(variable: str, value: str) -> None:
+    with pytest.raises(ConfigError, match=variable):
+        WorkerConfig.from_env({"MLXQ_MODEL": "m", variable: value})
+
+
+def test_a_missing_model_is_an_error_that_says_how_to_name_one() -> None:
+    with pytest.raises(ConfigError, match="MLXQ_MODEL"):
+        WorkerConfig.from_env({})
+
+
+def test_a_configuration_never_changes() -> None:
+    config = WorkerConfig(model="m")
+
+    with pytest.raises(FrozenInstanceError):
+        config.model = "other"  # type: ignore[misc]

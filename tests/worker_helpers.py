@@ -1,0 +1,64 @@
+"""What the tests of the worker share: jobs in a queue, and waiting with a deadline."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from redis import Redis
+from rq.job import Job
+from rq.queue import Queue
+
+from mlxq import keys
+from mlxq.batch import Batch
+from mlxq.client import Client
+from mlxq.openai import text_request
+
+DEADLINE_S = 20.0
+
+
+def submit(connection: Redis, *prompts: str, **body: Any) -> Batch:
+    """A batch of completions; `r0`, `r1`, ... are their custom ids."""
+    lines = [text_request(prompt, custom_id=f"r{i}", defaults=body) for i, prompt in enumerate(prompts)]
+    return Client(connection).submit(lines)
+
+
+def queue_of(connection: Redis) -> Queue:
+    return Queue(keys.DEFAULT_QUEUE, connection=connection, serializer="json")
+
+
+def enqueue_plain(connection: Redis, prompt: str = "hello", **options: Any) -> Job:
+    """A job by RQ's own means: no batch, RQ's defaults."""
+    line = {"custom_id": "plain", "url": "/v1/completions", "body": {"prompt": prompt}}
+    return queue_of(connection).enqueue(keys.FUNCTION_NAME, line, **options)
+
+
+def fetch(connection: Redis, job_id: str) -> Job:
+    return Job.fetch(job_id, connection=connection, serializer="json")
+
+
+def status(connection: Redis, job_id: str) -> str:
+    return str(fetch(connection, job_id).get_status().value)
+
+
+def answer(connection: Redis, job_id: str) -> dict[str, Any]:
+    """The output line, whatever the result's type."""
+    result = fetch(connection, job_id).latest_result()
+    assert result is not None
+    line: dict[str, Any] = result.return_value
+    return line
+
+
+def events(connection: Redis, batch: Batch) -> Counter[str]:
+    """How often each job of the batch has ended, as ``job:status``."""
+    entries = connection.xrange(keys.batch_events(batch.id))
+    return Counter(f"{fields[b'job'].decode()}:{fields[b'status'].decode()}" for _, fields in entries)
+
+
+def wait_until(condition: Callable[[], object], what: str) -> None:
+    deadline = time.monotonic() + DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {DEADLINE_S:.0f} s in vain: {what}"
+        time.sleep(0.02)
