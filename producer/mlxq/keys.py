@@ -18,6 +18,13 @@ Beside them stand, per batch:
         job                         str     job id
         status                      str     finished | failed | cancelled
 
+RQ's hash of a job has these fields more:
+
+    rq:job:{job}                    hash
+        mlxq_strikes                int     times a step raised or a worker died while it held the job
+        mlxq_outcome                str     finished | failed | cancelled: what its batch has counted it as
+        mlxq_ended_by               str     the execution that wrote that end
+
 A job's answer, good or bad, is the newest entry of RQ's ``rq:results:{job}``: its `return_value` is the output
 line (an object with ``id``, ``custom_id``, ``response``, ``error``); a failed job has it beside RQ's `exc_string`.
 A job that somebody else ended (stock RQ maintenance, `rq` commands) has no event; collectors look such jobs up.
