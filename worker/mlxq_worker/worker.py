@@ -16,6 +16,7 @@ from dataclasses import replace
 from types import FrameType
 from typing import Any
 
+from redis.exceptions import RedisError
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT, DEFAULT_RESULT_TTL
 from rq.logutils import setup_loghandlers
 from rq.serializers import JSONSerializer
@@ -95,12 +96,18 @@ class BatchWorker(BaseWorker):
         try:
             return self._serve(config)
         finally:
-            self.register_death()  # type: ignore[no-untyped-call]
+            self._die()
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """Signal handler: the first signal stops in peace, the next one at once."""
         self._num_stop_signals += 1
         self._channel.to_decode.put(Wake())
+
+    def _die(self) -> None:
+        try:
+            self.register_death()  # type: ignore[no-untyped-call]
+        except RedisError as error:
+            logger.warning("Worker %s could not sign off, its entry will expire: %s", self.name, error)
 
     def _install_signal_handlers(self) -> None:
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from mlxq.errors import MlxqError
+from mlxq.errors import ConfigError, MlxqError
 
 
 @click.command()
@@ -75,6 +75,8 @@ def worker(log_level: str, queues: tuple[str, ...], extra_eos_tokens: tuple[str,
         connection = connect(config.url)
         with queue_errors(connection):
             batch_worker = BatchWorker(list(config.queues), connection=connection, serializer="json", config=config)
-        batch_worker.work(logging_level=log_level.upper())
+            batch_worker.work(logging_level=log_level.upper())
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
     except MlxqError as error:
         raise click.ClickException(str(error)) from error
