@@ -1,0 +1,58 @@
+"""The README says what is there: its commands, options, fields and reasons are looked up in the code."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import get_args
+
+import click
+import pytest
+
+from mlxq.cli import COMMANDS
+from mlxq.contract import FINISH_REASONS, StopType
+from mlxq.fields import FIELDS
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+
+NOT_PRODUCED_YET = frozenset({"repetition", "tool_call", "error"})
+"""Reasons to stop that the contract has a word for, and no engine gives so far."""
+
+
+def flags_of(command: str) -> set[str]:
+    parameters = COMMANDS[command].load().params
+    return {flag for parameter in parameters if isinstance(parameter, click.Option) for flag in parameter.opts}
+
+
+def shown_calls() -> list[tuple[str, set[str]]]:
+    """Every call of mlxq in the README's code: the command, and the flags it is given."""
+    spans = [*re.findall(r"`(mlxq [^`\n]+)`", README), *re.findall(r"^(mlxq [^#\n]+)", README, re.MULTILINE)]
+    calls = [(span.split()[1], set(re.findall(r"(?<!\S)--?[a-z][a-z-]*", span))) for span in spans]
+    return [(command, flags) for command, flags in calls if command in COMMANDS or flags]
+
+
+def test_every_command_is_shown() -> None:
+    assert {command for command, _ in shown_calls()} == set(COMMANDS)
+
+
+@pytest.mark.parametrize(("command", "flags"), shown_calls())
+def test_every_call_that_is_shown_has_flags_that_exist(command: str, flags: set[str]) -> None:
+    assert flags <= flags_of(command)
+
+
+def test_every_flag_that_is_mentioned_belongs_to_some_command() -> None:
+    mentioned = set(re.findall(r"`(--[a-z-]+)", README))
+
+    assert len(mentioned) > 5
+    assert mentioned <= set().union(*map(flags_of, COMMANDS))
+
+
+def test_every_field_that_is_honoured_is_listed() -> None:
+    honoured = {field.name for field in FIELDS.values() if field.check is not None}
+
+    assert honoured <= set(re.findall(r"`(\w+)`", README))
+
+
+@pytest.mark.parametrize("stop_type", sorted(set(get_args(StopType)) - NOT_PRODUCED_YET))
+def test_every_reason_to_stop_is_explained_with_its_finish_reason(stop_type: StopType) -> None:
+    assert f"| `{stop_type}` | `{FINISH_REASONS[stop_type]}` |" in README
