@@ -403,10 +403,24 @@ def stop_details_of(line: Any) -> tuple[dict[str, Any], ...]:
     return tuple(detail for detail in details if isinstance(detail, dict))
 
 
+def texts_of(line: Any) -> tuple[str, ...]:
+    """The text of every choice of an output line."""
+    choices = _at(line, "response", "body", "choices")
+    paths = (("message", "content"), ("text",))
+    values = (_at(choice, *path) for choice in choices for path in paths) if isinstance(choices, list) else ()
+    return tuple(value for value in values if isinstance(value, str))
+
+
 def error_code_of(line: Any) -> str | None:
     """The code of the error that an output line holds; `None` for one that holds an answer."""
     code = _at(line, "error", "code") or _at(line, "response", "body", "error", "code")
     return code if isinstance(code, str) else None
+
+
+def error_message_of(line: Any) -> str | None:
+    """The message of the error that an output line holds; `None` for one that holds an answer."""
+    message = _at(line, "error", "message") or _at(line, "response", "body", "error", "message")
+    return message if isinstance(message, str) else None
 
 
 def usage_of(line: Any) -> tuple[int, int]:
