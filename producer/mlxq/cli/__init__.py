@@ -1,1 +1,44 @@
-"""The `mlxq` command line."""
+"""The `mlxq` command line: which commands there are, one sentence each.
+
+Knows where commands live, not what they do: each is imported when it is called, so `mlxq --help` costs no more
+than click.
+"""
+
+from __future__ import annotations
+
+import click
+
+from mlxq.cli.lazy import Entry, LazyGroup
+
+COMMANDS = {
+    "run": Entry("mlxq_worker.commands.run:run", "Answer a file of requests: queue, worker and results in one."),
+    "enqueue": Entry("mlxq.cli.enqueue:enqueue", "Put requests in the queue and print their batch id."),
+    "worker": Entry("mlxq_worker.commands.worker:worker", "Serve queues with a model until stopped."),
+    "status": Entry("mlxq.cli.status:status", "Show batches: how far, how fast, and why answers stopped."),
+    "collect": Entry("mlxq.cli.collect:collect", "Write a batch's answers to a file."),
+    "cancel": Entry("mlxq.cli.cancel:cancel", "Cancel a batch or a single job."),
+    "eos": Entry("mlxq_worker.commands.eos:eos", "Print the tokens that end a model's answers."),
+}
+
+
+def _print_version(ctx: click.Context, _param: click.Parameter, asked: bool) -> None:
+    if asked and not ctx.resilient_parsing:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            click.echo(f"mlxq {version('mlxq')}")
+        except PackageNotFoundError:
+            click.echo("mlxq, not installed: run from its source tree")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, entries=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_print_version, help="Print the version."
+)
+def main() -> None:
+    """Run LLM prompts in bulk through a Redis queue, on Apple silicon.
+
+    Data goes to stdout or files, everything else to stderr. Every option can be given as a variable, MLXQ_ and its
+    name. Exit codes: 0 all good, 1 some requests failed, 2 wrong usage.
+    """

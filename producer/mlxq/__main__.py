@@ -1,0 +1,5 @@
+"""`python -m mlxq` is `mlxq`."""
+
+from mlxq.cli import main
+
+main(prog_name="mlxq")

@@ -1,0 +1,29 @@
+"""`mlxq cancel`: ends what waits, and has workers drop what runs."""
+
+from __future__ import annotations
+
+import click
+
+from mlxq.cli import options
+from mlxq.client import Client
+from mlxq.connect import DEFAULT_URL
+from mlxq.errors import BatchNotFound
+
+
+@click.command(context_settings=options.SETTINGS)
+@click.argument("target", metavar="BATCH|JOB")
+@options.url
+def cancel(target: str, url: str | None) -> None:
+    """Cancel a batch or a single job. Partial answers of running requests are kept."""
+    client = Client(url or DEFAULT_URL)
+    if target in client.batch_ids():
+        num_ended = client.batch(target).cancel()
+        click.echo(f"batch {target} is cancelled: {num_ended:,} waiting requests ended", err=True)
+        return
+    try:
+        was_running = client.batch_of(target).cancel_job(target)
+    except BatchNotFound:
+        raise BatchNotFound(f"there is no batch or job {target!r} in this Redis") from None
+    if not was_running:
+        raise click.ClickException(f"job {target} has already ended")
+    click.echo(f"job {target} is cancelled", err=True)

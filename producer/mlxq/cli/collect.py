@@ -1,0 +1,43 @@
+"""`mlxq collect`: a batch's answers into a file, now or until the batch is done."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mlxq import bulk
+from mlxq.cli import options
+from mlxq.cli.progress import progress
+from mlxq.cli.report import finish
+from mlxq.cli.signals import StopRequest
+from mlxq.client import Client
+from mlxq.connect import DEFAULT_URL
+from mlxq.files import refuse_same_file
+from mlxq.sink import default_error_file
+from mlxq.tally import Tally
+
+
+@click.command(context_settings=options.SETTINGS)
+@click.argument("batch_id", metavar="BATCH")
+@options.output
+@options.error_file
+@click.option("--follow", is_flag=True, help="Wait for the rest of the batch.")
+@options.ordered
+@options.url
+def collect(batch_id: str, output: Path, error_file: Path | None, follow: bool, ordered: bool, url: str | None) -> None:
+    """Write the answers of BATCH to a file; run it again for those that ended since."""
+    error_file = error_file or default_error_file(output)
+    refuse_same_file({"--output": output, "--error-file": error_file})
+    batch = Client(url or DEFAULT_URL).batch(batch_id)
+    counts = batch.counts()
+    with StopRequest() as stop, progress(counts.total if counts.sealed else None) as display:
+
+        def on_turn(tally: Tally) -> bool:
+            display.update(tally)
+            return not stop
+
+        summary = bulk.collect(batch, output, error_file, on_turn=on_turn, follow=follow, ordered=ordered)
+    if summary.interrupted:
+        click.echo("The batch is not done; run the same command again for the rest.", err=True)
+    finish(summary)

@@ -1,0 +1,112 @@
+"""`mlxq enqueue`: requests from a file, or one from the command line, into the queue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlxq.cli import options
+from mlxq.client import Batch, Client
+from mlxq.connect import DEFAULT_URL
+from mlxq.errors import QueueUnavailable
+from mlxq.files import BadLine, read_requests
+from mlxq.openai import ParsedLine, error_message_of, text_request, texts_of
+
+
+@click.command(context_settings=options.SETTINGS)
+@click.option(
+    "-i",
+    "--input",
+    "input_path",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help=options.input_help,
+)
+@click.option("--prompt", help="One prompt, instead of a file.")
+@click.option("--wait", is_flag=True, help="With --prompt: wait for the answer and print it.")
+@click.option("--max-tokens", type=click.IntRange(1), help="The same as --set max_tokens=N.")
+@click.option("--batch-id", help="Complete this batch instead of making a new one.")
+@options.chat
+@options.settings
+@options.allow_unknown_params
+@options.url
+@options.queue
+def enqueue(
+    input_path: Path | None,
+    prompt: str | None,
+    wait: bool,
+    max_tokens: int | None,
+    batch_id: str | None,
+    chat: bool,
+    defaults: dict[str, Any],
+    allow_unknown_params: bool,
+    url: str | None,
+    queue: str,
+) -> None:
+    """Put requests in the queue and print the batch id.
+
+    Enqueuing the same file again under the same --batch-id adds only what is missing. Lines that can't be used are
+    named on stderr and left out.
+    """
+    _check_usage(input_path, prompt, wait)
+    if max_tokens is not None:
+        defaults = {**defaults, "max_tokens": max_tokens}
+    client = Client(url or DEFAULT_URL, queue)
+    if prompt is not None:
+        line = text_request(prompt, custom_id="prompt", chat=chat, defaults=defaults)
+        batch = client.submit([line], batch_id)
+        if wait:
+            _print_answer(client, batch)
+        else:
+            click.echo(batch.id)
+    elif input_path is not None:
+        lines = read_requests(input_path, chat_text=chat, allow_unknown=allow_unknown_params, defaults=defaults)
+        _enqueue_file(client.open(batch_id), _GoodLines(lines))
+
+
+def _check_usage(input_path: Path | None, prompt: str | None, wait: bool) -> None:
+    if (input_path is None) == (prompt is None):
+        raise click.UsageError("give either --input or --prompt")
+    if wait and prompt is None:
+        raise click.UsageError("--wait goes with --prompt; for a file, use `mlxq collect --follow`")
+
+
+class _GoodLines:
+    """The usable lines; the others are named on stderr as they come."""
+
+    def __init__(self, lines: Iterator[ParsedLine | BadLine]) -> None:
+        self._lines = lines
+        self.num_bad = 0
+
+    def __iter__(self) -> Iterator[ParsedLine]:
+        for line in self._lines:
+            if isinstance(line, ParsedLine):
+                yield line
+            else:
+                self.num_bad += 1
+                field = f"{line.error.param}: " if line.error.param else ""
+                click.echo(f"line {line.line_number}: {field}{line.error.message}", err=True)
+
+
+def _enqueue_file(batch: Batch, lines: _GoodLines) -> None:
+    try:
+        num_new = batch.add(lines)
+        batch.seal()
+    except QueueUnavailable as error:
+        raise QueueUnavailable(f"{error}; to complete the batch, add --batch-id {batch.id}") from error
+    click.echo(f"{num_new:,} requests enqueued, {lines.num_bad:,} lines refused", err=True)
+    click.echo(batch.id)
+    if lines.num_bad:
+        raise SystemExit(1)
+
+
+def _print_answer(client: Client, batch: Batch) -> None:
+    if client.num_workers() == 0:
+        click.echo(f"no worker serves queue {batch.queue} yet; waiting for one", err=True)
+    for answer in batch.as_completed():
+        if not answer.is_success:
+            raise click.ClickException(error_message_of(answer.line) or "the request failed")
+        for text in texts_of(answer.line):
+            click.echo(text)

@@ -1,0 +1,78 @@
+"""A click group that knows its commands by name and imports one only when it is called.
+
+Also where errors become sentences: what mlxq raises on purpose is one line on stderr and exit code 1; anything
+else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import click
+
+from mlxq.errors import MlxqError
+
+WORKER_PACKAGES = frozenset({"fakeredis", "mlx", "mlx_lm", "numpy", "safetensors", "tokenizers", "transformers"})
+"""What `pip install mlxq` leaves out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A command: where it is, as ``module:attribute``, and one sentence about it."""
+
+    target: str
+    help: str
+
+    def load(self) -> click.Command:
+        """Import the command."""
+        module, _, attribute = self.target.partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+
+class LazyGroup(click.Group):
+    """A group over a table of entries."""
+
+    def __init__(self, *args: Any, entries: Mapping[str, Entry], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._entries = entries
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order of the table, which is that of use."""
+        return list(self._entries)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import one command; `None` if there is none of that name."""
+        entry = self._entries.get(cmd_name)
+        if entry is None:
+            return None
+        with clear_errors():
+            return entry.load()
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands from the table, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.help) for name, entry in self._entries.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with clear_errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turns errors that a user can act on into click's: one line, exit code 1."""
+    try:
+        yield
+    except MlxqError as error:
+        raise click.ClickException(str(error)) from error
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in WORKER_PACKAGES:
+            raise
+        message = f'this command needs {error.name}: install "mlxq[worker]"'
+        raise click.ClickException(message) from error

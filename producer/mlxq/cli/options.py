@@ -1,0 +1,58 @@
+"""Options that several commands share, under one name and one help text each."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlxq import keys
+
+SETTINGS = {"auto_envvar_prefix": "MLXQ", "show_default": True}
+"""For every command: the variable of an option is the same wherever the option appears."""
+
+URL_VARIABLES = ["MLXQ_URL", "REDIS_URL"]
+
+url = click.option("--url", envvar=URL_VARIABLES, help="Redis URL.  [default: redis://localhost:6379/0]")
+queue = click.option("--queue", default=keys.DEFAULT_QUEUE, help="RQ queue.")
+
+allow_unknown_params = click.option(
+    "--allow-unknown-params", is_flag=True, help="Drop fields that mlxq doesn't know instead of refusing the line."
+)
+chat = click.option("--chat", is_flag=True, help="Make plain text a chat message rather than a bare prompt.")
+ordered = click.option("--ordered", is_flag=True, help="In the end, put the output in the order of the input.")
+error_file = click.option(
+    "--error-file",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Where failed requests go.  [default: the output's name with .errors before the suffix]",
+)
+output = click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="JSONL file of answers."
+)
+input_help = "JSONL file of requests, or .txt with one prompt per line; - is stdin."
+
+
+def _read_settings(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]) -> dict[str, Any]:
+    return dict(_read_setting(pair) for pair in pairs)
+
+
+def _read_setting(pair: str) -> tuple[str, Any]:
+    name, equals, text = pair.partition("=")
+    if not equals or not name:
+        raise click.BadParameter(f"{pair!r} is not NAME=VALUE, such as temperature=0")
+    try:
+        return name, json.loads(text)
+    except ValueError:
+        return name, text
+
+
+settings = click.option(
+    "--set",
+    "defaults",
+    multiple=True,
+    metavar="NAME=VALUE",
+    callback=_read_settings,
+    help="A body field, such as max_tokens=100, for every request that doesn't set it; may be repeated.",
+)

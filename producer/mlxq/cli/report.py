@@ -1,0 +1,64 @@
+"""Prints what came of a run, on stderr: how many, how fast, why answers stopped, and what failed."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mlxq.cli.progress import duration
+from mlxq.tally import Summary
+
+LIMIT_HINT = "Answers that end on max_tokens or context_length are cut short."
+LIMITS = ("max_tokens", "context_length")
+
+
+def print_summary(summary: Summary) -> None:
+    """The closing words of `run` and `collect`."""
+    click.echo(headline(summary), err=True)
+    console = Console(stderr=True)
+    if summary.stops:
+        console.print(_stop_table(summary))
+    if summary.error_codes:
+        console.print(_error_table(summary))
+    if any(stop.type in LIMITS for stop in summary.stops):
+        click.echo(LIMIT_HINT, err=True)
+
+
+def headline(summary: Summary) -> str:
+    """One sentence with the counts and the rates."""
+    counts = [f"{summary.succeeded:,} answered", f"{summary.failed:,} failed"]
+    if summary.skipped:
+        counts.append(f"{summary.skipped:,} already there")
+    tokens = f"{summary.prompt_tokens:,} prompt and {summary.completion_tokens:,} completion tokens"
+    rate = summary.completion_tokens / max(1e-9, summary.seconds)
+    return f"{', '.join(counts)} in {duration(summary.seconds)}; {tokens}, {rate:,.0f} completion tokens/s."
+
+
+def exit_code(summary: Summary) -> int:
+    """0 if everything was answered, else 1."""
+    return 1 if summary.failed or summary.interrupted else 0
+
+
+def finish(summary: Summary) -> None:
+    """Print the summary and end the process with its exit code."""
+    print_summary(summary)
+    sys.exit(exit_code(summary))
+
+
+def _stop_table(summary: Summary) -> Table:
+    table = Table("stopped by", "token or string", "choices", title="Why answers stopped", title_justify="left")
+    for stop in summary.stops:
+        # As Text: a token such as [/INST] would be taken for markup.
+        table.add_row(stop.type, Text("" if stop.token is None else repr(stop.token)[1:-1]), f"{stop.count:,}")
+    return table
+
+
+def _error_table(summary: Summary) -> Table:
+    table = Table("code", "requests", title="What failed", title_justify="left")
+    for code, count in summary.error_codes:
+        table.add_row(Text(code), f"{count:,}")
+    return table
