@@ -6,6 +6,7 @@
     ├── ConfigError             an option or a variable has a bad value: fix it and start again
     ├── ModelError              the model can't be loaded or used: choose another
     │   └── EosError            its end-of-sequence ids are missing or impossible
+    ├── WorkerFailed            the worker process keeps ending: read its last lines
     └── QueueError              the queue can't do this
         ├── QueueUnavailable    Redis can't be reached: try again later
         ├── BatchNotFound       no such batch: check the id
@@ -55,6 +56,10 @@ class ModelError(MlxqError):
 
 class EosError(ModelError):
     """The model's end-of-sequence ids are missing, or one of them can't be right."""
+
+
+class WorkerFailed(MlxqError):
+    """A worker process that somebody looks after ended again and again, or can't start at all."""
 
 
 class QueueError(MlxqError):

@@ -1,0 +1,382 @@
+"""The command line: exit codes, what goes to stdout and what to stderr, and `mlxq run` around a stand-in worker."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from fake_worker import FakeWorker, echo, refuse
+from mlxq.cli import COMMANDS, main
+from mlxq.cli.lazy import Entry, LazyGroup
+from mlxq.cli.progress import RateMeter, describe, duration
+from mlxq.cli.report import exit_code, headline
+from mlxq.cli.signals import StopRequest
+from mlxq.client import Client
+from mlxq.errors import ModelError
+from mlxq.openai import text_request
+from mlxq.tally import Summary, Tally
+from mlxq_worker.commands import run as run_module
+
+STAND_IN = """
+import os, signal, sys, threading
+sys.path.insert(0, {tests!r})
+from fake_worker import FakeWorker, {answer}
+stopping = threading.Event()
+signal.signal(signal.SIGTERM, lambda *_: stopping.set())
+with FakeWorker(os.environ["MLXQ_URL"], {answer}):
+    stopping.wait(60)
+"""
+TESTS = Path(__file__).parent.parent
+
+
+def mlxq(*arguments: str | Path, **options: Any) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="mlxq", **options)
+
+
+def write_prompts(path: Path, count: int) -> Path:
+    path.write_text("".join(f'{{"custom_id": "r{i}", "prompt": "Say hello"}}\n' for i in range(count)))
+    return path
+
+
+def custom_ids(path: Path) -> list[str]:
+    return [json.loads(line)["custom_id"] for line in path.read_text().splitlines()]
+
+
+def use_worker(monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    """Have `mlxq run` start this script as its worker."""
+    monkeypatch.setattr(run_module, "worker_command", lambda queue, **options: [sys.executable, "-c", script])
+
+
+def stand_in(answer: str) -> str:
+    return STAND_IN.format(tests=str(TESTS), answer=answer)
+
+
+# --- The group ------------------------------------------------------------------------------------------------
+
+
+def test_help_lists_every_command_without_importing_it() -> None:
+    result = mlxq("--help")
+    assert result.exit_code == 0
+    assert all(name in result.stdout and entry.help[:20] in result.stdout for name, entry in COMMANDS.items())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_in_the_table_exists(name: str) -> None:
+    result = mlxq(name, "--help")
+    assert result.exit_code == 0
+    assert result.stdout.startswith(f"Usage: mlxq {name} ")
+
+
+def test_version_is_printed() -> None:
+    result = mlxq("--version")
+    assert (result.exit_code, result.stdout.split()[0].rstrip(",")) == (0, "mlxq")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bogus"],
+        ["enqueue"],
+        ["enqueue", "-i", "a.jsonl", "--prompt", "hello"],
+        ["enqueue", "-i", "a.jsonl", "--wait"],
+        ["enqueue", "--prompt", "hello", "--set", "temperature"],
+        ["collect", "b1"],
+        ["run", "-i", "a.jsonl"],
+        ["run", "-i", "a.jsonl", "-o", "b.jsonl", "--max-inflight", "0"],
+    ],
+)
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
+    result = mlxq(*arguments)
+    assert result.exit_code == 2
+    assert "Usage:" in result.stderr
+    assert result.stdout == ""
+
+
+def lazy_group(entry: Entry) -> click.Command:
+    return LazyGroup("mlxq", entries={"do": entry})
+
+
+def failing_command(error: Exception) -> click.Command:
+    @click.command()
+    def do() -> None:
+        raise error
+
+    return do
+
+
+def test_an_error_of_ours_is_one_line_and_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Entry, "load", lambda self: failing_command(ModelError("no such model")))
+    result = CliRunner().invoke(lazy_group(Entry("a:b", "Do.")), ["do"])
+    assert (result.exit_code, result.stderr) == (1, "Error: no such model\n")
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Entry, "load", lambda self: failing_command(ZeroDivisionError("a bug")))
+    result = CliRunner().invoke(lazy_group(Entry("a:b", "Do.")), ["do"])
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize("module", ["mlx.core", "fakeredis"])
+def test_without_the_worker_packages_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
+    error = ModuleNotFoundError(f"No module named {module!r}", name=module)
+    monkeypatch.setattr(Entry, "load", lambda self: failing_command(error))
+    result = CliRunner().invoke(lazy_group(Entry("a:b", "Do.")), ["do"])
+    assert result.exit_code == 1
+    assert 'install "mlxq[worker]"' in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_another_missing_module_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Entry, "load", lambda self: failing_command(ModuleNotFoundError(name="mlxq.typo")))
+    result = CliRunner().invoke(lazy_group(Entry("a:b", "Do.")), ["do"])
+    assert isinstance(result.exception, ModuleNotFoundError)
+
+
+def test_an_unreachable_redis_is_one_line_without_the_password() -> None:
+    result = mlxq("status", "--url", "redis://me:secret@localhost:1/0")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Error: Redis at localhost:1/0 can't be reached")
+    assert result.stderr.count("\n") == 1
+    assert "secret" not in result.stderr
+
+
+@pytest.mark.parametrize("variable", ["MLXQ_URL", "REDIS_URL"])
+def test_the_url_comes_from_the_environment_too(redis_url: str, variable: str) -> None:
+    result = mlxq("status", env={variable: redis_url})
+    assert (result.exit_code, result.stdout) == (0, "queue mlxq: 0 waiting, 0 workers\n")
+
+
+# --- enqueue, status, collect, cancel -------------------------------------------------------------------------
+
+
+def test_enqueue_prints_the_batch_id_and_nothing_else_on_stdout(redis_url: str, tmp_path: Path) -> None:
+    result = mlxq("enqueue", "-i", write_prompts(tmp_path / "in.jsonl", 3), "--url", redis_url)
+    assert result.exit_code == 0
+    counts = Client(redis_url).batch(result.stdout.strip()).counts()
+    assert (counts.total, counts.sealed) == (3, True)
+
+
+def test_enqueue_names_bad_lines_and_enqueues_the_others(redis_url: str, tmp_path: Path) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_text('{"prompt": "hello"}\n{"prompt": "hello", "temperature": "hot"}\n')
+    result = mlxq("enqueue", "-i", file, "--batch-id", "b1", "--url", redis_url)
+    assert (result.exit_code, result.stdout) == (1, "b1\n")
+    assert "line 2: temperature: " in result.stderr
+    assert Client(redis_url).batch("b1").counts().total == 1
+
+
+def test_enqueue_reads_stdin_and_lays_settings_under_every_request(redis_url: str) -> None:
+    line = '{"prompt": "hello", "max_tokens": 7}\n{"prompt": "hello"}\n'
+    result = mlxq(
+        "enqueue", "-i", "-", "--set", "max_tokens=5", "--set", "temperature=0", "--url", redis_url, input=line
+    )
+    bodies: list[Any] = []
+
+    def record(request: Any, job_id: str) -> dict[str, Any]:
+        bodies.append(request.sampling)
+        return echo(request, job_id)
+
+    with FakeWorker(redis_url, record):
+        Client(redis_url).batch(result.stdout.strip()).wait(timeout_s=10)
+    assert [(sampling.max_tokens, sampling.temperature) for sampling in bodies] == [(7, 0), (5, 0)]
+
+
+def test_a_missing_input_file_is_one_line(redis_url: str, tmp_path: Path) -> None:
+    result = mlxq("enqueue", "-i", tmp_path / "none.jsonl", "--url", redis_url)
+    assert result.exit_code == 1
+    assert "none.jsonl" in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_prompt_is_answered_on_stdout(redis_url: str) -> None:
+    with FakeWorker(redis_url):
+        result = mlxq("enqueue", "--prompt", "Say hello", "--chat", "--wait", "--url", redis_url)
+    assert (result.exit_code, result.stdout) == (0, "Say hello\n")
+
+
+def test_a_prompt_that_fails_exits_with_1(redis_url: str) -> None:
+    with FakeWorker(redis_url, refuse):
+        result = mlxq("enqueue", "--prompt", "Say hello", "--wait", "--url", redis_url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "too long" in result.stderr
+
+
+def test_status_shows_batches_and_one_batch(redis_url: str, tmp_path: Path) -> None:
+    mlxq("enqueue", "-i", write_prompts(tmp_path / "in.jsonl", 2), "--batch-id", "b1", "--url", redis_url)
+    with FakeWorker(redis_url):
+        Client(redis_url).batch("b1").wait(timeout_s=10)
+    listed = mlxq("status", "--url", redis_url)
+    one = mlxq("status", "b1", "--url", redis_url)
+    assert "b1" in listed.stdout
+    assert "done" in listed.stdout
+    assert "batch b1: done, 2 of 2 ended" in one.stdout
+
+
+def test_status_speaks_json(redis_url: str) -> None:
+    Client(redis_url).submit([text_request("hello", custom_id="a")], "b1")
+    listed = json.loads(mlxq("status", "--json", "--url", redis_url).stdout)
+    one = json.loads(mlxq("status", "b1", "--json", "--url", redis_url).stdout)
+    assert listed["queue"] == {"name": "mlxq", "waiting": 1, "workers": 0}
+    assert [item["batch_id"] for item in listed["batches"]] == ["b1"]
+    assert (one["batch"]["state"], one["batch"]["total"], one["batch"]["requests_per_s"]) == ("running", 1, 0.0)
+
+
+def test_an_unknown_batch_exits_with_1(redis_url: str) -> None:
+    result = mlxq("status", "nope", "--url", redis_url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "'nope'" in result.stderr
+
+
+def test_collect_follows_a_batch_into_a_file(redis_url: str, tmp_path: Path) -> None:
+    mlxq("enqueue", "-i", write_prompts(tmp_path / "in.jsonl", 3), "--batch-id", "b1", "--url", redis_url)
+    with FakeWorker(redis_url):
+        result = mlxq("collect", "b1", "-o", tmp_path / "out.jsonl", "--follow", "--ordered", "--url", redis_url)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert custom_ids(tmp_path / "out.jsonl") == ["r0", "r1", "r2"]
+    assert "3 answered, 0 failed" in result.stderr
+    assert "eos_token" in result.stderr
+    assert "<end>" in result.stderr
+
+
+def test_collect_says_that_a_batch_is_not_done(redis_url: str, tmp_path: Path) -> None:
+    mlxq("enqueue", "-i", write_prompts(tmp_path / "in.jsonl", 1), "--batch-id", "b1", "--url", redis_url)
+    result = mlxq("collect", "b1", "-o", tmp_path / "out.jsonl", "--url", redis_url)
+    assert result.exit_code == 1
+    assert "not done" in result.stderr
+
+
+def test_a_cancelled_batch_is_collected_into_the_error_file(redis_url: str, tmp_path: Path) -> None:
+    mlxq("enqueue", "-i", write_prompts(tmp_path / "in.jsonl", 2), "--batch-id", "b1", "--url", redis_url)
+    cancelled = mlxq("cancel", "b1", "--url", redis_url)
+    result = mlxq("collect", "b1", "-o", tmp_path / "out.jsonl", "--url", redis_url)
+    assert (cancelled.exit_code, cancelled.stdout) == (0, "")
+    assert "2 waiting requests ended" in cancelled.stderr
+    assert result.exit_code == 1
+    assert sorted(custom_ids(tmp_path / "out.errors.jsonl")) == ["r0", "r1"]
+
+
+def test_a_job_can_be_cancelled_by_its_id_once(redis_url: str) -> None:
+    batch = Client(redis_url).submit([text_request("hello", custom_id="a")], "b1")
+    first = mlxq("cancel", batch.job_id("a"), "--url", redis_url)
+    second = mlxq("cancel", batch.job_id("a"), "--url", redis_url)
+    unknown = mlxq("cancel", "nope", "--url", redis_url)
+    assert [first.exit_code, second.exit_code, unknown.exit_code] == [0, 1, 1]
+    assert "already ended" in second.stderr
+    assert "no batch or job 'nope'" in unknown.stderr
+
+
+def test_output_and_error_file_must_differ(redis_url: str, tmp_path: Path) -> None:
+    Client(redis_url).submit([], "b1")
+    out = tmp_path / "out.jsonl"
+    result = mlxq("collect", "b1", "-o", out, "--error-file", out, "--url", redis_url)
+    assert result.exit_code == 1
+    assert "same file" in result.stderr
+
+
+# --- run ------------------------------------------------------------------------------------------------------
+
+
+def test_run_answers_a_file_with_nothing_else_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use_worker(monkeypatch, stand_in("echo"))
+    out = tmp_path / "out.jsonl"
+    file = write_prompts(tmp_path / "in.jsonl", 5)
+
+    first = mlxq("run", "-i", file, "-o", out, "--ordered")
+    use_worker(monkeypatch, "raise SystemExit('no worker is needed to do nothing')")
+    again = mlxq("run", "-i", file, "-o", out)
+
+    assert (first.exit_code, first.stdout) == (0, "")
+    assert custom_ids(out) == [f"r{i}" for i in range(5)]
+    assert "5 answered, 0 failed" in first.stderr
+    assert again.exit_code == 0
+    assert "5 already there" in again.stderr
+
+
+def test_run_exits_with_1_when_requests_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use_worker(monkeypatch, stand_in("refuse"))
+    result = mlxq("run", "-i", write_prompts(tmp_path / "in.jsonl", 2), "-o", tmp_path / "out.jsonl")
+    assert result.exit_code == 1
+    assert "prompt_too_long" in result.stderr
+    assert sorted(custom_ids(tmp_path / "out.errors.jsonl")) == ["r0", "r1"]
+
+
+def test_run_tells_at_once_why_its_worker_cannot_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use_worker(monkeypatch, "raise SystemExit('Error: there is no model here')")
+    result = mlxq("run", "-i", write_prompts(tmp_path / "in.jsonl", 1), "-o", tmp_path / "out.jsonl")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("Error: the worker can't work: there is no model here")
+
+
+def test_run_uses_a_given_redis_and_workers_of_others(redis_url: str, tmp_path: Path) -> None:
+    file = write_prompts(tmp_path / "in.jsonl", 3)
+    with FakeWorker(redis_url):
+        result = mlxq("run", "-i", file, "-o", tmp_path / "out.jsonl", "--workers", "0", "--url", redis_url)
+    assert result.exit_code == 0
+    assert len(custom_ids(tmp_path / "out.jsonl")) == 3
+
+
+def test_a_stopped_run_says_how_to_go_on(redis_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(StopRequest, "__bool__", lambda self: True)
+    file = write_prompts(tmp_path / "in.jsonl", 3)
+    result = mlxq("run", "-i", file, "-o", tmp_path / "out.jsonl", "--workers", "0", "--url", redis_url)
+    assert result.exit_code == 1
+    assert "same command again" in result.stderr
+
+
+def test_a_password_in_the_url_stays_off_the_worker_command_line() -> None:
+    command = run_module.worker_command("q", model="m", max_num_seqs=4, extra_eos_token=("<end>",))
+    assert command[1:4] == ["-m", "mlxq", "worker"]
+    assert "--url" not in command
+    assert command[-4:] == ["--max-num-seqs", "4", "--extra-eos-token", "<end>"]
+
+
+# --- What is printed ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(8.4, "8 s"), (185, "3:05"), (7385, "2:03:05")])
+def test_durations_are_short(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_rates_are_of_the_last_half_minute_and_skip_what_was_there() -> None:
+    meter, tally = RateMeter(), Tally()
+    tally.skipped = 1000
+    meter.update(tally, now=0.0)
+    tally.failed, tally.completion_tokens = 10, 500
+    meter.update(tally, now=40.0)
+    tally.failed, tally.completion_tokens = 30, 1500
+    meter.update(tally, now=50.0)
+    assert (meter.requests_per_s, meter.tokens_per_s) == (2.0, 100.0)
+    assert describe(tally, meter, 1050, "") == "2.0 requests/s, 100 tokens/s, 30 failed, 10 s left"
+    assert describe(tally, meter, None, "the model is loading").endswith("30 failed, the model is loading")
+
+
+def summary(**values: Any) -> Summary:
+    defaults: dict[str, Any] = {
+        "skipped": 0,
+        "succeeded": 2,
+        "failed": 0,
+        "error_codes": (),
+        "stops": (),
+        "prompt_tokens": 10,
+        "completion_tokens": 1000,
+        "seconds": 10.0,
+    }
+    return Summary(**{**defaults, **values})
+
+
+def test_the_headline_has_counts_and_rates() -> None:
+    assert headline(summary(skipped=5)) == (
+        "2 answered, 0 failed, 5 already there in 10 s; 10 prompt and 1,000 completion tokens, 100 completion tokens/s."
+    )
+
+
+@pytest.mark.parametrize(("values", "code"), [({}, 0), ({"failed": 1}, 1), ({"interrupted": True}, 1)])
+def test_the_exit_code_is_0_only_if_everything_was_answered(values: dict[str, Any], code: int) -> None:
+    assert exit_code(summary(**values)) == code

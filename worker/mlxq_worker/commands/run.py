@@ -1,0 +1,150 @@
+"""`mlxq run`: a file of requests in, a file of answers out, with nothing else to start.
+
+Puts together what others do: a private Redis (unless one is given), worker processes, `mlxq.bulk` and a progress
+display. Never imports mlx itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mlxq import bulk
+from mlxq.cli import options
+from mlxq.cli.progress import Display, progress
+from mlxq.cli.report import finish
+from mlxq.cli.signals import StopRequest
+from mlxq.client import Client
+from mlxq.files import count_lines, read_requests, refuse_same_file
+from mlxq.sink import default_error_file
+from mlxq.tally import Tally
+from mlxq_worker.redis_server import private_redis
+from mlxq_worker.worker_process import WorkerProcess
+
+LEASE_S = 30
+"""Shorter than a worker's own default: a worker of ours that dies is noticed at once, its jobs after this long."""
+RESUME_HINT = "Interrupted. Run the same command again to go on from here."
+
+
+@click.command(context_settings=options.SETTINGS)
+@click.option(
+    "-i",
+    "--input",
+    "input_path",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    required=True,
+    help=options.input_help,
+)
+@options.output
+@options.error_file
+@click.option("--model", default="demo", help="Directory or Hub repository of the model, or demo.")
+@click.option("--url", envvar=options.URL_VARIABLES, help="Use this Redis instead of a private one.")
+@options.queue
+@click.option(
+    "--max-inflight", type=click.IntRange(1), default=bulk.DEFAULT_MAX_INFLIGHT, help="Requests queued at a time."
+)
+@click.option("--max-num-seqs", type=click.IntRange(1), help="Rows decoded at once.")
+@click.option("--workers", type=click.IntRange(0), default=1, help="Worker processes; 0 leaves the work to others.")
+@click.option("--resume/--no-resume", default=True, help="Skip requests whose answer is in the output already.")
+@options.ordered
+@options.chat
+@options.settings
+@options.allow_unknown_params
+@click.option("--extra-eos-token", multiple=True, metavar="TOKEN", help="A further end token, as its id or its text.")
+@click.option("-v", "--verbose", is_flag=True, help="Show what the worker writes.")
+def run(
+    input_path: Path,
+    output: Path,
+    error_file: Path | None,
+    url: str | None,
+    queue: str,
+    max_inflight: int,
+    workers: int,
+    resume: bool,
+    ordered: bool,
+    chat: bool,
+    defaults: dict[str, Any],
+    allow_unknown_params: bool,
+    verbose: bool,
+    **worker_options: Any,
+) -> None:
+    """Answer every request of a file.
+
+    Starts a Redis and a worker for itself, and ends them. The output file is the only state: run the same command
+    again after an interruption, or over a longer input, and only what is missing is done.
+    """
+    error_file = error_file or default_error_file(output)
+    refuse_same_file({"--input": input_path, "--output": output, "--error-file": error_file})
+    lines = read_requests(input_path, chat_text=chat, allow_unknown=allow_unknown_params, defaults=defaults)
+    with ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        url = url or stack.enter_context(private_redis()).url
+        client = Client(url, queue)
+        stack.callback(client.close)
+        command = worker_command(queue, **worker_options)
+        processes = [
+            stack.enter_context(WorkerProcess(command, _variables(url), verbose=verbose)) for _ in range(workers)
+        ]
+        display = stack.enter_context(progress(count_lines(input_path)))
+        turn = _Turn(client, processes, display, stop)
+        summary = bulk.process(
+            client,
+            lines,
+            output,
+            error_file,
+            on_turn=turn,
+            max_inflight=max_inflight,
+            resume=resume,
+            ordered=ordered,
+        )
+    if summary.interrupted:
+        click.echo(RESUME_HINT, err=True)
+    finish(summary)
+
+
+@dataclass(frozen=True, slots=True)
+class _Turn:
+    """What happens between two turns of the run: the workers are looked after and the progress is shown."""
+
+    client: Client
+    processes: Sequence[WorkerProcess]
+    display: Display
+    stop: StopRequest
+
+    def __call__(self, tally: Tally) -> bool:
+        if tally.num_inflight:  # with nothing to answer there is no model to load
+            for process in self.processes:
+                process.check(tally.succeeded + tally.failed)
+        self.display.update(tally, partial(self._note, tally))
+        return not self.stop
+
+    def _note(self, tally: Tally) -> str:
+        if not tally.num_inflight or self.client.queue_length() < tally.num_inflight:
+            return ""
+        return "the model is loading" if self.client.num_workers() else "no worker yet"
+
+
+def worker_command(
+    queue: str, *, model: str, max_num_seqs: int | None = None, extra_eos_token: tuple[str, ...] = ()
+) -> list[str]:
+    """The command line of a worker that ends with this process. Its Redis URL, which may hold a password and
+    would show in `ps`, goes through the environment instead."""
+    command = [sys.executable, "-m", "mlxq", "worker", "--parent-pid", str(os.getpid())]
+    command += ["--model", model, "--queue", queue]
+    if max_num_seqs is not None:
+        command += ["--max-num-seqs", str(max_num_seqs)]
+    for token in extra_eos_token:
+        command += ["--extra-eos-token", token]
+    return command
+
+
+def _variables(url: str) -> dict[str, str]:
+    return {"MLXQ_URL": url, "MLXQ_LEASE_S": os.environ.get("MLXQ_LEASE_S", str(LEASE_S))}
