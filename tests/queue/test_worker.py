@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Thread
@@ -345,6 +346,24 @@ def test_results_survive_a_redis_that_is_away_for_a_while(
     assert failures == []
     assert batch.counts().num_finished == 3
     assert sorted(events(connection, batch).values()) == [1] * 3
+
+
+def test_connections_that_break_again_and_again_lose_and_double_nothing(
+    connection: Redis,  # noqa: F811
+    redis_url: str,  # noqa: F811
+) -> None:
+    batch = submit(connection, *("hello" for _ in range(300)))
+    worker = a_worker(connection, width=8)
+    worker.step_s = 0.005
+
+    with working(worker), Redis.from_url(redis_url) as saboteur:
+        for _ in range(25):
+            saboteur.client_kill_filter(_type="normal", skipme=True)
+            time.sleep(0.03)
+        wait_until(lambda: batch.counts().num_ended == 300, "all jobs")
+
+    assert batch.counts().num_finished == 300
+    assert sorted(events(connection, batch).values()) == [1] * 300
 
 
 def test_an_error_that_no_waiting_cures_ends_the_worker(

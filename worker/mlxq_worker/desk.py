@@ -112,6 +112,7 @@ class JobDesk:
         if self._beat_timer.is_due(now):
             self._beat(now)
         if self._preparer is not None and self._recover_timer.is_due(now):
+            self.reconcile(now)
             self._recover(now)
         if self._clean_timer.is_due(now):
             self._store.clean_registries()
@@ -141,12 +142,16 @@ class JobDesk:
             case Close():
                 pass
 
-    def reconcile(self, now: float) -> None:
-        """After trouble with Redis: give back what a claim took whose reply was lost."""
+    def reconcile(self, now: float) -> int:
+        """Give back what a claim took whose reply was lost, by us or by a retry inside redis-py. Returns how many
+        jobs that were."""
         ours = [*(held.job for held in self._held.values()), *(ending.job for ending in self._endings)]
         ours += [job for jobs in self._releases.values() for job in jobs]
-        if num_strays := self._store.release_strays(ours, now):
+        num_strays = self._store.release_strays(ours, now)
+        if num_strays:
             logger.warning("Gave back %d jobs whose claim had got lost", num_strays)
+            self._num_queued += num_strays
+        return num_strays
 
     def close(self, now: float) -> None:
         """Write what has ended and give everything else back. May be called again if it raises."""
@@ -155,6 +160,7 @@ class JobDesk:
             logger.info("Giving %d jobs back", len(self._held))
             self._give_back(list(self._held.values()), strikes=0)
         self._write(now)
+        self.reconcile(now)
         self._presence.close()
 
     # --- Claiming and preparing -------------------------------------------------------------------------------
@@ -167,7 +173,8 @@ class JobDesk:
         self._num_queued = claim.num_queued if claim.jobs else 0
         self._note_suspension(claim.suspended)
         self._take(claim.jobs)
-        if self._config.burst and not self._held and not self._endings and (claim.suspended or not claim.num_queued):
+        is_over = not self._held and not self._endings and (claim.suspended or not claim.num_queued)
+        if self._config.burst and is_over and not self.reconcile(now):
             self._channel.to_decode.put(Drained())
             self._is_claiming = False
 
