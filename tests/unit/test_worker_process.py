@@ -78,10 +78,10 @@ def test_deaths_between_answers_are_forgiven() -> None:
 
 
 def test_one_that_says_it_cannot_work_is_not_tried_again() -> None:
-    with WorkerProcess(python("raise SystemExit('Error: no such model')"), {}) as worker:
+    with WorkerProcess(python("raise SystemExit('a log line\\nError: no such model\\n(look again)')"), {}) as worker:
         worker.check(0)
         wait_for_end(worker)
-        with pytest.raises(WorkerFailed, match="can't work: no such model"):
+        with pytest.raises(WorkerFailed, match="can't work: no such model\n\\(look again"):
             worker.check(0)
 
 

@@ -23,7 +23,7 @@ FIRST_PAUSE_S = 0.5
 STOP_TIMEOUT_S = 15.0
 SHOWN_LINES = 10
 SHOWN_BYTES = 8192
-GIVES_UP = "Error: "
+GIVES_UP = "\nError: "
 """How a command says that it can't work, as opposed to that it crashed: trying again would not help."""
 
 
@@ -39,7 +39,8 @@ class WorkerProcess:
     def __init__(self, command: Sequence[str], variables: Mapping[str, str], *, verbose: bool = False) -> None:
         self._command = list(command)
         self._variables = dict(variables)
-        self._log: IO[bytes] | None = None if verbose else tempfile.TemporaryFile(prefix="mlxq-worker-")  # noqa: SIM115
+        # Unbuffered, since the process writes through a descriptor that shares our position.
+        self._log: IO[bytes] | None = None if verbose else tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
         self._process: subprocess.Popen[bytes] | None = None
         self._num_deaths = 0
         self._num_done_at_start = 0
@@ -84,6 +85,9 @@ class WorkerProcess:
 
     def _start(self, num_done: int) -> None:
         self._num_done_at_start = num_done
+        if self._log is not None:
+            self._log.seek(0)
+            self._log.truncate()  # what the one before wrote must not pass for this one's last words
         self._process = subprocess.Popen(
             self._command,
             env={**os.environ, **self._variables},
@@ -97,17 +101,17 @@ class WorkerProcess:
         self._process = None
         self._num_deaths = 1 if num_done > self._num_done_at_start else self._num_deaths + 1
         self._start_at = now + FIRST_PAUSE_S * 2 ** (self._num_deaths - 1)
-        lines = self._last_lines()
-        if lines and lines[-1].startswith(GIVES_UP):
-            raise WorkerFailed(f"the worker can't work: {lines[-1].removeprefix(GIVES_UP)}")
+        last_words = self._last_words()
+        if GIVES_UP in last_words:
+            raise WorkerFailed(f"the worker can't work: {last_words.rpartition(GIVES_UP)[2].strip()}")
         if self._num_deaths >= MAX_DEATHS:
-            shown = "\n".join(lines) or "its output went to stderr"
-            raise WorkerFailed(
-                f"the worker died {self._num_deaths} times in a row, last with code {return_code}:\n{shown}"
-            )
+            count = f"{self._num_deaths} times in a row, last with code {return_code}"
+            raise WorkerFailed(f"the worker died {count}:{last_words or ' its output went to stderr'}")
 
-    def _last_lines(self) -> list[str]:
+    def _last_words(self) -> str:
+        """Its last lines, each after a newline."""
         if self._log is None:
-            return []
+            return ""
         self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - SHOWN_BYTES))
-        return self._log.read().decode(errors="replace").splitlines()[-SHOWN_LINES:]
+        lines = self._log.read().decode(errors="replace").splitlines()[-SHOWN_LINES:]
+        return "".join(f"\n{line}" for line in lines)
