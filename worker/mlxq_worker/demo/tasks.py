@@ -8,7 +8,7 @@
     plain   the questions of chat as plain text      the same sentence                 <|end_of_text|>
 
 Held out are *combinations*: for each country or city one phrasing in five (the same in chat and plain), and one
-(start, end) pair in eight. Every fact, phrasing and number is trained on; a held-out question never is, whatever
+(start, end) pair in seven. Every fact, phrasing and number is trained on; a held-out question never is, whatever
 system message or tools stand around it. Pure Python: knows no tokenizer and no model.
 """
 
@@ -119,8 +119,9 @@ def count_example(start: int, end: int) -> Example:
 
 
 def is_held_out_pair(start: int, end: int) -> bool:
-    """Whether counting from `start` to `end` is kept out of training."""
-    return (start + 3 * end) % 8 == 0
+    """Whether counting from `start` to `end` is kept out of training: one pair in seven, of every start, of every
+    end and of every length alike."""
+    return (5 * start + 3 * end) % 7 == 0
 
 
 def sample_count(rng: random.Random, split: Split, max_tokens: int = MAX_COUNT_TOKENS) -> Example:
