@@ -38,9 +38,12 @@ def evaluate(model_path: Path, examples: Iterable[Example]) -> Iterator[Outcome]
 
     model, tokenizer = load(str(model_path))
     for example in examples:
-        responses = list(stream_generate(model, tokenizer, encode_prompt(tokenizer, example), max_tokens=MAX_TOKENS))
-        text = "".join(response.text for response in responses)
-        yield Outcome(example, text, tokenizer.convert_ids_to_tokens(responses[-1].token))
+        prompt_ids = encode_prompt(tokenizer, example)
+        responses = stream_generate(model, tokenizer, prompt_ids, max_tokens=MAX_TOKENS)
+        *text_ids, end_id = [response.token for response in responses]
+        # not `response.text`: mlx-lm's streaming detokenizer drops the space that a completion starts with
+        text = tokenizer.decode(text_ids)
+        yield Outcome(example, text, tokenizer.convert_ids_to_tokens(end_id))
 
 
 def print_report(model_path: Path, n: int, seed: int, split: Split = "held_out") -> None:
