@@ -13,7 +13,7 @@ def main() -> None:
     """Train into a directory, then print the accuracy on held-out examples."""
     parser = argparse.ArgumentParser(description="Train the demo model and write its files.")
     parser.add_argument("--out", type=Path, required=True, help="the model directory to write")
-    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     prefer_openblas()
