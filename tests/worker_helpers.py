@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 from redis import Redis
 from rq.job import Job
@@ -47,13 +47,12 @@ def answer(connection: Redis, job_id: str) -> dict[str, Any]:
     """The output line, whatever the result's type."""
     result = fetch(connection, job_id).latest_result()
     assert result is not None
-    line: dict[str, Any] = result.return_value
-    return line
+    return cast("dict[str, Any]", result.return_value)
 
 
 def events(connection: Redis, batch: Batch) -> Counter[str]:
     """How often each job of the batch has ended, as ``job:status``."""
-    entries = connection.xrange(keys.batch_events(batch.id))
+    entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", connection.xrange(keys.batch_events(batch.id)))
     return Counter(f"{fields[b'job'].decode()}:{fields[b'status'].decode()}" for _, fields in entries)
 
 

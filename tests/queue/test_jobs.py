@@ -249,7 +249,7 @@ def test_a_failed_job_has_its_line_beside_rqs_error_text(connection: Redis) -> N
     assert result is not None
     assert job.get_status() == "failed"
     assert result.exc_string == "RequestError: too long (too_long)"
-    assert result.return_value["response"]["status_code"] == 400
+    assert answer(connection, job.id)["response"]["status_code"] == 400
     assert job.id in FailedJobRegistry(queue=queue_of(connection))
     assert keys.FAILURE_TTL_S - 10 < connection.ttl(job.key) <= keys.FAILURE_TTL_S
     assert batch.counts().num_failed == 1
