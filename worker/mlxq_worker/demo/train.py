@@ -1,4 +1,4 @@
-"""Command line of the training: `python -m mlxq_worker.demo.train --out DIR`. About twenty minutes on two cores."""
+"""Command line of the training: `python -m mlxq_worker.demo.train --out DIR`. Took 16 minutes on two busy cores."""
 
 from __future__ import annotations
 
