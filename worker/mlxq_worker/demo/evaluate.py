@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from mlxq_worker.blas import preload_openblas
 from mlxq_worker.demo import MODEL_PATH
-from mlxq_worker.demo.blas import prefer_openblas
 from mlxq_worker.demo.prompts import encode_prompt
 from mlxq_worker.demo.tasks import MAX_TOKENS, Example, Split, generate
 
@@ -33,7 +33,7 @@ class Outcome:
 
 def evaluate(model_path: Path, examples: Iterable[Example]) -> Iterator[Outcome]:
     """Decode the examples one after the other."""
-    prefer_openblas()
+    preload_openblas()
     from mlx_lm import load, stream_generate  # imports mlx, which must find OpenBLAS loaded
 
     model, tokenizer = load(str(model_path))

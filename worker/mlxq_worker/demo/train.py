@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mlxq_worker.demo.blas import prefer_openblas
+from mlxq_worker.blas import preload_openblas
 from mlxq_worker.demo.evaluate import print_report
 
 
@@ -16,7 +16,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    prefer_openblas()
+    preload_openblas()
     from mlxq_worker.demo.training import train  # imports mlx, which must find OpenBLAS loaded
 
     train(options.out, options.steps, options.seed)
