@@ -26,7 +26,7 @@ def test_every_variable_reaches_its_field() -> None:
             "MLXQ_URL": "redis://here:1/0",
             "MLXQ_BURST": "yes",
             "MLXQ_MAX_NUM_SEQS": "8",
-            "MLXQ_PREFILL_CHUNK": "256",
+            "MLXQ_MAX_NUM_BATCHED_TOKENS": "256",
             "MLXQ_DEFAULT_MAX_TOKENS": "10",
             "MLXQ_EXTRA_EOS_TOKEN": "<a> <b>",
             "MLXQ_ALLOW_NO_EOS": "1",
@@ -49,7 +49,7 @@ def test_every_variable_reaches_its_field() -> None:
         lease_s=4.5,
         grace_s=0.0,
         maintenance_s=7.0,
-        engine=EngineConfig(max_num_seqs=8, prefill_chunk=256),
+        engine=EngineConfig(max_num_seqs=8, max_num_batched_tokens=256),
     )
 
 
@@ -73,7 +73,7 @@ def test_given_values_win_and_none_is_not_given() -> None:
     [
         ("MLXQ_MAX_NUM_SEQS", "many"),
         ("MLXQ_MAX_NUM_SEQS", "0"),
-        ("MLXQ_PREFILL_CHUNK", "-1"),
+        ("MLXQ_MAX_NUM_BATCHED_TOKENS", "-1"),
         ("MLXQ_LEASE_S", "soon"),
         ("MLXQ_LEASE_S", "0.1"),
         ("MLXQ_LEASE_S", "nan"),

@@ -25,7 +25,10 @@ MLX = frozenset({"mlx", "mlx_lm"})
 MLX_CALLERS = frozenset(
     {
         "mlxq_worker.model",
+        "mlxq_worker.engine.packed",
+        "mlxq_worker.engine.padded",
         "mlxq_worker.engine.runner",
+        "mlxq_worker.engine.slots",
         "mlxq_worker.engine.sampling",
         "mlxq_worker.demo.evaluate",
         "mlxq_worker.demo.training",

@@ -48,7 +48,7 @@ def load_backend(config: WorkerConfig) -> Backend:
             loaded.model,
             preparer.decode,
             max_num_seqs=config.engine.max_num_seqs,
-            prefill_chunk=config.engine.prefill_chunk,
+            max_num_batched_tokens=config.engine.max_num_batched_tokens,
         )
 
     end_tokens = ", ".join(f"{token.id} {token.token!r}" for token in loaded.eos.tokens)

@@ -24,18 +24,18 @@ class EngineConfig:
 
     Args:
         max_num_seqs: rows decoded at once, at most.
-        prefill_chunk: prompt tokens per forward pass of a prefill.
+        max_num_batched_tokens: tokens, of prompts and decoding rows together, that one step takes through the model.
 
     Raises:
         ConfigError: a value is out of range.
     """
 
     max_num_seqs: int = 32
-    prefill_chunk: int = 512
+    max_num_batched_tokens: int = 512
 
     def __post_init__(self) -> None:
         _check(self, "max_num_seqs", self.max_num_seqs >= 1, "at least 1")
-        _check(self, "prefill_chunk", self.prefill_chunk >= 1, "at least 1")
+        _check(self, "max_num_batched_tokens", self.max_num_batched_tokens >= 1, "at least 1")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -155,7 +155,7 @@ _VARIABLES: Mapping[str, tuple[str, _Parser]] = {
     "url": ("MLXQ_URL", _text),
     "burst": ("MLXQ_BURST", _flag),
     "max_num_seqs": ("MLXQ_MAX_NUM_SEQS", _integer),
-    "prefill_chunk": ("MLXQ_PREFILL_CHUNK", _integer),
+    "max_num_batched_tokens": ("MLXQ_MAX_NUM_BATCHED_TOKENS", _integer),
     "default_max_tokens": ("MLXQ_DEFAULT_MAX_TOKENS", _integer),
     "extra_eos_tokens": ("MLXQ_EXTRA_EOS_TOKEN", _words),
     "allow_no_eos": ("MLXQ_ALLOW_NO_EOS", _flag),

@@ -9,6 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from mlxq_worker.engine.api import AbortReason
+from mlxq_worker.engine.packed import PackedRunner, packs
+from mlxq_worker.engine.padded import PaddedRunner
 from mlxq_worker.engine.row import Decode, Row, RowSpec, StepReport
 from mlxq_worker.engine.runner import Launched, Runner
 from mlxq_worker.engine.scheduler import Scheduler
@@ -24,7 +26,8 @@ class BatchEngine:
         model: an mlx-lm model.
         decode: token ids to text, special tokens left out.
         max_num_seqs: how many rows decode together at most; 1 for models whose caches can't be batched.
-        prefill_chunk: how many positions of a prompt go through the model at once.
+        max_num_batched_tokens: how many tokens, prompts' and decoding rows' together, go through the model in one step.
+        packed: false keeps to mlx-lm's own caches; slower, the oracle in tests.
         pipelined: false looks at every token before the next step starts; slower, the oracle in tests.
     """
 
@@ -34,12 +37,17 @@ class BatchEngine:
         decode: Decode,
         *,
         max_num_seqs: int,
-        prefill_chunk: int = 512,
+        max_num_batched_tokens: int = 512,
+        packed: bool = True,
         pipelined: bool = True,
     ) -> None:
         self._decode = decode
-        self._runner = Runner(model, prefill_chunk=prefill_chunk)
-        self._scheduler = Scheduler(max_num_seqs if self._runner.can_batch else 1)
+        self._runner: Runner
+        if packed and packs(model):
+            self._runner = PackedRunner(model, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens)
+        else:
+            self._runner = PaddedRunner(model, max_num_seqs=max_num_seqs, prefill_chunk=max_num_batched_tokens)
+        self._scheduler = Scheduler(self._runner.max_num_seqs, self._runner.max_num_batched_tokens)
         self._pipelined = pipelined
         self._in_flight: Launched | None = None
 

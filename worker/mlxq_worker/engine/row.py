@@ -76,8 +76,8 @@ class RowResult:
 class Row:
     """The life of one sequence: admitted, fed one token at a time by `commit`, ended exactly once.
 
-    `num_scheduled` counts the tokens asked of the device, `token_ids` those that came back; the first runs at
-    most one ahead of the second.
+    `num_prefilled` counts the prompt's tokens that the device has been given. `num_scheduled` counts the tokens asked
+    of it, `token_ids` those that came back; the first runs at most one ahead of the second.
     """
 
     __slots__ = (
@@ -87,6 +87,7 @@ class Row:
         "_scanner",
         "_stream",
         "abort_reason",
+        "num_prefilled",
         "num_scheduled",
         "result",
         "spec",
@@ -96,6 +97,7 @@ class Row:
     def __init__(self, spec: RowSpec, decode: Decode) -> None:
         self.spec = spec
         self.token_ids: list[int] = []
+        self.num_prefilled = 0
         self.num_scheduled = 0
         self.abort_reason: AbortReason | None = None
         self.result: RowResult | None = None
@@ -120,9 +122,19 @@ class Row:
         return not self.finished and self.num_scheduled < self.spec.limit
 
     @property
+    def is_prefilled(self) -> bool:
+        """Whether the whole prompt is with the device."""
+        return self.num_prefilled == len(self.spec.prompt_ids)
+
+    @property
     def scheduled_position(self) -> int:
-        """0-based index of the newest token asked of the device."""
+        """0-based index, among the generated tokens, of the newest one asked of the device."""
         return self.num_scheduled - 1
+
+    @property
+    def decode_position(self) -> int:
+        """0-based index, in prompt and generated tokens together, of the token that the newest one follows."""
+        return len(self.spec.prompt_ids) + self.scheduled_position - 1
 
     @property
     def masks_end_tokens(self) -> bool:

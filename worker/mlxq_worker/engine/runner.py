@@ -1,37 +1,19 @@
-"""Runs the forward passes of a `Plan`: prompts into caches, one token for every row of the decode batch.
-
-With `engine/sampling` the only part of the engine that touches arrays. Uses mlx-lm's models and its batch caches
-(`merge`, `prepare`, `finalize`, `filter`, `extend`) but not its generators. Prompts are padded on the right while
-they are prefilled and rolled into place after that, as those caches ask for.
-"""
+"""What the engine asks of whatever runs its plans on arrays: `engine/packed` where it can, else `engine/padded`."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Protocol, cast
 
 import mlx.core as mx
-from mlx_lm.models.cache import make_prompt_cache
 
 from mlxq_worker.engine.row import Row
-from mlxq_worker.engine.sampling import Sampler
 from mlxq_worker.engine.scheduler import Plan
-
-log = logging.getLogger(__name__)
-
-Cache = Any
-"""One layer's cache of mlx-lm, for a whole batch."""
-
-_PADDING_ID = 0
-_MAX_PADDING_SHARE = 0.25
-_STATE_EVAL_INTERVAL = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Launched:
-    """A decode step on its way: one token per row, not necessarily computed yet."""
+    """A step on its way: one token for each of its rows, not necessarily computed yet."""
 
     rows: tuple[Row, ...]
     tokens: mx.array  # (B,)
@@ -41,123 +23,19 @@ class Launched:
         return cast(list[int], self.tokens.tolist())
 
 
-class Runner:
-    """Owns the model's arrays for one decode batch. One thread builds and uses it: MLX streams are thread-local.
+class Runner(Protocol):
+    """Owns the model's arrays for one batch. One thread builds and uses it: MLX streams are thread-local."""
 
-    Args:
-        model: an mlx-lm model; called with token ids (B, L) and a list of caches it returns logits (B, L, V).
-        prefill_chunk: at most this many positions of a prompt go through the model at once.
-    """
+    @property
+    def max_num_seqs(self) -> int:
+        """How many rows it can hold."""
 
-    def __init__(self, model: Any, *, prefill_chunk: int) -> None:
-        self._model = model
-        self._prefill_chunk = prefill_chunk
-        self.can_batch = all(hasattr(cache, "merge") for cache in make_prompt_cache(model))
-        if not self.can_batch:
-            log.warning("the caches of %s can't be batched: decoding one row at a time", type(model).__module__)
-        self.clear()
+    @property
+    def max_num_batched_tokens(self) -> int | None:
+        """How many tokens one plan may have; `None` for plans whose prompts come in one piece each."""
+
+    def launch(self, plan: Plan) -> Launched | None:
+        """Bring the batch to `plan` and start computing it; `None` if no row is due a token from it."""
 
     def clear(self) -> None:
         """Drop the batch and free its memory."""
-        self._rows: tuple[Row, ...] = ()
-        self._tokens = mx.zeros((0,), dtype=mx.uint32)  # (B,) the newest token of every row, computed or not
-        self._caches: list[Cache] = []
-        self._sampler = Sampler(())
-        self._num_steps = 0
-        mx.clear_cache()
-
-    def launch(self, plan: Plan) -> Launched | None:
-        """Bring the batch to `plan` and start computing one token for each of its rows, if it has any."""
-        before = self._rows
-        self._keep(frozenset(plan.kept))
-        for group in prefill_groups(plan.joining):
-            self._join(group, self._prefill(group))
-        if self._rows != before:
-            self._sampler = Sampler(self._rows)
-        return self._decode() if self._rows else None
-
-    def _keep(self, kept: frozenset[Row]) -> None:
-        """Take every other row out of the batch."""
-        places = [place for place, row in enumerate(self._rows) if row in kept]
-        if len(places) == len(self._rows):
-            return
-        self._rows = tuple(self._rows[place] for place in places)
-        if not places:
-            self._caches = []
-            self._tokens = self._tokens[:0]
-            return
-        keep = mx.array(places)
-        self._tokens = self._tokens[keep]
-        for cache in self._caches:
-            cache.filter(keep)
-
-    def _prefill(self, rows: Sequence[Row]) -> list[Cache]:
-        """Run all but the last token of the rows' prompts through the model; the last one is decoded from."""
-        prompts = [row.spec.prompt_ids[:-1] for row in rows]
-        caches = self._new_caches(len(rows))
-        lengths = [len(prompt) for prompt in prompts]
-        longest = max(lengths)
-        if longest == 0:
-            return caches
-        padding = [longest - length for length in lengths]
-        if any(padding):
-            for cache in caches:
-                cache.prepare(lengths=lengths, right_padding=padding)
-        tokens = mx.array([[*prompt, *[_PADDING_ID] * pad] for prompt, pad in zip(prompts, padding, strict=True)])
-        for start in range(0, longest, self._prefill_chunk):  # tokens: (B, longest)
-            self._model(tokens[:, start : start + self._prefill_chunk], cache=caches)
-            mx.eval([cache.state for cache in caches])
-        if self.can_batch:
-            # Also without padding: recurrent caches otherwise go on counting it down, one graph node a token.
-            for cache in caches:
-                cache.finalize()
-        return caches
-
-    def _new_caches(self, num_rows: int) -> list[Cache]:
-        """Empty caches, one a layer, for a batch of `num_rows`."""
-        single = [make_prompt_cache(self._model) for _ in range(num_rows)]
-        if not self.can_batch:
-            return list(single[0])
-        return [layer[0].merge(list(layer)) for layer in zip(*single, strict=True)]
-
-    def _join(self, rows: Sequence[Row], caches: list[Cache]) -> None:
-        """Put prefilled rows at the end of the batch."""
-        last_ids = mx.array([row.spec.prompt_ids[-1] for row in rows], dtype=mx.uint32)  # (b,)
-        self._tokens = mx.concatenate([self._tokens, last_ids])
-        if self._rows:
-            for cache, other in zip(self._caches, caches, strict=True):
-                cache.extend(other)
-        else:
-            self._caches = caches
-        self._rows += tuple(rows)
-
-    def _decode(self) -> Launched:
-        logits = self._model(self._tokens[:, None], cache=self._caches)[:, -1, :]  # (B, V)
-        self._tokens = self._sampler.sample(logits)
-        self._num_steps += 1
-        if self._num_steps % _STATE_EVAL_INTERVAL == 0:
-            # Parts of a cache that no output depends on would otherwise grow an unevaluated graph without end.
-            mx.async_eval(self._tokens, [cache.state for cache in self._caches])
-        else:
-            mx.async_eval(self._tokens)
-        return Launched(self._rows, self._tokens)
-
-
-def prefill_groups(rows: Sequence[Row]) -> Iterator[tuple[Row, ...]]:
-    """Split rows into groups whose prompts are padded together, so that little of the work is padding.
-
-    Rows are taken by rising prompt length; a group ends where one more row would bring its share of padding
-    over a quarter.
-    """
-    group: list[Row] = []
-    num_tokens = 0
-    for row in sorted(rows, key=lambda row: len(row.spec.prompt_ids)):
-        length = len(row.spec.prompt_ids)
-        num_positions = length * (len(group) + 1)
-        if group and num_positions - num_tokens - length > _MAX_PADDING_SHARE * num_positions:
-            yield tuple(group)
-            group, num_tokens = [], 0
-        group.append(row)
-        num_tokens += length
-    if group:
-        yield tuple(group)

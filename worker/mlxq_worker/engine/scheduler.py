@@ -1,4 +1,4 @@
-"""Decides who is dropped, admitted and decoded on a step (`schedule`), and gives rows their tokens (`commit`).
+"""Decides who is dropped, admitted, prefilled and decoded on a step, and gives rows the tokens that come back.
 
 Plain Python over `Row` objects: no arrays, so every decision can be tested without a model. Rows are admitted in
 the order in which they arrived.
@@ -6,8 +6,9 @@ the order in which they arrived.
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from mlxq_worker.engine.api import AbortReason
@@ -15,30 +16,56 @@ from mlxq_worker.engine.row import Row, RowResult
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """One decode step. `kept` are the rows that stay from the last plan, in their old order; `joining` need
-    their prompts prefilled first. The decode batch is `kept` followed by `joining`."""
+class Piece:
+    """Tokens `start` to `stop` of a row's prompt, to be prefilled on this step."""
 
-    kept: tuple[Row, ...]
-    joining: tuple[Row, ...]
+    row: Row
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.row.spec.prompt_ids[self.start : self.stop]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the prompt ends here, so that the row gets its first token from this step."""
+        return self.stop == len(self.row.spec.prompt_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step: the `decoding` rows get one more token each, and pieces of prompts are prefilled."""
+
+    decoding: tuple[Row, ...] = ()
+    prefill: tuple[Piece, ...] = ()
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        return self.kept + self.joining
+        """Every row that is in the batch on this step, each once."""
+        return self.decoding + tuple(piece.row for piece in self.prefill)
 
 
 class Scheduler:
-    """The waiting line and the running batch of at most `max_num_seqs` rows.
+    """The waiting line and the running batch.
 
-    A row is *running* from its admission to its end. The decode batch holds the running rows that still want a
-    token: one whose last permitted token is already on its way frees its place a step before it ends.
+    A row is *running* from its admission to its end. Its place in the batch is free again once it wants no more
+    tokens: a row whose last permitted token is on its way frees it a step before it ends.
+
+    Args:
+        max_num_seqs: how many rows are in the batch at most.
+        max_num_batched_tokens: how many tokens go through the model in one step, the decoding rows' included;
+            longer prompts are prefilled over several steps. `None`: a row's prompt is prefilled on one step.
     """
 
-    def __init__(self, max_num_seqs: int) -> None:
+    def __init__(self, max_num_seqs: int, max_num_batched_tokens: int | None = None) -> None:
         self._max_num_seqs = max_num_seqs
+        self._max_num_batched_tokens = max_num_batched_tokens
         self._waiting: deque[Row] = deque()
         self._running: list[Row] = []
-        self._batch: tuple[Row, ...] = ()
 
     def __repr__(self) -> str:
         return f"Scheduler(running={self.num_running}/{self._max_num_seqs} waiting={self.num_waiting})"
@@ -68,15 +95,16 @@ class Scheduler:
                 row.abort_reason = reason
 
     def schedule(self, now: float) -> tuple[Plan, list[RowResult]]:
-        """Drop what was cancelled or is overdue, fill the free places, and plan the next decode step."""
+        """Drop what was cancelled or is overdue, fill the free places, and plan the next step."""
         dropped = self._drop(now)
-        kept = tuple(row for row in self._batch if row.wants_token)
-        joining = tuple(self._admit(self._max_num_seqs - len(kept), now))
-        plan = Plan(kept, joining)
-        for row in plan.rows:
+        decoding = tuple(row for row in self._running if row.is_prefilled and row.wants_token)
+        prefill = tuple(self._prefill(len(decoding), now))
+        for row in decoding:
             row.num_scheduled += 1
-        self._batch = plan.rows
-        return plan, dropped
+        for piece in prefill:
+            piece.row.num_prefilled = piece.stop
+            piece.row.num_scheduled += piece.is_last
+        return Plan(decoding, prefill), dropped
 
     def commit(self, rows: Sequence[Row], token_ids: Sequence[int], now: float) -> list[RowResult]:
         """Give each row the token that came back for it; rows that ended in the meantime discard theirs.
@@ -98,14 +126,28 @@ class Scheduler:
         """Forget every row."""
         self._waiting.clear()
         self._running.clear()
-        self._batch = ()
 
-    def _admit(self, places: int, now: float) -> list[Row]:
-        joining = [self._waiting.popleft() for _ in range(min(places, len(self._waiting)))]
-        for row in joining:
-            row.admit(now)
-        self._running.extend(joining)
-        return joining
+    def _prefill(self, num_decoding: int, now: float) -> Iterator[Piece]:
+        """Pieces of prompts for what the step has room for: rows that are in the batch first, then new ones."""
+        begun = [row for row in self._running if not row.is_prefilled]
+        num_places = self._max_num_seqs - num_decoding - len(begun)
+        # At least one token even where the decoding rows fill the step, or a prompt would never get on.
+        room = math.inf if self._max_num_batched_tokens is None else max(1, self._max_num_batched_tokens - num_decoding)
+        while room > 0 and (begun or (self._waiting and num_places > 0)):
+            if begun:
+                row = begun.pop(0)
+            else:
+                row = self._admit(now)
+                num_places -= 1
+            stop = int(min(len(row.spec.prompt_ids), row.num_prefilled + room))
+            yield Piece(row, row.num_prefilled, stop)
+            room -= stop - row.num_prefilled
+
+    def _admit(self, now: float) -> Row:
+        row = self._waiting.popleft()
+        row.admit(now)
+        self._running.append(row)
+        return row
 
     def _drop(self, now: float) -> list[RowResult]:
         dropped = []

@@ -1,0 +1,167 @@
+"""Runs a `Plan` on slots: the decoding rows' tokens and the pieces of prompts go through the model in one forward
+pass, packed side by side.
+
+For models whose layers all attend to everything (`packs` tries it out); the others take `engine/padded`. Prompts are
+prefilled inside the decode step, so rows that join don't make the others wait.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import KVCache, make_prompt_cache
+
+from mlxq_worker.engine.row import Row
+from mlxq_worker.engine.runner import Launched
+from mlxq_worker.engine.sampling import Sampler
+from mlxq_worker.engine.scheduler import Plan
+from mlxq_worker.engine.slots import Layout, SlotCache, Span, route_attention
+
+log = logging.getLogger(__name__)
+
+
+class PackedModel:
+    """An mlx-lm model over slots: `hidden` runs its layers, `logits` its head, apart, since most of a prompt's tokens
+    need no logits. N tokens in a step, E numbers in a hidden state, V ids in the vocabulary.
+    """
+
+    def __init__(self, model: Any, num_slots: int) -> None:
+        self._body = model.model
+        self._head = copy.copy(model)
+        self._head.model = _returns_its_input
+        self.caches = [SlotCache(num_slots) for _ in make_prompt_cache(model)]
+
+    def hidden(self, tokens: mx.array, layout: Layout) -> mx.array:
+        """Run tokens (N,) through the layers, writing their keys and values where `layout` says: (N, 1, E)."""
+        for cache in self.caches:
+            cache.begin_step(layout)
+        hidden: mx.array = self._body(tokens[:, None], cache=self.caches)
+        return hidden
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """(N, 1, E) to (N, V)."""
+        logits: mx.array = self._head(hidden)
+        return logits[:, -1]
+
+
+class PackedRunner:
+    """A batch in slots.
+
+    Args:
+        model: an mlx-lm model that `packs`.
+        max_num_seqs: the number of slots.
+        max_num_batched_tokens: how many tokens go through the model in one step.
+    """
+
+    def __init__(self, model: Any, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+        self._model = model
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop the batch and free its memory."""
+        self._packed = PackedModel(self._model, num_slots=self.max_num_seqs)
+        self._slots: dict[Row, int] = {}
+        self._newest = mx.zeros((self.max_num_seqs,), dtype=mx.uint32)  # (slots,) newest token, computed or not
+        self._sampled: tuple[Row, ...] = ()
+        self._sampler = Sampler(())
+        mx.clear_cache()
+
+    def launch(self, plan: Plan) -> Launched | None:
+        """Bring the slots to `plan` and start computing it. Nothing is launched if no row is due a token."""
+        self._place(plan)
+        if not plan.rows:
+            return None
+        decoding = sorted(plan.decoding, key=self._slots.__getitem__)
+        layout = Layout(
+            [(self._slots[row], row.decode_position) for row in decoding],
+            [Span(self._slots[piece.row], piece.start, piece.stop) for piece in plan.prefill],
+        )
+        hidden = self._packed.hidden(self._tokens(decoding, plan), layout)
+        rows, places = _sampled_rows(decoding, plan)
+        if not rows:
+            mx.async_eval(hidden[-1, -1, -1])  # one number of it is enough to have all keys and values computed
+            return None
+        return self._sample(rows, hidden if len(places) == hidden.shape[0] else hidden[mx.array(places)])
+
+    def _tokens(self, decoding: Sequence[Row], plan: Plan) -> mx.array:
+        """The step's tokens (N,): the decoding rows' newest, then the prompts' pieces."""
+        prompt_ids = [token_id for piece in plan.prefill for token_id in piece.token_ids]
+        newest = self._newest[mx.array([self._slots[row] for row in decoding], dtype=mx.uint32)]
+        return mx.concatenate([newest, mx.array(prompt_ids, dtype=mx.uint32)]) if prompt_ids else newest
+
+    def _sample(self, rows: tuple[Row, ...], hidden: mx.array) -> Launched:
+        if rows != self._sampled:
+            self._sampled, self._sampler = rows, Sampler(rows)
+        tokens = self._sampler.sample(self._packed.logits(hidden)).astype(mx.uint32)
+        self._newest[mx.array([self._slots[row] for row in rows])] = tokens
+        mx.async_eval(tokens)
+        return Launched(rows, tokens)
+
+    def _place(self, plan: Plan) -> None:
+        """Give leaving rows' slots to joining rows; then close the holes, so that only slots in use are computed."""
+        staying = frozenset(plan.rows)
+        self._slots = {row: slot for row, slot in self._slots.items() if row in staying}
+        free = sorted(set(range(self.max_num_seqs)) - set(self._slots.values()), reverse=True)
+        for row in plan.rows:
+            if row not in self._slots:
+                self._slots[row] = free.pop()
+        for row in sorted(self._slots, key=self._slots.__getitem__, reverse=True):
+            if not free or free[-1] > self._slots[row]:
+                break
+            self._move(row, free.pop())
+
+    def _move(self, row: Row, slot: int) -> None:
+        source, self._slots[row] = self._slots[row], slot
+        for cache in self._packed.caches:
+            cache.move(source, slot)
+        self._newest[mx.array([slot])] = self._newest[mx.array([source])]
+
+
+def packs(model: Any) -> bool:
+    """Whether `model` computes the same on slots as on mlx-lm's own caches; tried out on a few tokens."""
+    if any(type(cache) is not KVCache for cache in make_prompt_cache(model)):
+        return False
+    if not hasattr(model, "model") or not route_attention(model):
+        return False
+    ids = mx.arange(1, 7)
+    expected = model(ids[None], cache=make_prompt_cache(model))[0]  # (6, V)
+    try:
+        logits = _try_out(PackedModel(model, num_slots=2), ids)
+    except (NotImplementedError, TypeError, ValueError, AttributeError) as error:
+        log.info("%s can't be packed: %s", type(model).__module__, error)
+        return False
+    difference, scale = mx.abs(logits - expected[mx.array([5, 3])]).max(), mx.abs(expected).max()
+    return bool((difference < _TOLERANCE * scale).item())
+
+
+_TOLERANCE = 0.05
+"""Of the largest logit. Rounding in bfloat16 stays well below; attention done wrongly comes out far above."""
+
+
+def _try_out(packed: PackedModel, ids: mx.array) -> mx.array:
+    """The logits (2, V) that follow ids[:6] and ids[:4], each prefilled but for its last id, then decoded."""
+    packed.hidden(mx.concatenate([ids[:5], ids[:3]]), Layout([], [Span(0, 0, 5), Span(1, 0, 3)]))
+    return packed.logits(packed.hidden(ids[mx.array([5, 3])], Layout([(0, 5), (1, 3)], [])))
+
+
+def _sampled_rows(decoding: Sequence[Row], plan: Plan) -> tuple[tuple[Row, ...], list[int]]:
+    """The rows that get a token from this step, and the index of each one's last token in it."""
+    rows, places = list(decoding), list(range(len(decoding)))
+    end = len(decoding)
+    for piece in plan.prefill:
+        end += len(piece)
+        if piece.is_last:
+            rows.append(piece.row)
+            places.append(end - 1)
+    return tuple(rows), places
+
+
+def _returns_its_input(inputs: mx.array, *_: Any, **__: Any) -> mx.array:
+    """Stands in for a model's layers where only its head is to run."""
+    return inputs

@@ -1,0 +1,158 @@
+"""Runs a `Plan` on mlx-lm's own batch caches: any architecture that has them, recurrent and sliding-window ones too.
+
+Uses their `merge`, `prepare`, `finalize`, `filter` and `extend`, but none of mlx-lm's generators. Prompts are padded on
+the right while they are prefilled and rolled into place after that, as those caches ask for. `engine/packed` is faster
+where it can be used.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import make_prompt_cache
+
+from mlxq_worker.engine.row import Row
+from mlxq_worker.engine.runner import Launched
+from mlxq_worker.engine.sampling import Sampler
+from mlxq_worker.engine.scheduler import Plan
+
+log = logging.getLogger(__name__)
+
+Cache = Any
+"""One layer's cache of mlx-lm, for a whole batch."""
+
+_PADDING_ID = 0
+_MAX_PADDING_SHARE = 0.25
+_STATE_EVAL_INTERVAL = 64
+
+
+class PaddedRunner:
+    """A batch whose rows are padded on the left to the longest one.
+
+    Args:
+        model: an mlx-lm model; called with token ids (B, L) and a list of caches it returns logits (B, L, V).
+        max_num_seqs: how many rows decode together at most; 1 where the model's caches can't be batched.
+        prefill_chunk: at most this many positions of a prompt go through the model at once.
+    """
+
+    def __init__(self, model: Any, *, max_num_seqs: int, prefill_chunk: int) -> None:
+        self._model = model
+        self._prefill_chunk = prefill_chunk
+        self._can_batch = all(hasattr(cache, "merge") for cache in make_prompt_cache(model))
+        if not self._can_batch:
+            log.warning("the caches of %s can't be batched: decoding one row at a time", type(model).__module__)
+        self.max_num_seqs = max_num_seqs if self._can_batch else 1
+        self.max_num_batched_tokens = None
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop the batch and free its memory."""
+        self._rows: tuple[Row, ...] = ()
+        self._tokens = mx.zeros((0,), dtype=mx.uint32)  # (B,) the newest token of every row, computed or not
+        self._caches: list[Cache] = []
+        self._sampler = Sampler(())
+        self._num_steps = 0
+        mx.clear_cache()
+
+    def launch(self, plan: Plan) -> Launched | None:
+        """Bring the batch to `plan`, whose prompts come in one piece, and start computing a token for every row."""
+        before = self._rows
+        self._keep(frozenset(plan.decoding))
+        for group in prefill_groups([piece.row for piece in plan.prefill], self._prefill_chunk):
+            self._join(group, self._prefill(group))
+        if self._rows != before:
+            self._sampler = Sampler(self._rows)
+        return self._decode() if self._rows else None
+
+    def _keep(self, kept: frozenset[Row]) -> None:
+        """Take every other row out of the batch."""
+        places = [place for place, row in enumerate(self._rows) if row in kept]
+        if len(places) == len(self._rows):
+            return
+        self._rows = tuple(self._rows[place] for place in places)
+        if not places:
+            self._caches = []
+            self._tokens = self._tokens[:0]
+            return
+        keep = mx.array(places)
+        self._tokens = self._tokens[keep]
+        for cache in self._caches:
+            cache.filter(keep)
+
+    def _prefill(self, rows: Sequence[Row]) -> list[Cache]:
+        """Run all but the last token of the rows' prompts through the model; the last one is decoded from."""
+        prompts = [row.spec.prompt_ids[:-1] for row in rows]
+        caches = self._new_caches(len(rows))
+        lengths = [len(prompt) for prompt in prompts]
+        longest = max(lengths)
+        if longest == 0:
+            return caches
+        padding = [longest - length for length in lengths]
+        if any(padding):
+            for cache in caches:
+                cache.prepare(lengths=lengths, right_padding=padding)
+        tokens = mx.array([[*prompt, *[_PADDING_ID] * pad] for prompt, pad in zip(prompts, padding, strict=True)])
+        for start in range(0, longest, self._prefill_chunk):  # tokens: (B, longest)
+            self._model(tokens[:, start : start + self._prefill_chunk], cache=caches)
+            mx.eval([cache.state for cache in caches])
+        if self._can_batch:
+            # Also without padding: recurrent caches otherwise go on counting it down, one graph node a token.
+            for cache in caches:
+                cache.finalize()
+        return caches
+
+    def _new_caches(self, num_rows: int) -> list[Cache]:
+        """Empty caches, one a layer, for a batch of `num_rows`."""
+        single = [make_prompt_cache(self._model) for _ in range(num_rows)]
+        if not self._can_batch:
+            return list(single[0])
+        return [layer[0].merge(list(layer)) for layer in zip(*single, strict=True)]
+
+    def _join(self, rows: Sequence[Row], caches: list[Cache]) -> None:
+        """Put prefilled rows at the end of the batch."""
+        last_ids = mx.array([row.spec.prompt_ids[-1] for row in rows], dtype=mx.uint32)  # (b,)
+        self._tokens = mx.concatenate([self._tokens, last_ids])
+        if self._rows:
+            for cache, other in zip(self._caches, caches, strict=True):
+                cache.extend(other)
+        else:
+            self._caches = caches
+        self._rows += tuple(rows)
+
+    def _decode(self) -> Launched:
+        logits = self._model(self._tokens[:, None], cache=self._caches)[:, -1, :]  # (B, V)
+        self._tokens = self._sampler.sample(logits)
+        self._num_steps += 1
+        if self._num_steps % _STATE_EVAL_INTERVAL == 0:
+            # Parts of a cache that no output depends on would otherwise grow an unevaluated graph without end.
+            mx.async_eval(self._tokens, [cache.state for cache in self._caches])
+        else:
+            mx.async_eval(self._tokens)
+        return Launched(self._rows, self._tokens)
+
+
+def prefill_groups(rows: Sequence[Row], prefill_chunk: int) -> Iterator[tuple[Row, ...]]:
+    """Split rows into groups that are prefilled together, by rising prompt length.
+
+    A group is padded to its longest prompt where little of the work is padding and where mlx-lm's caches allow it:
+    the prefilled part has to be one chunk, of two positions at least. Otherwise it holds prompts of one length.
+    (In padded prompts of several chunks recurrent caches take the state of rows that go on from the wrong place, and
+    sliding-window caches refuse a chunk of one position.)
+    """
+    group: list[Row] = []
+    num_tokens = 0
+    for row in sorted(rows, key=lambda row: len(row.spec.prompt_ids)):
+        length = len(row.spec.prompt_ids)
+        num_positions = length * (len(group) + 1)
+        padding = num_positions - num_tokens - length
+        may_pad = padding <= _MAX_PADDING_SHARE * num_positions and 2 <= length - 1 <= prefill_chunk
+        if group and padding and not may_pad:
+            yield tuple(group)
+            group, num_tokens = [], 0
+        group.append(row)
+        num_tokens += length
+    if group:
+        yield tuple(group)
