@@ -93,3 +93,4 @@ def test_without_a_server_an_embedded_one_takes_its_place(monkeypatch: pytest.Mo
         assert server.kind == "fakeredis"
         connection.xadd("events", {"job": "a"})
         assert connection.xlen("events") == 1
+        assert connection.client_info()["addr"].startswith("127.0.0.1:"), "what an RQ worker asks when it starts"

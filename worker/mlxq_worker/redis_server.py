@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from socketserver import BaseRequestHandler
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -135,8 +136,23 @@ def _start_embedded(stack: ExitStack) -> PrivateRedis:
     except ImportError:
         raise ConfigError(f"no {' or '.join(SERVERS)} on the PATH: install one, or fakeredis, or give --url") from None
     server = TcpFakeServer(("127.0.0.1", 0), server_type="redis")
+    server.RequestHandlerClass = _readable_handler()
     stack.callback(server.server_close)
     thread = threading.Thread(target=server.serve_forever, name="fakeredis", daemon=True)
     thread.start()
     stack.callback(server.shutdown)
     return PrivateRedis(f"redis://127.0.0.1:{server.server_address[1]}/0", "fakeredis")
+
+
+def _readable_handler() -> type[BaseRequestHandler]:
+    """fakeredis's connection handler, less a bug (2.40): it puts Python tuples into CLIENT INFO, which every RQ
+    worker reads when it starts and redis-py then can't parse."""
+    from fakeredis._clients._tcp_server import TCPFakeRequestHandler
+
+    class Handler(TCPFakeRequestHandler):  # type: ignore[misc]
+        def setup(self) -> None:
+            super().setup()
+            info = self.current_client.get_socket()._client_info
+            info.update({name: "{}:{}".format(*value) for name, value in info.items() if type(value) is tuple})
+
+    return Handler
