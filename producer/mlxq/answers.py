@@ -17,12 +17,10 @@ from typing import Any, Literal, TypeVar, cast
 
 import msgspec
 from redis import Redis
-from rq.defaults import RQ_KEY_PREFIX
 from rq.job import Job
 from rq.registry import CanceledJobRegistry, FailedJobRegistry, FinishedJobRegistry
-from rq.results import Result
 
-from mlxq import keys
+from mlxq import keys, rq_keys
 from mlxq.connect import queue_errors
 from mlxq.contract import Failure
 from mlxq.errors import BatchNotFound
@@ -167,7 +165,7 @@ class Collector:
             with self._redis.pipeline(transaction=False) as pipe:
                 for job_id in chunk:
                     pipe.hget(Job.key_for(job_id), "status")
-                    pipe.exists(_executions_key(job_id))
+                    pipe.exists(rq_keys.executions(job_id))
                 replies = pipe.execute()
             for job_id, status, is_held in zip(chunk, replies[::2], replies[1::2], strict=True):
                 # A worker that still holds a cancelled job is about to write its partial text.
@@ -183,7 +181,7 @@ class Collector:
     def _fetch_chunk(self, chunk: Sequence[Ended]) -> list[Answer]:
         with self._redis.pipeline(transaction=False) as pipe:
             for item in chunk:
-                pipe.xrevrange(Result.get_key(item.job_id), count=1)
+                pipe.xrevrange(rq_keys.results(item.job_id), count=1)
                 pipe.hget(Job.key_for(item.job_id), "meta")
             replies = pipe.execute()
         return [
@@ -194,7 +192,7 @@ class Collector:
         job_ids = [answer.job_id for answer in chunk]
         event_ids = [answer.event_id for answer in chunk if answer.event_id is not None]
         with self._redis.pipeline() as pipe:
-            pipe.unlink(*map(Job.key_for, job_ids), *map(Result.get_key, job_ids))
+            pipe.unlink(*map(Job.key_for, job_ids), *map(rq_keys.results, job_ids))
             for registry in (FinishedJobRegistry, FailedJobRegistry, CanceledJobRegistry):
                 pipe.zrem(registry(self._queue, connection=self._redis).key, *job_ids)
             pipe.zrem(keys.batch_jobs(self._batch_id), *job_ids)
@@ -218,10 +216,6 @@ def _ended_outside(job_id: str, rq_status: bytes | None) -> Iterator[Ended]:
     status: Status | None = "failed" if rq_status is None else _STATUS_OF_RQ.get(rq_status.decode())
     if status is not None:
         yield Ended(job_id, status)
-
-
-def _executions_key(job_id: str) -> str:
-    return f"{RQ_KEY_PREFIX}:executions:{job_id}"
 
 
 def _answer(item: Ended, entries: list[tuple[bytes, dict[bytes, bytes]]], meta: bytes | None) -> Answer:

@@ -22,7 +22,7 @@ from rq.serializers import JSONSerializer
 from mlxq import keys
 from mlxq.answers import CHUNK, Answer, Collector, Ended, chunked
 from mlxq.cancel import JOB_HASH_LENGTH, end_queued, stop_running, take_out
-from mlxq.connect import queue_errors
+from mlxq.connect import queue_errors, transact
 from mlxq.errors import BatchNotFound, QueueError
 from mlxq.openai import ParsedLine
 
@@ -135,7 +135,8 @@ class Batch:
         if not entries:
             return 0.0
         oldest_ms = int(entries[-1][0].split(b"-")[0])
-        return len(entries) * 1000 / max(1, now_s * 1000 + now_us // 1000 - oldest_ms)
+        age_ms: int = now_s * 1000 + now_us // 1000 - oldest_ms
+        return len(entries) * 1000 / max(1, age_ms)
 
     def collector(self) -> Collector:
         """A reader of the batch from its first ended job on, for callers that keep their own loop."""
@@ -201,12 +202,11 @@ class Batch:
         enqueue_new = partial(self._enqueue_new, requests)
         with queue_errors(self._redis):
             # Producers of the same batch may race; whoever loses looks again at which jobs are new.
-            jobs = keys.batch_jobs(self.id)
-            return cast(int, self._redis.transaction(enqueue_new, jobs, value_from_callable=True))
+            return transact(self._redis, enqueue_new, keys.batch_jobs(self.id))
 
     def _enqueue_new(self, requests: dict[str, tuple[int, ParsedLine]], pipe: Pipeline) -> int:
         self._check_open(pipe)
-        known = cast("list[float | None]", pipe.zmscore(keys.batch_jobs(self.id), list(requests)))
+        known = pipe.zmscore(keys.batch_jobs(self.id), list(requests))
         new = [job_id for job_id, score in zip(requests, known, strict=True) if score is None]
         pipe.multi()
         self._describe(pipe)

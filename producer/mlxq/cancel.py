@@ -18,11 +18,11 @@ from redis.client import Pipeline
 from rq.job import Job
 from rq.queue import Queue
 from rq.registry import CanceledJobRegistry
-from rq.results import Result
 from rq.serializers import JSONSerializer
 from rq.utils import now, utcformat
 
-from mlxq import keys
+from mlxq import keys, rq_keys
+from mlxq.connect import transact
 from mlxq.contract import Failure
 from mlxq.openai import failure_line
 
@@ -87,7 +87,7 @@ def end_queued(connection: Redis, queue: str, batch_id: str, job_ids: Sequence[s
     for job_id, meta in metas.items():
         custom_id = msgspec.json.decode(meta)["custom_id"]
         failure = Failure(custom_id=custom_id, request_id=job_id, code=code, message=message)
-        script_keys += [Job.key_for(job_id), Result.get_key(job_id)]
+        script_keys += [Job.key_for(job_id), rq_keys.results(job_id)]
         args += [job_id, b64encode(msgspec.json.encode(failure_line(failure))).decode()]
     return int(connection.register_script(_END_QUEUED)(keys=script_keys, args=args))
 
@@ -104,7 +104,7 @@ def stop_running(connection: Redis, job_id: str) -> bool:
         return True
 
     key = Job.key_for(job_id)
-    return cast(bool, connection.transaction(mark, key, value_from_callable=True))
+    return transact(connection, mark, key)
 
 
 def _metas(connection: Redis, job_ids: Sequence[str]) -> dict[str, bytes]:

@@ -5,14 +5,18 @@ The one place on the producer side that sees a Redis URL. Knows nothing of queue
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 from redis import Redis
 from redis import exceptions as redis_errors
+from redis.client import Pipeline
 
 from mlxq.errors import ConfigError, QueueError, QueueUnavailable
+
+T = TypeVar("T")
 
 DEFAULT_URL = "redis://localhost:6379/0"
 CONNECT_TIMEOUT_S = 5.0
@@ -76,3 +80,19 @@ def queue_errors(connection: Redis) -> Iterator[None]:
         raise QueueUnavailable(f"Redis at {address_of(connection)} takes no more writes: {error}") from error
     except redis_errors.ResponseError as error:
         raise QueueError(f"Redis at {address_of(connection)} says: {error}") from error
+
+
+def transact(connection: Redis, change: Callable[[Pipeline], T], *watched: str) -> T:
+    """Run `change` and execute what it left in the pipeline, again from the start while others write to `watched`.
+
+    `change` reads first, then calls `pipe.multi()` and writes; what it returns is returned.
+    """
+    with connection.pipeline() as pipe:
+        while True:
+            try:
+                pipe.watch(*watched)  # type: ignore[no-untyped-call]
+                result = change(pipe)
+                pipe.execute()
+            except redis_errors.WatchError:
+                continue
+            return result
