@@ -1,7 +1,7 @@
 """The door to the queue: one Redis and one of its queues, where batches are submitted and found again.
 
     client = Client("redis://localhost:6379")
-    batch = client.submit(map(parse_line, lines))
+    batch = client.submit([text_request("Say hello", custom_id="a")])
     for answer in batch.as_completed():
         print(answer.custom_id, answer.line["response"])
 

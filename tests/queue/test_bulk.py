@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -238,6 +240,41 @@ def test_a_stopped_run_keeps_what_has_ended_and_a_rerun_does_the_rest(redis_url:
         second = run(redis_url, files)
     assert (second.skipped, second.succeeded, second.interrupted) == (kept, 50 - kept, False)
     assert sorted(files.answers()) == sorted(f"r{i}" for i in range(50))
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from mlxq.bulk import process
+from mlxq.client import Client
+from mlxq.files import read_requests
+url, given, output, errors = sys.argv[1:]
+process(Client(url), read_requests(given), Path(output), Path(errors), on_turn=lambda tally: True)
+"""
+
+
+def test_a_killed_run_loses_nothing_and_a_rerun_doubles_nothing(redis_url: str, files: Files) -> None:
+    files.write_numbered(100)
+    arguments = [redis_url, str(files.input), str(files.output), str(files.errors)]
+
+    def slowly(request: Request, job_id: str) -> dict[str, Any]:
+        time.sleep(0.005)
+        return echo(request, job_id)
+
+    with FakeWorker(redis_url, slowly):
+        doomed = subprocess.Popen([sys.executable, "-c", KILLED, *arguments])
+        deadline = time.monotonic() + 20
+        while len(files.answers()) < 5 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        doomed.kill()
+        doomed.wait()
+    kept = len(files.answers())
+    assert 5 <= kept < 100
+
+    with FakeWorker(redis_url):
+        summary = run(redis_url, files)
+    assert (summary.skipped, summary.succeeded) == (kept, 100 - kept)
+    assert sorted(files.answers()) == sorted(f"r{i}" for i in range(100))
 
 
 def test_what_on_turn_raises_ends_the_run_after_collecting(redis_url: str, files: Files) -> None:
