@@ -1,6 +1,7 @@
 """Rows of a batch give exactly the tokens that mlx-lm's own `generate_step` gives each of them alone.
 
 Greedy and in float32, over tiny random models of every kind of cache: plain, sliding window, convolution, recurrent.
+Models that can be packed are run both ways.
 """
 
 from __future__ import annotations
@@ -13,50 +14,53 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from engine_runs import decode, run
-from hypothesis import given
-from hypothesis import strategies as st
 from mlx_lm.generate import generate_step
 from tiny_models import CONFIGS, VOCAB_SIZE, build
 
 from mlxq.contract import StopDetails
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.row import Row, RowSpec
-from mlxq_worker.engine.runner import prefill_groups
+from mlxq_worker.engine.packed import packs
+from mlxq_worker.engine.row import RowSpec
 from row_specs import row_spec
 
 PREFILL_CHUNK = 16
 # One token is decoded from, the rest is prefilled: nothing, one chunk exactly, one position more, several chunks;
 # below and far above the sliding window of 8.
 PROMPT_LENGTHS = (1, 3, 40, 9, 1, 20, 17, 5, 33, 18, 4, 12)
-NUM_TOKENS = 24
-
-# What mlx-lm's caches make of prompts that are padded on the right and take more than one chunk.
-FAILS_IN_PADDED_CHUNKS = {
-    "gemma3": "BatchRotatingKVCache raises on a chunk of one position",
-    "gpt_oss": "BatchRotatingKVCache raises on a chunk of one position",
-    "mamba2": "ssm_attn looks for the state of a row that goes on after the chunk behind its end",
-}
+NUM_TOKENS = 18
+# Every layer of these attends to all that came before; the others are always padded.
+PACKED = ("llama", "qwen2", "qwen3", "phi3", "mixtral")
 
 
 @dataclass
 class Reference:
-    """A model and what mlx-lm generates with it for some prompts, `NUM_TOKENS` each, whatever token comes."""
+    """A model, how to run it, and what mlx-lm generates with it: `NUM_TOKENS` for each prompt, whatever token comes."""
 
-    architecture: str
     model: Any
+    packed: bool
     prompts: list[tuple[int, ...]]
     outputs: list[tuple[int, ...]]
     smallest_gap: float
     """The smallest difference between the best and the second best log-probability of any step."""
 
     @classmethod
-    def of(cls, architecture: str) -> Reference:
+    def of(cls, architecture: str, *, packed: bool) -> Reference:
         model, random = build(architecture), Random(1)
         prompts = [tuple(random.randrange(VOCAB_SIZE) for _ in range(length)) for length in PROMPT_LENGTHS]
         steps = [list(generate_step(mx.array(prompt), model, max_tokens=NUM_TOKENS)) for prompt in prompts]
         best = mx.sort(mx.stack([logprobs for output in steps for _, logprobs in output]), axis=-1)[:, -2:]
         outputs = [tuple(int(token_id) for token_id, _ in output) for output in steps]
-        return cls(architecture, model, prompts, outputs, float((best[:, 1] - best[:, 0]).min()))
+        return cls(model, packed, prompts, outputs, float((best[:, 1] - best[:, 0]).min()))
+
+    def engine(self, width: int, *, chunk: int = 512, pipelined: bool = True) -> BatchEngine:
+        return BatchEngine(
+            self.model,
+            decode,
+            max_num_seqs=width,
+            max_num_batched_tokens=chunk,
+            packed=self.packed,
+            pipelined=pipelined,
+        )
 
     def specs(self, end_ids: frozenset[int] = frozenset(), **changes: Any) -> list[RowSpec]:
         """A row for every prompt; `max_tokens` differs from row to row unless it is given."""
@@ -86,13 +90,17 @@ def _until_end(spec: RowSpec, output: tuple[int, ...]) -> tuple[int, ...]:
     return output[: min(length, spec.limit)]
 
 
-@pytest.fixture(scope="module", params=CONFIGS)
+@pytest.fixture(
+    scope="module", params=[*(f"{each}-packed" for each in PACKED), *(f"{each}-padded" for each in CONFIGS)]
+)
 def reference(request: pytest.FixtureRequest) -> Reference:
-    return Reference.of(request.param)
+    architecture, kind = request.param.split("-")
+    return Reference.of(architecture, packed=kind == "packed")
 
 
-def engine_for(reference: Reference, width: int, *, chunk: int = 512, pipelined: bool = True) -> BatchEngine:
-    return BatchEngine(reference.model, decode, max_num_seqs=width, prefill_chunk=chunk, pipelined=pipelined)
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_models_with_plain_attention_can_be_packed(architecture: str) -> None:
+    assert packs(build(architecture)) == (architecture in PACKED)
 
 
 def test_the_reference_is_varied_and_none_of_its_choices_is_a_near_tie(reference: Reference) -> None:
@@ -107,7 +115,7 @@ def test_rows_that_join_and_leave_at_different_steps_are_as_if_alone(
 ) -> None:
     specs = reference.specs(reference.eos_set())
 
-    outcome = run(engine_for(reference, width, chunk=PREFILL_CHUNK, pipelined=pipelined), specs, one_per_step=True)
+    outcome = run(reference.engine(width, chunk=PREFILL_CHUNK, pipelined=pipelined), specs, one_per_step=True)
 
     assert outcome.tokens == reference.expected(specs)
     assert width / 2 < max(report.rows_computed for report in outcome.reports) <= width
@@ -117,7 +125,7 @@ def test_each_id_of_an_eos_set_ends_rows_alone_where_it_first_occurs(reference: 
     eos_ids = reference.eos_set()
     specs = reference.specs(eos_ids, max_tokens=NUM_TOKENS)
 
-    outcome = run(engine_for(reference, 3), specs)
+    outcome = run(reference.engine(3), specs)
 
     assert outcome.tokens == reference.expected(specs)
     ended_by = {result.stop_details.token_id for result in outcome.results.values()}
@@ -134,32 +142,26 @@ def test_each_id_of_an_eos_set_ends_rows_alone_where_it_first_occurs(reference: 
 
 
 @pytest.mark.parametrize("chunk", [1, 6, 512])
-def test_a_prompt_prefilled_in_chunks_is_as_if_prefilled_in_one_go(
-    reference: Reference, chunk: int, request: pytest.FixtureRequest
-) -> None:
-    if chunk < max(PROMPT_LENGTHS) and (reason := FAILS_IN_PADDED_CHUNKS.get(reference.architecture)):
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_a_prompt_prefilled_in_chunks_is_as_if_prefilled_in_one_go(reference: Reference, chunk: int) -> None:
     specs = reference.specs(max_tokens=6)
 
-    outcome = run(engine_for(reference, len(specs), chunk=chunk), specs)
+    outcome = run(reference.engine(len(specs), chunk=chunk), specs)
 
     assert outcome.tokens == reference.expected(specs)
 
 
-def test_prompts_of_one_and_two_tokens_start_together(reference: Reference, request: pytest.FixtureRequest) -> None:
-    if reference.architecture in ("gemma3", "gpt_oss"):
-        request.applymarker(pytest.mark.xfail(strict=True, reason=FAILS_IN_PADDED_CHUNKS["gemma3"]))
+def test_prompts_of_one_and_two_tokens_start_together(reference: Reference) -> None:
     specs = [row_spec(row_id=str(prompt), prompt_ids=prompt, max_tokens=4) for prompt in ((5,), (6, 7), (8, 9))]
 
-    together = run(engine_for(reference, 3), specs).tokens
+    together = run(reference.engine(3), specs).tokens
 
     for spec in specs:
-        assert run(engine_for(reference, 1), [spec]).tokens == {spec.row_id: together[spec.row_id]}
+        assert run(reference.engine(1), [spec]).tokens == {spec.row_id: together[spec.row_id]}
 
 
 def test_rows_cancelled_in_the_middle_keep_their_tokens_and_leave_the_others_alone(reference: Reference) -> None:
     specs = reference.specs(max_tokens=NUM_TOKENS)
-    engine, cancelled_at = engine_for(reference, 8), {5: "2", 6: "0", 9: "7"}
+    engine, cancelled_at = reference.engine(8), {5: "2", 6: "0", 9: "7"}
 
     outcome = run(engine, specs, before_step=lambda step_index: engine.cancel(cancelled_at.get(step_index, "")))
 
@@ -173,26 +175,22 @@ def test_rows_cancelled_in_the_middle_keep_their_tokens_and_leave_the_others_alo
 
 def test_an_engine_that_has_run_empty_starts_afresh(reference: Reference) -> None:
     specs = reference.specs(max_tokens=5)
-    engine = engine_for(reference, 3)
+    engine = reference.engine(3)
 
     first, second = run(engine, specs), run(engine, specs)
 
     assert first.tokens == second.tokens == reference.expected(specs)
 
 
-@given(lengths=st.lists(st.integers(1, 200), max_size=20))
-def test_prompts_are_grouped_for_prefill_so_that_at_most_a_quarter_is_padding(lengths: list[int]) -> None:
-    rows = [Row(row_spec(row_id=str(place), prompt_ids=(0,) * length), decode) for place, length in enumerate(lengths)]
+@pytest.mark.parametrize("architecture", PACKED)
+def test_packed_rows_far_longer_than_their_neighbours_are_as_if_alone(architecture: str) -> None:
+    model, random = build(architecture), Random(2)
+    prompts = [tuple(random.randrange(VOCAB_SIZE) for _ in range(length)) for length in (300, 5, 7, 4, 250, 8, 3, 6)]
+    # The long rows come and go among short ones, and grow over the 256 columns that a slot begins with.
+    specs = [row_spec(row_id=str(n), prompt_ids=prompt, max_tokens=4 + 3 * n) for n, prompt in enumerate(prompts)]
 
-    groups = list(prefill_groups(rows))
+    outcome = run(BatchEngine(model, decode, max_num_seqs=6, max_num_batched_tokens=64), specs)
 
-    assert sorted(row.spec.row_id for group in groups for row in group) == sorted(row.spec.row_id for row in rows)
-    for group in groups:
-        group_lengths = [len(row.spec.prompt_ids) for row in group]
-        assert sum(group_lengths) >= 0.75 * max(group_lengths) * len(group_lengths)
-
-
-def test_prompts_of_similar_length_share_one_prefill() -> None:
-    rows = [Row(row_spec(prompt_ids=(0,) * length), decode) for length in (100, 80, 90, 10)]
-
-    assert [len(group) for group in prefill_groups(rows)] == [1, 3]
+    for spec in specs:
+        alone = generate_step(mx.array(spec.prompt_ids), model, max_tokens=spec.limit)
+        assert outcome.tokens[spec.row_id] == tuple(int(token_id) for token_id, _ in alone)
