@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mlxq_worker.engine.row import Row, RowResult
 from mlxq_worker.engine.scheduler import Plan, Scheduler
@@ -20,10 +22,17 @@ def decode(token_ids: Sequence[int]) -> str:
     return "t" * len(token_ids)
 
 
-def row(row_id: str, num_tokens: int = 100, **changes: Any) -> Row:
+def row(row_id: str, num_tokens: int = 100, *, prompt_length: int = 1, deadline_s: float | None = None) -> Row:
     """A row that may generate `num_tokens`."""
-    ends = {"end_tokens": {EOS: "<eos>"}, "eos_ids": frozenset({EOS})}
-    return Row(row_spec(row_id=row_id, max_tokens=num_tokens, **ends, **changes), decode)
+    spec = row_spec(
+        row_id=row_id,
+        prompt_ids=(TOKEN,) * prompt_length,
+        max_tokens=num_tokens,
+        end_tokens={EOS: "<eos>"},
+        eos_ids=frozenset({EOS}),
+        deadline_s=deadline_s,
+    )
+    return Row(spec, decode)
 
 
 def names(rows: Iterable[Row]) -> str:
@@ -51,9 +60,9 @@ class Device:
         """One step; the ids of the rows that ended on it."""
         plan, dropped = self.scheduler.schedule(now)
         self.plans.append(plan)
-        landed = self.plans[-1 - self.lag] if len(self.plans) > self.lag else Plan((), ())
-        token_ids = [EOS if self._is_over(row) else TOKEN for row in landed.rows]
-        finished = self.scheduler.commit(landed.rows, token_ids, now)
+        landed = self.plans[-1 - self.lag].rows if len(self.plans) > self.lag else ()
+        token_ids = [EOS if self._is_over(row) else TOKEN for row in landed]
+        finished = self.scheduler.commit(landed, token_ids, now)
         self.step_index += 1
         return ids([*dropped, *finished])
 
@@ -82,7 +91,7 @@ def test_rows_are_admitted_in_the_order_of_arrival_up_to_the_width() -> None:
 
     plan, dropped = scheduler.schedule(0.0)
 
-    assert (names(plan.kept), names(plan.joining), dropped) == ("", "ab", [])
+    assert (names(plan.rows), dropped) == ("ab", [])
     assert repr(scheduler) == "Scheduler(running=2/2 waiting=1)"
 
 
@@ -96,15 +105,14 @@ def test_an_ended_row_is_replaced_on_the_next_step(lag: int) -> None:
     assert ended == [""] * (1 + lag) + ["b", ""]
 
 
-def test_kept_rows_stay_in_order_before_those_that_join(lag: int) -> None:
+def test_rows_that_stay_keep_their_order_before_those_that_join(lag: int) -> None:
     device = Device(scheduler_of(3, row("a", 1), row("b"), row("c")), lag)
     device.step()
     device.scheduler.add(row("d"))
 
     device.step()
 
-    assert names(device.plans[-1].kept) == "bc"
-    assert names(device.plans[-1].joining) == "d"
+    assert device.batches == ["abc", "bcd"]
 
 
 def test_a_row_whose_last_permitted_token_is_on_its_way_frees_its_place_early(lag: int) -> None:
@@ -266,3 +274,90 @@ def test_clear_forgets_running_and_waiting_rows() -> None:
     plan, dropped = scheduler.schedule(1.0)
     assert (plan.rows, dropped) == ((), [])
     assert repr(scheduler) == "Scheduler(running=0/1 waiting=0)"
+
+
+def pieces(plan: Plan) -> list[tuple[str, int, int]]:
+    return [(piece.row.spec.row_id, piece.start, piece.stop) for piece in plan.prefill]
+
+
+def test_without_a_limit_on_tokens_a_prompt_is_prefilled_on_one_step() -> None:
+    scheduler = scheduler_of(2, row("a", prompt_length=1000), row("b", prompt_length=3))
+
+    plan, _ = scheduler.schedule(0.0)
+
+    assert pieces(plan) == [("a", 0, 1000), ("b", 0, 3)]
+
+
+def test_a_long_prompt_is_prefilled_over_several_steps_beside_the_decoding_rows() -> None:
+    scheduler = Scheduler(3, max_num_batched_tokens=4)
+    for each in (row("a"), row("b", prompt_length=9), row("c", prompt_length=2)):
+        scheduler.add(each)
+
+    plans = [scheduler.schedule(0.0)[0] for _ in range(6)]
+
+    assert [pieces(plan) for plan in plans] == [
+        [("a", 0, 1), ("b", 0, 3)],
+        [("b", 3, 6)],
+        [("b", 6, 9)],
+        [("c", 0, 2)],
+        [],
+        [],
+    ]
+    assert [names(plan.decoding) for plan in plans] == ["", "a", "a", "ab", "abc", "abc"]
+
+
+def test_a_prompt_gets_on_by_a_token_a_step_where_decoding_rows_fill_the_step() -> None:
+    scheduler = Scheduler(3, max_num_batched_tokens=2)
+    for each in (row("a"), row("b"), row("c", prompt_length=2)):
+        scheduler.add(each)
+
+    plans = [scheduler.schedule(0.0)[0] for _ in range(3)]
+
+    assert [pieces(plan) for plan in plans] == [[("a", 0, 1), ("b", 0, 1)], [("c", 0, 1)], [("c", 1, 2)]]
+
+
+def test_a_row_cancelled_while_its_prompt_is_prefilled_has_no_tokens_and_frees_its_place() -> None:
+    cancelled = row("a", prompt_length=9)
+    scheduler = Scheduler(1, max_num_batched_tokens=4)
+    scheduler.add(cancelled)
+    scheduler.add(row("b"))
+    scheduler.schedule(0.0)
+
+    scheduler.abort("a", "cancelled")
+    plan, dropped = scheduler.schedule(1.0)
+
+    assert ids(dropped) == "a"
+    assert dropped[0].token_ids == ()
+    assert dropped[0].stop_details.token_index is None
+    assert pieces(plan) == [("b", 0, 1)]
+
+
+@settings(deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 12), max_size=8),
+    width=st.integers(1, 4),
+    max_num_batched_tokens=st.integers(1, 8),
+)
+def test_every_prompt_is_prefilled_once_in_order_and_no_step_takes_more_than_it_may(
+    lengths: list[int], width: int, max_num_batched_tokens: int
+) -> None:
+    scheduler = Scheduler(width, max_num_batched_tokens)
+    rows = [row(str(index), num_tokens=2, prompt_length=length) for index, length in enumerate(lengths)]
+    for each in rows:
+        scheduler.add(each)
+    prefilled: list[tuple[str, int]] = []
+
+    while scheduler.num_running or scheduler.num_waiting:
+        plan, _ = scheduler.schedule(0.0)
+        due = [*plan.decoding, *(piece.row for piece in plan.prefill if piece.is_last)]
+        scheduler.commit(due, [TOKEN] * len(due), 0.0)
+
+        num_tokens = len(plan.decoding) + sum(map(len, plan.prefill))
+        assert num_tokens <= max(max_num_batched_tokens, len(plan.decoding) + 1)
+        assert len(plan.rows) == len(set(plan.rows)) <= width
+        # A prompt that is cut off takes the rest of the step, so at most one is ever under way.
+        assert sum(not piece.is_last for piece in plan.prefill) <= 1
+        prefilled += [(name, place) for name, start, stop in pieces(plan) for place in range(start, stop)]
+
+    assert prefilled == [(str(index), place) for index, length in enumerate(lengths) for place in range(length)]
+    assert all(each.result for each in rows)
