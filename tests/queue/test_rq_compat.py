@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager
 
 import pytest
 from redis import Redis
@@ -18,42 +15,19 @@ from rq.job import Job
 from rq.worker import Worker
 
 from mlxq.jobs import generate
+from processes import RQ, ended, rq, run, running
 from redis_fixture import connection, redis_server_url, redis_url  # noqa: F401 - fixtures
 from worker_helpers import DEADLINE_S, answer, enqueue_plain, events, queue_of, submit, wait_until
 
-TESTS = Path(__file__).parents[1]
-RQ = [sys.executable, "-m", "rq.cli"]
+FAKE = {"MLXQ_MODEL": "fake", "MLXQ_MAX_NUM_SEQS": "4"}
 
 
-def environment(**variables: str) -> dict[str, str]:
-    path = os.pathsep.join(filter(None, [str(TESTS), *sys.path]))
-    return os.environ | {"PYTHONPATH": path, "MLXQ_MODEL": "fake", "MLXQ_MAX_NUM_SEQS": "4", **variables}
-
-
-@contextmanager
-def rq_worker(url: str, *options: str, kind: str = "SlowWorker", **variables: str) -> Iterator[subprocess.Popen[str]]:
-    """``rq worker -w fake_engine.{kind}`` as a process of its own; killed in the end if it still runs."""
-    command = [*RQ, "worker", "-u", url, "-w", f"fake_engine.{kind}", "--serializer", "json", *options, "mlxq"]
-    process = subprocess.Popen(
-        command, env=environment(**variables), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.communicate(timeout=DEADLINE_S)
-
-
-def rq(url: str, *arguments: str) -> str:
-    done = subprocess.run(
-        [*RQ, *arguments, "-u", url],
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=True,
-    )
-    return done.stdout
+def rq_worker(
+    url: str, *options: str, kind: str = "SlowWorker", **variables: str
+) -> AbstractContextManager[subprocess.Popen[str]]:
+    """``rq worker -w fake_engine.{kind}`` as a process of its own."""
+    command = (*RQ, "worker", "-u", url, "-w", f"fake_engine.{kind}", "--serializer", "json", *options, "mlxq")
+    return running(*command, **FAKE | variables)
 
 
 def test_the_function_that_jobs_name_says_how_to_run_them() -> None:
@@ -65,7 +39,7 @@ def test_stock_rq_worker_runs_ours_to_the_end_of_the_queue(connection: Redis, re
     job = enqueue_plain(connection)
 
     with rq_worker(redis_url, "--burst", kind="FakeWorker") as process:
-        output, _ = process.communicate(timeout=DEADLINE_S)
+        output = ended(process)
 
     assert process.returncode == 0, output
     line = Job.fetch(job.id, connection=connection, serializer="json").return_value()
@@ -75,16 +49,9 @@ def test_stock_rq_worker_runs_ours_to_the_end_of_the_queue(connection: Redis, re
 
 
 def test_the_worker_class_can_be_named_by_its_package(connection: Redis, redis_url: str) -> None:  # noqa: F811
-    command = [*RQ, "worker", "-u", redis_url, "-w", "mlxq_worker.BatchWorker", "-S", "json", "--burst", "mlxq"]
+    command = (*RQ, "worker", "-u", redis_url, "-w", "mlxq_worker.BatchWorker", "-S", "json", "--burst", "mlxq")
 
-    done = subprocess.run(
-        command,
-        env=environment(MLXQ_MODEL="/no/such/model"),
-        capture_output=True,
-        text=True,
-        timeout=DEADLINE_S,
-        check=False,
-    )
+    done = run(*command, MLXQ_MODEL="/no/such/model")
 
     assert done.returncode == 1
     assert "/no/such/model" in done.stderr
@@ -92,7 +59,7 @@ def test_the_worker_class_can_be_named_by_its_package(connection: Redis, redis_u
 
 def test_a_bad_variable_is_named(redis_url: str) -> None:  # noqa: F811
     with rq_worker(redis_url, "--burst", MLXQ_LEASE_S="soon") as process:
-        output, _ = process.communicate(timeout=DEADLINE_S)
+        output = ended(process)
 
     assert process.returncode == 1
     assert "MLXQ_LEASE_S must be a number of seconds, not 'soon'" in output
@@ -120,7 +87,7 @@ def test_sigterm_returns_what_has_not_ended_and_exits_cleanly(connection: Redis,
     with rq_worker(redis_url, MLXQ_GRACE_S="0.2") as process:
         wait_until(lambda: connection.zcard("rq:wip:mlxq") == 8, "a full worker")
         process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate(timeout=DEADLINE_S)
+        output = ended(process)
 
     assert process.returncode == 0, output
     assert queue_of(connection).job_ids == [batch.job_id(f"r{i}") for i in range(12)]
@@ -171,16 +138,14 @@ def test_a_worker_ends_when_its_parent_is_gone(connection: Redis, redis_url: str
         "config = WorkerConfig(model='fake', grace_s=0.1, parent_pid=int(sys.argv[2]));"
         "SlowWorker(['mlxq'], connection=Redis.from_url(sys.argv[1]), serializer='json', config=config).work()"
     )
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as parent:
-        process = subprocess.Popen([sys.executable, "-c", script, redis_url, str(parent.pid)], env=environment())
-        try:
-            wait_until(lambda: connection.zcard("rq:wip:mlxq") == 1, "the worker to work")
-            parent.kill()
-            parent.wait(DEADLINE_S)
-            process.wait(DEADLINE_S)
-        finally:
-            process.kill()
-            process.wait(DEADLINE_S)
+    with (
+        subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as parent,
+        running(sys.executable, "-c", script, redis_url, str(parent.pid)) as process,
+    ):
+        wait_until(lambda: connection.zcard("rq:wip:mlxq") == 1, "the worker to work")
+        parent.kill()
+        parent.wait(DEADLINE_S)
+        output = ended(process)
 
-    assert process.returncode == 0
+    assert process.returncode == 0, output
     assert queue_of(connection).count == 1

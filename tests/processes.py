@@ -1,0 +1,63 @@
+"""Commands as processes of their own, for tests: each wait has a deadline, and no process outlives its test.
+
+They import what this process imports, and see none of the developer's own settings.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+MLXQ = (sys.executable, "-m", "mlxq")
+RQ = (sys.executable, "-m", "rq.cli")
+DEADLINE_S = 60.0
+"""For one command. A worker takes seconds to import MLX and load a model, on a busy machine many."""
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """Ours, with some variables set."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLXQ_", "REDIS_"))}
+    return inherited | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | variables
+
+
+def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The command's output and exit code once it has ended."""
+    return subprocess.run(
+        command, env=environment(**variables), capture_output=True, text=True, timeout=DEADLINE_S, check=False
+    )
+
+
+@contextmanager
+def running(*command: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+    """The command while it runs, in a process group of its own; killed in the end if it still does.
+
+    Its output, standard error included, is a pipe: read it with `ended`.
+    """
+    process = subprocess.Popen(
+        command,
+        env=environment(**variables),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate(timeout=DEADLINE_S)
+
+
+def ended(process: subprocess.Popen[str]) -> str:
+    """Waits for the process to end and returns its output."""
+    return process.communicate(timeout=DEADLINE_S)[0]
+
+
+def rq(url: str, *arguments: str) -> str:
+    """What one of RQ's own commands prints; it must succeed."""
+    done = run(*RQ, *arguments, "-u", url)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
