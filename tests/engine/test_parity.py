@@ -13,10 +13,10 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from engine_runs import decode, run
 from mlx_lm.generate import generate_step
 from tiny_models import CONFIGS, VOCAB_SIZE, build
 
+from engine_runs import decode, run
 from mlxq.contract import StopDetails
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.packed import packs

@@ -8,10 +8,10 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 import pytest
-from engine_runs import decode, run
 from numpy.typing import NDArray
 from tiny_models import VOCAB_SIZE, build
 
+from engine_runs import decode, run
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.row import Row, RowSpec
 from mlxq_worker.engine.sampling import Sampler

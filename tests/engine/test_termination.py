@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 from countdown import EOS, VOCAB_SIZE, Countdown, counting_from, decode
-from engine_runs import run
 
+from engine_runs import run
 from mlxq.contract import StopDetails
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.row import RowResult, RowSpec
