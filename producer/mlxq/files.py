@@ -78,11 +78,14 @@ def read_requests(
 
     Raises:
         InputFileError: the file can't be read; raised when a line is asked for.
-        ConfigError: a default can't be used.
+        ConfigError: a default can't be used; raised at once.
     """
     openai.check_defaults(defaults or {})
     text = _is_text(path, input_format)
-    parse = _text_parser(chat_text, defaults) if text else _json_parser(allow_unknown, defaults)
+    return _requests(path, _text_parser(chat_text, defaults) if text else _json_parser(allow_unknown, defaults))
+
+
+def _requests(path: Path | str, parse: _Parse) -> Iterator[ParsedLine | BadLine]:
     first_lines: dict[str, int] = {}
     for number, line in _numbered_lines(path):
         if line.strip():
@@ -257,8 +260,10 @@ def count_lines(path: Path | str) -> int | None:
     Raises:
         InputFileError: the file can't be read.
     """
+    if str(path) == STDIN:
+        return None
     with _errors_of(path, "read"):
-        if not Path(path).is_file():
+        if not stat.S_ISREG(Path(path).stat().st_mode):  # `is_file` would say of a missing file that it is none
             return None
         with Path(path).open("rb") as source:
             blocks = iter(partial(source.read, _BLOCK_BYTES), b"")

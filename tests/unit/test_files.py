@@ -182,9 +182,9 @@ def test_a_file_that_can_not_be_read_is_named(name: str, tmp_path: Path) -> None
         next(read_requests(tmp_path / name))
 
 
-def test_a_bad_default_is_reported_once_for_all(tmp_path: Path) -> None:
+def test_a_bad_default_is_reported_once_for_all_and_before_anything_is_read(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="top_p"):
-        next(read_requests(request_file(tmp_path, '{"prompt": "a"}'), defaults={"top_p": 7}))
+        read_requests(tmp_path / "missing.jsonl", defaults={"top_p": 7})
 
 
 @pytest.mark.parametrize(("content", "count"), [("", 0), ("a", 1), ("a\n", 1), ("a\n\nb", 3)])
@@ -192,8 +192,14 @@ def test_lines_are_counted_with_or_without_a_last_newline(content: str, count: i
     assert count_lines(request_file(tmp_path, content)) == count
 
 
-def test_what_is_no_regular_file_has_no_line_count() -> None:
-    assert count_lines("/dev/null") is None
+@pytest.mark.parametrize("path", ["/dev/null", "-"])
+def test_what_is_no_regular_file_has_no_line_count(path: str) -> None:
+    assert count_lines(path) is None
+
+
+def test_counting_the_lines_of_a_missing_file_names_it(tmp_path: Path) -> None:
+    with pytest.raises(InputFileError, match=r"missing\.jsonl: No such file"):
+        count_lines(tmp_path / "missing.jsonl")
 
 
 # --- Results out ----------------------------------------------------------------------------------------------
