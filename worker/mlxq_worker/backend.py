@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from mlxq_worker.blas import preload_openblas
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.engine.api import Engine
 from mlxq_worker.messages import Preparer
@@ -29,6 +30,8 @@ def load_backend(config: WorkerConfig) -> Backend:
     Raises:
         ModelError: the model can't be loaded, or (EosError) says nowhere how its answers end.
     """
+    preload_openblas()  # before the next line brings in mlx, which binds its BLAS as it loads
+
     from mlxq_worker.engine.engine import BatchEngine
     from mlxq_worker.model import load_model
     from mlxq_worker.prepare import Preparer as ModelPreparer
