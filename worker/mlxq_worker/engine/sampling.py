@@ -16,21 +16,18 @@ from mlxq_worker.engine.uniform import uniform
 
 
 class Sampler:
-    """The sampling parameters of one batch as arrays. B rows, V ids in the vocabulary."""
+    """The sampling parameters of one batch as arrays. B rows, F of them filtered; V ids in the vocabulary."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self._rows = tuple(rows)
         specs = [row.spec for row in rows]
         self._all_greedy = all(spec.temperature == 0 for spec in specs)
-        self._filters = any(_filters(spec) for spec in specs)
         self._has_min_tokens = any(spec.min_tokens for spec in specs)
         if self._all_greedy:
             return
         self._greedy = mx.array([spec.temperature == 0 for spec in specs])  # (B,)
         self._temperature = mx.array([[spec.temperature or 1.0] for spec in specs])  # (B, 1)
-        self._top_k = mx.array([[spec.top_k or _NO_TOP_K] for spec in specs])  # (B, 1)
-        self._top_p = mx.array([[spec.top_p] for spec in specs])  # (B, 1)
-        self._min_p = mx.array([[spec.min_p] for spec in specs])  # (B, 1)
+        self._filter = Filter(specs) if any(map(is_filtered, specs)) else None
 
     def sample(self, logits: mx.array) -> mx.array:
         """Choose each row's token at its `scheduled_position`.
@@ -46,25 +43,11 @@ class Sampler:
         best = mx.argmax(logits, axis=-1)  # (B,)
         if self._all_greedy:
             return best
-        draws = [[uniform(row.spec.seed, row.scheduled_position)] for row in self._rows]
+        draws = mx.array([[uniform(row.spec.seed, row.scheduled_position)] for row in self._rows])  # (B, 1)
         probs = mx.softmax(logits.astype(mx.float32) / self._temperature, axis=-1)  # (B, V)
-        sample = self._sample_filtered if self._filters else _inverse_transform
-        return mx.where(self._greedy, best, sample(probs, mx.array(draws)))
-
-    def _sample_filtered(self, probs: mx.array, draws: mx.array) -> mx.array:
-        """Sample from what min_p, top_k and top_p leave of `probs` (B, V), with `draws` (B, 1) in (0, 1).
-
-        With the probabilities sorted in descending order each filter keeps a prefix, so one cumulative sum
-        serves all three and the draw.
-        """
-        order = mx.argsort(-probs, axis=-1)  # (B, V)
-        ranked = mx.take_along_axis(probs, order, axis=-1)  # (B, V), descending
-        rank = mx.arange(ranked.shape[-1])[None]  # (1, V)
-        ranked = mx.where((rank < self._top_k) & (ranked >= self._min_p * ranked[:, :1]), ranked, 0)
-        below = mx.cumsum(ranked, axis=-1) - ranked  # (B, V): probability of all ids ranked before
-        ranked = mx.where(below < self._top_p * ranked.sum(axis=-1, keepdims=True), ranked, 0)
-        choice = _inverse_transform(ranked, draws)  # (B,) ranks
-        return mx.take_along_axis(order, choice[:, None], axis=-1).squeeze(-1)
+        if self._filter:
+            probs = self._filter.apply(probs)
+        return mx.where(self._greedy, best, _inverse_transform(probs, draws))
 
     def _mask_end_tokens(self, logits: mx.array) -> mx.array:
         cells = [
@@ -79,17 +62,50 @@ class Sampler:
         return logits
 
 
+class Filter:
+    """min_p, top_k and top_p of the rows that use them; the others' probabilities are not even sorted.
+
+    Each filter keeps the most probable ids, so all three come down to one least probability for each row, and ids that
+    are exactly as probable as the last one kept are kept with it.
+    """
+
+    def __init__(self, specs: Sequence[RowSpec]) -> None:
+        filtered = [(index, spec) for index, spec in enumerate(specs) if is_filtered(spec)]
+        self._index = mx.array([index for index, _ in filtered])  # (F,)
+        self._top_k = mx.array([[spec.top_k or _NO_TOP_K] for _, spec in filtered])  # (F, 1)
+        self._top_p = mx.array([[spec.top_p] for _, spec in filtered])  # (F, 1)
+        self._min_p = mx.array([[spec.min_p] for _, spec in filtered])  # (F, 1)
+        self._num_rows = len(specs)
+
+    def apply(self, probs: mx.array) -> mx.array:
+        """Set to zero what the filters drop of `probs` (B, V)."""
+        floor = mx.zeros((self._num_rows, 1))
+        floor[self._index] = self._least_kept(probs[self._index])
+        return mx.where(probs >= floor, probs, 0)
+
+    def _least_kept(self, probs: mx.array) -> mx.array:
+        """(F, V) probabilities to (F, 1), the least one that the row's filters keep."""
+        ranked = -mx.sort(-probs, axis=-1)  # (F, V), descending: each filter keeps a prefix
+        rank = mx.arange(ranked.shape[-1])[None]  # (1, V)
+        ranked = mx.where((rank < self._top_k) & (ranked >= self._min_p * ranked[:, :1]), ranked, 0)
+        before = mx.cumsum(ranked, axis=-1) - ranked  # (F, V): probability of all ids ranked before
+        kept = (ranked > 0) & ((before < self._top_p * ranked.sum(axis=-1, keepdims=True)) | (rank == 0))
+        return mx.where(kept, ranked, mx.inf).min(axis=-1, keepdims=True)
+
+
 _NO_TOP_K = 1 << 30
 
 
-def _filters(spec: RowSpec) -> bool:
+def is_filtered(spec: RowSpec) -> bool:
+    """Whether a row samples from less than the whole distribution."""
     return spec.temperature > 0 and (spec.top_k > 0 or spec.top_p < 1 or spec.min_p > 0)
 
 
 def _inverse_transform(weights: mx.array, draws: mx.array) -> mx.array:
-    """The index at which the running sum of `weights` (B, V) passes `draws` (B, 1) times its total: (B,)."""
-    running = mx.cumsum(weights, axis=-1)  # (B, V)
-    passed = running > draws * running[:, -1:]
-    # argmax finds the first true; a true one exists since draws < 1, and rounding can't pick a zero weight
-    # because the sum does not grow there.
-    return mx.argmax(passed, axis=-1)
+    """The index at which the running sum of `weights` (B, V) passes `draws` (B, 1) times its total: (B,).
+
+    Ids of weight zero are left out, since a sum that is computed in parallel may grow over them by rounding.
+    """
+    running = mx.where(weights > 0, mx.cumsum(weights, axis=-1), 0)  # (B, V)
+    passed = running > draws * running.max(axis=-1, keepdims=True)  # true somewhere, since draws < 1
+    return mx.argmax(passed, axis=-1)  # the first true
