@@ -56,8 +56,8 @@ def events(connection: Redis, batch: Batch) -> Counter[str]:
     return Counter(f"{fields[b'job'].decode()}:{fields[b'status'].decode()}" for _, fields in entries)
 
 
-def wait_until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_S
+def wait_until(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
+    deadline = time.monotonic() + deadline_s
     while not condition():
-        assert time.monotonic() < deadline, f"waited {DEADLINE_S:.0f} s in vain: {what}"
+        assert time.monotonic() < deadline, f"waited {deadline_s:.0f} s in vain: {what}"
         time.sleep(0.02)
