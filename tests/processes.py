@@ -48,7 +48,7 @@ def running(*command: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.kill()
-        process.communicate(timeout=DEADLINE_S)
+        print(ended(process))  # which pytest shows if the test fails
 
 
 def ended(process: subprocess.Popen[str]) -> str:

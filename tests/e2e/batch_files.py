@@ -28,11 +28,10 @@ def requests(examples: Mapping[str, Example]) -> list[Line]:
     return [request(custom_id, example) for custom_id, example in examples.items()]
 
 
-def endless(custom_id: str, start: int, **body: Any) -> Line:
-    """A request to count from `start` on, which goes on past its end tokens for 900 tokens: several seconds."""
-    line = request(custom_id, count_example(start, start + 150))
-    line["body"] = {**line["body"], "max_tokens": 900, "ignore_eos": True, **body}
-    return line
+def endless(custom_id: str, *, max_tokens: int, **body: Any) -> Line:
+    """A request to count from 1 on, which nothing ends but its limits."""
+    line = request(custom_id, count_example(1, 200))
+    return {**line, "body": {**line["body"], "max_tokens": max_tokens, "ignore_eos": True, **body}}
 
 
 def write_lines(path: Path, lines: Iterable[Line | str]) -> Path:
