@@ -2,13 +2,32 @@
 -- Jobs go back to the front of their queue, in their old order; one with p.max_strikes is leased to this worker
 -- instead, so that it can be failed. Returns {how many went back, the jobs to fail}.
 local put_back_jobs, struck_out = 0, {}
+
+-- Leases that were beaten together end together, so their order says nothing. That of the claims does: by time, and
+-- within one claim by the number at the end of the execution id.
+local function earlier(a, b)
+  if a.started ~= b.started then return a.started < b.started end
+  return a.number < b.number
+end
+
+local function expired_leases(queue)
+  local leases = {}
+  for i, entry in ipairs(redis.call('ZRANGEBYSCORE', wip_key(queue), 0, p.now, 'LIMIT', 0, p.limit)) do
+    local job, execution = string.match(entry, '^([^:]*):(.*)$')
+    local fields = redis.call('HMGET', job_key(job), 'status', 'worker_name', 'started_at')
+    leases[i] = {job = job, execution = execution, status = fields[1], worker = fields[2] or '',
+      started = fields[3] or '', number = tonumber(string.match(execution, '%-(%d+)$')) or 0}
+  end
+  table.sort(leases, earlier)
+  return leases
+end
+
 for _, queue in ipairs(p.queues) do
-  local expired = redis.call('ZRANGEBYSCORE', wip_key(queue), 0, p.now, 'LIMIT', 0, p.limit)
-  for i = #expired, 1, -1 do
-    local job, execution = string.match(expired[i], '^([^:]*):(.*)$')
-    local owner = redis.call('HMGET', job_key(job), 'status', 'worker_name')
-    close_execution(queue, job, execution, owner[2] or '')
-    if owner[1] == 'started' then
+  local leases = expired_leases(queue)
+  for i = #leases, 1, -1 do
+    local job, lease = leases[i].job, leases[i]
+    close_execution(queue, job, lease.execution, lease.worker)
+    if lease.status == 'started' then
       local strikes = redis.call('HINCRBY', job_key(job), 'mlxq_strikes', 1)
       if strikes >= p.max_strikes then
         local successor = p.seed .. '-' .. #struck_out
