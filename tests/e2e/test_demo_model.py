@@ -12,7 +12,7 @@ import pytest
 
 from engine_runs import run
 from mlxq.openai import parse_object
-from mlxq_worker.demo.tasks import MAX_TOKENS, Example, held_out
+from mlxq_worker.demo.tasks import MAX_COUNT_TOKENS, Example, held_out
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.row import RowResult
 from mlxq_worker.eos import EosSet, resolve_eos
@@ -20,6 +20,8 @@ from mlxq_worker.model import LoadedModel, load_model
 from mlxq_worker.prepare import Preparer
 
 WIDTH = 64
+MAX_TOKENS = MAX_COUNT_TOKENS + 20
+"""Enough for every right answer."""
 ENOUGH = 0.95
 
 
@@ -58,9 +60,10 @@ def answer_all(model: LoadedModel, eos: EosSet) -> list[Answered]:
         model_name=model.name,
     )
     examples = {str(index): example for index, example in enumerate(held_out(300))}
+    bodies = {row_id: {**example.body, "max_tokens": MAX_TOKENS} for row_id, example in examples.items()}
     specs = [
-        preparer.prepare(parse_object({"body": example.body}, default_custom_id=row_id).request, row_id)
-        for row_id, example in examples.items()
+        preparer.prepare(parse_object({"body": body}, default_custom_id=row_id).request, row_id)
+        for row_id, body in bodies.items()
     ]
     outcome = run(BatchEngine(model.model, preparer.decode, max_num_seqs=WIDTH), specs)
     return [Answered(example, outcome.results[row_id]) for row_id, example in examples.items()]
@@ -82,6 +85,7 @@ def test_every_answer_ends_on_an_end_token_and_each_of_the_three_ends_some(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # most rows run to their limit, which takes minutes on a busy machine
 def test_with_the_last_end_token_alone_the_answers_that_end_on_others_run_to_their_limit(
     model: LoadedModel, answered: list[Answered]
 ) -> None:
