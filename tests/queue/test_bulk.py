@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -223,13 +224,16 @@ def test_ordered_output_is_in_the_order_of_the_input(redis_url: str, files: File
 
 def test_a_stopped_run_keeps_what_has_ended_and_a_rerun_does_the_rest(redis_url: str, files: Files) -> None:
     files.write_numbered(50)
+    stopped = threading.Event()
 
-    def slowly(request: Request, job_id: str) -> dict[str, Any]:
-        time.sleep(0.005)
+    def stall(request: Request, job_id: str) -> dict[str, Any]:
+        if request.custom_id == "r20":
+            stopped.wait(10)
         return echo(request, job_id)
 
-    with FakeWorker(redis_url, slowly):
+    with FakeWorker(redis_url, stall):
         first = run(redis_url, files, on_turn=lambda tally: tally.succeeded < 5)
+        stopped.set()
         kept = len(files.answers())
     assert first.interrupted
     assert 5 <= kept == first.succeeded < 50
