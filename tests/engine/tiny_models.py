@@ -77,15 +77,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
 _WEIGHT_SCALE = 4.0
 
 
-def build(architecture: str, seed: int = 0) -> Any:
-    """A random model.
+def build(architecture: str, seed: int = 0, **changes: Any) -> Any:
+    """A random model; `changes` are laid over its config.
 
     mlx's initial weights are so small that some models repeat one token for ever. Larger ones make the greedy
     tokens varied and set the best logit clearly apart from the next; `test_parity` checks both.
     """
     mx.random.seed(seed)
     module = importlib.import_module(f"mlx_lm.models.{architecture}")
-    args = module.ModelArgs.from_dict({"model_type": architecture, **_SMALL, **CONFIGS[architecture]})
+    args = module.ModelArgs.from_dict({"model_type": architecture, **_SMALL, **CONFIGS[architecture], **changes})
     model = module.Model(args)
     model.update(tree_map_with_path(_scaled, model.parameters()))
     mx.eval(model.parameters())

@@ -32,7 +32,7 @@ class PackedModel:
     def __init__(self, model: Any, num_slots: int) -> None:
         self._body = model.model
         self._head = copy.copy(model)
-        self._head.model = _returns_its_input
+        self._head.model = _Passed(model.model)
         self.caches = [SlotCache(num_slots) for _ in make_prompt_cache(model)]
 
     def hidden(self, tokens: mx.array, layout: Layout) -> mx.array:
@@ -134,7 +134,7 @@ def packs(model: Any) -> bool:
     try:
         logits = _try_out(PackedModel(model, num_slots=2), ids)
     except (NotImplementedError, TypeError, ValueError, AttributeError) as error:
-        log.info("%s can't be packed: %s", type(model).__module__, error)
+        log.warning("%s can't be packed, decoding padded: %r", type(model).__module__, error)
         return False
     difference, scale = mx.abs(logits - expected[mx.array([5, 3])]).max(), mx.abs(expected).max()
     return bool((difference < _TOLERANCE * scale).item())
@@ -162,6 +162,15 @@ def _sampled_rows(decoding: Sequence[Row], plan: Plan) -> tuple[tuple[Row, ...],
     return tuple(rows), places
 
 
-def _returns_its_input(inputs: mx.array, *_: Any, **__: Any) -> mx.array:
-    """Stands in for a model's layers where only its head is to run."""
-    return inputs
+class _Passed:
+    """Stands in for a model's layers where only its head is to run: returns what it is given, and still shows the
+    layers' parts, since a head that is tied to the embedding looks there for its weights."""
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+
+    def __call__(self, inputs: mx.array, *_: Any, **__: Any) -> mx.array:
+        return inputs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._body, name)

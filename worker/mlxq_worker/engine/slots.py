@@ -17,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 
 _COLUMN_STEP = 256
-_OUTLIER_COST = 384
+OUTLIER_COST = 384
 """What attending to one row by itself costs beside its columns, as a number of columns."""
 
 
@@ -91,7 +91,7 @@ def window_width(lengths: Sequence[int], num_slots: int) -> int:
     best_width, best_cost = ordered[0], num_slots * ordered[0]
     outlier_cost = 0
     for length, next_length in pairwise(ordered):
-        outlier_cost += length + _OUTLIER_COST
+        outlier_cost += length + OUTLIER_COST
         if (cost := num_slots * next_length + outlier_cost) < best_cost:
             best_width, best_cost = next_length, cost
     return best_width

@@ -1,0 +1,123 @@
+"""Which models are packed, and how their rows lie in slots."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_models import VOCAB_SIZE, build
+
+from engine_runs import decode, run
+from mlxq_worker.engine.engine import BatchEngine
+from mlxq_worker.engine.packed import packs
+from mlxq_worker.engine.row import RowSpec
+from mlxq_worker.engine.slots import OUTLIER_COST, Layout, SlotCache, window_width
+from row_specs import row_spec
+
+
+class Altered:
+    """A model's layers with something done to what comes out of them."""
+
+    def __init__(self, layers: Any, alter: Callable[[mx.array, Any], mx.array]) -> None:
+        self._layers = layers
+        self._alter = alter
+
+    def __call__(self, inputs: mx.array, cache: Any, *options: Any) -> mx.array:
+        return self._alter(self._layers(inputs, cache, *options), cache[0])
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._layers, name)
+
+
+def specs_of_many_lengths(seed: int) -> list[RowSpec]:
+    random = Random(seed)
+    return [
+        row_spec(
+            row_id=str(index),
+            prompt_ids=tuple(random.randrange(VOCAB_SIZE) for _ in range(random.randint(1, 40))),
+            max_tokens=random.randint(1, 30),
+        )
+        for index in range(16)
+    ]
+
+
+@pytest.mark.parametrize("is_tied", [True, False], ids=["tied", "untied"])
+def test_models_are_packed_whether_or_not_their_head_is_tied_to_the_embedding(is_tied: bool) -> None:
+    model = build("llama", tie_word_embeddings=is_tied)
+    specs = specs_of_many_lengths(seed=3)
+
+    packed, padded = (
+        run(BatchEngine(model, decode, max_num_seqs=5, max_num_batched_tokens=20, packed=packed), specs).tokens
+        for packed in (True, False)
+    )
+
+    assert packs(model)
+    assert packed == padded
+
+
+def test_a_model_that_computes_something_else_on_slots_is_not_packed() -> None:
+    model = build("llama")
+    model.model = Altered(model.model, lambda hidden, _: hidden + hidden.mean(axis=0, keepdims=True))
+
+    assert not packs(model)
+
+
+def test_a_model_that_asks_slots_for_what_they_do_not_have_is_not_packed(caplog: pytest.LogCaptureFixture) -> None:
+    model = build("llama")
+    model.model = Altered(model.model, lambda hidden, cache: hidden + cache.size())
+
+    assert not packs(model)
+    assert "'SlotCache' object has no attribute 'size'" in caplog.text
+
+
+@pytest.fixture
+def layouts(monkeypatch: pytest.MonkeyPatch) -> list[Layout]:
+    """The layouts that the first layer was given, step by step."""
+    seen: list[Layout] = []
+    original = SlotCache.begin_step
+
+    def begin_step(self: SlotCache, layout: Layout) -> None:
+        if not seen or seen[-1] is not layout:
+            seen.append(layout)
+        original(self, layout)
+
+    monkeypatch.setattr(SlotCache, "begin_step", begin_step)
+    return seen
+
+
+def test_slots_in_use_move_together_when_rows_leave_and_nobody_follows(layouts: list[Layout]) -> None:
+    specs = [row_spec(row_id=str(index), max_tokens=limit) for index, limit in enumerate((2, 9, 2, 2, 9, 9))]
+
+    outcome = run(BatchEngine(build("llama"), decode, max_num_seqs=6), specs)
+
+    windows = [layout.windows.num_slots for layout in layouts if layout.windows is not None]
+    assert max(windows) == 6
+    assert windows[-1] == 3
+    assert len({outcome.tokens[row_id][:9] for row_id in ("1", "4", "5")}) == 1  # same prompt, same answer
+
+
+def test_prompts_go_through_the_model_without_a_single_padded_token(layouts: list[Layout]) -> None:
+    specs = specs_of_many_lengths(seed=5)
+
+    outcome = run(BatchEngine(build("llama"), decode, max_num_seqs=4, max_num_batched_tokens=16), specs)
+
+    num_computed = sum(layout.slots.size for layout in layouts[2:])  # the first two try out whether the model packs
+    num_prompt_tokens = sum(len(spec.prompt_ids) for spec in specs)
+    num_decoded = sum(len(tokens) - 1 for tokens in outcome.tokens.values())
+    assert num_computed == num_prompt_tokens + num_decoded
+    assert max(layout.slots.size for layout in layouts[2:]) <= 16
+
+
+@given(lengths=st.lists(st.integers(1, 5_000), min_size=1, max_size=12), num_holes=st.integers(0, 3))
+def test_the_window_is_the_cheapest_there_is(lengths: list[int], num_holes: int) -> None:
+    num_slots = len(lengths) + num_holes
+
+    def cost(width: int) -> int:
+        return num_slots * width + sum(length + OUTLIER_COST for length in lengths if length > width)
+
+    assert cost(window_width(lengths, num_slots)) == min(map(cost, lengths))
