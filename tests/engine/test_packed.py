@@ -106,11 +106,11 @@ def test_prompts_go_through_the_model_without_a_single_padded_token(layouts: lis
 
     outcome = run(BatchEngine(build("llama"), decode, max_num_seqs=4, max_num_batched_tokens=16), specs)
 
-    num_computed = sum(layout.slots.size for layout in layouts[2:])  # the first two try out whether the model packs
+    num_computed = sum(layout.positions.size for layout in layouts[2:])  # the first two try out whether the model packs
     num_prompt_tokens = sum(len(spec.prompt_ids) for spec in specs)
     num_decoded = sum(len(tokens) - 1 for tokens in outcome.tokens.values())
     assert num_computed == num_prompt_tokens + num_decoded
-    assert max(layout.slots.size for layout in layouts[2:]) <= 16
+    assert max(layout.positions.size for layout in layouts[2:]) <= 16
 
 
 @given(lengths=st.lists(st.integers(1, 5_000), min_size=1, max_size=12), num_holes=st.integers(0, 3))
@@ -121,3 +121,53 @@ def test_the_window_is_the_cheapest_there_is(lengths: list[int], num_holes: int)
         return num_slots * width + sum(length + OUTLIER_COST for length in lengths if length > width)
 
     assert cost(window_width(lengths, num_slots)) == min(map(cost, lengths))
+
+
+def sharing_specs(seed: int) -> list[RowSpec]:
+    """Rows behind one of two prefixes, or none, of one EOS id among others."""
+    random = Random(seed)
+    prefixes = [tuple(random.randrange(VOCAB_SIZE) for _ in range(length)) for length in (70, 130, 0)]
+    return [
+        row_spec(
+            row_id=str(index),
+            prompt_ids=random.choice(prefixes) + tuple(random.randrange(VOCAB_SIZE) for _ in range(1 + index % 40)),
+            max_tokens=1 + index * 7 % 25,
+            end_tokens={index % VOCAB_SIZE: "end"},
+        )
+        for index in range(30)
+    ]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "qwen3", "mixtral"])
+@pytest.mark.parametrize("one_per_step", [False, True], ids=["all at once", "one a step"])
+@pytest.mark.parametrize(("width", "max_num_batched_tokens"), [(1, 512), (3, 24), (8, 24), (8, 512)])
+def test_rows_that_share_a_prefix_get_the_tokens_that_they_get_without_sharing(
+    architecture: str, one_per_step: bool, width: int, max_num_batched_tokens: int
+) -> None:
+    model, specs = build(architecture), sharing_specs(seed=2)
+
+    alone, evicting, sharing = (
+        run(
+            BatchEngine(
+                model,
+                decode,
+                max_num_seqs=width,
+                max_num_batched_tokens=max_num_batched_tokens,
+                max_prefix_tokens=max_prefix_tokens,
+            ),
+            specs,
+            one_per_step=one_per_step,
+        ).tokens
+        for max_prefix_tokens in (0, 150, 5_000)
+    )
+
+    assert alone == evicting == sharing
+
+
+def test_a_shared_prefix_goes_through_the_model_once(layouts: list[Layout]) -> None:
+    prefix = tuple(index % VOCAB_SIZE for index in range(128))
+    specs = [row_spec(row_id=str(index), prompt_ids=(*prefix, index), max_tokens=1) for index in range(20)]
+
+    run(BatchEngine(build("llama"), decode, max_num_seqs=4), specs)
+
+    assert sum(layout.positions.size for layout in layouts[2:]) == len(prefix) + len(specs)

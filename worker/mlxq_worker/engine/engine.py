@@ -27,6 +27,7 @@ class BatchEngine:
         decode: token ids to text, special tokens left out.
         max_num_seqs: how many rows decode together at most; 1 for models whose caches can't be batched.
         max_num_batched_tokens: how many tokens, prompts' and decoding rows' together, go through the model in one step.
+        max_prefix_tokens: how many tokens of prefixes that rows share are kept, each once; 0 shares nothing.
         packed: false keeps to mlx-lm's own caches; slower, the oracle in tests.
         pipelined: false looks at every token before the next step starts; slower, the oracle in tests.
     """
@@ -38,16 +39,24 @@ class BatchEngine:
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int = 512,
+        max_prefix_tokens: int = 16384,
         packed: bool = True,
         pipelined: bool = True,
     ) -> None:
         self._decode = decode
         self._runner: Runner
         if packed and packs(model):
-            self._runner = PackedRunner(model, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens)
+            self._runner = PackedRunner(
+                model,
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max_num_batched_tokens,
+                max_prefix_tokens=max_prefix_tokens,
+            )
         else:
             self._runner = PaddedRunner(model, max_num_seqs=max_num_seqs, prefill_chunk=max_num_batched_tokens)
-        self._scheduler = Scheduler(self._runner.max_num_seqs, self._runner.max_num_batched_tokens)
+        self._scheduler = Scheduler(
+            self._runner.max_num_seqs, self._runner.max_num_batched_tokens, self._runner.max_prefix_tokens
+        )
         self._pipelined = pipelined
         self._in_flight: Launched | None = None
 

@@ -18,7 +18,7 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlxq_worker.engine.row import Row
 from mlxq_worker.engine.runner import Launched
 from mlxq_worker.engine.sampling import Sampler
-from mlxq_worker.engine.scheduler import Plan
+from mlxq_worker.engine.scheduler import Piece, Plan, PrefixPiece
 from mlxq_worker.engine.slots import Layout, SlotCache, Span, route_attention
 
 log = logging.getLogger(__name__)
@@ -55,10 +55,12 @@ class PackedRunner:
         model: an mlx-lm model that `packs`.
         max_num_seqs: the number of slots.
         max_num_batched_tokens: how many tokens go through the model in one step.
+        max_prefix_tokens: how many tokens of shared prefixes are kept.
     """
 
-    def __init__(self, model: Any, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    def __init__(self, model: Any, *, max_num_seqs: int, max_num_batched_tokens: int, max_prefix_tokens: int) -> None:
         self._model = model
+        self.max_prefix_tokens = max_prefix_tokens
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.clear()
@@ -75,12 +77,13 @@ class PackedRunner:
     def launch(self, plan: Plan) -> Launched | None:
         """Bring the slots to `plan` and start computing it. Nothing is launched if no row is due a token."""
         self._place(plan)
-        if not plan.rows:
+        if not (plan.rows or plan.prefixes):
             return None
         decoding = sorted(plan.decoding, key=self._slots.__getitem__)
         layout = Layout(
-            [(self._slots[row], row.decode_position) for row in decoding],
-            [Span(self._slots[piece.row], piece.start, piece.stop) for piece in plan.prefill],
+            [self._span(row, row.decode_position, row.decode_position + 1) for row in decoding],
+            [self._span(piece.row, piece.start, piece.stop) for piece in plan.prefill],
+            plan.prefixes,
         )
         hidden = self._packed.hidden(self._tokens(decoding, plan), layout)
         rows, places = _sampled_rows(decoding, plan)
@@ -89,9 +92,15 @@ class PackedRunner:
             return None
         return self._sample(rows, hidden if len(places) == hidden.shape[0] else hidden[mx.array(places)])
 
+    def _span(self, row: Row, start: int, stop: int) -> Span:
+        """Positions `start` to `stop` of a row's sequence as columns of its slot."""
+        before = len(row.prefix) if row.prefix else 0
+        return Span(self._slots[row], start - before, stop - before, row.prefix)
+
     def _tokens(self, decoding: Sequence[Row], plan: Plan) -> mx.array:
-        """The step's tokens (N,): the decoding rows' newest, then the prompts' pieces."""
-        prompt_ids = [token_id for piece in plan.prefill for token_id in piece.token_ids]
+        """The step's tokens (N,): the decoding rows' newest, then the prompts' pieces, then the prefixes'."""
+        pieces: tuple[Piece | PrefixPiece, ...] = (*plan.prefill, *plan.prefixes)
+        prompt_ids = [token_id for piece in pieces for token_id in piece.token_ids]
         newest = self._newest[mx.array([self._slots[row] for row in decoding], dtype=mx.uint32)]
         return mx.concatenate([newest, mx.array(prompt_ids, dtype=mx.uint32)]) if prompt_ids else newest
 
@@ -104,7 +113,12 @@ class PackedRunner:
         return Launched(rows, tokens)
 
     def _place(self, plan: Plan) -> None:
-        """Give leaving rows' slots to joining rows; then close the holes, so that only slots in use are computed."""
+        """Give leaving rows' slots to joining rows; then close the holes, so that only slots in use are computed.
+
+        A row whose prefix is still being prefilled has no slot yet."""
+        for prefix in plan.evicted:
+            for cache in self._packed.caches:
+                cache.evict(prefix)
         staying = frozenset(plan.rows)
         self._slots = {row: slot for row, slot in self._slots.items() if row in staying}
         free = sorted(set(range(self.max_num_seqs)) - set(self._slots.values()), reverse=True)
@@ -147,7 +161,7 @@ _TOLERANCE = 0.05
 def _try_out(packed: PackedModel, ids: mx.array) -> mx.array:
     """The logits (2, V) that follow ids[:6] and ids[:4], each prefilled but for its last id, then decoded."""
     packed.hidden(mx.concatenate([ids[:5], ids[:3]]), Layout([], [Span(0, 0, 5), Span(1, 0, 3)]))
-    return packed.logits(packed.hidden(ids[mx.array([5, 3])], Layout([(0, 5), (1, 3)], [])))
+    return packed.logits(packed.hidden(ids[mx.array([5, 3])], Layout([Span(0, 5, 6), Span(1, 3, 4)])))
 
 
 def _sampled_rows(decoding: Sequence[Row], plan: Plan) -> tuple[tuple[Row, ...], list[int]]:

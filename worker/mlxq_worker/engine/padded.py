@@ -46,6 +46,7 @@ class PaddedRunner:
             log.warning("the caches of %s can't be batched: decoding one row at a time", type(model).__module__)
         self.max_num_seqs = max_num_seqs if self._can_batch else 1
         self.max_num_batched_tokens = None
+        self.max_prefix_tokens = 0
         self.clear()
 
     def clear(self) -> None:

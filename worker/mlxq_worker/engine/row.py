@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from mlxq.contract import StopDetails, StopType
 from mlxq_worker.engine.api import AbortReason
+from mlxq_worker.engine.prefix import Prefix
 from mlxq_worker.engine.stop import StopScanner, TextStream
 
 Decode = Callable[[Sequence[int]], str]
@@ -76,8 +77,9 @@ class RowResult:
 class Row:
     """The life of one sequence: admitted, fed one token at a time by `commit`, ended exactly once.
 
-    `num_prefilled` counts the prompt's tokens that the device has been given. `num_scheduled` counts the tokens asked
-    of it, `token_ids` those that came back; the first runs at most one ahead of the second.
+    `num_prefilled` counts the prompt's tokens that the device has been given, those of a shared `prefix` included.
+    `num_scheduled` counts the tokens asked of it, `token_ids` those that came back; the first runs at most one ahead
+    of the second.
     """
 
     __slots__ = (
@@ -89,6 +91,7 @@ class Row:
         "abort_reason",
         "num_prefilled",
         "num_scheduled",
+        "prefix",
         "result",
         "spec",
         "token_ids",
@@ -99,6 +102,7 @@ class Row:
         self.token_ids: list[int] = []
         self.num_prefilled = 0
         self.num_scheduled = 0
+        self.prefix: Prefix | None = None
         self.abort_reason: AbortReason | None = None
         self.result: RowResult | None = None
         self._decode = decode
@@ -141,9 +145,11 @@ class Row:
         """Whether that token falls under `min_tokens`, where no end token may be sampled."""
         return self.scheduled_position < self.spec.min_tokens
 
-    def admit(self, now: float) -> None:
-        """The row enters the batch: its clock starts."""
+    def admit(self, now: float, prefix: Prefix | None = None) -> None:
+        """The row enters the batch, behind a prefix that it shares: its clock starts."""
         self._admitted_s = now
+        self.prefix = prefix
+        self.num_prefilled = len(prefix) if prefix else 0
 
     def overdue(self, now: float) -> bool:
         """Whether the row has used up its allowance of decode seconds."""

@@ -34,6 +34,10 @@ class Runner(Protocol):
     def max_num_batched_tokens(self) -> int | None:
         """How many tokens one plan may have; `None` for plans whose prompts come in one piece each."""
 
+    @property
+    def max_prefix_tokens(self) -> int:
+        """How many tokens of prefixes that rows share it keeps; 0 if it can't share."""
+
     def launch(self, plan: Plan) -> Launched | None:
         """Bring the batch to `plan` and start computing it; `None` if no row is due a token from it."""
 

@@ -6,12 +6,13 @@ the order in which they arrived.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mlxq_worker.engine.api import AbortReason
+from mlxq_worker.engine.prefix import Prefix, PrefixTable
 from mlxq_worker.engine.row import Row, RowResult
 
 
@@ -37,11 +38,30 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
+class PrefixPiece:
+    """Tokens `start` to `stop` of a shared prefix, to be prefilled on this step."""
+
+    prefix: Prefix
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.prefix.token_ids[self.start : self.stop]
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
-    """One step: the `decoding` rows get one more token each, and pieces of prompts are prefilled."""
+    """One step: the `decoding` rows get one more token each, and pieces of prompts and of shared prefixes are
+    prefilled. `evicted` prefixes are used by nobody any more."""
 
     decoding: tuple[Row, ...] = ()
     prefill: tuple[Piece, ...] = ()
+    prefixes: tuple[PrefixPiece, ...] = ()
+    evicted: tuple[Prefix, ...] = ()
 
     @property
     def rows(self) -> tuple[Row, ...]:
@@ -59,13 +79,18 @@ class Scheduler:
         max_num_seqs: how many rows are in the batch at most.
         max_num_batched_tokens: how many tokens go through the model in one step, the decoding rows' included;
             longer prompts are prefilled over several steps. `None`: a row's prompt is prefilled on one step.
+        max_prefix_tokens: how many tokens of shared prefixes are kept; 0 shares none.
     """
 
-    def __init__(self, max_num_seqs: int, max_num_batched_tokens: int | None = None) -> None:
+    def __init__(
+        self, max_num_seqs: int, max_num_batched_tokens: int | None = None, max_prefix_tokens: int = 0
+    ) -> None:
         self._max_num_seqs = max_num_seqs
         self._max_num_batched_tokens = max_num_batched_tokens
+        self._prefixes = PrefixTable(max_prefix_tokens)
         self._waiting: deque[Row] = deque()
         self._running: list[Row] = []
+        self._has_aborts = False
 
     def __repr__(self) -> str:
         return f"Scheduler(running={self.num_running}/{self._max_num_seqs} waiting={self.num_waiting})"
@@ -87,24 +112,23 @@ class Scheduler:
     def add(self, row: Row) -> None:
         """Put a row at the end of the waiting line."""
         self._waiting.append(row)
+        self._prefixes.expect(row.spec.prompt_ids)
 
     def abort(self, row_id: str, reason: AbortReason) -> None:
         """Mark a row to be dropped at the next `schedule`; the first reason stays."""
         for row in (*self._running, *self._waiting):
             if row.spec.row_id == row_id and row.abort_reason is None:
                 row.abort_reason = reason
+                self._has_aborts = True
 
     def schedule(self, now: float) -> tuple[Plan, list[RowResult]]:
         """Drop what was cancelled or is overdue, fill the free places, and plan the next step."""
         dropped = self._drop(now)
         decoding = tuple(row for row in self._running if row.is_prefilled and row.wants_token)
-        prefill = tuple(self._prefill(len(decoding), now))
-        for row in decoding:
+        prefill, prefixes = self._prefill(len(decoding), now)
+        for row in (*decoding, *(piece.row for piece in prefill if piece.is_last)):
             row.num_scheduled += 1
-        for piece in prefill:
-            piece.row.num_prefilled = piece.stop
-            piece.row.num_scheduled += piece.is_last
-        return Plan(decoding, prefill), dropped
+        return Plan(decoding, tuple(prefill), tuple(prefixes), self._prefixes.take_evicted()), dropped
 
     def commit(self, rows: Sequence[Row], token_ids: Sequence[int], now: float) -> list[RowResult]:
         """Give each row the token that came back for it; rows that ended in the meantime discard theirs.
@@ -112,52 +136,69 @@ class Scheduler:
         Returns:
             The results of the rows that this step ended.
         """
-        finished = []
         for row, token_id in zip(rows, token_ids, strict=True):
-            if row.finished:
-                continue
-            row.commit(token_id, now)
-            if row.result:
-                finished.append(row.result)
-        self._running = [row for row in self._running if not row.finished]
-        return finished
+            if not row.finished:
+                row.commit(token_id, now)
+        return self._remove_ended(self._running)
 
     def clear(self) -> None:
-        """Forget every row."""
+        """Forget every row and every prefix."""
         self._waiting.clear()
         self._running.clear()
+        self._prefixes.clear()
 
-    def _prefill(self, num_decoding: int, now: float) -> Iterator[Piece]:
-        """Pieces of prompts for what the step has room for: rows that are in the batch first, then new ones."""
-        begun = [row for row in self._running if not row.is_prefilled]
+    def _prefill(self, num_decoding: int, now: float) -> tuple[list[Piece], list[PrefixPiece]]:
+        """Pieces of prompts for what the step has room for: rows that are in the batch first, then new ones; before a
+        row's own tokens those of its prefix, if it is the first to use it."""
+        pieces: list[Piece] = []
+        prefix_pieces: list[PrefixPiece] = []
+        begun = deque(row for row in self._running if not row.is_prefilled)
         num_places = self._max_num_seqs - num_decoding - len(begun)
         # At least one token even where the decoding rows fill the step, or a prompt would never get on.
-        room = math.inf if self._max_num_batched_tokens is None else max(1, self._max_num_batched_tokens - num_decoding)
+        limit = self._max_num_batched_tokens
+        room = sys.maxsize if limit is None else max(1, limit - num_decoding)
         while room > 0 and (begun or (self._waiting and num_places > 0)):
             if begun:
-                row = begun.pop(0)
+                row = begun.popleft()
             else:
                 row = self._admit(now)
                 num_places -= 1
-            stop = int(min(len(row.spec.prompt_ids), row.num_prefilled + room))
-            yield Piece(row, row.num_prefilled, stop)
-            room -= stop - row.num_prefilled
+            if row.prefix and not row.prefix.is_prefilled:
+                start = row.prefix.num_prefilled
+                row.prefix.num_prefilled = min(len(row.prefix), start + room)
+                prefix_pieces.append(PrefixPiece(row.prefix, start, row.prefix.num_prefilled))
+                room -= len(prefix_pieces[-1])
+            if room > 0:
+                start = row.num_prefilled
+                row.num_prefilled = min(len(row.spec.prompt_ids), start + room)
+                pieces.append(Piece(row, start, row.num_prefilled))
+                room -= len(pieces[-1])
+        return pieces, prefix_pieces
 
     def _admit(self, now: float) -> Row:
         row = self._waiting.popleft()
-        row.admit(now)
+        row.admit(now, self._prefixes.acquire(row.spec.prompt_ids))
         self._running.append(row)
         return row
 
     def _drop(self, now: float) -> list[RowResult]:
-        dropped = []
-        for row in (*self._running, *self._waiting):
+        candidates = [*self._running, *(self._waiting if self._has_aborts else ())]
+        for row in candidates:
             reason: AbortReason | None = row.abort_reason or ("deadline" if row.overdue(now) else None)
             if reason:
                 row.abort(reason, now)
-                assert row.result is not None
-                dropped.append(row.result)
-        if dropped:
-            self._running = [row for row in self._running if not row.finished]
+        if self._has_aborts:
             self._waiting = deque(row for row in self._waiting if not row.finished)
-        return dropped
+            self._has_aborts = False
+        return self._remove_ended(candidates)
+
+    def _remove_ended(self, rows: Iterable[Row]) -> list[RowResult]:
+        """The results of those rows that have ended; they leave the batch and their prefixes."""
+        ended = [row for row in rows if row.finished]
+        for row in ended:
+            self._prefixes.forget(row.spec.prompt_ids)
+            if row.prefix:
+                self._prefixes.release(row.prefix)
+        if ended:
+            self._running = [row for row in self._running if not row.finished]
+        return [row.result for row in ended if row.result]

@@ -3,7 +3,8 @@
 Plugs into mlx-lm's models where their own caches would: a model asks it for `offset` (positions for RoPE), hands it
 new keys and values (`update_and_fetch`), and attends through it (`attend`). All tokens of a step, one of each decoding
 row and many of each prompt, go through the model side by side as rows of length one, so nothing is padded.
-A row that leaves costs nothing, and one that comes takes its slot over in place.
+A row that leaves costs nothing, and one that comes takes its slot over in place. A prefix that rows share is stored
+once beside the slots; its rows attend to it together.
 """
 
 from __future__ import annotations
@@ -16,6 +17,10 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxq_worker.engine.attention import Partial, attend_in_part
+from mlxq_worker.engine.prefix import Prefix
+from mlxq_worker.engine.scheduler import PrefixPiece
+
 _COLUMN_STEP = 256
 OUTLIER_COST = 384
 """What attending to one row by itself costs beside its columns, as a number of columns."""
@@ -23,65 +28,105 @@ OUTLIER_COST = 384
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens `start` to `stop` of the sequence in `slot`; they are all in this step."""
+    """Tokens of one row that are in this step: columns `start` to `stop` of its slot, behind its prefix if any."""
 
     slot: int
     start: int
     stop: int
+    prefix: Prefix | None = None
 
     def __len__(self) -> int:
         return self.stop - self.start
 
+    @property
+    def positions(self) -> range:
+        """The tokens' positions in their sequence."""
+        before = len(self.prefix) if self.prefix else 0
+        return range(before + self.start, before + self.stop)
+
 
 class Layout:
-    """Where the tokens of one step go: first one token for each decoding slot, then the spans of prompts.
-
-    N tokens in all, `num_decoding` of them decoding.
+    """Where the tokens of one step go: first one token of each decoding row, then the spans of prompts, then the pieces
+    of prefixes. N tokens in all, M of them in slots, B of those decoding.
 
     Args:
-        decoding: (slot, position) of each decoding row's token, by rising slot.
+        decoding: spans of one token, by rising slot.
         spans: the prompt pieces, in the order of their tokens.
+        prefixes: the prefix pieces, in the order of their tokens.
     """
 
-    def __init__(self, decoding: Sequence[tuple[int, int]], spans: Sequence[Span]) -> None:
-        self.spans = tuple(spans)
+    def __init__(
+        self, decoding: Sequence[Span], spans: Sequence[Span] = (), prefixes: Sequence[PrefixPiece] = ()
+    ) -> None:
+        in_slots = (*decoding, *spans)
+        self.prefixes = tuple(prefixes)
+        self.pieces: tuple[Span | PrefixPiece, ...] = (*spans, *prefixes)
         self.num_decoding = len(decoding)
-        slots = [slot for slot, _ in decoding] + [span.slot for span in spans for _ in range(len(span))]
-        positions = [position for _, position in decoding]
-        positions += [position for span in spans for position in range(span.start, span.stop)]
-        self.num_columns = max(positions) + 1
-        self.slots = mx.array(slots)  # (N,)
+        self.num_in_slots = sum(map(len, in_slots))
+        self.num_columns = max((span.stop for span in in_slots), default=0)
+        self.slots = mx.array([span.slot for span in in_slots for _ in range(len(span))])  # (M,)
+        self.columns = mx.array([column for span in in_slots for column in range(span.start, span.stop)])  # (M,)
+        positions = [position for span in in_slots for position in span.positions]
+        positions += [position for piece in prefixes for position in range(piece.start, piece.stop)]
         self.positions = mx.array(positions)  # (N,)
         self.windows = Windows(decoding) if decoding else None
+        self.sharing = Sharing(decoding) if any(span.prefix for span in decoding) else None
 
 
 class Windows:
-    """How the decoding rows attend: all slots up to the last one in use over one window of columns, and the few
-    rows that are much longer than the others by themselves, so that these don't pay for that length.
+    """How the decoding rows attend to their slots: all slots up to the last one in use over one window of columns, and
+    the few rows that are much longer than the others by themselves, so that these don't pay for that length.
 
     S slots in the window's batch, B decoding rows.
     """
 
-    def __init__(self, decoding: Sequence[tuple[int, int]]) -> None:
-        lengths = {slot: position + 1 for slot, position in decoding}
+    def __init__(self, decoding: Sequence[Span]) -> None:
+        lengths = {span.slot: span.stop for span in decoding}
         self.num_slots = max(lengths) + 1
         self.width = window_width(list(lengths.values()), self.num_slots)
-        self.outliers = tuple(slot for slot, length in lengths.items() if length > self.width)
-        self.lengths = {slot: lengths[slot] for slot in self.outliers}
+        place = {slot: index for index, slot in enumerate(lengths)}
+        self.outliers = tuple(
+            Outlier(slot, place[slot], length) for slot, length in lengths.items() if length > self.width
+        )
         in_window = [lengths.get(slot, 1) for slot in range(self.num_slots)]
         is_ragged = any(length != self.width for length in in_window)
         columns = mx.arange(self.width)[None, None, None]  # (1, 1, 1, W)
         self.mask = columns < mx.array(in_window)[:, None, None, None] if is_ragged else None  # (S, 1, 1, W)
-        place = {slot: index for index, slot in enumerate(lengths)}
         has_holes = len(lengths) < self.num_slots
         # (S,) which decoding row stands in for each slot: its own, or any for a slot that is empty
         self.query_rows = mx.array([place.get(slot, 0) for slot in range(self.num_slots)]) if has_holes else None
-        results = {slot: self.num_slots + index for index, slot in enumerate(self.outliers)}
+        results = {outlier.slot: self.num_slots + index for index, outlier in enumerate(self.outliers)}
         # (B,) where each decoding row's result stands among the window's and the outliers'
         self.result_rows = (
             mx.array([results.get(slot, slot) for slot in lengths]) if has_holes or self.outliers else None
         )
-        self.places = place
+
+
+@dataclass(frozen=True, slots=True)
+class Outlier:
+    """A decoding row that attends by itself: its slot, its index among the decoding rows, its columns."""
+
+    slot: int
+    place: int
+    length: int
+
+
+class Sharing:
+    """Which decoding rows attend to which prefix. `order` (B,) puts the results, group after group and then those of
+    rows that share nothing, into the rows' order; `None` where they are in it already."""
+
+    def __init__(self, decoding: Sequence[Span]) -> None:
+        groups: dict[Prefix, list[int]] = {}
+        for index, span in enumerate(decoding):
+            if span.prefix:
+                groups.setdefault(span.prefix, []).append(index)
+        grouped = [index for group in groups.values() for index in group]
+        alone = [index for index, span in enumerate(decoding) if not span.prefix]
+        self.groups = {prefix: mx.array(group) for prefix, group in groups.items()}  # (rows of the group,)
+        self.num_alone = len(alone)
+        order = [*grouped, *alone]
+        in_order = order == sorted(order)
+        self.order = None if in_order else mx.array([order.index(index) for index in range(len(order))])
 
 
 def window_width(lengths: Sequence[int], num_slots: int) -> int:
@@ -105,6 +150,7 @@ class SlotCache:
         self._layout: Layout | None = None
         self._keys: mx.array | None = None  # (slots, H, T, D)
         self._values: mx.array | None = None  # (slots, H, T, D)
+        self._prefixes: dict[Prefix, tuple[mx.array, mx.array]] = {}  # (1, H, tokens, D) each
 
     @property
     def layout(self) -> Layout:
@@ -116,10 +162,6 @@ class SlotCache:
         """(N,) the position of every token of the step in its own sequence: what RoPE rotates by."""
         return self.layout.positions
 
-    @property
-    def arrays(self) -> list[mx.array]:
-        return [array for array in (self._keys, self._values) if array is not None]
-
     def begin_step(self, layout: Layout) -> None:
         """Say where the tokens of the next forward pass go."""
         self._layout = layout
@@ -128,24 +170,32 @@ class SlotCache:
         """No mask for the model to apply: `attend` knows who sees what."""
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        """Write the step's keys and values, each (N, H, 1, D), into their slots; the model gets them back as they are.
+        """Write the step's keys and values, each (N, H, 1, D), where they belong; the model gets them back as they are.
 
         A scatter, not a slice assignment: mlx does it in place while the step before is still being computed.
         """
-        own_keys, own_values = self._with_room_for(keys, values)
-        own_keys[self.layout.slots, :, self.layout.positions] = keys[:, :, 0]
-        own_values[self.layout.slots, :, self.layout.positions] = values[:, :, 0]
+        layout, end = self.layout, self.layout.num_in_slots
+        if end:
+            self._keys, self._values = self._grown(self._keys, keys), self._grown(self._values, values)
+            self._keys[layout.slots, :, layout.columns] = keys[:end, :, 0]
+            self._values[layout.slots, :, layout.columns] = values[:end, :, 0]
+        for piece in layout.prefixes:
+            start, end = end, end + len(piece)
+            own = (_side_by_side(keys[start:end]), _side_by_side(values[start:end]))
+            self._prefixes[piece.prefix] = self._behind(self._prefixes.get(piece.prefix), own)
         return keys, values
 
     def attend(self, queries: mx.array, scale: float) -> mx.array:
         """Attention of every token to its own sequence up to itself: (N, heads, 1, D) to (N, heads, 1, D)."""
+        layout, end = self.layout, self.layout.num_decoding
         parts = []
-        if self.layout.windows is not None:
-            parts.append(self._attend_decoding(queries[: self.layout.num_decoding], self.layout.windows, scale))
-        start = self.layout.num_decoding
-        for span in self.layout.spans:
-            parts.append(self._attend_span(queries[start : start + len(span)], span, scale))
-            start += len(span)
+        if layout.windows is not None and layout.sharing is not None:
+            parts.append(self._attend_sharing(queries[:end], layout.windows, layout.sharing, scale))
+        elif layout.windows is not None:
+            parts.append(self._attend_decoding(queries[:end], layout.windows, scale))
+        for piece in layout.pieces:
+            start, end = end, end + len(piece)
+            parts.append(self._attend_piece(queries[start:end], piece, scale))
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
     def move(self, source: int, target: int) -> None:
@@ -155,46 +205,62 @@ class SlotCache:
             self._keys[where] = self._keys[what]
             self._values[where] = self._values[what]
 
+    def evict(self, prefix: Prefix) -> None:
+        """Free a prefix."""
+        self._prefixes.pop(prefix, None)
+
+    def _in_slots(self, first: int, last: int, num_columns: int) -> tuple[mx.array, mx.array]:
+        """Keys and values, each (last - first, H, num_columns, D)."""
+        assert self._keys is not None, "update_and_fetch comes first"
+        assert self._values is not None
+        return self._keys[first:last, :, :num_columns], self._values[first:last, :, :num_columns]
+
     def _attend_decoding(self, queries: mx.array, windows: Windows, scale: float) -> mx.array:
-        own_keys, own_values = self.arrays
         in_slots = queries if windows.query_rows is None else queries[windows.query_rows]  # (S, heads, 1, D)
-        results = [
-            mx.fast.scaled_dot_product_attention(
-                in_slots,
-                own_keys[: windows.num_slots, :, : windows.width],
-                own_values[: windows.num_slots, :, : windows.width],
-                scale=scale,
-                mask=windows.mask,
-            )
-        ]
-        for slot in windows.outliers:
-            place, length = windows.places[slot], windows.lengths[slot]
-            results.append(
-                mx.fast.scaled_dot_product_attention(
-                    queries[place : place + 1],
-                    own_keys[slot : slot + 1, :, :length],
-                    own_values[slot : slot + 1, :, :length],
-                    scale=scale,
-                )
-            )
+        window = self._in_slots(0, windows.num_slots, windows.width)
+        results = [mx.fast.scaled_dot_product_attention(in_slots, *window, scale=scale, mask=windows.mask)]
+        for row in windows.outliers:
+            own = self._in_slots(row.slot, row.slot + 1, row.length)
+            query = queries[row.place : row.place + 1]
+            results.append(mx.fast.scaled_dot_product_attention(query, *own, scale=scale))
         result = results[0] if len(results) == 1 else mx.concatenate(results)
         return result if windows.result_rows is None else result[windows.result_rows]
 
-    def _attend_span(self, queries: mx.array, span: Span, scale: float) -> mx.array:
-        own_keys, own_values = self.arrays
-        result = mx.fast.scaled_dot_product_attention(
-            queries[:, :, 0].swapaxes(0, 1)[None],  # (1, heads, tokens, D)
-            own_keys[span.slot : span.slot + 1, :, : span.stop],
-            own_values[span.slot : span.slot + 1, :, : span.stop],
-            scale=scale,
-            mask="causal",
-        )
+    def _attend_sharing(self, queries: mx.array, windows: Windows, sharing: Sharing, scale: float) -> mx.array:
+        """As `_attend_decoding`, for rows behind prefixes: each row's part in its slot and its part in the prefix."""
+        in_slots = queries if windows.query_rows is None else queries[windows.query_rows]
+        own = [attend_in_part(in_slots, *self._in_slots(0, windows.num_slots, windows.width), scale, windows.mask)]
+        for row in windows.outliers:
+            keys, values = self._in_slots(row.slot, row.slot + 1, row.length)
+            own.append(attend_in_part(queries[row.place : row.place + 1], keys, values, scale))
+        in_slot = Partial.joined(own) if windows.result_rows is None else Partial.joined(own)[windows.result_rows]
+        shared = [self._attend_prefix(queries[rows], prefix, scale) for prefix, rows in sharing.groups.items()]
+        if sharing.num_alone:
+            shared.append(shared[0].nothing(sharing.num_alone))
+        in_prefix = Partial.joined(shared) if sharing.order is None else Partial.joined(shared)[sharing.order]
+        return in_slot.merged(in_prefix).result(queries.dtype)
+
+    def _attend_prefix(self, queries: mx.array, prefix: Prefix, scale: float) -> Partial:
+        """All rows of a group at once, as if they were one row with many queries: (b, heads, 1, D)."""
+        keys, values = self._prefixes[prefix]
+        return attend_in_part(_side_by_side(queries), keys, values, scale).taken_apart()
+
+    def _attend_piece(self, queries: mx.array, piece: Span | PrefixPiece, scale: float) -> mx.array:
+        if isinstance(piece, PrefixPiece):
+            keys, values = self._prefixes[piece.prefix]
+        else:
+            own = self._in_slots(piece.slot, piece.slot + 1, piece.stop)
+            keys, values = self._behind(self._prefixes[piece.prefix], own) if piece.prefix else own
+        result = mx.fast.scaled_dot_product_attention(_side_by_side(queries), keys, values, scale=scale, mask="causal")
         return result[0].swapaxes(0, 1)[:, :, None]
 
-    def _with_room_for(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        self._keys = self._grown(self._keys, keys)
-        self._values = self._grown(self._values, values)
-        return self._keys, self._values
+    @staticmethod
+    def _behind(
+        before: tuple[mx.array, mx.array] | None, after: tuple[mx.array, mx.array]
+    ) -> tuple[mx.array, mx.array]:
+        if before is None:
+            return after
+        return mx.concatenate([before[0], after[0]], axis=2), mx.concatenate([before[1], after[1]], axis=2)
 
     def _grown(self, own: mx.array | None, new: mx.array) -> mx.array:
         num_columns = -(-self.layout.num_columns // _COLUMN_STEP) * _COLUMN_STEP
@@ -203,6 +269,11 @@ class SlotCache:
         if own.shape[2] >= num_columns:
             return own
         return mx.pad(own, [(0, 0), (0, 0), (0, num_columns - own.shape[2]), (0, 0)])
+
+
+def _side_by_side(tokens: mx.array) -> mx.array:
+    """Tokens that are rows of length one, as one row: (n, heads, 1, D) to (1, heads, n, D)."""
+    return tokens[:, :, 0].swapaxes(0, 1)[None]
 
 
 def route_attention(model: Any) -> bool:

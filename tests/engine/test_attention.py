@@ -1,0 +1,45 @@
+"""Attention taken in parts is attention."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxq_worker.engine.attention import Partial, attend_in_part
+
+NUM_ROWS, SIZE, SCALE = 3, 8, 0.3
+
+
+def random(*shape: int, seed: int) -> mx.array:
+    return mx.random.normal(shape, key=mx.random.key(seed))
+
+
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 4), (4, 2), (6, 1)])
+@pytest.mark.parametrize("cut", [1, 5, 11])
+def test_two_parts_merged_are_the_attention_to_all_keys(num_heads: int, num_kv_heads: int, cut: int) -> None:
+    queries = random(NUM_ROWS, num_heads, 2, SIZE, seed=0)
+    keys, values = (random(NUM_ROWS, num_kv_heads, 12, SIZE, seed=seed) * 5 for seed in (1, 2))
+    mask = mx.arange(12)[None, None, None] < mx.array([12, 7, 3])[:, None, None, None]
+
+    first = attend_in_part(queries, keys[:, :, :cut], values[:, :, :cut], SCALE, mask[..., :cut])
+    second = attend_in_part(queries[:1], keys[:1, :, cut:], values[:1, :, cut:], SCALE)
+    rest = Partial.joined([second, second.nothing(NUM_ROWS - 1)])
+    merged = first.merged(rest).result(mx.float32)
+
+    expected = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=SCALE, mask=mask)
+    short = mx.fast.scaled_dot_product_attention(
+        queries, keys[:, :, :cut], values[:, :, :cut], scale=SCALE, mask=mask[..., :cut]
+    )
+    np.testing.assert_allclose(merged[0], expected[0], atol=1e-5)
+    np.testing.assert_allclose(merged[1:], short[1:], atol=1e-5)
+
+
+def test_rows_with_one_query_each_can_be_taken_as_one_row_with_many() -> None:
+    queries = random(NUM_ROWS, 4, 1, SIZE, seed=3)
+    keys, values = (random(1, 2, 9, SIZE, seed=seed) for seed in (4, 5))
+
+    together = attend_in_part(queries[:, :, 0].swapaxes(0, 1)[None], keys, values, SCALE).taken_apart()
+
+    apart = [attend_in_part(queries[row : row + 1], keys, values, SCALE) for row in range(NUM_ROWS)]
+    np.testing.assert_allclose(together.result(mx.float32), Partial.joined(apart).result(mx.float32), atol=1e-6)
