@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from tiny_models import VOCAB_SIZE, build
 
 from engine_runs import decode, run
+from mlxq.errors import RequestError
 from mlxq_worker.engine.engine import BatchEngine
+from mlxq_worker.engine.memory import measure_cost
 from mlxq_worker.engine.packed import packs
 from mlxq_worker.engine.row import RowSpec
 from mlxq_worker.engine.slots import OUTLIER_COST, Layout, SlotCache, window_width
@@ -134,7 +136,7 @@ def sharing_specs(seed: int) -> list[RowSpec]:
             max_tokens=1 + index * 7 % 25,
             end_tokens={index % VOCAB_SIZE: "end"},
         )
-        for index in range(30)
+        for index in range(18)
     ]
 
 
@@ -171,3 +173,72 @@ def test_a_shared_prefix_goes_through_the_model_once(layouts: list[Layout]) -> N
     run(BatchEngine(build("llama"), decode, max_num_seqs=4), specs)
 
     assert sum(layout.positions.size for layout in layouts[2:]) == len(prefix) + len(specs)
+
+
+@pytest.fixture
+def caches(monkeypatch: pytest.MonkeyPatch) -> list[SlotCache]:
+    """Every slot cache that is made, the newest last."""
+    made: list[SlotCache] = []
+    original = SlotCache.__init__
+
+    def init(self: SlotCache) -> None:
+        made.append(self)
+        original(self)
+
+    monkeypatch.setattr(SlotCache, "__init__", init)
+    return made
+
+
+def test_slots_take_no_more_room_than_the_rows_that_are_there(caches: list[SlotCache]) -> None:
+    engine = BatchEngine(build("llama"), decode, max_num_seqs=16, max_num_batched_tokens=1024)
+    short = [row_spec(row_id=str(index), prompt_ids=(index,), max_tokens=60) for index in range(3)]
+    sizes = []
+
+    def look(step_index: int) -> None:
+        if step_index == 10:
+            engine.admit(row_spec(row_id="long", prompt_ids=(1,) * 600, max_tokens=2))
+        sizes.append(repr(caches[-1]))
+
+    run(engine, short, before_step=look)
+    engine.step(0.0)
+
+    assert list(dict.fromkeys(sizes)) == [
+        "SlotCache(0 slots of 0 columns, 0 prefixes)",
+        "SlotCache(4 slots of 256 columns, 0 prefixes)",
+        "SlotCache(4 slots of 768 columns, 0 prefixes)",
+    ]
+    assert sizes[-1] == "SlotCache(4 slots of 256 columns, 0 prefixes)"
+    assert repr(caches[-1]) == "SlotCache(0 slots of 0 columns, 0 prefixes)"
+
+
+def test_what_a_row_leaves_in_a_slot_does_not_reach_the_next_one(caches: list[SlotCache]) -> None:
+    model, follower = build("llama"), row_spec(row_id="follower", prompt_ids=(5, 6), max_tokens=9)
+    beside = row_spec(row_id="beside", prompt_ids=(1,) * 30, max_tokens=40)
+    alone = run(BatchEngine(model, decode, max_num_seqs=2), [follower, beside]).tokens
+    engine = BatchEngine(model, decode, max_num_seqs=2)
+
+    def overflow(step_index: int) -> None:
+        if step_index == 4:
+            for cache in caches[-2:]:  # both layers
+                assert cache._values is not None
+                cache._values[mx.array([1])] = mx.array(mx.nan)
+            engine.cancel("leaver")
+            engine.admit(follower)
+
+    leaver = row_spec(row_id="leaver", prompt_ids=(1, 2, 3), max_tokens=30)
+    outcome = run(engine, [beside, leaver], before_step=overflow)
+
+    assert outcome.tokens["follower"] == alone["follower"]
+    assert outcome.tokens["beside"] == alone["beside"]
+
+
+def test_a_row_that_never_fits_is_refused_alone_and_told_what_it_needs() -> None:
+    engine = BatchEngine(build("llama"), decode, max_num_seqs=4, kv_bytes=100_000)
+    cost = measure_cost(build("llama"))
+
+    with pytest.raises(RequestError, match="1000 prompt tokens and up to 9 generated ones need") as refusal:
+        engine.admit(row_spec(row_id="big", prompt_ids=(1,) * 1000, max_tokens=9))
+
+    assert (refusal.value.param, refusal.value.code) == ("max_tokens", "kv_cache_exceeded")
+    assert cost.of_row(100) == 100 * 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, numbers a head, bytes
+    assert run(engine, [row_spec(row_id="small", max_tokens=3)]).tokens.keys() == {"small"}

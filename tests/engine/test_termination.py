@@ -220,6 +220,7 @@ class CacheThatCannotBeBatched:
     """Has no `merge`, as the caches of some architectures."""
 
     state = ()
+    nbytes = 0
 
 
 def test_a_model_whose_caches_cannot_be_batched_decodes_one_row_at_a_time(

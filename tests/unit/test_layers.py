@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGES = {"mlxq": ROOT / "producer" / "mlxq", "mlxq_worker": ROOT / "worker" / "mlxq_worker"}
 
 ENGINE = "mlxq_worker.engine"
-ENGINE_MAY_SEE = frozenset({"mlxq.contract"})
+ENGINE_MAY_SEE = frozenset({"mlxq.contract", "mlxq.errors"})
 """What `engine/` may import of our own code, beside itself."""
 ENGINE_NEVER_SEES = frozenset({"click", "fakeredis", "redis", "rq"})
 
@@ -26,6 +26,7 @@ MLX_CALLERS = frozenset(
     {
         "mlxq_worker.model",
         "mlxq_worker.engine.attention",
+        "mlxq_worker.engine.memory",
         "mlxq_worker.engine.packed",
         "mlxq_worker.engine.padded",
         "mlxq_worker.engine.runner",

@@ -21,7 +21,11 @@ class Engine(Protocol):
     """
 
     def admit(self, spec: RowSpec) -> None:
-        """Put a row in the waiting line; it joins the batch at a later `step`, in order."""
+        """Put a row in the waiting line; it joins the batch at a later `step`, in order.
+
+        Raises:
+            RequestError: the engine could never run it.
+        """
 
     def step(self, now: float) -> StepReport:
         """Advance every running row by at most one token and report the rows that ended on this step.

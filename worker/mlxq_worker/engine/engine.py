@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from mlxq.errors import RequestError
 from mlxq_worker.engine.api import AbortReason
+from mlxq_worker.engine.memory import measure_budget
 from mlxq_worker.engine.packed import PackedRunner, packs
 from mlxq_worker.engine.padded import PaddedRunner
 from mlxq_worker.engine.row import Decode, Row, RowSpec, StepReport
@@ -28,6 +30,7 @@ class BatchEngine:
         max_num_seqs: how many rows decode together at most; 1 for models whose caches can't be batched.
         max_num_batched_tokens: how many tokens, prompts' and decoding rows' together, go through the model in one step.
         max_prefix_tokens: how many tokens of prefixes that rows share are kept, each once; 0 shares nothing.
+        kv_bytes: how much memory the rows' keys and values may take; by default most of what the machine has left.
         packed: false keeps to mlx-lm's own caches; slower, the oracle in tests.
         pipelined: false looks at every token before the next step starts; slower, the oracle in tests.
     """
@@ -40,6 +43,7 @@ class BatchEngine:
         max_num_seqs: int,
         max_num_batched_tokens: int = 512,
         max_prefix_tokens: int = 16384,
+        kv_bytes: int | None = None,
         packed: bool = True,
         pipelined: bool = True,
     ) -> None:
@@ -54,8 +58,12 @@ class BatchEngine:
             )
         else:
             self._runner = PaddedRunner(model, max_num_seqs=max_num_seqs, prefill_chunk=max_num_batched_tokens)
+        self._budget = measure_budget(model, kv_bytes)
         self._scheduler = Scheduler(
-            self._runner.max_num_seqs, self._runner.max_num_batched_tokens, self._runner.max_prefix_tokens
+            self._runner.max_num_seqs,
+            self._runner.max_num_batched_tokens,
+            self._runner.max_prefix_tokens,
+            self._budget,
         )
         self._pipelined = pipelined
         self._in_flight: Launched | None = None
@@ -64,7 +72,19 @@ class BatchEngine:
         return f"BatchEngine({self._scheduler!r})"
 
     def admit(self, spec: RowSpec) -> None:
-        """Put a row in the waiting line; it joins the batch at a later `step`, in order."""
+        """Put a row in the waiting line; it joins the batch at a later `step`, in order.
+
+        Raises:
+            RequestError: the row would not fit in memory even by itself.
+        """
+        if not self._budget.fits([spec.num_tokens]):
+            needed, limit = self._budget.cost.of_row(spec.num_tokens), self._budget.limit_bytes
+            raise RequestError(
+                f"{len(spec.prompt_ids)} prompt tokens and up to {spec.limit} generated ones need {needed / 2**20:.0f} "
+                f"MiB of KV cache, and there are {limit / 2**20:.0f}; ask for fewer tokens",
+                param="max_tokens",
+                code="kv_cache_exceeded",
+            )
         self._scheduler.add(Row(spec, self._decode))
 
     def cancel(self, row_id: str, reason: AbortReason = "cancelled") -> None:

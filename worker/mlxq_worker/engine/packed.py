@@ -29,11 +29,11 @@ class PackedModel:
     need no logits. N tokens in a step, E numbers in a hidden state, V ids in the vocabulary.
     """
 
-    def __init__(self, model: Any, num_slots: int) -> None:
+    def __init__(self, model: Any) -> None:
         self._body = model.model
         self._head = copy.copy(model)
         self._head.model = _Passed(model.model)
-        self.caches = [SlotCache(num_slots) for _ in make_prompt_cache(model)]
+        self.caches = [SlotCache() for _ in make_prompt_cache(model)]
 
     def hidden(self, tokens: mx.array, layout: Layout) -> mx.array:
         """Run tokens (N,) through the layers, writing their keys and values where `layout` says: (N, 1, E)."""
@@ -67,7 +67,7 @@ class PackedRunner:
 
     def clear(self) -> None:
         """Drop the batch and free its memory."""
-        self._packed = PackedModel(self._model, num_slots=self.max_num_seqs)
+        self._packed = PackedModel(self._model)
         self._slots: dict[Row, int] = {}
         self._newest = mx.zeros((self.max_num_seqs,), dtype=mx.uint32)  # (slots,) newest token, computed or not
         self._sampled: tuple[Row, ...] = ()
@@ -122,13 +122,17 @@ class PackedRunner:
         staying = frozenset(plan.rows)
         self._slots = {row: slot for row, slot in self._slots.items() if row in staying}
         free = sorted(set(range(self.max_num_seqs)) - set(self._slots.values()), reverse=True)
-        for row in plan.rows:
-            if row not in self._slots:
-                self._slots[row] = free.pop()
+        joining = [row for row in plan.rows if row not in self._slots]
+        self._slots |= {row: free.pop() for row in joining}
+        for cache in self._packed.caches:
+            cache.wipe([self._slots[row] for row in joining])
         for row in sorted(self._slots, key=self._slots.__getitem__, reverse=True):
             if not free or free[-1] > self._slots[row]:
                 break
             self._move(row, free.pop())
+        num_columns = max((len(row.spec.prompt_ids) + row.num_scheduled for row in self._slots), default=0)
+        for cache in self._packed.caches:
+            cache.fit(max(self._slots.values(), default=-1) + 1, num_columns)
 
     def _move(self, row: Row, slot: int) -> None:
         source, self._slots[row] = self._slots[row], slot
@@ -146,12 +150,15 @@ def packs(model: Any) -> bool:
     ids = mx.arange(1, 7)
     expected = model(ids[None], cache=make_prompt_cache(model))[0]  # (6, V)
     try:
-        logits = _try_out(PackedModel(model, num_slots=2), ids)
+        logits = _try_out(PackedModel(model), ids)
     except (NotImplementedError, TypeError, ValueError, AttributeError) as error:
         log.warning("%s can't be packed, decoding padded: %r", type(model).__module__, error)
         return False
     difference, scale = mx.abs(logits - expected[mx.array([5, 3])]).max(), mx.abs(expected).max()
-    return bool((difference < _TOLERANCE * scale).item())
+    if is_same := bool((difference < _TOLERANCE * scale).item()):
+        return is_same
+    log.warning("%s computes something else on slots, decoding padded", type(model).__module__)
+    return False
 
 
 _TOLERANCE = 0.05

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mlxq_worker.engine.api import AbortReason
+from mlxq_worker.engine.budget import KvBudget
 from mlxq_worker.engine.prefix import Prefix, PrefixTable
 from mlxq_worker.engine.row import Row, RowResult
 
@@ -80,12 +81,18 @@ class Scheduler:
         max_num_batched_tokens: how many tokens go through the model in one step, the decoding rows' included;
             longer prompts are prefilled over several steps. `None`: a row's prompt is prefilled on one step.
         max_prefix_tokens: how many tokens of shared prefixes are kept; 0 shares none.
+        budget: what rows may take together; `None` for no bound.
     """
 
     def __init__(
-        self, max_num_seqs: int, max_num_batched_tokens: int | None = None, max_prefix_tokens: int = 0
+        self,
+        max_num_seqs: int,
+        max_num_batched_tokens: int | None = None,
+        max_prefix_tokens: int = 0,
+        budget: KvBudget | None = None,
     ) -> None:
         self._max_num_seqs = max_num_seqs
+        self._budget = budget
         self._max_num_batched_tokens = max_num_batched_tokens
         self._prefixes = PrefixTable(max_prefix_tokens)
         self._waiting: deque[Row] = deque()
@@ -160,6 +167,8 @@ class Scheduler:
         while room > 0 and (begun or (self._waiting and num_places > 0)):
             if begun:
                 row = begun.popleft()
+            elif not self._fits(self._waiting[0]):
+                break
             else:
                 row = self._admit(now)
                 num_places -= 1
@@ -174,6 +183,12 @@ class Scheduler:
                 pieces.append(Piece(row, start, row.num_prefilled))
                 room -= len(pieces[-1])
         return pieces, prefix_pieces
+
+    def _fits(self, row: Row) -> bool:
+        """Whether the row fits beside those that run. One that runs alone always does: `BatchEngine.admit` asked."""
+        if self._budget is None or not self._running:
+            return True
+        return self._budget.fits(each.spec.num_tokens for each in (*self._running, row))
 
     def _admit(self, now: float) -> Row:
         row = self._waiting.popleft()

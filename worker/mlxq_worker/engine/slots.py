@@ -63,6 +63,7 @@ class Layout:
         self.pieces: tuple[Span | PrefixPiece, ...] = (*spans, *prefixes)
         self.num_decoding = len(decoding)
         self.num_in_slots = sum(map(len, in_slots))
+        self.num_slots = max((span.slot for span in in_slots), default=-1) + 1
         self.num_columns = max((span.stop for span in in_slots), default=0)
         self.slots = mx.array([span.slot for span in in_slots for _ in range(len(span))])  # (M,)
         self.columns = mx.array([column for span in in_slots for column in range(span.start, span.stop)])  # (M,)
@@ -145,12 +146,15 @@ def window_width(lengths: Sequence[int], num_slots: int) -> int:
 class SlotCache:
     """One layer's keys and values. H heads of keys and values, T columns, D numbers a head."""
 
-    def __init__(self, num_slots: int) -> None:
-        self._num_slots = num_slots
+    def __init__(self) -> None:
         self._layout: Layout | None = None
         self._keys: mx.array | None = None  # (slots, H, T, D)
         self._values: mx.array | None = None  # (slots, H, T, D)
         self._prefixes: dict[Prefix, tuple[mx.array, mx.array]] = {}  # (1, H, tokens, D) each
+
+    def __repr__(self) -> str:
+        num_slots, _, num_columns, _ = self._keys.shape if self._keys is not None else (0, 0, 0, 0)
+        return f"SlotCache({num_slots} slots of {num_columns} columns, {len(self._prefixes)} prefixes)"
 
     @property
     def layout(self) -> Layout:
@@ -204,6 +208,22 @@ class SlotCache:
             where, what = mx.array([target]), mx.array([source])
             self._keys[where] = self._keys[what]
             self._values[where] = self._values[what]
+
+    def wipe(self, slots: Sequence[int]) -> None:
+        """Forget what rows that have left wrote here: a masked key counts for nothing, but a masked value is
+        multiplied by zero, and that would pass on a NaN."""
+        if self._values is not None and (known := [slot for slot in slots if slot < self._values.shape[0]]):
+            self._values[mx.array(known)] = mx.zeros((1,), self._values.dtype)
+
+    def fit(self, num_slots: int, num_columns: int) -> None:
+        """Free what is far more than these many slots and columns; nothing at all is needed for no slots."""
+        if num_slots == 0:
+            self._keys = self._values = None
+        elif self._keys is not None and self._values is not None:
+            size = _room(num_slots), _rounded(num_columns)
+            if size[0] * size[1] * 2 <= self._keys.shape[0] * self._keys.shape[2]:
+                self._keys = mx.contiguous(self._keys[: size[0], :, : size[1]])
+                self._values = mx.contiguous(self._values[: size[0], :, : size[1]])
 
     def evict(self, prefix: Prefix) -> None:
         """Free a prefix."""
@@ -263,12 +283,23 @@ class SlotCache:
         return mx.concatenate([before[0], after[0]], axis=2), mx.concatenate([before[1], after[1]], axis=2)
 
     def _grown(self, own: mx.array | None, new: mx.array) -> mx.array:
-        num_columns = -(-self.layout.num_columns // _COLUMN_STEP) * _COLUMN_STEP
+        """`own` with room for all slots and columns of the step; `new` (N, H, 1, D) tells the other sizes."""
+        num_slots, num_columns = _room(self.layout.num_slots), _rounded(self.layout.num_columns)
         if own is None:
-            return mx.zeros((self._num_slots, new.shape[1], num_columns, new.shape[3]), new.dtype)
-        if own.shape[2] >= num_columns:
+            return mx.zeros((num_slots, new.shape[1], num_columns, new.shape[3]), new.dtype)
+        if own.shape[0] >= num_slots and own.shape[2] >= num_columns:
             return own
-        return mx.pad(own, [(0, 0), (0, 0), (0, num_columns - own.shape[2]), (0, 0)])
+        more_slots, more_columns = max(0, num_slots - own.shape[0]), max(0, num_columns - own.shape[2])
+        return mx.pad(own, [(0, more_slots), (0, 0), (0, more_columns), (0, 0)])
+
+
+def _rounded(num_columns: int) -> int:
+    return -(-num_columns // _COLUMN_STEP) * _COLUMN_STEP
+
+
+def _room(num_slots: int) -> int:
+    """The next power of two: slots are added one by one, and every growth copies."""
+    return 1 << (num_slots - 1).bit_length()
 
 
 def _side_by_side(tokens: mx.array) -> mx.array:
