@@ -239,3 +239,12 @@ def test_no_row_ends_on_an_end_token_before_min_tokens(model: Any, min_tokens: i
     lengths = [len(token_ids) for token_ids in outcome.tokens.values()]
     assert min(lengths) == min_tokens + 1
     assert max(lengths) < 100
+
+
+@pytest.mark.parametrize("temperature", [1e-46, 1e-40, 1e-6])
+def test_a_temperature_too_small_to_divide_by_is_greedy(temperature: float) -> None:
+    logits = random_logits(8)
+
+    specs = [row_spec(temperature=temperature, top_p=0.5, seed=seed) for seed in range(8)]
+
+    assert sample(specs, logits) == np.argmax(np.array(logits), axis=-1).tolist()

@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mlxq_worker.engine.row import Decode
-from mlxq_worker.engine.stop import StopMatch, StopScanner, TextStream
+from mlxq_worker.engine.stop import MAX_PENDING, StopMatch, StopScanner, TextStream
 
 without_deadline = settings(deadline=None)
 
@@ -242,3 +242,19 @@ class TestStopScanner:
 
         assert scanner.push("bcd") is None
         assert scanner.releasable == "bcd"
+
+
+def test_a_push_costs_the_same_however_long_the_noise_lasts() -> None:
+    longest = 0
+
+    def decode_nothing(token_ids: Sequence[int]) -> str:
+        nonlocal longest
+        longest = max(longest, len(token_ids))
+        return "\ufffd" * sum(token_id == 1 for token_id in token_ids)
+
+    for token_id, kind in ((0, "special"), (1, "undecodable")):
+        stream = TextStream(decode_nothing)
+        text = "".join(stream.push(token_id) for _ in range(1_000)) + stream.flush()
+
+        assert longest <= 2 * MAX_PENDING, kind
+        assert text == "\ufffd" * 1_000 * token_id

@@ -17,6 +17,8 @@ from mlxq_worker.engine.stop import StopScanner, TextStream
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text, special tokens left out."""
 
+_LEAST_TEMPERATURE = 1e-5
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowSpec:
@@ -43,6 +45,17 @@ class RowSpec:
     stop: tuple[str, ...] = ()
     include_stop_str_in_output: bool = False
     deadline_s: float | None = None
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the best token is taken. Below this temperature vLLM samples greedily too: dividing logits by it
+        overflows."""
+        return self.temperature < _LEAST_TEMPERATURE
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and answer together, if the answer gets as long as it may."""
+        return len(self.prompt_ids) + self.limit
 
     @property
     def limit(self) -> int:

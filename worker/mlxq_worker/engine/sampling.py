@@ -21,12 +21,12 @@ class Sampler:
     def __init__(self, rows: Sequence[Row]) -> None:
         self._rows = tuple(rows)
         specs = [row.spec for row in rows]
-        self._all_greedy = all(spec.temperature == 0 for spec in specs)
+        self._all_greedy = all(spec.is_greedy for spec in specs)
         self._has_min_tokens = any(spec.min_tokens for spec in specs)
         if self._all_greedy:
             return
-        self._greedy = mx.array([spec.temperature == 0 for spec in specs])  # (B,)
-        self._temperature = mx.array([[spec.temperature or 1.0] for spec in specs])  # (B, 1)
+        self._greedy = mx.array([spec.is_greedy for spec in specs])  # (B,)
+        self._temperature = mx.array([[1.0 if spec.is_greedy else spec.temperature] for spec in specs])  # (B, 1)
         self._filter = Filter(specs) if any(map(is_filtered, specs)) else None
 
     def sample(self, logits: mx.array) -> mx.array:
@@ -98,7 +98,7 @@ _NO_TOP_K = 1 << 30
 
 def is_filtered(spec: RowSpec) -> bool:
     """Whether a row samples from less than the whole distribution."""
-    return spec.temperature > 0 and (spec.top_k > 0 or spec.top_p < 1 or spec.min_p > 0)
+    return not spec.is_greedy and (spec.top_k > 0 or spec.top_p < 1 or spec.min_p > 0)
 
 
 def _inverse_transform(weights: mx.array, draws: mx.array) -> mx.array:

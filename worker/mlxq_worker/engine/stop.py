@@ -12,6 +12,9 @@ from dataclasses import dataclass
 REPLACEMENT = "\ufffd"
 """What decoders put where bytes are not (yet) a character."""
 
+MAX_PENDING = 64
+"""Tokens. A character has at most four bytes, so this many undecodable ones in a row are no character."""
+
 
 class TextStream:
     """Turns token ids into text one token at a time; the pieces join to exactly `decode(all ids)`.
@@ -22,7 +25,8 @@ class TextStream:
     held back until a later token settles them.
 
     Only a byte-fallback decoder that meets invalid UTF-8 can contradict itself: it then rewrites characters that
-    were complete before. Text that was returned stays as it was.
+    were complete before. Text that was returned stays as it was. After `MAX_PENDING` tokens in a row without any text
+    that is settled, what is there is taken as it is, so that a push costs the same however long the noise lasts.
     """
 
     def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
@@ -36,7 +40,11 @@ class TextStream:
         """Add one token and return the text that is settled by it, possibly none."""
         self._ids.append(token_id)
         text = self._new_text()
-        settled = text.rstrip(REPLACEMENT)
+        is_noise = len(self._ids) - self._context_end >= MAX_PENDING
+        if is_noise and not text:
+            del self._ids[self._context_end :]  # special tokens: as if they had not been
+            return ""
+        settled = text if is_noise else text.rstrip(REPLACEMENT)
         piece = settled[self._released :]
         if settled and settled == text:
             self._window_start, self._context_end, self._released = self._context_end, len(self._ids), 0
