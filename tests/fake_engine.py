@@ -33,12 +33,13 @@ class FakeRow:
 
 @dataclass
 class FakeEngine:
-    """Obeys the protocol. `widths` has the number of rows of every step."""
+    """Obeys the protocol. `widths` has the number of rows of every step and `times` the time that it was told."""
 
     max_num_seqs: int = 4
     step_s: float = 0.0
     rows: dict[str, FakeRow] = field(default_factory=dict)
     widths: list[int] = field(default_factory=list)
+    times: list[float] = field(default_factory=list)
     is_closed: bool = False
 
     def admit(self, spec: RowSpec) -> None:
@@ -51,6 +52,7 @@ class FakeEngine:
         assert not self.is_closed
         running = list(self.rows.values())[: self.max_num_seqs]
         self.widths.append(len(running))
+        self.times.append(now)
         time.sleep(self.step_s + 0.02 * any("slow" in row.words for row in running))
         if any("boom" in row.words for row in running):
             raise RuntimeError("boom goes the batch")

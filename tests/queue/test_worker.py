@@ -100,6 +100,23 @@ def test_two_hundred_jobs_end_once_each_in_a_batch_that_is_refilled(connection: 
     assert len(worker.engines[0].widths) < 200 * 3 / 8 * 2, "most steps are full"
 
 
+def test_the_time_that_a_worker_was_idle_is_not_charged_to_the_next_row(
+    connection: Redis,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mlxq_worker.worker.IDLE_WAIT_S", DEADLINE_S)
+    worker = a_worker(connection)
+
+    with working(worker):
+        first = enqueue_plain(connection)
+        wait_until(lambda: status(connection, first.id) == "finished", "the first job")
+        num_steps, idle_since = len(worker.engines[0].times), time.monotonic()
+        second = enqueue_plain(connection)
+        wait_until(lambda: status(connection, second.id) == "finished", "the second job")
+
+    assert worker.engines[0].times[num_steps] >= idle_since
+
+
 def test_bad_requests_fail_alone_each_with_its_own_error(connection: Redis) -> None:  # noqa: F811
     batch = submit(connection, "fine", "bad", "refuse", "fine")
 

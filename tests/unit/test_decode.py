@@ -42,7 +42,8 @@ class Rig:
     def turn(self, *messages: ToDecode) -> list[ToIo]:
         for message in messages:
             self.channel.to_decode.put(message)
-        self.loop.turn(0.0, 0.0)
+        self.loop.receive(0.0)
+        self.loop.turn(0.0)
         return list(self._sent())
 
     def _sent(self) -> list[ToIo]:

@@ -1,7 +1,7 @@
-"""The decode side of a worker: one turn takes messages, admits rows, steps the engine, and hands over what ended.
+"""The decode side of a worker: takes messages in, admits rows, steps the engine, and hands over what ended.
 
 Runs on the thread that owns the engine. Knows no Redis, no requests and no clock: a turn is told the time (seconds,
-monotonic), and waits only when there is nothing to decode.
+monotonic) and never waits; `receive` does, when there is nothing to decode.
 """
 
 from __future__ import annotations
@@ -78,14 +78,18 @@ class DecodeLoop:
             self._stop_reason = reason
             self._channel.to_io.put(StopClaiming())
 
-    def turn(self, now: float, wait_s: float) -> None:
-        """One iteration. Waits up to `wait_s` for a message if there is nothing to decode.
+    def receive(self, wait_s: float) -> None:
+        """Take in all messages; waits up to `wait_s` for the first one if there is nothing else to do.
 
         Raises:
             BaseException: what ended the I/O thread; without it nothing that is decoded could be written.
         """
-        for message in self._messages(wait_s if self.is_idle and not self._waiting else 0.0):
+        has_nothing_to_do = self.is_idle and not self._waiting and not self.is_stopping
+        for message in self._messages(wait_s if has_nothing_to_do else 0.0):
             self._handle(message)
+
+    def turn(self, now: float) -> None:
+        """One iteration: rows enter the engine, and it makes a step. `now` is when that is: read after any wait."""
         if self.is_stopping:
             self._return_waiting()
         self._admit()

@@ -165,11 +165,12 @@ class BatchWorker(BaseWorker):
     def _turn_until_done(self, loop: DecodeLoop, grace_s: float) -> None:
         deadline = float("inf")
         while not loop.is_drained and self._num_stop_signals < 2:
-            now = time.monotonic()
+            loop.receive(IDLE_WAIT_S)
+            now = time.monotonic()  # not before the wait: rows that it brings count their seconds from here
             if self._num_stop_signals:
                 loop.stop("got a signal; another one gives all jobs back at once")
             if loop.is_stopping:
                 deadline = min(deadline, now + grace_s)
                 if loop.is_idle or now >= deadline:
                     return
-            loop.turn(now, IDLE_WAIT_S)
+            loop.turn(now)
