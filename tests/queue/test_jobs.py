@@ -157,6 +157,50 @@ def test_a_job_with_foreign_meta_is_claimed_without_a_batch(connection: Redis) -
     assert (claimed.batch, claimed.custom_id) == (None, job.id)
 
 
+GARBAGE = (b"", b"yesterday", b"\xff\xfe", b"-1.5", b"9" * 30, b"[" * 10_000)
+READ_FIELDS = ("meta", "enqueued_at", "mlxq_strikes", "mlxq_outcome", "worker_name", "started_at", "ttl", "result_ttl")
+
+
+@pytest.mark.parametrize("field", READ_FIELDS)
+@pytest.mark.parametrize("garbage", GARBAGE, ids=lambda value: repr(value[:20]))
+def test_garbage_in_a_job_costs_no_worker_anything(connection: Redis, field: str, garbage: bytes) -> None:
+    job_id = submit(connection, "a").job_id("r0")
+    worker = store(connection)
+    connection.hset(f"rq:job:{job_id}", field, garbage)
+
+    worker.release(worker.claim(1, now()).jobs, now(), strikes=1)
+    connection.hset(f"rq:job:{job_id}", field, garbage)
+    worker.claim(1, now())
+    connection.hset(f"rq:job:{job_id}", field, garbage)
+    worker.recover_expired(now() + LEASE_S + 1)
+    written = worker.end([finished(claimed) for claimed in worker.claim(1, now()).jobs], now())
+
+    assert written == [True]
+    assert connection.hget(f"rq:job:{job_id}", "status") == b"finished"
+
+
+def test_what_can_not_be_read_of_a_job_is_taken_for_unset(connection: Redis) -> None:
+    job = enqueue_plain(connection)
+    connection.hset(job.key, mapping={"meta": b"{", "enqueued_at": b"yesterday", "mlxq_strikes": b"many"})
+    start = now()
+
+    [claimed] = store(connection).claim(1, start).jobs
+
+    assert (claimed.custom_id, claimed.enqueued_at, claimed.strikes) == (job.id, start, 0)
+
+
+def test_a_job_whose_id_is_not_text_ends_no_worker(connection: Redis) -> None:
+    connection.hset(b"rq:job:\xff", mapping={"status": "queued", "data": b"x"})
+    connection.rpush("rq:queue:mlxq", b"\xff")
+    worker = store(connection)
+
+    [claimed] = worker.claim(1, now()).jobs
+
+    assert worker.end([finished(claimed)], now()) == [False]
+    assert worker.release_strays([claimed], now()) == 0
+    assert worker.recover_expired(now() + LEASE_S + 1).num_requeued == 1
+
+
 # --- What a job may carry -------------------------------------------------------------------------------------
 
 

@@ -45,8 +45,9 @@ class Claimed:
 
     @classmethod
     def read(cls, reply: Sequence[bytes | None], now: float) -> Claimed:
-        """One job as the scripts describe it."""
-        queue, job_id, execution_id, data, meta, enqueued_at, strikes, *features = reply
+        """One job as the scripts describe it, whatever somebody has written into its hash: what can't be read is
+        taken for unset, since an error here would end every worker that meets the job."""
+        queue, job_id, execution_id, strikes, data, meta, enqueued_at, *features = reply
         known = _meta(meta)
         name = _text(job_id)
         return cls(
@@ -55,7 +56,7 @@ class Claimed:
             queue=_text(queue),
             data=data or b"",
             claimed_at=now,
-            enqueued_at=str_to_date(enqueued_at).timestamp() if enqueued_at else now,
+            enqueued_at=_timestamp(enqueued_at, now),
             custom_id=known.custom_id or name,
             batch=known.batch,
             strikes=int(strikes or 0),
@@ -103,8 +104,15 @@ def _meta(meta: bytes | None) -> _Meta:
     """The parts of a job's meta that mlxq puts there; anybody may have put there something else."""
     try:
         return msgspec.json.decode(meta, type=_Meta) if meta else _Meta()
-    except ValueError:
+    except (ValueError, RecursionError):
         return _Meta()
+
+
+def _timestamp(date: bytes | None, default: float) -> float:
+    try:
+        return str_to_date(date).timestamp() if date else default
+    except ValueError:
+        return default
 
 
 def _decompressed(data: bytes) -> bytes:
@@ -115,4 +123,4 @@ def _decompressed(data: bytes) -> bytes:
 
 
 def _text(value: bytes | None) -> str:
-    return (value or b"").decode()
+    return (value or b"").decode(errors="replace")

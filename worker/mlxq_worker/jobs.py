@@ -149,7 +149,7 @@ class JobStore:
         strays = sorted(cast("set[bytes]", registered) - known)
         with self._redis.pipeline(transaction=False) as pipe:
             for stray in strays:
-                job_id, _, execution_id = stray.decode().partition(":")
+                job_id, _, execution_id = stray.decode(errors="replace").partition(":")
                 for queue in self._queues:
                     self._add_release(pipe, queue, job_id, execution_id, now, 0)
             return sum(pipe.execute())

@@ -17,9 +17,9 @@ for _, queue in ipairs(p.queues) do
     local job = redis.call('LPOP', queue_key(queue))
     if not job then break end
     pops = pops + 1
-    local fields = redis.call('HMGET', job_key(job), 'status', 'data', 'mlxq_strikes')
+    local fields = redis.call('HMGET', job_key(job), 'status', 'data')
     if fields[1] == 'queued' and fields[2] then
-      local suspect = (tonumber(fields[3]) or 0) >= p.suspect_at
+      local suspect = strikes_of(job) >= p.suspect_at
       if suspect and p.num_held + #claimed > 0 then
         redis.call('LPUSH', queue_key(queue), job)
         return {0, num_queued(), claimed}

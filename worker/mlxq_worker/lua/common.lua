@@ -10,6 +10,22 @@ local function execution_key(job, execution) return rq .. ':execution:' .. job .
 local function executions_key(job) return rq .. ':executions:' .. job end
 local function worker_executions_key(worker) return rq .. ':worker:' .. worker .. ':executions' end
 
+-- A field of a job as a whole number, or nil. Anybody may have written anything into the hash, and neither HINCRBY nor
+-- EXPIRE takes fractions or numbers of many digits.
+local function whole_number(value)
+  local digits = value and string.match(value, '^%-?(%d+)$')
+  return digits and #digits <= 9 and tonumber(value) or nil
+end
+
+local function strikes_of(job) return math.max(0, whole_number(redis.call('HGET', job_key(job), 'mlxq_strikes')) or 0) end
+
+-- Returns how many the job has then.
+local function add_strikes(job, number)
+  local strikes = strikes_of(job) + number
+  redis.call('HSET', job_key(job), 'mlxq_strikes', strikes)
+  return strikes
+end
+
 -- The entry in rq:wip:{queue} is the lease: whoever's execution is in there owns the job.
 local function holds_lease(queue, job, execution)
   return redis.call('ZSCORE', wip_key(queue), job .. ':' .. execution)
@@ -48,14 +64,14 @@ end
 -- To the front of the queue, as if it had never been claimed.
 local function put_back(queue, job)
   redis.call('HSET', job_key(job), 'status', 'queued', 'started_at', '', 'worker_name', '')
-  local ttl = tonumber(redis.call('HGET', job_key(job), 'ttl'))
+  local ttl = whole_number(redis.call('HGET', job_key(job), 'ttl'))
   if ttl and ttl > 0 then redis.call('EXPIRE', job_key(job), ttl) end
   redis.call('LPUSH', queue_key(queue), job)
 end
 
 -- One claimed job, in the order in which mlxq_worker.job_data.Claimed reads it.
 local function describe(queue, job, execution)
-  local fields = redis.call('HMGET', job_key(job), 'data', 'meta', 'enqueued_at', 'mlxq_strikes',
+  local fields = redis.call('HMGET', job_key(job), 'data', 'meta', 'enqueued_at',
     'success_callback_name', 'failure_callback_name', 'stopped_callback_name', 'webhooks', 'repeats_left')
-  return {queue, job, execution, unpack(fields)}
+  return {queue, job, execution, tostring(strikes_of(job)), unpack(fields)}
 end

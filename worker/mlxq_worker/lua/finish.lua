@@ -62,7 +62,7 @@ end
 -- A job that ends again after somebody requeued it moves from one count to the other; the sum stays right.
 local function count_for_batch(before)
   if not p.batch or before == outcome or redis.call('EXISTS', p.batch) == 0 then return end
-  if before then redis.call('HINCRBY', p.batch, COUNTS[before], -1) end
+  if COUNTS[before] then redis.call('HINCRBY', p.batch, COUNTS[before], -1) end
   redis.call('HINCRBY', p.batch, COUNTS[outcome], 1)
   for name, amount in pairs(p.counts) do redis.call('HINCRBY', p.batch, name, amount) end
   redis.call('XADD', p.batch_events, '*', 'job', p.job, 'status', outcome)
@@ -71,7 +71,7 @@ end
 
 local before = redis.call('HGET', key, 'mlxq_outcome')
 local ttl_name = outcome == 'finished' and 'result_ttl' or 'failure_ttl'
-local ttl = tonumber(redis.call('HGET', key, ttl_name)) or p[ttl_name]
+local ttl = whole_number(redis.call('HGET', key, ttl_name)) or p[ttl_name]
 local reply = code()
 
 close_execution(p.queue, p.job, p.execution, p.worker)

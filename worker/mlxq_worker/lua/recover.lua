@@ -28,7 +28,7 @@ for _, queue in ipairs(p.queues) do
     local job, lease = leases[i].job, leases[i]
     close_execution(queue, job, lease.execution, lease.worker)
     if lease.status == 'started' then
-      local strikes = redis.call('HINCRBY', job_key(job), 'mlxq_strikes', 1)
+      local strikes = add_strikes(job, 1)
       if strikes >= p.max_strikes then
         local successor = p.seed .. '-' .. #struck_out
         open_execution(queue, job, successor)

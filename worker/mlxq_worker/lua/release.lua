@@ -2,6 +2,6 @@
 local held = holds_lease(p.queue, p.job, p.execution)
 close_execution(p.queue, p.job, p.execution, p.worker)
 if not held then return 0 end
-if p.strikes > 0 then redis.call('HINCRBY', job_key(p.job), 'mlxq_strikes', p.strikes) end
+if p.strikes > 0 then add_strikes(p.job, p.strikes) end
 put_back(p.queue, p.job)
 return 1
