@@ -1,0 +1,102 @@
+"""`JobDesk` turn by turn on a clock that the tests move, with a real Redis and no decode thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from queue import Empty
+
+import pytest
+from redis import Redis
+
+from fake_engine import FakePreparer, FakeWorker
+from mlxq_worker.config import EngineConfig, WorkerConfig
+from mlxq_worker.desk import JobDesk
+from mlxq_worker.jobs import JobStore
+from mlxq_worker.messages import Admit, Channel, Ready, ToDecode
+from mlxq_worker.presence import Presence
+from redis_fixture import connection, redis_server_url, redis_url  # noqa: F401 - fixtures
+from worker_helpers import enqueue_plain, status
+
+LEASE_S = 90.0
+START = 1_700_000_000.0
+
+
+class Office:
+    """A desk whose model is loaded, and the end of its channel where the decode thread would be."""
+
+    def __init__(self, connection: Redis, **config: float) -> None:  # noqa: F811
+        complete = WorkerConfig(model="fake", lease_s=LEASE_S, engine=EngineConfig(max_num_seqs=4), **config)
+        self._worker = FakeWorker(["mlxq"], connection=connection, serializer="json", config=complete)
+        self._worker.register_birth()
+        self._presence = Presence(self._worker)
+        self._channel = Channel.open()
+        store = JobStore(connection, self._worker.name, complete.queues, lease_s=LEASE_S)
+        self.desk = JobDesk(store, self._presence, self._channel, complete)
+        self.desk.receive(Ready(FakePreparer()), START)
+
+    def sent(self) -> list[ToDecode]:
+        """What the decode thread has been told since the last look."""
+        messages: list[ToDecode] = []
+        while True:
+            try:
+                messages.append(self._channel.to_decode.get_nowait())
+            except Empty:
+                return messages
+
+    def close(self) -> None:
+        self._presence.close()
+
+
+@pytest.fixture
+def office(connection: Redis) -> Iterator[Office]:  # noqa: F811
+    office = Office(connection)
+    yield office
+    office.close()
+
+
+@pytest.fixture
+def neighbour(connection: Redis) -> Iterator[Office]:  # noqa: F811
+    neighbour = Office(connection)
+    yield neighbour
+    neighbour.close()
+
+
+def admitted(messages: list[ToDecode]) -> list[str]:
+    return [message.spec.row_id for message in messages if isinstance(message, Admit)]
+
+
+def strikes(connection: Redis, job_id: str) -> int:  # noqa: F811
+    return int(connection.hget(f"rq:job:{job_id}", "mlxq_strikes") or 0)
+
+
+def test_a_row_that_takes_longer_than_its_lease_stays_with_its_worker(
+    connection: Redis,  # noqa: F811
+    office: Office,
+    neighbour: Office,
+) -> None:
+    job = enqueue_plain(connection)
+    office.desk.turn(START)
+
+    for now in range(int(START), int(START + 3 * LEASE_S), 20):
+        office.desk.turn(now)
+        neighbour.desk.turn(now)
+
+    assert (status(connection, job.id), strikes(connection, job.id)) == ("started", 0)
+    assert (len(admitted(office.sent())), admitted(neighbour.sent())) == (1, [])
+
+
+def test_the_jobs_of_a_worker_that_is_gone_are_taken_over_once_their_leases_have_run_out(
+    connection: Redis,  # noqa: F811
+    office: Office,
+    neighbour: Office,
+) -> None:
+    job = enqueue_plain(connection)
+    office.desk.turn(START)
+
+    neighbour.desk.turn(START + LEASE_S - 1)
+    too_early = admitted(neighbour.sent())
+    for now in (START + LEASE_S + 10, START + LEASE_S + 11):
+        neighbour.desk.turn(now)
+
+    assert (too_early, len(admitted(neighbour.sent()))) == ([], 1)
+    assert strikes(connection, job.id) == 1
