@@ -30,7 +30,7 @@ class Office:
         self._worker.register_birth()
         self._presence = Presence(self._worker)
         self._channel = Channel.open()
-        store = JobStore(connection, self._worker.name, complete.queues, lease_s=LEASE_S)
+        store = JobStore(connection, self._worker.name, complete.queues, lease_s=LEASE_S, lease_clock="caller")
         self.desk = JobDesk(store, self._presence, self._channel, complete)
         self.desk.receive(Ready(FakePreparer()), START)
 

@@ -38,7 +38,7 @@ def connection(request: pytest.FixtureRequest) -> Iterator[Redis]:
 
 
 def store(connection: Redis, worker: str = "w1") -> JobStore:
-    return JobStore(connection, worker, [keys.DEFAULT_QUEUE], lease_s=LEASE_S)
+    return JobStore(connection, worker, [keys.DEFAULT_QUEUE], lease_s=LEASE_S, lease_clock="caller")
 
 
 def finished(job: Claimed, text: str = "hi") -> Ending:
@@ -430,6 +430,30 @@ def test_a_beat_extends_the_lease_once_a_third_of_it_has_gone_by(connection: Red
     assert late == pytest.approx(start + 40 + LEASE_S, abs=0.01)
     execution = Execution.fetch(claimed.execution_id, claimed.job_id, connection)
     assert execution.last_heartbeat.timestamp() == pytest.approx(start + 40, abs=0.01)
+
+
+@pytest.mark.parametrize("behind_s", [-3600, 3600])
+def test_a_worker_whose_clock_differs_takes_no_live_job_and_its_own_is_not_taken(
+    connection: Redis, behind_s: float
+) -> None:
+    jobs = [enqueue_plain(connection) for _ in range(2)]
+    right, wrong = (JobStore(connection, name, [keys.DEFAULT_QUEUE], lease_s=LEASE_S) for name in ("right", "wrong"))
+
+    held = [*right.claim(1, now()).jobs, *wrong.claim(1, now() - behind_s).jobs]
+    recovered = [right.recover_expired(now()), wrong.recover_expired(now() - behind_s)]
+
+    assert [found.num_requeued for found in recovered] == [0, 0]
+    assert right.beat(held[:1], now()) + wrong.beat(held[1:], now() - behind_s) == ["held", "held"]
+    assert {status(connection, job.id) for job in jobs} == {"started"}
+
+
+def test_a_lease_that_has_run_out_on_rediss_clock_is_recovered(connection: Redis) -> None:
+    job = enqueue_plain(connection)
+    worker = JobStore(connection, "w1", [keys.DEFAULT_QUEUE], lease_s=LEASE_S)
+    [claimed] = worker.claim(1, now()).jobs
+    connection.zadd("rq:wip:mlxq", {f"{job.id}:{claimed.execution_id}": now() - 1})
+
+    assert worker.recover_expired(now()).num_requeued == 1
 
 
 def test_a_released_job_is_first_in_line_again_and_has_no_strike(connection: Redis) -> None:

@@ -3,7 +3,8 @@
 Each operation on a job is one Lua script (`mlxq_worker/lua`), so that no crash and no other worker can see a job
 in between. A worker owns a job for as long as its execution is in RQ's ``rq:wip:{queue}``, which is the lease;
 every write of an end checks that first. Knows nothing of threads, engines or the wire format. Times are Unix
-seconds, given by the caller.
+seconds on the caller's clock, and end up in what RQ's tools show; leases run on Redis's clock, since the workers'
+clocks differ.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ class JobStore:
         queues: RQ queue names in order of preference.
         lease_s: how long a claimed job stays ours without a beat.
         result_ttl_s: for finished jobs that set no `result_ttl` of their own.
+        lease_clock: what leases are measured with. ``caller`` takes the `now` of each call, for tests that move it.
     """
 
     def __init__(
@@ -79,12 +81,14 @@ class JobStore:
         *,
         lease_s: float = 90.0,
         result_ttl_s: int = keys.RESULT_TTL_S,
+        lease_clock: Literal["redis", "caller"] = "redis",
     ) -> None:
         self._redis = connection
         self._worker = worker_name
         self._queues = list(queues)
         self._lease_s = lease_s
         self._result_ttl_s = result_ttl_s
+        self._lease_clock = lease_clock
         self._claim = _script(connection, "claim")
         self._beat = _script(connection, "beat")
         self._finish = _script(connection, "finish")
@@ -172,8 +176,9 @@ class JobStore:
 
     def _args(self, now: float, **parameters: Any) -> list[str | bytes]:
         moment = datetime.fromtimestamp(now, UTC)
-        times = {"now": f"{now:.6f}", "now_iso": utcformat(moment), "lease_s": self._lease_s}
-        return [RQ_KEY_PREFIX, msgspec.json.encode({"worker": self._worker, **times, **parameters})]
+        times = {"now": f"{now:.6f}", "now_iso": utcformat(moment)}
+        lease = {"lease_s": self._lease_s, "lease_clock": self._lease_clock}
+        return [RQ_KEY_PREFIX, msgspec.json.encode({"worker": self._worker, **times, **lease, **parameters})]
 
     def _finish_args(self, ending: Ending, now: float) -> list[str | bytes]:
         job = ending.job

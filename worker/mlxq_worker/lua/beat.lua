@@ -5,7 +5,7 @@ for i, entry in ipairs(p.jobs) do
   local queue, job, execution = entry[1], entry[2], entry[3]
   local lease_end = holds_lease(queue, job, execution)
   if lease_end then
-    if tonumber(lease_end) - tonumber(p.now) < p.lease_s * 2 / 3 then extend_lease(queue, job, execution) end
+    if tonumber(lease_end) - lease_now() < p.lease_s * 2 / 3 then extend_lease(queue, job, execution) end
     states[i] = 0
   elseif redis.call('HGET', job_key(job), 'status') == 'canceled'
       and redis.call('EXISTS', execution_key(job, execution)) == 1 then

@@ -1,5 +1,5 @@
 -- Put in front of every script. ARGV[1] is RQ's key prefix, ARGV[2] a JSON object with the script's parameters.
--- Times are Unix seconds; they travel as strings, because cjson would round a number to 14 digits.
+-- Times in it are Unix seconds on the caller's clock, as strings, because cjson would round a number to 14 digits.
 local rq = ARGV[1]
 local p = cjson.decode(ARGV[2])
 
@@ -17,7 +17,9 @@ local function whole_number(value)
   return digits and #digits <= 9 and tonumber(value) or nil
 end
 
-local function strikes_of(job) return math.max(0, whole_number(redis.call('HGET', job_key(job), 'mlxq_strikes')) or 0) end
+local function strikes_of(job)
+  return math.max(0, whole_number(redis.call('HGET', job_key(job), 'mlxq_strikes')) or 0)
+end
 
 -- Returns how many the job has then.
 local function add_strikes(job, number)
@@ -26,13 +28,20 @@ local function add_strikes(job, number)
   return strikes
 end
 
+-- Leases are measured on Redis's clock, the only one that all workers share; a test may move its own instead.
+local function lease_now()
+  if p.lease_clock == 'caller' then return tonumber(p.now) end
+  local time = redis.call('TIME')
+  return tonumber(time[1]) + tonumber(time[2]) / 1000000
+end
+
 -- The entry in rq:wip:{queue} is the lease: whoever's execution is in there owns the job.
 local function holds_lease(queue, job, execution)
   return redis.call('ZSCORE', wip_key(queue), job .. ':' .. execution)
 end
 
 local function extend_lease(queue, job, execution)
-  local now, lease = tonumber(p.now), tonumber(p.lease_s)
+  local now, lease = lease_now(), tonumber(p.lease_s)
   local ttl = math.ceil(lease)
   redis.call('ZADD', wip_key(queue), string.format('%.6f', now + lease), job .. ':' .. execution)
   redis.call('HSET', execution_key(job, execution), 'last_heartbeat', p.now)

@@ -11,8 +11,8 @@ local function earlier(a, b)
 end
 
 local function expired_leases(queue)
-  local leases = {}
-  for i, entry in ipairs(redis.call('ZRANGEBYSCORE', wip_key(queue), 0, p.now, 'LIMIT', 0, p.limit)) do
+  local leases, now = {}, string.format('%.6f', lease_now())
+  for i, entry in ipairs(redis.call('ZRANGEBYSCORE', wip_key(queue), 0, now, 'LIMIT', 0, p.limit)) do
     local job, execution = string.match(entry, '^([^:]*):(.*)$')
     local fields = redis.call('HMGET', job_key(job), 'status', 'worker_name', 'started_at')
     leases[i] = {job = job, execution = execution, status = fields[1], worker = fields[2] or '',
