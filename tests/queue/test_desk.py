@@ -10,7 +10,7 @@ from redis import Redis
 
 from fake_engine import FakePreparer, FakeWorker
 from mlxq_worker.config import EngineConfig, WorkerConfig
-from mlxq_worker.desk import JobDesk
+from mlxq_worker.desk import COME_BACK_S, JobDesk
 from mlxq_worker.jobs import JobStore
 from mlxq_worker.messages import Admit, Channel, Ready, ToDecode
 from mlxq_worker.presence import Presence
@@ -99,4 +99,38 @@ def test_the_jobs_of_a_worker_that_is_gone_are_taken_over_once_their_leases_have
         neighbour.desk.turn(now)
 
     assert (too_early, len(admitted(neighbour.sent()))) == ([], 1)
+    assert strikes(connection, job.id) == 1
+
+
+def test_after_an_outage_the_other_workers_get_time_to_extend_their_leases(
+    connection: Redis,  # noqa: F811
+    office: Office,
+    neighbour: Office,
+) -> None:
+    job = enqueue_plain(connection)
+    office.desk.turn(START)
+    back = START + LEASE_S + 10
+
+    neighbour.desk.reconnected(back)
+    neighbour.desk.turn(back)
+    office.desk.reconnected(back + 12)
+    office.desk.turn(back + 12)
+    neighbour.desk.turn(back + COME_BACK_S + 1)
+
+    assert (status(connection, job.id), strikes(connection, job.id)) == ("started", 0)
+
+
+def test_the_jobs_of_a_worker_that_does_not_come_back_are_taken_over_later(
+    connection: Redis,  # noqa: F811
+    office: Office,
+    neighbour: Office,
+) -> None:
+    job = enqueue_plain(connection)
+    office.desk.turn(START)
+    back = START + LEASE_S + 10
+
+    neighbour.desk.reconnected(back)
+    for seconds in range(int(COME_BACK_S) + 2):
+        neighbour.desk.turn(back + seconds)
+
     assert strikes(connection, job.id) == 1

@@ -52,6 +52,8 @@ POLL_S = 0.25
 """Between two looks at an empty queue."""
 PREPARE_SLICE_S = 0.01
 """What ended is written at least this often, however many jobs wait to be prepared."""
+COME_BACK_S = 30.0
+"""By then every worker has noticed that Redis answers again, however long it waits between two tries."""
 CLEAN_S = 600.0
 """Between two cleanings of RQ's registries."""
 
@@ -152,6 +154,12 @@ class JobDesk:
             logger.warning("Gave back %d jobs whose claim had got lost", num_strays)
             self._num_queued += num_strays
         return num_strays
+
+    def reconnected(self, now: float) -> None:
+        """Redis was away. The other workers' leases may have run out meanwhile, though they live: before anybody takes
+        their jobs and gives them strikes, they get time to come back as well."""
+        self._recover_timer.postpone(now, COME_BACK_S)
+        self.reconcile(now)
 
     def close(self, now: float) -> None:
         """Write what has ended and give everything else back. May be called again if it raises."""

@@ -65,7 +65,7 @@ class IoThread(Thread):
     def _turn(self) -> float:
         now = time.time()
         if self._backoff_s:
-            self._desk.reconcile(now)
+            self._desk.reconnected(now)
         return self._desk.turn(now)
 
     def _receive(self, wait_s: float) -> bool:

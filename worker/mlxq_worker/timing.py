@@ -11,13 +11,18 @@ class Every:
 
     def __init__(self, period_s: float) -> None:
         self._period_s = period_s
+        self._pause_s = period_s
         self._last = 0.0
 
     def is_due(self, now: float) -> bool:
-        if 0 <= now - self._last < self._period_s:
+        if 0 <= now - self._last < self._pause_s:
             return False
-        self._last = now
+        self._last, self._pause_s = now, self._period_s
         return True
 
     def left_s(self, now: float) -> float:
-        return max(0.0, self._last + self._period_s - now)
+        return max(0.0, self._last + self._pause_s - now)
+
+    def postpone(self, now: float, pause_s: float) -> None:
+        """Not before `pause_s` from now; after that in the usual rhythm."""
+        self._last, self._pause_s = now, pause_s
