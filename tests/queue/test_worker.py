@@ -20,7 +20,7 @@ from fake_engine import FakeEngine, FakePreparer, FakeWorker
 from mlxq.errors import ConfigError, ModelError
 from mlxq_worker.backend import Backend
 from mlxq_worker.config import EngineConfig, WorkerConfig
-from mlxq_worker.jobs import JobStore
+from mlxq_worker.jobs import Claim, JobStore
 from redis_fixture import connection, redis_server_url, redis_url  # noqa: F401 - fixtures
 from worker_helpers import (
     DEADLINE_S,
@@ -82,6 +82,21 @@ def working(worker: Watched) -> Iterator[Thread]:
             worker.request_stop(15, None)
         thread.join(DEADLINE_S)
         assert not thread.is_alive()
+
+
+def lose_first_reply_of_claim(monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> None:
+    """The first claim that takes a job raises `error` or, without one, returns what a second try takes."""
+    claim, replies = JobStore.claim, iter([True])
+
+    def losing(self: JobStore, *args: Any, **options: Any) -> Claim:
+        reply = claim(self, *args, **options)
+        if not reply.jobs or not next(replies, False):
+            return reply
+        if error is not None:
+            raise error
+        return claim(self, *args, **options)
+
+    monkeypatch.setattr(JobStore, "claim", losing)
 
 
 # --- Decoding -------------------------------------------------------------------------------------------------
@@ -363,6 +378,30 @@ def test_results_survive_a_redis_that_is_away_for_a_while(
     assert failures == []
     assert batch.counts().num_finished == 3
     assert sorted(events(connection, batch).values()) == [1] * 3
+
+
+def test_a_claim_whose_reply_an_outage_swallowed_is_given_back_when_redis_answers_again(
+    connection: Redis,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lose_first_reply_of_claim(monkeypatch, redis_errors.ConnectionError("gone"))
+    worker = a_worker(connection, maintenance_s=3600.0)
+    job = enqueue_plain(connection)
+
+    with working(worker):
+        wait_until(lambda: status(connection, job.id) == "finished", "the job")
+
+
+def test_a_claim_whose_reply_redis_py_lost_by_a_retry_is_given_back_before_a_burst_ends(
+    connection: Redis,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    lose_first_reply_of_claim(monkeypatch, None)
+    job = enqueue_plain(connection)
+
+    a_worker(connection, maintenance_s=3600.0).work(burst=True)
+
+    assert status(connection, job.id) == "finished"
 
 
 def test_connections_that_break_again_and_again_lose_and_double_nothing(
