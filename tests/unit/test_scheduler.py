@@ -361,3 +361,48 @@ def test_every_prompt_is_prefilled_once_in_order_and_no_step_takes_more_than_it_
 
     assert prefilled == [(str(index), place) for index, length in enumerate(lengths) for place in range(length)]
     assert all(each.result for each in rows)
+
+
+@given(
+    prompts=st.lists(st.tuples(st.sampled_from([0, 70, 100]), st.integers(1, 60)), min_size=1, max_size=8),
+    width=st.integers(1, 4),
+    max_num_batched_tokens=st.integers(1, 90),
+    max_prefix_tokens=st.sampled_from([0, 70, 1_000]),
+    cancels=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 7)), max_size=3),
+)
+@settings(deadline=None)
+def test_a_shared_prefix_is_prefilled_before_its_rows_and_a_prompt_under_way_goes_on_at_every_step(
+    prompts: list[tuple[int, int]],
+    width: int,
+    max_num_batched_tokens: int,
+    max_prefix_tokens: int,
+    cancels: list[tuple[int, int]],
+) -> None:
+    scheduler = Scheduler(width, max_num_batched_tokens, max_prefix_tokens)
+    rows = []
+    for index, (num_shared, num_own) in enumerate(prompts):
+        spec = row_spec(row_id=str(index), prompt_ids=(TOKEN,) * num_shared + (100 + index,) * num_own, max_tokens=2)
+        rows.append(Row(spec, decode))
+        scheduler.add(rows[-1])
+    under_way: set[Row] = set()
+
+    for step_index in range(1_000):
+        for at, index in cancels:
+            if at == step_index:
+                scheduler.abort(str(index), "cancelled")
+        plan, _ = scheduler.schedule(0.0)
+
+        assert sum(map(len, plan.prefill + plan.prefixes)) <= max(1, max_num_batched_tokens - len(plan.decoding))
+        assert {each for each in under_way if not each.finished} <= set(plan.rows)
+        for piece in plan.prefill:
+            prefix = piece.row.prefix
+            assert prefix is None or (prefix.is_prefilled and piece.start >= len(prefix))
+            assert prefix not in plan.evicted
+        under_way = {piece.row for piece in plan.prefill if not piece.is_last}
+        due = [*plan.decoding, *(piece.row for piece in plan.prefill if piece.is_last)]
+        scheduler.commit(due, [TOKEN] * len(due), 0.0)
+        if not (scheduler.num_running or scheduler.num_waiting):
+            break
+
+    assert all(each.finished for each in rows)
+    assert not any(each.prefix and each.prefix.num_users for each in rows)
