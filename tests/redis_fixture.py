@@ -7,22 +7,74 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 
 from mlxq_worker.redis_server import SERVERS, private_redis
 
 
+class MortalRedis:
+    """A server that a test kills and starts again at the same address, with the data of its last `SAVE`, if any."""
+
+    def __init__(self, program: str, directory: Path) -> None:
+        self.url = f"unix://{directory / 'redis.sock'}"
+        options = ["--port", "0", "--unixsocket", str(directory / "redis.sock"), "--dir", str(directory), "--save", ""]
+        self._command = [program, *options]
+        self._server: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        self._server = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 10
+        with Redis.from_url(self.url) as connection:
+            while time.monotonic() < deadline:
+                try:
+                    connection.ping()
+                except RedisConnectionError:
+                    time.sleep(0.01)
+                else:
+                    return
+        pytest.fail("redis-server didn't start")
+
+    def save(self) -> None:
+        with Redis.from_url(self.url) as connection:
+            connection.save()
+
+    def kill(self) -> None:
+        if self._server is not None:
+            self._server.kill()
+            self._server.wait()
+            self._server = None
+
+
 @pytest.fixture(scope="session")
-def redis_server_url() -> Iterator[str]:
-    if not any(map(shutil.which, SERVERS)):
+def redis_program() -> str:
+    program = next(filter(None, map(shutil.which, SERVERS)), None)
+    if program is None:
         if os.environ.get("CI"):
             pytest.fail("no redis-server on the PATH")
         pytest.skip("no redis-server on the PATH")
+    return program
+
+
+@pytest.fixture(scope="session")
+def redis_server_url(redis_program: str) -> Iterator[str]:
     with private_redis() as server:
         yield server.url
+
+
+@pytest.fixture
+def mortal_redis(redis_program: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MortalRedis]:
+    """A server of the test's own, running."""
+    server = MortalRedis(redis_program, tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.kill()
 
 
 @pytest.fixture

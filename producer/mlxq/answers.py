@@ -82,6 +82,7 @@ class Collector:
         self._queue = queue
         self._position = "0-0"
         self._seen: set[str] = set()
+        self._unfetched: list[Ended] = []
         self._reconcile_s = reconcile_s
         self._wait_s = reconcile_s
         self._quiet_since = time.monotonic()
@@ -102,6 +103,17 @@ class Collector:
             elif ended:
                 self._quiet_since = now
         return ended
+
+    def take(self, block_s: float) -> Iterator[Answer]:
+        """`poll`, then `fetch`. What Redis's absence keeps from being fetched comes with the next call.
+
+        Raises:
+            QueueUnavailable: Redis can't be reached.
+        """
+        self._unfetched += self.poll(block_s)
+        while self._unfetched:
+            yield from self.fetch(self._unfetched[:CHUNK])
+            del self._unfetched[:CHUNK]
 
     def fetch(self, ended: Sequence[Ended]) -> Iterator[Answer]:
         """The answers of ended jobs, one round trip per chunk.

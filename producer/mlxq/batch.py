@@ -91,8 +91,8 @@ class Batch:
 
     def job_ids(self) -> Iterator[str]:
         """The ids of the jobs that are in the batch, in the order of the input."""
-        start, jobs = 0, keys.batch_jobs(self.id)
-        while job_ids := cast("list[bytes]", self._redis.zrange(jobs, start, start + CHUNK - 1)):
+        start = 0
+        while job_ids := self._job_ids_from(start):
             start += len(job_ids)
             yield from (job_id.decode() for job_id in job_ids)
 
@@ -185,6 +185,10 @@ class Batch:
                 self._rq_queue.remove(job_id)
                 return True
             return stop_running(self._redis, job_id)
+
+    def _job_ids_from(self, start: int) -> list[bytes]:
+        with queue_errors(self._redis):
+            return cast("list[bytes]", self._redis.zrange(keys.batch_jobs(self.id), start, start + CHUNK - 1))
 
     def _until_done(self, collector: Collector, timeout_s: float | None) -> Iterator[list[Ended]]:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s

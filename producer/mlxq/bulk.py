@@ -6,7 +6,7 @@ process nor Redis grows with the file. Knows nothing of who answers the jobs, no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,7 @@ from mlxq.client import Client
 from mlxq.errors import InputFileError, QueueError
 from mlxq.files import BadLine
 from mlxq.openai import ParsedLine, content_hash_of
+from mlxq.outages import Outages, Tell
 from mlxq.sink import Sink
 from mlxq.tally import Summary, Tally
 
@@ -39,6 +40,7 @@ def process(
     max_inflight: int = DEFAULT_MAX_INFLIGHT,
     resume: bool = True,
     ordered: bool = False,
+    tell: Tell | None = None,
 ) -> Summary:
     """Have every line answered: each becomes one line of the output file or of the error file.
 
@@ -51,55 +53,79 @@ def process(
         max_inflight: requests in the queue at a time; bounds memory here and in Redis.
         resume: skip requests whose answer is in the output file already; otherwise both files start empty.
         ordered: at the end, rewrite the output file in the order of the input. The error file stays as it ended.
+        tell: hears that Redis went away, and the run waits until it is back; without it, that ends the run.
 
     Raises:
         InputFileError: a file can't be read or written.
         QueueUnavailable: Redis can't be reached.
     """
+    outages = Outages(tell)
     with Sink(output, error_file, resume=resume) as sink:
         with _Bulk(client.open(), lines, sink, max_inflight) as bulk:
             while on_turn(sink.tally) and not bulk.is_done:
-                bulk.turn()
+                sink.tally.is_waiting = not outages.attempt(bulk.turn)
         if ordered and bulk.is_done:
             sink.order_by(bulk.custom_ids)
     return sink.tally.summary(interrupted=not bulk.is_done)
 
 
 def collect(
-    batch: Batch, output: Path, error_file: Path, *, on_turn: OnTurn, follow: bool = False, ordered: bool = False
+    batch: Batch,
+    output: Path,
+    error_file: Path,
+    *,
+    on_turn: OnTurn,
+    follow: bool = False,
+    ordered: bool = False,
+    tell: Tell | None = None,
 ) -> Summary:
     """Fetch the answers of a batch that somebody submitted; nothing is deleted from Redis.
 
     Args:
         follow: wait until the batch is done; otherwise take what has ended so far.
-        ordered: rewrite the output file in the order of the batch.
+        ordered: at the end, rewrite the output file in the order of the batch.
+        tell: hears that Redis went away, and the collection waits until it is back; without it, that ends it.
 
     Raises:
         InputFileError: a file can't be written.
         BatchNotFound: the batch is gone.
         QueueUnavailable: Redis can't be reached.
     """
-    collector = batch.collector()
-    custom_ids: dict[str, str] = {}
+    outages = Outages(tell)
     with Sink(output, error_file) as sink:
-        is_done = collector.is_done()
-        while not is_done:
-            ended = collector.poll(POLL_S if follow else 0.0)
-            for answer in collector.fetch(ended):
-                custom_ids[answer.job_id] = answer.custom_id
-                _write_once(sink, answer)
-            sink.sync_if_due()
-            is_done = collector.is_done()
-            if not on_turn(sink.tally) or not (ended or follow):
-                break
-        if ordered:
-            sink.order_by([custom_ids[job_id] for job_id in batch.job_ids() if job_id in custom_ids])
-    return sink.tally.summary(interrupted=not is_done)
+        collection = _Collection(batch, sink, follow)
+        while on_turn(sink.tally) and not collection.has_ended:
+            sink.tally.is_waiting = not outages.attempt(collection.turn)
+        if ordered and collection.has_ended:
+            sink.order_by(collection.custom_ids)
+    return sink.tally.summary(interrupted=not collection.is_done)
 
 
-def _write_once(sink: Sink, answer: Answer) -> None:
-    if not sink.skip_if_done(answer.custom_id, content_hash_of(answer.line)):
-        sink.write(answer.line)
+class _Collection:
+    """One reading of a batch that others answer. `custom_ids` are in the order of the batch, once `has_ended`."""
+
+    def __init__(self, batch: Batch, sink: Sink, follow: bool) -> None:
+        self.custom_ids: list[str] = []
+        self.is_done = False
+        self.has_ended = False
+        self._batch = batch
+        self._collector = batch.collector()
+        self._sink = sink
+        self._follow = follow
+        self._custom_id_of: dict[str, str] = {}
+
+    def turn(self) -> None:
+        """Take what has ended; may be repeated after a `QueueUnavailable`."""
+        num_before = len(self._custom_id_of)
+        for answer in self._collector.take(POLL_S if self._follow else 0.0):
+            self._custom_id_of[answer.job_id] = answer.custom_id
+            if not self._sink.skip_if_done(answer.custom_id, content_hash_of(answer.line)):
+                self._sink.write(answer.line)
+        self._sink.sync_if_due()
+        self.is_done = self._collector.is_done()
+        if self.is_done or not (self._follow or len(self._custom_id_of) > num_before):
+            self.custom_ids = [self._custom_id_of[i] for i in self._batch.job_ids() if i in self._custom_id_of]
+            self.has_ended = True
 
 
 class _Bulk:
@@ -116,17 +142,25 @@ class _Bulk:
         self._sink = sink
         self._max_inflight = max_inflight
         self._refill = min(CHUNK, max(1, max_inflight // 4))
-        self._inflight: dict[str, str] = {}  # job id -> custom id
+        self._inflight: dict[str, ParsedLine] = {}  # by job id
         self._unsynced: list[Answer] = []
         self._input_ended = False
         self._has_batch = False
+        self._is_unsure = False  # whether all that is in flight has reached Redis, and Redis still has it
 
     @property
     def is_done(self) -> bool:
         return self._input_ended and not self._inflight
 
     def turn(self) -> None:
-        """Fill the window, then take what has ended; waits only when the window has no room."""
+        """Fill the window, then take what has ended; waits only when the window has no room.
+
+        May be repeated after a `QueueUnavailable`: it goes on where it was, and first puts back into the queue what
+        Redis has lost.
+        """
+        if self._is_unsure:
+            self._enqueue(self._inflight.values())
+        self._is_unsure = True
         room = self._max_inflight - len(self._inflight)
         can_submit = not self._input_ended and room >= self._refill
         if can_submit:
@@ -134,6 +168,7 @@ class _Bulk:
         self._collect(0.0 if can_submit else POLL_S)
         if self._sink.sync_if_due():
             self._forget()
+        self._is_unsure = False
 
     def __enter__(self) -> Self:
         return self
@@ -154,12 +189,15 @@ class _Bulk:
         lines = list(islice(self._lines, count))
         self._input_ended = len(lines) < count
         requests = [line for line in lines if self._is_to_run(line)]
+        # Before they are queued, since they are read only once.
+        self._inflight.update((self._batch.job_id(line.request.custom_id), line) for line in requests)
+        self._sink.tally.num_inflight = len(self._inflight)
+        self._enqueue(requests)
+
+    def _enqueue(self, requests: Collection[ParsedLine]) -> None:
         if requests:
             self._batch.add(requests)
             self._has_batch = True
-            ids = [line.request.custom_id for line in requests]
-            self._inflight.update((self._batch.job_id(custom_id), custom_id) for custom_id in ids)
-            self._sink.tally.num_inflight = len(self._inflight)
         if self._input_ended and self._has_batch:
             self._batch.seal()
 
@@ -172,15 +210,16 @@ class _Bulk:
         return not self._sink.skip_if_done(line.request.custom_id, line.request.content_hash)
 
     def _collect(self, block_s: float) -> bool:
-        ended = self._collector.poll(block_s)
-        for answer in self._collector.fetch(ended):
+        """Write what has ended. Returns whether anything has."""
+        num_before = len(self._unsynced)
+        for answer in self._collector.take(block_s):
             # A job may end twice, say when a lost worker comes back; its first answer is on its way to the disk.
-            custom_id = self._inflight.pop(answer.job_id, None)
-            if custom_id is not None:
-                self._sink.write({**answer.line, "custom_id": custom_id})
+            line = self._inflight.pop(answer.job_id, None)
+            if line is not None:
+                self._sink.write({**answer.line, "custom_id": line.request.custom_id})
             self._unsynced.append(answer)
         self._sink.tally.num_inflight = len(self._inflight)
-        return bool(ended)
+        return len(self._unsynced) > num_before
 
     def _drain(self) -> None:
         while self._collect(0.0):
@@ -193,5 +232,5 @@ class _Bulk:
     def _cancel(self) -> None:
         """End what still waits and delete it; rows that are decoding are dropped by their workers."""
         self._batch.cancel()
-        while ended := self._collector.poll(0.0):
-            self._collector.forget(list(self._collector.fetch(ended)))
+        while answers := list(self._collector.take(0.0)):
+            self._collector.forget(answers)

@@ -79,6 +79,8 @@ def queue_errors(connection: Redis) -> Iterator[None]:
     except (redis_errors.OutOfMemoryError, redis_errors.ReadOnlyError) as error:
         raise QueueUnavailable(f"Redis at {address_of(connection)} takes no more writes: {error}") from error
     except redis_errors.ResponseError as error:
+        if "MISCONF" in str(error):  # Redis can't save to its own disk; not always in front, as pipelines add words
+            raise QueueUnavailable(f"Redis at {address_of(connection)} takes no more writes: {error}") from error
         raise QueueError(f"Redis at {address_of(connection)} says: {error}") from error
 
 

@@ -47,7 +47,8 @@ class Summary:
 
 @dataclass(slots=True)
 class Tally:
-    """The counts of a run so far; they only rise. `num_inflight` alone is a level: requests in the queue now."""
+    """The counts of a run so far; they only rise. Two tell of now: `num_inflight`, the requests in the queue, and
+    `is_waiting`, whether the run waits for Redis to come back."""
 
     skipped: int = 0
     succeeded: int = 0
@@ -55,6 +56,7 @@ class Tally:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     num_inflight: int = 0
+    is_waiting: bool = False
     _started: float = field(default_factory=time.monotonic)
     _error_codes: Counter[str] = field(default_factory=Counter)
     _stops: Counter[tuple[str, str | None]] = field(default_factory=Counter)

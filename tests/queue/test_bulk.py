@@ -7,15 +7,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from fake_worker import FakeWorker, echo, refuse
 from mlxq import keys
+from mlxq.answers import Answer, Collector, Ended
 from mlxq.bulk import collect, process
 from mlxq.client import Client
 from mlxq.contract import Request
@@ -24,6 +27,7 @@ from mlxq.files import BadLine, read_requests
 from mlxq.openai import ParsedLine, parse_line
 from mlxq.sink import Sink
 from mlxq.tally import Stop, Summary, Tally
+from redis_fixture import MortalRedis
 
 
 class Files:
@@ -318,6 +322,114 @@ def test_a_lost_redis_ends_the_run_with_its_address(files: Files) -> None:
     files.write_numbered(1)
     with pytest.raises(QueueUnavailable, match="localhost:1"):
         run("redis://localhost:1", files)
+
+
+# --- Redis goes away ------------------------------------------------------------------------------------------
+
+
+def impatient(url: str) -> Client:
+    """A client that leaves trying again to mlxq."""
+    return Client(Redis.from_url(url, retry=Retry(NoBackoff(), 0)))
+
+
+class Outage:
+    """Kills Redis in the turn in which `num_done` requests are answered, and starts it again, with a worker, once
+    the run has said that it is away."""
+
+    def __init__(self, redis: MortalRedis, num_done: int, *, saves: bool) -> None:
+        self.told: list[str] = []
+        self.second_worker = FakeWorker(redis.url)
+        self._redis = redis
+        self._num_done = num_done
+        self._saves = saves
+        self._worker = FakeWorker(redis.url)
+        self._is_over = False
+
+    def on_turn(self, tally: Tally) -> bool:
+        if not self._is_over and tally.num_done >= self._num_done:
+            self._is_over = True
+            self._worker.__exit__(None, None, None)
+            if self._saves:
+                self._redis.save()
+            self._redis.kill()
+        return True
+
+    def tell(self, sentence: str) -> None:
+        self.told.append(sentence)
+        if len(self.told) == 1:
+            self._redis.start()
+            self.second_worker.__enter__()
+
+    def __enter__(self) -> Outage:
+        self._worker.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.second_worker.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("saves", [True, False], ids=["with its data", "empty"])
+def test_a_run_waits_for_redis_and_asks_again_for_what_it_lost(
+    mortal_redis: MortalRedis, files: Files, saves: bool
+) -> None:
+    files.write_numbered(60)
+    lines = read_requests(files.input)
+
+    with Outage(mortal_redis, num_done=20, saves=saves) as outage:
+        summary = process(
+            impatient(mortal_redis.url),
+            lines,
+            files.output,
+            files.errors,
+            on_turn=outage.on_turn,
+            max_inflight=20,
+            tell=outage.tell,
+        )
+
+    assert (summary.succeeded, summary.failed, summary.interrupted) == (60, 0, False)
+    assert sorted(files.answers()) == sorted(f"r{i}" for i in range(60))
+    away, back = outage.told
+    assert away.startswith(f"Redis at {mortal_redis.url} can't be reached: ")
+    assert back == "Redis answers again."
+
+
+def test_following_a_batch_waits_for_redis(mortal_redis: MortalRedis, files: Files) -> None:
+    files.write_numbered(40)
+    lines = [line for line in read_requests(files.input) if isinstance(line, ParsedLine)]
+    batch = impatient(mortal_redis.url).submit(lines)
+
+    with Outage(mortal_redis, num_done=5, saves=True) as outage:
+        summary = collect(
+            batch,
+            files.output,
+            files.errors,
+            on_turn=outage.on_turn,
+            follow=True,
+            ordered=True,
+            tell=outage.tell,
+        )
+
+    assert (summary.succeeded, summary.interrupted) == (40, False)
+    assert files.answers() == [f"r{i}" for i in range(40)]
+    assert len(outage.told) == 2
+
+
+def test_answers_that_could_not_be_fetched_come_with_the_next_turn(
+    redis_url: str, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fetch, failures = Collector.fetch, [QueueUnavailable("gone for a moment")]
+
+    def fail_once(self: Collector, ended: Sequence[Ended]) -> Iterator[Answer]:
+        if failures:
+            raise failures.pop()
+        return fetch(self, ended)
+
+    monkeypatch.setattr(Collector, "fetch", fail_once)
+    files.write_numbered(3)
+    with FakeWorker(redis_url):
+        summary = run(redis_url, files, tell=lambda sentence: None)
+
+    assert (summary.succeeded, failures) == (3, [])
 
 
 def test_collecting_takes_what_has_ended_so_far(redis_url: str, files: Files) -> None:

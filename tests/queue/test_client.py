@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 from redis import Redis
+from redis.exceptions import ResponseError
 from rq.job import Job, JobStatus
 from rq.queue import Queue
 from rq.registry import CanceledJobRegistry
@@ -18,6 +19,7 @@ from rq.results import Result
 from mlxq import answers, keys
 from mlxq.batch import Batch
 from mlxq.client import Client
+from mlxq.connect import queue_errors
 from mlxq.errors import BatchNotFound, ConfigError, QueueError, QueueUnavailable
 from mlxq.openai import ParsedLine, text_request
 
@@ -364,6 +366,12 @@ def test_an_unreachable_redis_is_named_without_its_password() -> None:
     with pytest.raises(QueueUnavailable, match="localhost:1") as caught:
         client.submit(numbered(1))
     assert "secret" not in str(caught.value)
+
+
+def test_a_redis_that_cannot_save_to_its_disk_is_one_to_wait_for(connection: Redis) -> None:
+    reply = "Command # 1 (HSET a b c) of pipeline caused error: MISCONF Redis is configured to save RDB snapshots"
+    with pytest.raises(QueueUnavailable, match="takes no more writes"), queue_errors(connection):
+        raise ResponseError(reply)
 
 
 def test_a_url_that_is_none_is_named_without_its_password() -> None:

@@ -34,6 +34,13 @@ with FakeWorker(os.environ["MLXQ_URL"], {answer}):
 """
 TESTS = Path(__file__).parent.parent
 
+REDIS_KILLER = """
+import os, time
+from redis import Redis
+os.kill(Redis.from_url(os.environ["MLXQ_URL"]).info()["process_id"], 9)
+time.sleep(60)
+"""
+
 
 def mlxq(*arguments: str | Path, **options: Any) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="mlxq", **options)
@@ -122,7 +129,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(result.exception, ZeroDivisionError)
 
 
-@pytest.mark.parametrize("module", ["mlx.core", "fakeredis"])
+@pytest.mark.parametrize("module", ["mlx.core", "fakeredis", "jinja2"])
 def test_without_the_worker_packages_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, module: str) -> None:
     error = ModuleNotFoundError(f"No module named {module!r}", name=module)
     monkeypatch.setattr(Entry, "load", lambda self: failing_command(error))
@@ -327,6 +334,16 @@ def test_a_stopped_run_says_how_to_go_on(redis_url: str, monkeypatch: pytest.Mon
     result = mlxq("run", "-i", file, "-o", tmp_path / "out.jsonl", "--workers", "0", "--url", redis_url)
     assert result.exit_code == 1
     assert "same command again" in result.stderr
+
+
+def test_a_run_whose_own_redis_dies_says_so_and_how_to_go_on(
+    redis_program: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use_worker(monkeypatch, REDIS_KILLER)
+    result = mlxq("run", "-i", write_prompts(tmp_path / "in.jsonl", 3), "-o", tmp_path / "out.jsonl")
+    assert result.exit_code == 1
+    assert "The Redis that this run had started is gone. Run the same command again" in result.stderr
+    assert "Waiting" not in result.stderr
 
 
 def test_a_password_in_the_url_stays_off_the_worker_command_line() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -26,7 +27,10 @@ from mlxq.tally import Tally
 @options.ordered
 @options.url
 def collect(batch_id: str, output: Path, error_file: Path | None, follow: bool, ordered: bool, url: str | None) -> None:
-    """Write the answers of BATCH to a file; run it again for those that ended since."""
+    """Write the answers of BATCH to a file; run it again for those that ended since.
+
+    A Redis that goes away meanwhile is waited for.
+    """
     error_file = error_file or default_error_file(output)
     refuse_same_file({"--output": output, "--error-file": error_file})
     batch = Client(url or DEFAULT_URL).batch(batch_id)
@@ -37,7 +41,15 @@ def collect(batch_id: str, output: Path, error_file: Path | None, follow: bool, 
             display.update(tally)
             return not stop
 
-        summary = bulk.collect(batch, output, error_file, on_turn=on_turn, follow=follow, ordered=ordered)
+        summary = bulk.collect(
+            batch,
+            output,
+            error_file,
+            on_turn=on_turn,
+            follow=follow,
+            ordered=ordered,
+            tell=partial(click.echo, err=True),
+        )
     if summary.interrupted:
         click.echo("The batch is not done; run the same command again for the rest.", err=True)
     finish(summary)

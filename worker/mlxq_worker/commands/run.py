@@ -23,6 +23,7 @@ from mlxq.cli.progress import Display, progress
 from mlxq.cli.report import finish
 from mlxq.cli.signals import StopRequest
 from mlxq.client import Client
+from mlxq.errors import QueueUnavailable
 from mlxq.files import count_lines, read_requests, refuse_same_file
 from mlxq.sink import default_error_file
 from mlxq.tally import Tally
@@ -31,7 +32,7 @@ from mlxq_worker.worker_process import WorkerProcess
 
 LEASE_S = 30
 """Shorter than a worker's own default: a worker of ours that dies is noticed at once, its jobs after this long."""
-RESUME_HINT = "Interrupted. Run the same command again to go on from here."
+RESUME_HINT = "Run the same command again to go on from here."
 
 
 @click.command(context_settings=options.SETTINGS)
@@ -79,13 +80,16 @@ def run(
     """Answer every request of a file.
 
     Starts a Redis and a worker for itself, and ends them. The output file is the only state: run the same command
-    again after an interruption, or over a longer input, and only what is missing is done.
+    again after an interruption, or over a longer input, and only what is missing is done. With --url, a Redis that
+    goes away is waited for.
     """
     error_file = error_file or default_error_file(output)
     refuse_same_file({"--input": input_path, "--output": output, "--error-file": error_file})
     lines = read_requests(input_path, chat_text=chat, allow_unknown=allow_unknown_params, defaults=defaults)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
+        # A Redis of others comes back some day; one of our own has nothing to come back with.
+        tell = partial(click.echo, err=True) if url else None
         url = url or stack.enter_context(private_redis()).url
         client = Client(url, queue)
         stack.callback(client.close)
@@ -95,18 +99,23 @@ def run(
         ]
         display = stack.enter_context(progress(count_lines(input_path)))
         turn = _Turn(client, processes, display, stop)
-        summary = bulk.process(
-            client,
-            lines,
-            output,
-            error_file,
-            on_turn=turn,
-            max_inflight=max_inflight,
-            resume=resume,
-            ordered=ordered,
-        )
+        try:
+            summary = bulk.process(
+                client,
+                lines,
+                output,
+                error_file,
+                on_turn=turn,
+                max_inflight=max_inflight,
+                resume=resume,
+                ordered=ordered,
+                tell=tell,
+            )
+        except QueueUnavailable as error:
+            whose = "" if tell else "The Redis that this run had started is gone. "
+            raise QueueUnavailable(f"{str(error).rstrip('.')}. {whose}{RESUME_HINT}") from error
     if summary.interrupted:
-        click.echo(RESUME_HINT, err=True)
+        click.echo(f"Interrupted. {RESUME_HINT}", err=True)
     finish(summary)
 
 
@@ -120,16 +129,22 @@ class _Turn:
     stop: StopRequest
 
     def __call__(self, tally: Tally) -> bool:
-        if tally.num_inflight:  # with nothing to answer there is no model to load
+        # With nothing to answer there is no model to load; and no worker can start while Redis is away.
+        if tally.num_inflight and not tally.is_waiting:
             for process in self.processes:
                 process.check(tally.succeeded + tally.failed)
         self.display.update(tally, partial(self._note, tally))
         return not self.stop
 
     def _note(self, tally: Tally) -> str:
-        if not tally.num_inflight or self.client.queue_length() < tally.num_inflight:
-            return ""
-        return "the model is loading" if self.client.num_workers() else "no worker yet"
+        if tally.is_waiting:
+            return "waiting for Redis"
+        try:
+            if not tally.num_inflight or self.client.queue_length() < tally.num_inflight:
+                return ""
+            return "the model is loading" if self.client.num_workers() else "no worker yet"
+        except QueueUnavailable:
+            return ""  # the run itself is about to notice, and says so
 
 
 def worker_command(
