@@ -20,6 +20,7 @@ from fake_engine import FakeEngine, FakePreparer, FakeWorker
 from mlxq.errors import ConfigError, ModelError
 from mlxq_worker.backend import Backend
 from mlxq_worker.config import EngineConfig, WorkerConfig
+from mlxq_worker.desk import JobDesk
 from mlxq_worker.jobs import Claim, JobStore
 from redis_fixture import connection, redis_server_url, redis_url  # noqa: F401 - fixtures
 from worker_helpers import (
@@ -432,6 +433,19 @@ def test_an_error_that_no_waiting_cures_ends_the_worker(
     monkeypatch.setattr(JobStore, "claim", broken)
 
     with pytest.raises(redis_errors.ResponseError, match="NOPERM"):
+        a_worker(connection).work(burst=True)
+
+
+def test_an_error_while_closing_ends_the_worker_with_that_error(
+    connection: Redis,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(self: JobDesk, now: float) -> None:
+        raise ValueError("closing has a bug")
+
+    monkeypatch.setattr(JobDesk, "close", broken)
+
+    with pytest.raises(ValueError, match="closing has a bug"):
         a_worker(connection).work(burst=True)
 
 

@@ -22,8 +22,12 @@ logger = logging.getLogger("rq.worker")
 
 FIRST_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 10.0
-CLOSE_TRIES = 5
+CLOSE_S = 5.0
+"""No try to write what is left starts later than that after `Close`."""
+CLOSE_TIMEOUT_S = 15.0
+"""For the thread to end, the last of those tries included."""
 
+_LEFT_BEHIND = "the jobs go back to the queue when their leases run out"
 _PASSING_ERRORS = (
     redis_errors.ConnectionError,
     redis_errors.TimeoutError,
@@ -47,12 +51,27 @@ class IoThread(Thread):
         self._channel = channel
         self._parent = ParentWatch(parent_pid) if parent_pid is not None else None
         self._backoff_s = 0.0
+        self._error: BaseException | None = None
 
     def run(self) -> None:
         try:
             self._work()
         except BaseException as error:  # noqa: BLE001  the decode thread raises it again
+            self._error = error
             self._channel.to_decode.put(IoFailed(error))
+
+    def close(self) -> None:
+        """Tell the thread to end and wait for it. For the decode thread, which reads no messages any more.
+
+        Raises:
+            BaseException: what the thread has ended on, maybe only now.
+        """
+        self._channel.to_io.put(Close())
+        self.join(CLOSE_TIMEOUT_S)
+        if self.is_alive():
+            logger.error("Redis has kept us waiting for %.0f s: %s", CLOSE_TIMEOUT_S, _LEFT_BEHIND)
+        if self._error is not None:
+            raise self._error
 
     def _work(self) -> None:
         wait_s = 0.0
@@ -96,11 +115,12 @@ class IoThread(Thread):
         return result
 
     def _close(self) -> None:
-        for _ in range(CLOSE_TRIES):
-            if self._attempt(self._close_desk) is not None:
+        last_try = time.monotonic() + CLOSE_S
+        while self._attempt(self._close_desk) is None:
+            if time.monotonic() + self._backoff_s > last_try:
+                logger.error("Redis is away: %s", _LEFT_BEHIND)
                 return
-            time.sleep(min(1.0, self._backoff_s))
-        logger.error("Redis is away: the jobs go back to the queue when their leases run out")
+            time.sleep(self._backoff_s)
 
     def _close_desk(self) -> float:
         self._desk.close(time.time())

@@ -30,14 +30,13 @@ from mlxq_worker.decode import DecodeLoop
 from mlxq_worker.desk import JobDesk
 from mlxq_worker.io_thread import IoThread
 from mlxq_worker.jobs import JobStore
-from mlxq_worker.messages import Channel, Close, Ready, Wake
+from mlxq_worker.messages import Channel, Ready, Wake
 from mlxq_worker.presence import Presence
 
 logger = logging.getLogger("rq.worker")
 
 IDLE_WAIT_S = 1.0
 """How long the decode thread waits for a message when it has nothing to decode; a signal wakes it."""
-CLOSE_TIMEOUT_S = 15.0
 
 
 class BatchWorker(BaseWorker):
@@ -130,8 +129,7 @@ class BatchWorker(BaseWorker):
         try:
             self._decode(config)
         finally:
-            self._channel.to_io.put(Close())
-            io_thread.join(CLOSE_TIMEOUT_S)
+            io_thread.close()
         logger.info("Worker %s ends: %d jobs ended, %d came too late", self.name, desk.num_ended, desk.num_late)
         return desk.num_ended > 0
 

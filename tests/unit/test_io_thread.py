@@ -1,0 +1,77 @@
+"""The I/O thread over a desk that does what the test says: its tries while Redis is away, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Event
+from typing import cast
+
+import pytest
+from redis import exceptions as redis_errors
+
+from mlxq_worker.desk import JobDesk
+from mlxq_worker.io_thread import IoThread
+from mlxq_worker.messages import Channel, ToIo
+
+DEADLINE_S = 20.0
+
+
+class FakeDesk:
+    """Calls `on_turn` and `on_close`, and keeps what it receives."""
+
+    def __init__(self, on_turn: Callable[[], object] = bool, on_close: Callable[[], object] = bool) -> None:
+        self.on_turn = on_turn
+        self.on_close = on_close
+        self.num_turns = 0
+        self.received: list[ToIo] = []
+
+    def turn(self, now: float) -> float:
+        self.num_turns += 1
+        self.on_turn()
+        return 1.0
+
+    def receive(self, message: ToIo, now: float) -> None:
+        self.received.append(message)
+
+    def reconnected(self, now: float) -> None:
+        pass
+
+    def close(self, now: float) -> None:
+        self.on_close()
+
+
+def a_thread(desk: FakeDesk) -> tuple[IoThread, Channel]:
+    channel = Channel.open()
+    return IoThread(cast("JobDesk", desk), channel), channel
+
+
+def redis_is_away() -> None:
+    raise redis_errors.ConnectionError("gone")
+
+
+def test_a_redis_that_stays_away_while_closing_is_given_up_and_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mlxq_worker.io_thread.CLOSE_S", 0.0)
+    thread, _ = a_thread(FakeDesk(on_close=redis_is_away))
+
+    thread.start()
+    thread.close()
+
+    assert not thread.is_alive()
+    assert "Redis is away: the jobs go back" in caplog.text
+
+
+def test_a_redis_that_hangs_while_closing_is_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("mlxq_worker.io_thread.CLOSE_TIMEOUT_S", 0.05)
+    answers = Event()
+    thread, _ = a_thread(FakeDesk(on_close=lambda: answers.wait(DEADLINE_S)))
+
+    thread.start()
+    thread.close()
+    answers.set()
+    thread.join(DEADLINE_S)
+
+    assert "kept us waiting" in caplog.text
