@@ -11,9 +11,8 @@ from redis import exceptions as redis_errors
 
 from mlxq_worker.desk import JobDesk
 from mlxq_worker.io_thread import IoThread
-from mlxq_worker.messages import Channel, ToIo
-
-DEADLINE_S = 20.0
+from mlxq_worker.messages import Channel, Dropped, ToIo
+from worker_helpers import DEADLINE_S, wait_until
 
 
 class FakeDesk:
@@ -47,6 +46,20 @@ def a_thread(desk: FakeDesk) -> tuple[IoThread, Channel]:
 
 def redis_is_away() -> None:
     raise redis_errors.ConnectionError("gone")
+
+
+def test_rows_that_end_while_redis_is_away_cause_no_tries_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlxq_worker.io_thread.FIRST_BACKOFF_S", DEADLINE_S)
+    desk = FakeDesk(on_turn=redis_is_away)
+    thread, channel = a_thread(desk)
+
+    thread.start()
+    for row_id in map(str, range(5)):
+        channel.to_io.put(Dropped(row_id))
+        wait_until(lambda row_id=row_id: Dropped(row_id) in desk.received, "the message to be received")
+    thread.close()
+
+    assert desk.num_turns == 1
 
 
 def test_a_redis_that_stays_away_while_closing_is_given_up_and_reported(

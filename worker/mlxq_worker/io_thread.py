@@ -51,6 +51,7 @@ class IoThread(Thread):
         self._channel = channel
         self._parent = ParentWatch(parent_pid) if parent_pid is not None else None
         self._backoff_s = 0.0
+        self._next_try = 0.0
         self._error: BaseException | None = None
 
     def run(self) -> None:
@@ -77,9 +78,16 @@ class IoThread(Thread):
         wait_s = 0.0
         while not self._receive(wait_s):
             self._watch_parent()
-            turned = self._attempt(self._turn)
-            wait_s = self._backoff_s if turned is None else turned
+            wait_s = self._turn_when_due()
         self._close()
+
+    def _turn_when_due(self) -> float:
+        """Returns how many seconds to wait for the next turn. A message ends that wait, but not the one for Redis:
+        while that is away, one comes for every row that ends."""
+        if (left_s := self._next_try - time.monotonic()) > 0:
+            return left_s
+        turned = self._attempt(self._turn)
+        return self._backoff_s if turned is None else turned
 
     def _turn(self) -> float:
         now = time.time()
@@ -107,6 +115,7 @@ class IoThread(Thread):
             if not _will_pass(error):
                 raise
             self._backoff_s = min(MAX_BACKOFF_S, 2 * self._backoff_s or FIRST_BACKOFF_S)
+            self._next_try = time.monotonic() + self._backoff_s
             logger.warning("Redis doesn't answer, next try in %.1f s: %s", self._backoff_s, error)
             return None
         if self._backoff_s:
