@@ -5,10 +5,11 @@ The one place on the producer side that sees a Redis URL. Knows nothing of queue
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 from redis import Redis
 from redis import exceptions as redis_errors
@@ -23,6 +24,14 @@ CONNECT_TIMEOUT_S = 5.0
 SOCKET_TIMEOUT_S = 30.0
 """Longer than any script or blocking read that mlxq sends."""
 HEALTH_CHECK_S = 30
+URL_HINT = (
+    "write redis://[USER:PASSWORD@]HOST:PORT/DB, and in a password %2F for /, %3F for ?, %23 for #, %40 for @ and"
+    " %25 for %"
+)
+
+_SCHEME_AND_REST = re.compile(r"(\w+://)?(.*)", re.DOTALL)
+_ADDRESS = re.compile(r"((?:\[[0-9a-fA-F:.]*\]|[^:?#]*)(?::\d*)?(?:/[^:?#]*)?)(?:[?#].*)?", re.DOTALL)
+"""Host, port and path. What stands after a colon and is no port may be a password that lacks its ``@``."""
 
 
 def connect(url: str) -> Redis:
@@ -32,26 +41,36 @@ def connect(url: str) -> Redis:
         ConfigError: the URL has a scheme or a part that Redis clients don't know.
     """
     try:
-        return Redis.from_url(
+        # What follows is part of a password that ends the address too early, and would be taken for a host or port.
+        if "@" in "".join(urlsplit(url)[2:]):
+            raise ValueError("an @ behind the address")
+        connection = Redis.from_url(
             url,
             socket_connect_timeout=CONNECT_TIMEOUT_S,
             socket_timeout=SOCKET_TIMEOUT_S,
             health_check_interval=HEALTH_CHECK_S,
         )
-    except ValueError as error:
-        raise ConfigError(f"{mask_url(url)!r} is not a Redis URL: {error}") from None
+        # Made as the first command would, and thrown away: only this looks at what stands behind the question mark.
+        pool = connection.connection_pool
+        pool.connection_class(**pool.connection_kwargs)
+    except (ValueError, TypeError, redis_errors.RedisError):
+        # Not what it says, which may be a piece of the password.
+        raise ConfigError(f"{mask_url(url)!r} is not a Redis URL: {URL_HINT}") from None
+    return connection
 
 
 def mask_url(url: str) -> str:
-    """The URL without its secrets: the password becomes ``***`` and the query, which may hold one, is dropped."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return "***"
-    credentials, at, address = parts.netloc.rpartition("@")
-    user, colon, _ = credentials.partition(":")
-    secret = "***" if colon else ""
-    return urlunsplit((parts.scheme, f"{user}{colon}{secret}{at}{address}", parts.path, "", ""))
+    """The URL without its secrets, for messages; of one that can't be told apart, only the scheme.
+
+    Everything before the last ``@`` counts as user and password, whether it is a proper URL or not, and the query,
+    which may hold a password, is dropped.
+    """
+    scheme, rest = _SCHEME_AND_REST.fullmatch(url).groups()  # type: ignore[union-attr]
+    credentials, at, address = rest.rpartition("@")
+    shown = _ADDRESS.fullmatch(address)
+    if shown is None or "?" in credentials:
+        return f"{scheme}***"
+    return f"{scheme}{at and '***@'}{shown[1]}"
 
 
 def address_of(connection: Redis) -> str:

@@ -375,7 +375,7 @@ def test_a_redis_that_cannot_save_to_its_disk_is_one_to_wait_for(connection: Red
 
 
 def test_a_url_that_is_none_is_named_without_its_password() -> None:
-    with pytest.raises(ConfigError, match="http://me:") as caught:
+    with pytest.raises(ConfigError, match="not a Redis URL") as caught:
         Client("http://me:secret@localhost")
     assert "secret" not in str(caught.value)
 
