@@ -64,9 +64,13 @@ class FakeWorker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._stopping.set()
+        self.stop()
         self._thread.join()
         self._redis.close()
+
+    def stop(self) -> None:
+        """Take no further job."""
+        self._stopping.set()
 
     def _work(self) -> None:
         while not self._stopping.is_set():

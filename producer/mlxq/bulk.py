@@ -7,6 +7,7 @@ process nor Redis grows with the file. Knows nothing of who answers the jobs, no
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
+from contextlib import nullcontext, suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -15,8 +16,9 @@ from typing import Self, TypeGuard
 from mlxq.answers import CHUNK, Answer
 from mlxq.batch import Batch
 from mlxq.client import Client
-from mlxq.errors import InputFileError, QueueError
+from mlxq.errors import BatchNotFound, InputFileError, QueueError, QueueUnavailable
 from mlxq.files import BadLine
+from mlxq.leftovers import batch_prefix, clear
 from mlxq.openai import ParsedLine, content_hash_of
 from mlxq.outages import Outages, Tell
 from mlxq.sink import Sink
@@ -45,23 +47,29 @@ def process(
     """Have every line answered: each becomes one line of the output file or of the error file.
 
     When `on_turn` says to stop, or raises, what has ended is kept and the rest of the batch is cancelled; a later
-    run over the same files goes on from there. A request that changed under its id is answered again, and its new
-    line takes the old one's place.
+    run over the same files goes on from there. What a killed run left in the queue is cleared away first, and its
+    answers are kept unless the output file is gone. A request that changed under its id is answered again, and its
+    new line takes the old one's place.
 
     Args:
         lines: what `mlxq.files.read_requests` yields.
         max_inflight: requests in the queue at a time; bounds memory here and in Redis.
         resume: skip requests whose answer is in the output file already; otherwise both files start empty.
         ordered: at the end, rewrite the output file in the order of the input. The error file stays as it ended.
-        tell: hears that Redis went away, and the run waits until it is back; without it, that ends the run.
+        tell: hears that Redis went away, and the run waits until it is back; without it, that ends the run. Redis
+            must be there at the start.
 
     Raises:
         InputFileError: a file can't be read or written.
         QueueUnavailable: Redis can't be reached.
     """
     outages = Outages(tell)
+    keeps_answers = resume and output.exists()
     with Sink(output, error_file, resume=resume) as sink:
-        with _Bulk(client.open(), lines, sink, max_inflight) as bulk:
+        prefix = batch_prefix(output)
+        if prefix is not None:
+            clear(client, prefix, sink, keeps_answers=keeps_answers)
+        with _Bulk(client.open(prefix=prefix), lines, sink, max_inflight) as bulk:
             while on_turn(sink.tally) and not bulk.is_done:
                 sink.tally.is_waiting = not outages.attempt(bulk.turn)
         if ordered and bulk.is_done:
@@ -176,14 +184,25 @@ class _Bulk:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if isinstance(error, QueueError | InputFileError):
-            return  # there is no queue to collect from, or no file to collect to
-        if not self.is_done:
-            self._drain()
-        self._sink.sync()
-        self._forget()
-        if self._inflight:
-            self._cancel()
+        if isinstance(error, QueueUnavailable):
+            return  # the next run into the same file clears the queue
+        with suppress(QueueUnavailable) if error else nullcontext():  # the first error is the one to hear of
+            self._leave(keeps=not isinstance(error, QueueError | InputFileError))
+
+    def _leave(self, keeps: bool) -> None:
+        """Cancel what still waits, whatever goes wrong; rows that are decoding are dropped by their workers.
+
+        With `keeps` what has ended is written down before, and what the cancelling ended is deleted. Otherwise, with
+        a full disk for example, answers stay in Redis: the next run into the same file takes them over.
+        """
+        try:
+            if keeps:
+                self._keep()
+        finally:
+            if self._inflight:
+                self._cancel()
+        if keeps:
+            self._clear()
 
     def _submit(self, count: int) -> None:
         lines = list(islice(self._lines, count))
@@ -213,24 +232,35 @@ class _Bulk:
         """Write what has ended. Returns whether anything has."""
         num_before = len(self._unsynced)
         for answer in self._collector.take(block_s):
-            # A job may end twice, say when a lost worker comes back; its first answer is on its way to the disk.
-            line = self._inflight.pop(answer.job_id, None)
-            if line is not None:
-                self._sink.write({**answer.line, "custom_id": line.request.custom_id})
+            self._write(answer)
             self._unsynced.append(answer)
         self._sink.tally.num_inflight = len(self._inflight)
         return len(self._unsynced) > num_before
 
-    def _drain(self) -> None:
-        while self._collect(0.0):
+    def _write(self, answer: Answer) -> None:
+        # A job may end twice, say when a lost worker comes back; its first answer is on its way to the disk.
+        line = self._inflight.pop(answer.job_id, None)
+        if line is not None:
+            self._sink.write({**answer.line, "custom_id": line.request.custom_id})
+
+    def _keep(self) -> None:
+        while not self.is_done and self._collect(0.0):
             pass
+        self._sink.sync()
+        self._forget()
 
     def _forget(self) -> None:
         self._collector.forget(self._unsynced)
         self._unsynced = []
 
     def _cancel(self) -> None:
-        """End what still waits and delete it; rows that are decoding are dropped by their workers."""
-        self._batch.cancel()
+        with suppress(BatchNotFound):  # nothing of it had reached Redis yet
+            self._batch.cancel()
+
+    def _clear(self) -> None:
         while answers := list(self._collector.take(0.0)):
+            for answer in answers:
+                if answer.status == "finished":
+                    self._write(answer)
+            self._sink.sync()
             self._collector.forget(answers)

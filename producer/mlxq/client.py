@@ -63,13 +63,14 @@ class Client:
             batch.seal()
         return batch
 
-    def open(self, batch_id: str | None = None) -> Batch:
-        """A batch to add to, new or not; a fresh id is drawn when none is given. Nothing is written yet.
+    def open(self, batch_id: str | None = None, *, prefix: str | None = None) -> Batch:
+        """A batch to add to, new or not; a fresh id, which begins with `prefix`, is drawn when none is given. Nothing
+        is written yet.
 
         Raises:
             QueueError: the id has other characters than letters, digits, ``_`` and ``-``, or over 100 of them.
         """
-        batch_id = batch_id or f"b{int(time.time()):x}{secrets.token_hex(4)}"
+        batch_id = batch_id or f"{prefix or 'b'}{int(time.time()):x}{secrets.token_hex(4)}"
         if not _BATCH_ID.fullmatch(batch_id):
             raise QueueError(f"batch id {batch_id!r} must be 1 to 100 letters, digits, '_' or '-'")
         return Batch(self.redis, batch_id, self.queue)

@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mlxq.files import BadLine, ResultWriter, count_lines, load_done, order_file
-from mlxq.openai import failure_line, is_success
+from mlxq.openai import content_hash_of, failure_line, is_success
 from mlxq.tally import Tally
 
 SYNC_S = 1.0
@@ -60,6 +60,14 @@ class Sink:
             return False
         self.tally.skipped += 1
         return True
+
+    def adopt(self, line: Mapping[str, Any]) -> None:
+        """Write an answer that an earlier run had asked for; it counts as skipped when its request comes."""
+        custom_id, content_hash = line["custom_id"], content_hash_of(line)
+        if is_success(line) and content_hash is not None and self._done.get(custom_id) != content_hash:
+            self._needs_rewrite |= custom_id in self._done
+            self._output.append(line)
+            self._done[custom_id] = content_hash
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Write one output line. It stands, after `close`, for all that the output file held under its id."""

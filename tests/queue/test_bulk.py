@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from mlxq.bulk import collect, process
 from mlxq.client import Client
 from mlxq.contract import Request
 from mlxq.errors import InputFileError, QueueUnavailable
-from mlxq.files import BadLine, read_requests
+from mlxq.files import BadLine, ResultWriter, read_requests
 from mlxq.openai import ParsedLine, parse_line
 from mlxq.sink import Sink
 from mlxq.tally import Stop, Summary, Tally
@@ -269,7 +270,7 @@ def test_a_killed_run_loses_nothing_and_a_rerun_doubles_nothing(redis_url: str, 
         time.sleep(0.005)
         return echo(request, job_id)
 
-    with FakeWorker(redis_url, slowly):
+    with FakeWorker(redis_url, slowly) as first:
         doomed = subprocess.Popen([sys.executable, "-c", KILLED, *arguments])
         deadline = time.monotonic() + 20
         while len(files.answers()) < 5 and time.monotonic() < deadline:
@@ -279,10 +280,161 @@ def test_a_killed_run_loses_nothing_and_a_rerun_doubles_nothing(redis_url: str, 
     kept = len(files.answers())
     assert 5 <= kept < 100
 
-    with FakeWorker(redis_url):
-        summary = run(redis_url, files)
-    assert (summary.skipped, summary.succeeded) == (kept, 100 - kept)
+    second = FakeWorker(redis_url)
+    summary = run_before(second, redis_url, files)
+    assert (summary.skipped, summary.succeeded) == (len(first.custom_ids), 100 - len(first.custom_ids))
     assert sorted(files.answers()) == sorted(f"r{i}" for i in range(100))
+    assert sorted(first.custom_ids + second.custom_ids) == sorted(files.answers())
+    assert Client(redis_url).queue_length() == 0
+
+
+def run_before(worker: FakeWorker, url: str, files: Files, **options: Any) -> Summary:
+    """A run whose worker comes only when the queue holds nothing of earlier runs any more."""
+    with ExitStack() as stack:
+
+        def start_once(tally: Tally) -> bool:
+            if tally.num_inflight and not started:
+                started.append(stack.enter_context(worker))
+            return True
+
+        started: list[FakeWorker] = []
+        return run(url, files, on_turn=start_once, **options)
+
+
+def leave_behind(url: str, files: Files, *, num_answered: int = 0) -> None:
+    """What a run leaves that is killed with all its requests in the queue; some are answered after its death."""
+    with Redis.from_url(url) as redis:
+
+        def die_once_all_is_queued(tally: Tally) -> bool:
+            if tally.num_inflight:
+                raise KeyboardInterrupt
+            return True
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("mlxq.bulk._Bulk.__exit__", lambda *_: None)  # kill -9 leaves it no time for that
+            with pytest.raises(KeyboardInterrupt):
+                run(url, files, on_turn=die_once_all_is_queued)
+        assert redis.llen(f"rq:queue:{keys.DEFAULT_QUEUE}") > num_answered
+        ended = threading.Event()
+
+        def stop_in_time(request: Request, job_id: str) -> dict[str, Any]:
+            if len(worker.custom_ids) == num_answered:
+                worker.stop()
+                ended.set()
+            return echo(request, job_id)
+
+        worker = FakeWorker(url, stop_in_time)
+        if num_answered:
+            with worker:
+                assert ended.wait(10)
+
+
+def test_answers_that_came_after_a_run_was_killed_are_taken_over(redis_url: str, files: Files) -> None:
+    files.write_numbered(10)
+    leave_behind(redis_url, files, num_answered=4)
+
+    worker = FakeWorker(redis_url)
+    summary = run_before(worker, redis_url, files)
+
+    assert (summary.skipped, summary.succeeded, summary.failed) == (4, 6, 0)
+    assert sorted(worker.custom_ids) == [f"r{i}" for i in range(4, 10)]
+    assert sorted(files.answers()) == [f"r{i}" for i in range(10)]
+
+
+def test_a_killed_run_leaves_nothing_that_workers_run_for_nothing(redis_url: str, files: Files) -> None:
+    files.write_numbered(10)
+    leave_behind(redis_url, files)
+    files.write_input(prompt("r0", "Say goodbye"), prompt("r1"))
+
+    worker = FakeWorker(redis_url)
+    summary = run_before(worker, redis_url, files)
+
+    assert sorted(worker.custom_ids) == ["r0", "r1"]
+    assert summary.succeeded == 2
+    assert "Say goodbye" in files.output.read_text()
+
+
+def test_an_answer_to_what_a_killed_run_asked_is_replaced_when_the_request_has_changed(
+    redis_url: str, files: Files
+) -> None:
+    files.write_numbered(2)
+    leave_behind(redis_url, files, num_answered=1)
+    files.write_input(prompt("r0", "Say goodbye"), prompt("r1"))
+
+    summary = run_before(FakeWorker(redis_url), redis_url, files)
+
+    assert (summary.skipped, summary.succeeded) == (0, 2)
+    assert sorted(files.answers()) == ["r0", "r1"]
+    assert "Say goodbye" in files.output.read_text()
+
+
+@pytest.mark.parametrize("resume", [True, False], ids=["the output is removed", "no resume"])
+def test_old_answers_are_not_taken_over_when_all_is_to_run_again(redis_url: str, files: Files, resume: bool) -> None:
+    files.write_numbered(10)
+    leave_behind(redis_url, files, num_answered=4)
+    if resume:
+        files.output.unlink()
+
+    worker = FakeWorker(redis_url)
+    run_before(worker, redis_url, files, resume=resume)
+
+    assert sorted(worker.custom_ids) == [f"r{i}" for i in range(10)]
+
+
+def test_runs_into_other_files_keep_their_batches(redis_url: str, files: Files, tmp_path: Path) -> None:
+    files.write_numbered(10)
+    leave_behind(redis_url, files)
+    (tmp_path / "other").mkdir()
+    other = Files(tmp_path / "other")
+    other.write_input(prompt("a"))
+
+    with FakeWorker(redis_url) as worker:
+        run(redis_url, other)
+
+    assert worker.custom_ids == [*(f"r{i}" for i in range(10)), "a"]
+    assert other.answers() == ["a"]
+
+
+def test_runs_that_share_a_device_as_their_output_keep_their_batches(redis_url: str, files: Files) -> None:
+    files.write_numbered(10)
+    files.output = Path("/dev/null")
+    leave_behind(redis_url, files)
+
+    with FakeWorker(redis_url) as worker:
+        run(redis_url, files)
+
+    assert len(worker.custom_ids) == 20
+
+
+def test_a_full_disk_ends_what_is_queued_and_a_rerun_takes_over_what_was_answered(
+    redis_url: str, files: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files.write_numbered(50)
+    append, stopped = ResultWriter.append, threading.Event()
+
+    def fill_up(self: ResultWriter, line: dict[str, Any]) -> None:
+        if len(files.answers()) == 5:
+            raise InputFileError("No space left on device")
+        append(self, line)
+
+    def stall(request: Request, job_id: str) -> dict[str, Any]:
+        if request.custom_id == "r20":
+            stopped.wait(10)
+        return echo(request, job_id)
+
+    monkeypatch.setattr(ResultWriter, "append", fill_up)
+    with FakeWorker(redis_url, stall) as first:
+        with pytest.raises(InputFileError, match="No space"):
+            run(redis_url, files)
+        stopped.set()
+    assert (len(files.answers()), Client(redis_url).queue_length()) == (5, 0)
+
+    monkeypatch.setattr(ResultWriter, "append", append)
+    second = FakeWorker(redis_url)
+    summary = run_before(second, redis_url, files)
+    assert (summary.skipped, summary.failed) == (len(first.custom_ids), 0)
+    assert sorted(first.custom_ids + second.custom_ids) == sorted(files.answers())
+    assert len(files.answers()) == 50
 
 
 def test_what_on_turn_raises_ends_the_run_after_collecting(redis_url: str, files: Files) -> None:

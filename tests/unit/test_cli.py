@@ -346,6 +346,14 @@ def test_a_run_whose_own_redis_dies_says_so_and_how_to_go_on(
     assert "Waiting" not in result.stderr
 
 
+def test_a_run_without_a_redis_to_begin_with_does_not_wait_for_one(tmp_path: Path) -> None:
+    file = write_prompts(tmp_path / "in.jsonl", 3)
+    result = mlxq("run", "-i", file, "-o", tmp_path / "out.jsonl", "--workers", "0", "--url", "redis://localhost:1")
+    assert result.exit_code == 1
+    assert "Redis at localhost:1/0 can't be reached" in result.stderr
+    assert "Waiting" not in result.stderr
+
+
 def test_a_password_in_the_url_stays_off_the_worker_command_line() -> None:
     command = run_module.worker_command("q", model="m", max_num_seqs=4, extra_eos_token=("<end>",))
     assert command[1:4] == ["-m", "mlxq", "worker"]
