@@ -1,7 +1,7 @@
 """An engine, a preparer and workers without MLX: a row yields one token per step, its prompt says how it ends.
 
-A prompt is words. ``boom`` makes the step raise that decodes it, ``die`` ends the process at once, ``slow`` makes each
-step take a moment longer, ``refuse`` is refused by the engine, ``bad`` by the preparer.
+A prompt is words. ``boom`` makes the step raise that decodes it, ``die`` ends the process at once, ``hang`` never comes
+back, ``slow`` makes each step take a moment longer, ``refuse`` is refused by the engine, ``bad`` by the preparer.
 """
 
 from __future__ import annotations
@@ -58,6 +58,8 @@ class FakeEngine:
             raise RuntimeError("boom goes the batch")
         if any("die" in row.words for row in running):
             os.kill(os.getpid(), signal.SIGKILL)
+        if any("hang" in row.words for row in running):
+            time.sleep(3600)
         for row in running:
             row.num_tokens += row.stop is None
             if row.stop is None and row.num_tokens >= row.spec.max_tokens:

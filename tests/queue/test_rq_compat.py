@@ -112,12 +112,14 @@ def test_killing_one_of_two_workers_loses_nothing_and_doubles_nothing(connection
     assert len(list(batch.as_completed())) == 60
 
 
+@pytest.mark.parametrize("word", ["die", "hang"])
 def test_a_job_that_kills_its_worker_three_times_fails_and_its_neighbours_finish(
     connection: Redis,  # noqa: F811
     redis_url: str,  # noqa: F811
+    word: str,
 ) -> None:
-    batch = submit(connection, "one", "die", "three", "four")
-    short = {"MLXQ_LEASE_S": "1", "MLXQ_MAINTENANCE_S": "0.2"}
+    batch = submit(connection, "one", word, "three", "four")
+    short = {"MLXQ_LEASE_S": "1", "MLXQ_MAINTENANCE_S": "0.2", "MLXQ_STEP_TIMEOUT_S": "0.5"}
     deadline = time.monotonic() + DEADLINE_S
 
     while batch.counts().num_ended != 4:

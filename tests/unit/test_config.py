@@ -34,6 +34,7 @@ def test_every_variable_reaches_its_field() -> None:
             "MLXQ_LEASE_S": "4.5",
             "MLXQ_GRACE_S": "0",
             "MLXQ_MAINTENANCE_S": "7",
+            "MLXQ_STEP_TIMEOUT_S": "60",
         }
     )
 
@@ -49,6 +50,7 @@ def test_every_variable_reaches_its_field() -> None:
         lease_s=4.5,
         grace_s=0.0,
         maintenance_s=7.0,
+        step_timeout_s=60.0,
         engine=EngineConfig(max_num_seqs=8, max_num_batched_tokens=256),
     )
 
@@ -80,6 +82,7 @@ def test_given_values_win_and_none_is_not_given() -> None:
         ("MLXQ_GRACE_S", "-1"),
         ("MLXQ_GRACE_S", "nan"),
         ("MLXQ_MAINTENANCE_S", "0"),
+        ("MLXQ_STEP_TIMEOUT_S", "0"),
         ("MLXQ_BURST", "maybe"),
         ("MLXQ_CLAIM_AHEAD", "0"),
         ("MLXQ_DEFAULT_MAX_TOKENS", "1.5"),

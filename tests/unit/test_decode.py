@@ -25,6 +25,7 @@ from mlxq_worker.messages import (
     ToDecode,
     ToIo,
 )
+from mlxq_worker.step_watch import StepWatch
 
 
 class Rig:
@@ -33,7 +34,7 @@ class Rig:
     def __init__(self) -> None:
         self.channel = Channel.open()
         self.engines: list[FakeEngine] = []
-        self.loop = DecodeLoop(self._new_engine, self.channel, 2)
+        self.loop = DecodeLoop(self._new_engine, self.channel, 2, StepWatch(1.0))
 
     def _new_engine(self) -> FakeEngine:
         self.engines.append(FakeEngine(2))

@@ -12,6 +12,7 @@ from redis import exceptions as redis_errors
 from mlxq_worker.desk import JobDesk
 from mlxq_worker.io_thread import IoThread
 from mlxq_worker.messages import Channel, Dropped, ToIo
+from mlxq_worker.step_watch import StepWatch
 from worker_helpers import DEADLINE_S, wait_until
 
 
@@ -41,7 +42,7 @@ class FakeDesk:
 
 def a_thread(desk: FakeDesk) -> tuple[IoThread, Channel]:
     channel = Channel.open()
-    return IoThread(cast("JobDesk", desk), channel), channel
+    return IoThread(cast("JobDesk", desk), channel, StepWatch(1.0)), channel
 
 
 def redis_is_away() -> None:

@@ -54,6 +54,7 @@ class WorkerConfig:
         lease_s: seconds after its last sign of life at which a worker's jobs go to others.
         grace_s: seconds that running rows get to end after a first SIGTERM or SIGINT.
         maintenance_s: seconds between two looks for jobs of dead workers.
+        step_timeout_s: seconds after which a step of the engine counts as hung, and the process ends.
         parent_pid: end when this process is gone; `None` to live on alone.
         engine: the batch.
 
@@ -72,6 +73,7 @@ class WorkerConfig:
     lease_s: float = 90.0
     grace_s: float = 30.0
     maintenance_s: float = 10.0
+    step_timeout_s: float = 300.0
     parent_pid: int | None = None
     engine: EngineConfig = field(default_factory=EngineConfig)
 
@@ -83,6 +85,7 @@ class WorkerConfig:
         _check(self, "lease_s", 1 <= self.lease_s <= 3600, "from 1 to 3600 seconds")
         _check(self, "grace_s", self.grace_s >= 0, "not negative")
         _check(self, "maintenance_s", self.maintenance_s > 0, "above 0 seconds")
+        _check(self, "step_timeout_s", self.step_timeout_s > 0, "above 0 seconds")
 
     @property
     def max_held(self) -> int:
@@ -163,5 +166,6 @@ _VARIABLES: Mapping[str, tuple[str, _Parser]] = {
     "lease_s": ("MLXQ_LEASE_S", _seconds),
     "grace_s": ("MLXQ_GRACE_S", _seconds),
     "maintenance_s": ("MLXQ_MAINTENANCE_S", _seconds),
+    "step_timeout_s": ("MLXQ_STEP_TIMEOUT_S", _seconds),
 }
 """Field -> its variable and how that is read."""

@@ -31,6 +31,7 @@ from mlxq_worker.messages import (
     ToDecode,
     Wake,
 )
+from mlxq_worker.step_watch import StepWatch
 
 logger = logging.getLogger("rq.worker")
 
@@ -41,12 +42,14 @@ class DecodeLoop:
     Args:
         new_engine: builds an empty engine; called again after a step that raised.
         max_num_seqs: rows admitted before the engine has said how many it has room for.
+        watch: told when a step begins and ends.
     """
 
-    def __init__(self, new_engine: Callable[[], Engine], channel: Channel, max_num_seqs: int) -> None:
+    def __init__(self, new_engine: Callable[[], Engine], channel: Channel, max_num_seqs: int, watch: StepWatch) -> None:
         self._new_engine = new_engine
         self._channel = channel
         self._max_num_seqs = max_num_seqs
+        self._watch = watch
         self._engine = new_engine()
         self._waiting: deque[RowSpec] = deque()
         self._running: set[str] = set()
@@ -153,12 +156,14 @@ class DecodeLoop:
             room -= 1
 
     def _step(self, now: float) -> None:
+        self._watch.begin(now)
         try:
             report = self._engine.step(now)
         except Exception as error:  # noqa: BLE001  whatever it was, the batch can't be used any more
             self._start_over(error)
         else:
             self._hand_over(report)
+        self._watch.end()
 
     def _hand_over(self, report: StepReport) -> None:
         self._free_rows = report.free_rows

@@ -17,6 +17,7 @@ from redis import exceptions as redis_errors
 
 from mlxq_worker.desk import JobDesk
 from mlxq_worker.messages import Channel, Close, IoFailed, Stop, ToIo
+from mlxq_worker.step_watch import StepWatch
 
 logger = logging.getLogger("rq.worker")
 
@@ -42,13 +43,15 @@ class IoThread(Thread):
     """Runs a `JobDesk`. Ends on `Close`, or with an `IoFailed` to the decode thread.
 
     Args:
+        watch: sees whether the decode thread hangs; leases would be extended for ever then.
         parent_pid: a process without which the worker is to stop.
     """
 
-    def __init__(self, desk: JobDesk, channel: Channel, *, parent_pid: int | None = None) -> None:
+    def __init__(self, desk: JobDesk, channel: Channel, watch: StepWatch, *, parent_pid: int | None = None) -> None:
         super().__init__(name="mlxq-io", daemon=True)
         self._desk = desk
         self._channel = channel
+        self._watch = watch
         self._parent = ParentWatch(parent_pid) if parent_pid is not None else None
         self._backoff_s = 0.0
         self._next_try = 0.0
@@ -78,6 +81,7 @@ class IoThread(Thread):
         wait_s = 0.0
         while not self._receive(wait_s):
             self._watch_parent()
+            self._watch_steps()
             wait_s = self._turn_when_due()
         self._close()
 
@@ -139,6 +143,11 @@ class IoThread(Thread):
         if self._parent is not None and self._parent.is_gone():
             self._channel.to_decode.put(Stop("the parent process is gone"))
             self._parent = None
+
+    def _watch_steps(self) -> None:
+        if self._watch.is_stuck(time.monotonic()):
+            logger.critical("No step has ended for %.0f s: ending at once; %s", self._watch.timeout_s, _LEFT_BEHIND)
+            os._exit(os.EX_SOFTWARE)  # nothing gentler ends a thread that hangs in the driver
 
 
 class ParentWatch:

@@ -32,6 +32,7 @@ from mlxq_worker.io_thread import IoThread
 from mlxq_worker.jobs import JobStore
 from mlxq_worker.messages import Channel, Ready, Wake
 from mlxq_worker.presence import Presence
+from mlxq_worker.step_watch import StepWatch
 
 logger = logging.getLogger("rq.worker")
 
@@ -124,10 +125,11 @@ class BatchWorker(BaseWorker):
 
     def _serve(self, config: WorkerConfig) -> bool:
         desk = JobDesk(self._store(config), Presence(self), self._channel, config)
-        io_thread = IoThread(desk, self._channel, parent_pid=config.parent_pid)
+        watch = StepWatch(config.step_timeout_s)
+        io_thread = IoThread(desk, self._channel, watch, parent_pid=config.parent_pid)
         io_thread.start()
         try:
-            self._decode(config)
+            self._decode(config, watch)
         finally:
             io_thread.close()
         logger.info("Worker %s ends: %d jobs ended, %d came too late", self.name, desk.num_ended, desk.num_late)
@@ -144,9 +146,9 @@ class BatchWorker(BaseWorker):
             result_ttl_s=keys.RESULT_TTL_S if is_default else self.default_result_ttl,
         )
 
-    def _decode(self, config: WorkerConfig) -> None:
+    def _decode(self, config: WorkerConfig, watch: StepWatch) -> None:
         backend = self.load_backend(config)
-        loop = DecodeLoop(backend.new_engine, self._channel, config.engine.max_num_seqs)
+        loop = DecodeLoop(backend.new_engine, self._channel, config.engine.max_num_seqs, watch)
         self._channel.to_io.put(Ready(backend.preparer))
         logger.info(
             "Worker %s: %s, queues %s, up to %d rows",
