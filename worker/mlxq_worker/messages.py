@@ -1,8 +1,9 @@
-"""What the two threads of a worker tell each other: frozen values in two queues, and nothing else is shared.
+"""What the two threads of a worker tell each other: frozen values in two queues.
 
-The decode thread (the process's main thread) owns the model and the engine. The I/O thread owns Redis and the
-tokeniser. A `row_id` is the execution id of the job, new with every claim, so that a late message about an
-earlier claim of the same job meets nobody. The tokeniser crosses once, inside `Ready`; no array ever does.
+The decode thread (the process's main thread) owns the model and the engine, the I/O thread owns Redis. Both use the
+tokenizer, which crosses once, inside `Ready`: a Rust object that encoding and decoding only read. No array ever
+crosses. A `row_id` is the execution id of the job, new with every claim, so that a late message about an earlier claim
+of the same job meets nobody.
 """
 
 from __future__ import annotations
