@@ -124,7 +124,8 @@ def _content(value: Any, param: str) -> str:
         return value
     if type(value) is not list:
         raise checks.wrong_type(param, "a string or a list of text parts", value)
-    return "".join(checks.each(checks.a_list(value, param, of="text parts", at_least=1), param, _text_part))
+    # A line each, as vLLM joins them.
+    return "\n".join(checks.each(checks.a_list(value, param, of="text parts", at_least=1), param, _text_part))
 
 
 def _text_part(value: Any, param: str) -> str:
@@ -189,7 +190,7 @@ FUNCTION_FIELDS = _table(
 
 MESSAGE_FIELDS = _table(
     _honoured("role", checks.one_of(_ROLES), "system, developer (read as system), user, assistant or tool"),
-    _honoured("content", _content, "a string, or a list of text parts, which are joined"),
+    _honoured("content", _content, "a string, or a list of text parts, which are joined, a line each"),
     _honoured("name", checks.string, "who speaks, for templates that print it"),
     _honoured("tool_calls", _tool_calls, "the calls that the assistant made"),
     _honoured("tool_call_id", checks.string, "the call that a tool message answers"),

@@ -397,7 +397,7 @@ def test_min_tokens_may_reach_max_tokens_but_not_exceed_it() -> None:
         ({"role": "user", "content": "x", "name": "Ann"}, {"role": "user", "content": "x", "name": "Ann"}),
         (
             {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-            {"role": "user", "content": "ab"},
+            {"role": "user", "content": "a\nb"},
         ),
         (
             {"role": "assistant", "content": None, "tool_calls": [CALL], "refusal": None, "annotations": []},

@@ -8,6 +8,7 @@ import pytest
 
 from mlxq.contract import FINISH_REASONS, EosEntry, Request, SamplingParams, StopDetails, StopType
 from mlxq.errors import RequestError
+from mlxq.openai import parse_object
 from mlxq_worker.engine.row import RowResult, RowSpec
 from mlxq_worker.eos import EosSet, resolve_eos
 from mlxq_worker.prepare import Preparer, draw_seed
@@ -132,11 +133,14 @@ def test_template_arguments_and_tools_reach_the_template() -> None:
     assert shown(tokenizer, preparer(tokenizer).prepare(request, "r1")) == "calm clock?"
 
 
-def test_text_parts_are_joined_and_missing_content_is_empty() -> None:
+def test_text_parts_reach_the_template_as_lines_and_a_pure_tool_call_as_no_text() -> None:
     tokenizer = echo("{% for m in messages %}[{{ m.content }}]{% endfor %}")
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    call = {"type": "function", "function": {"name": "clock", "arguments": "{}"}}
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "tool_calls": [call]}]
 
-    spec = preparer(tokenizer).prepare(chat({"role": "user", "content": parts}, {"role": "assistant"}), "r1")
+    request = parse_object({"messages": messages}, default_custom_id="c1").request
+    spec = preparer(tokenizer).prepare(request, "r1")
 
     assert shown(tokenizer, spec) == "[one\ntwo][]"
 
@@ -194,14 +198,6 @@ def test_tools_that_the_template_would_drop_are_refused() -> None:
     error = rejected(preparer(), chat(tools=({"type": "function", "function": {"name": "clock"}},)))
 
     assert (error.param, error.code) == ("tools", "unsupported")
-
-
-def test_a_part_that_is_no_text_is_refused_by_its_path() -> None:
-    image = {"type": "image_url", "image_url": {"url": "http://localhost/a.png"}}
-
-    error = rejected(preparer(), chat({"role": "user", "content": [{"type": "text", "text": "What?"}, image]}))
-
-    assert (error.param, error.code) == ("messages[0].content[1]", "unsupported")
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Turns the messages of a chat into the text that the model's own template makes of them.
 
-Messages arrive in OpenAI's wire shape. Templates are written against a slightly simpler one, so content parts are
-joined to one text and the arguments of tool calls are parsed first. Knows nothing of token ids or of sampling.
+Messages arrive as `mlxq.contract.Request` has them: every content is one text. Templates want the arguments of tool
+calls as objects, so those are parsed first. Knows nothing of token ids or of sampling.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def render(
     """The chat as one text, special tokens included: encode it with `add_special_tokens=False`.
 
     Raises:
-        RequestError: the template refuses these messages, content is not text, or a template argument is reserved.
+        RequestError: the template refuses these messages, or a template argument is reserved.
     """
-    conversation = [_for_template(message, f"messages[{i}]") for i, message in enumerate(messages)]
+    conversation = [_for_template(message) for message in messages]
     kwargs = _checked_kwargs(template_kwargs or {})
     try:
         return str(
@@ -92,25 +92,11 @@ def _checked_kwargs(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:
     return kwargs
 
 
-def _for_template(message: Mapping[str, Any], param: str) -> dict[str, Any]:
+def _for_template(message: Mapping[str, Any]) -> dict[str, Any]:
     """One message in the shape that templates expect."""
-    simple = {**message, "content": _text(message.get("content"), f"{param}.content")}
     if isinstance(calls := message.get("tool_calls"), list):
-        simple["tool_calls"] = [_with_parsed_arguments(call) for call in calls]
-    return simple
-
-
-def _text(content: Any, param: str) -> Any:
-    """Content parts as one text, a line each, as vLLM joins them; no content (a pure tool call) as no text."""
-    if isinstance(content, list):
-        return "\n".join(_part_text(part, f"{param}[{i}]") for i, part in enumerate(content))
-    return "" if content is None else content
-
-
-def _part_text(part: Any, param: str) -> str:
-    if isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str):
-        return str(part["text"])
-    raise RequestError(f"{param} must be a text part: this worker takes text only", param=param, code="unsupported")
+        return {**message, "tool_calls": [_with_parsed_arguments(call) for call in calls]}
+    return dict(message)
 
 
 def _with_parsed_arguments(call: Any) -> Any:
