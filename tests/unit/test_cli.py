@@ -354,6 +354,21 @@ def test_a_run_without_a_redis_to_begin_with_does_not_wait_for_one(tmp_path: Pat
     assert "Waiting" not in result.stderr
 
 
+def test_the_worker_of_a_run_never_ends_on_an_empty_queue(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLXQ_BURST", "1")
+    says_burst = (
+        "import os; from mlxq_worker.config import WorkerConfig;"
+        "raise SystemExit(f'Error: burst is {WorkerConfig.from_env(os.environ, model=\"m\").burst}')"
+    )
+    use_worker(monkeypatch, says_burst)
+    result = mlxq(
+        "run", "-i", write_prompts(tmp_path / "in.jsonl", 1), "-o", tmp_path / "out.jsonl", "--url", redis_url
+    )
+    assert "burst is False" in result.stderr
+
+
 def test_a_password_in_the_url_stays_off_the_worker_command_line() -> None:
     command = run_module.worker_command("q", model="m", max_num_seqs=4, extra_eos_token=("<end>",))
     assert command[1:4] == ["-m", "mlxq", "worker"]

@@ -162,4 +162,6 @@ def worker_command(
 
 
 def _variables(url: str) -> dict[str, str]:
-    return {"MLXQ_URL": url, "MLXQ_LEASE_S": os.environ.get("MLXQ_LEASE_S", str(LEASE_S))}
+    # Our worker waits for what we have yet to queue, whatever the user's own workers do.
+    never_burst = {"MLXQ_BURST": "0"}
+    return never_burst | {"MLXQ_URL": url, "MLXQ_LEASE_S": os.environ.get("MLXQ_LEASE_S", str(LEASE_S))}
