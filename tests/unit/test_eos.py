@@ -265,7 +265,13 @@ def test_every_member_has_its_text() -> None:
     eos = resolve({"eos_token_id": [151643, 151700]}, tokenizer=qwen())
 
     assert eos.tokens[0] == EosToken(151643, "<|endoftext|>", (CONFIG, TOKENIZER))
-    assert eos.texts == {151643: "<|endoftext|>", 151700: "<id 151700>", 151645: "<|im_end|>"}
+    assert [token.token for token in eos.tokens] == ["<|endoftext|>", "<id 151700>", "<|im_end|>"]
+
+
+def test_members_are_found_by_their_ids_in_the_order_of_the_set() -> None:
+    eos = resolve({"eos_token_id": [151700, 151643]}, tokenizer=qwen())
+
+    assert [token.id for token in eos.members(frozenset({151643, 151700, 7}))] == [151700, 151643]
 
 
 def test_a_turn_end_that_the_model_cannot_produce_is_left_out() -> None:

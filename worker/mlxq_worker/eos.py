@@ -52,10 +52,9 @@ class EosSet:
         every = frozenset(token.id for token in self.tokens)
         return every if chat else every - self.chat_only
 
-    @property
-    def texts(self) -> Mapping[int, str]:
-        """Id to token text."""
-        return {token.id: token.token for token in self.tokens}
+    def members(self, ids: frozenset[int]) -> Iterator[EosToken]:
+        """The members with these ids, in the set's order."""
+        return (token for token in self.tokens if token.id in ids)
 
 
 def resolve_eos(

@@ -113,9 +113,8 @@ class Preparer:
         )
 
     def _run_info(self, request: Request, spec: RowSpec, result: RowResult, queue_s: float) -> RunInfo:
-        in_force = (token for token in self._eos.tokens if token.id in spec.eos_ids)
         return RunInfo(
-            eos=tuple(EosEntry(id=token.id, token=token.token) for token in in_force),
+            eos=tuple(EosEntry(id=end.id, token=end.token) for end in self._eos.members(spec.eos_ids)),
             seed=result.seed,
             content_hash=request.content_hash,
             queue_s=queue_s,
@@ -209,7 +208,7 @@ class Preparer:
     def _end_tokens(self, eos_ids: frozenset[int], stop_token_ids: Sequence[int]) -> dict[int, str]:
         """Every id that ends the row, with its text."""
         self._check_vocabulary(stop_token_ids, "stop_token_ids")
-        eos = {token.id: token.token for token in self._eos.tokens if token.id in eos_ids}
+        eos = {end.id: end.token for end in self._eos.members(eos_ids)}
         return {i: token_text(self._tokenizer, i) for i in stop_token_ids} | eos
 
 
