@@ -151,6 +151,15 @@ class FakeWorker(BatchWorker):
         return Backend(FakePreparer(), lambda: FakeEngine(width, self.step_s), "model fake")
 
 
+class LoadingWorker(FakeWorker):
+    """Never has its model, and says in Redis that it tries to load it."""
+
+    def load_backend(self, config: WorkerConfig) -> Backend:
+        self.connection.set("loading", self.name)
+        time.sleep(3600)
+        raise AssertionError("nobody waits that long")
+
+
 class SlowWorker(FakeWorker):
     """Leaves time to look at it, or to kill it, while it works."""
 

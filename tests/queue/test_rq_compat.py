@@ -94,6 +94,16 @@ def test_sigterm_returns_what_has_not_ended_and_exits_cleanly(connection: Redis,
     assert connection.smembers("rq:workers") == set()
 
 
+def test_a_second_signal_ends_a_worker_that_still_loads_its_model(connection: Redis, redis_url: str) -> None:  # noqa: F811
+    with rq_worker(redis_url, kind="LoadingWorker") as process:
+        wait_until(lambda: connection.exists("loading"), "the load to begin")
+        wait_until(lambda: process.send_signal(signal.SIGTERM) or process.poll() is not None, "the worker to end")
+        output = ended(process)
+
+    assert process.returncode == -signal.SIGTERM, output
+    assert "Stopping once the model is loaded" in output
+
+
 def test_killing_one_of_two_workers_loses_nothing_and_doubles_nothing(connection: Redis, redis_url: str) -> None:  # noqa: F811
     batch = submit(connection, *("hello" for _ in range(60)), max_tokens=5)
     short = {"MLXQ_LEASE_S": "2", "MLXQ_MAINTENANCE_S": "0.5"}

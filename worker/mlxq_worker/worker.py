@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -52,6 +53,7 @@ class BatchWorker(BaseWorker):
         self._given_config = config
         self._channel = Channel.open()
         self._num_stop_signals = 0
+        self._is_loading = False
 
     @property
     def connection_timeout(self) -> int:
@@ -99,9 +101,17 @@ class BatchWorker(BaseWorker):
             self._die()
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
-        """Signal handler: the first signal stops in peace, the next one at once."""
+        """The first call stops in peace, the next one at once."""
         self._num_stop_signals += 1
         self._channel.to_decode.put(Wake())
+
+    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+        self.request_stop(signum, frame)
+        if self._is_loading:
+            # Nobody looks at it until the model is loaded, which may take a long download. The next one may end the
+            # process as if we had never asked for it: no job is claimed yet, and our entry in Redis expires.
+            logger.warning("Stopping once the model is loaded; another signal ends the process at once")
+            self._handle_signals(signal.SIG_DFL)
 
     def _die(self) -> None:
         try:
@@ -110,8 +120,12 @@ class BatchWorker(BaseWorker):
             logger.warning("Worker %s could not sign off, its entry will expire: %s", self.name, error)
 
     def _install_signal_handlers(self) -> None:
+        self._handle_signals(self._on_signal)
+
+    def _handle_signals(self, handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
-            super()._install_signal_handlers()  # type: ignore[no-untyped-call]
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(signum, handler)
 
     def _refuse(self, options: Mapping[str, bool]) -> None:
         if given := [name for name, is_given in options.items() if is_given]:
@@ -147,7 +161,7 @@ class BatchWorker(BaseWorker):
         )
 
     def _decode(self, config: WorkerConfig, watch: StepWatch) -> None:
-        backend = self.load_backend(config)
+        backend = self._load(config)
         loop = DecodeLoop(backend.new_engine, self._channel, config.engine.max_num_seqs, watch)
         self._channel.to_io.put(Ready(backend.preparer))
         logger.info(
@@ -161,6 +175,14 @@ class BatchWorker(BaseWorker):
             self._turn_until_done(loop, config.grace_s)
         finally:
             loop.close()
+
+    def _load(self, config: WorkerConfig) -> Backend:
+        self._is_loading = True
+        try:
+            return self.load_backend(config)
+        finally:
+            self._is_loading = False
+            self._install_signal_handlers()  # jobs are claimed from now on: no more sudden ends
 
     def _turn_until_done(self, loop: DecodeLoop, grace_s: float) -> None:
         deadline = float("inf")
