@@ -9,8 +9,7 @@
     ├── WorkerFailed            the worker process keeps ending: read its last lines
     └── QueueError              the queue can't do this
         ├── QueueUnavailable    Redis can't be reached: try again later
-        ├── BatchNotFound       no such batch: check the id
-        └── LeaseLost           another worker owns the job by now: drop the result
+        └── BatchNotFound       no such batch: check the id
 
 Nothing here imports anything, so that every module can.
 """
@@ -72,7 +71,3 @@ class QueueUnavailable(QueueError):
 
 class BatchNotFound(QueueError):
     """No batch with this id is known to this Redis."""
-
-
-class LeaseLost(QueueError):
-    """The job's lease ran out and somebody else owns it by now."""
