@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from mlxq.contract import Failure, Result
 from mlxq.errors import RequestError
-from mlxq.openai import failure_line, result_line
+from mlxq.openai import failure_line, rejection, result_line
 from mlxq_worker.job_data import NOT_JSON, Claimed
 
 Outcome = Literal["finished", "failed", "cancelled"]
@@ -52,16 +52,7 @@ def answered(job: Claimed, result: Result, cancelled_as: CancelledAs | None) -> 
 
 def rejected(job: Claimed, error: RequestError) -> Ending:
     """The request, or the job around it, can't be run by this worker."""
-    line = failure_line(
-        Failure(
-            custom_id=job.custom_id,
-            request_id=job.job_id,
-            code=error.code,
-            message=error.message,
-            param=error.param,
-            status_code=error.status_code,
-        )
-    )
+    line = failure_line(rejection(error, custom_id=job.custom_id, request_id=job.job_id))
     return Ending(
         job=job,
         outcome="failed",
