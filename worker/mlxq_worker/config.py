@@ -43,12 +43,12 @@ class WorkerConfig:
     """One worker: what it serves, from where, and how it treats its jobs.
 
     Args:
-        model: path of the model.
+        model: a directory, a repository on the Hub, or ``demo``.
         queues: RQ queues in order of preference.
         url: Redis URL; unused where RQ's own command line opens the connection.
         burst: end once the queues are empty.
         default_max_tokens: the limit of a request that sets none.
-        extra_eos_tokens: further end-of-sequence tokens, by their text.
+        extra_eos_tokens: further end-of-sequence tokens, each as its id or its text.
         allow_no_eos: accept a model without any end-of-sequence token.
         claim_ahead: jobs held, running and prepared together, as a multiple of `engine.max_num_seqs`.
         lease_s: seconds after its last sign of life at which a worker's jobs go to others.
@@ -78,7 +78,7 @@ class WorkerConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
-        _check(self, "model", bool(self.model), "the path of a model")
+        _check(self, "model", bool(self.model), "a directory, a Hub repository or demo")
         _check(self, "queues", bool(self.queues) and all(self.queues), "at least one queue name")
         _check(self, "default_max_tokens", self.default_max_tokens >= 1, "at least 1")
         _check(self, "claim_ahead", self.claim_ahead >= 1, "at least 1")
