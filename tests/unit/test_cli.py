@@ -80,6 +80,20 @@ def test_every_command_in_the_table_exists(name: str) -> None:
     assert result.stdout.startswith(f"Usage: mlxq {name} ")
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_option_has_the_variable_that_the_help_promises(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = COMMANDS[name].load()
+    context = command.make_context(name, [], resilient_parsing=True)
+    shown = [item for item in command.params if isinstance(item, click.Option) and not item.hidden]
+
+    for option in shown:
+        name_of_option = option.opts[-1].lstrip("-").replace("-", "_").upper()
+        variable = "MLXQ_GRACE_S" if name_of_option == "GRACE" else f"MLXQ_{name_of_option}"
+        monkeypatch.setenv(variable, "1")
+        is_read_elsewhere = (name, variable) == ("worker", "MLXQ_URL")  # by `WorkerConfig.from_env`
+        assert is_read_elsewhere or option.resolve_envvar_value(context) == "1", variable
+
+
 def test_version_is_printed() -> None:
     result = mlxq("--version")
     assert (result.exit_code, result.stdout.split()[0].rstrip(",")) == (0, "mlxq")

@@ -48,6 +48,14 @@ def test_the_set_is_one_json_object(model: Path) -> None:
     }
 
 
+def test_the_variables_of_a_worker_give_the_set_of_that_worker(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLXQ_EXTRA_EOS_TOKEN", "7 8")
+
+    found = json.loads(run(model, "--json").stdout)
+
+    assert [token["id"] for token in found["tokens"]][-2:] == [7, 8]
+
+
 def test_the_table_has_a_line_per_source(model: Path) -> None:
     result = run(model)
 

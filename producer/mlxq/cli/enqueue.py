@@ -21,6 +21,7 @@ from mlxq.openai import ParsedLine, error_message_of, text_request, texts_of
     "-i",
     "--input",
     "input_path",
+    envvar="MLXQ_INPUT",
     type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
     help=options.input_help,
 )

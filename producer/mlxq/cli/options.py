@@ -11,7 +11,9 @@ import click
 from mlxq import keys
 
 SETTINGS = {"auto_envvar_prefix": "MLXQ", "show_default": True}
-"""For every command: the variable of an option is the same wherever the option appears."""
+"""For every command: the variable of an option is the same wherever the option appears.
+
+It comes from the parameter's name, so an option whose parameter is called otherwise names its variable itself."""
 
 URL_VARIABLES = ["MLXQ_URL", "REDIS_URL"]
 
@@ -51,6 +53,7 @@ def _read_setting(pair: str) -> tuple[str, Any]:
 settings = click.option(
     "--set",
     "defaults",
+    envvar="MLXQ_SET",
     multiple=True,
     metavar="NAME=VALUE",
     callback=_read_settings,

@@ -21,7 +21,7 @@ MAX_LISTED = 20
 
 @click.command(context_settings=options.SETTINGS)
 @click.argument("batch_id", metavar="[BATCH]", required=False)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+@click.option("--json", "as_json", envvar="MLXQ_JSON", is_flag=True, help="Print one JSON object.")
 @options.url
 @options.queue
 def status(batch_id: str | None, as_json: bool, url: str | None, queue: str) -> None:

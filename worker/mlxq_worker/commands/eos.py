@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxq.cli import options
 from mlxq.errors import MlxqError
 
 if TYPE_CHECKING:
@@ -21,26 +22,26 @@ PIPED_WIDTH = 160
 """Columns of a table that goes to a file or a program: no line is folded there."""
 
 
-@click.command()
+@click.command(context_settings=options.SETTINGS)
 @click.argument("model")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@click.option("--json", "as_json", envvar="MLXQ_JSON", is_flag=True, help="Print one JSON object instead of a table.")
 @click.option(
     "--extra-eos-token",
-    "extra",
     multiple=True,
     metavar="TOKEN",
     help="A further end token, as its id or its text. May be repeated.",
 )
 @click.option("--allow-no-eos", is_flag=True, help="Accept a model that names no end token at all.")
-def eos(model: str, as_json: bool, extra: tuple[str, ...], allow_no_eos: bool) -> None:
+def eos(model: str, as_json: bool, extra_eos_token: tuple[str, ...], allow_no_eos: bool) -> None:
     """Print the tokens that end an answer of MODEL, with the sources that name each of them.
 
-    MODEL is a directory, a Hub repository such as org/name, or demo.
+    MODEL is a directory, a Hub repository such as org/name, or demo. The variables that add end tokens to a worker,
+    MLXQ_EXTRA_EOS_TOKEN and MLXQ_ALLOW_NO_EOS, count here too.
     """
     from mlxq_worker.model import load_tokenizer_only
 
     try:
-        described = load_tokenizer_only(model, extra_eos_tokens=extra, allow_no_eos=allow_no_eos)
+        described = load_tokenizer_only(model, extra_eos_tokens=extra_eos_token, allow_no_eos=allow_no_eos)
     except MlxqError as error:
         raise click.ClickException(str(error)) from error
     if as_json:

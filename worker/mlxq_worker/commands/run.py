@@ -40,6 +40,7 @@ RESUME_HINT = "Run the same command again to go on from here."
     "-i",
     "--input",
     "input_path",
+    envvar="MLXQ_INPUT",
     type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
     required=True,
     help=options.input_help,
