@@ -1,8 +1,8 @@
 """Collects the answers of one batch as its jobs end, each job exactly once.
 
 The batch's event stream says what ended, in order. Jobs that somebody else ended (RQ's maintenance, the `rq`
-commands, an expiry) leave no event, so after a quiet while the jobs not seen yet are looked up. Only ids and
-positions are kept: how many answers are in memory is up to the caller. Never writes, `forget` apart.
+commands, a deletion) leave no event, so after a quiet while the jobs not seen yet are looked up and what has become
+of them is recorded. Only ids and positions are kept: how many answers are in memory is up to the caller.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from mlxq.connect import queue_errors
 from mlxq.contract import Failure
 from mlxq.errors import BatchNotFound
 from mlxq.openai import failure_line, is_success
+from mlxq.outside import LOST, record_ends
 
 Status = Literal["finished", "failed", "cancelled"]
 T = TypeVar("T")
@@ -36,21 +37,18 @@ RECONCILE_MAX_S = 60.0
 BUSY_LOOP_GUARD_S = 0.02
 """Pause when a blocking read came back early and empty, as embedded servers may."""
 
-_STATUS_OF_RQ: dict[str, Status] = {
-    "finished": "finished",
-    "failed": "failed",
-    "canceled": "cancelled",
-    "stopped": "cancelled",
-}
+_SIGNS_OF_A_CRASH = ("AbandonedJobError", "terminated unexpectedly", "stuck in intermediate queue")
+"""What RQ writes about a job whose worker died."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """A job that has ended; its answer is not fetched yet. `event_id` is `None` when it left no event."""
+    """A job that has ended; its answer is not fetched yet. `is_lost` if it was deleted before it had one."""
 
     job_id: str
     status: Status
-    event_id: str | None = None
+    event_id: str
+    is_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +59,7 @@ class Answer:
     custom_id: str
     status: Status
     line: dict[str, Any]
-    event_id: str | None = None
+    event_id: str
 
     @property
     def is_success(self) -> bool:
@@ -73,7 +71,7 @@ class Collector:
 
     Args:
         reconcile_s: quiet seconds after which jobs without an event are looked for; doubles, up to a minute, as
-            long as none is found.
+            long as none is found. With 0, an empty `poll` says that nothing at all has ended.
     """
 
     def __init__(self, connection: Redis, batch_id: str, queue: str, *, reconcile_s: float = RECONCILE_S) -> None:
@@ -97,7 +95,7 @@ class Collector:
             ended = self._first_sightings(self._read_events(block_s))
             now = time.monotonic()
             if not ended and now - self._quiet_since >= self._wait_s:
-                ended = self._first_sightings(self._reconcile())
+                ended = self._reconcile()
                 self._wait_s = self._reconcile_s if ended else min(2 * self._wait_s, RECONCILE_MAX_S)
                 self._quiet_since = now
             elif ended:
@@ -171,18 +169,13 @@ class Collector:
         self._seen.update(fresh)
         return list(fresh.values())
 
-    def _reconcile(self) -> Iterator[Ended]:
-        """The unseen jobs that RQ says have ended, or no longer knows."""
+    def _reconcile(self) -> list[Ended]:
+        """Have the ends of jobs that left no event recorded, and read them."""
+        ended: list[Ended] = []
         for chunk in chunked(self._unseen(), CHUNK):
-            with self._redis.pipeline(transaction=False) as pipe:
-                for job_id in chunk:
-                    pipe.hget(Job.key_for(job_id), "status")
-                    pipe.exists(rq_keys.executions(job_id))
-                replies = pipe.execute()
-            for job_id, status, is_held in zip(chunk, replies[::2], replies[1::2], strict=True):
-                # A worker that still holds a cancelled job is about to write its partial text.
-                if not (status == b"canceled" and is_held):
-                    yield from _ended_outside(job_id, status)
+            record_ends(self._redis, self._batch_id, chunk, read_to=self._position)
+            ended += self._first_sightings(self._read_events(0.0))
+        return ended
 
     def _unseen(self) -> Iterator[str]:
         start, jobs = 0, keys.batch_jobs(self._batch_id)
@@ -202,14 +195,13 @@ class Collector:
 
     def _delete(self, chunk: Sequence[Answer]) -> None:
         job_ids = [answer.job_id for answer in chunk]
-        event_ids = [answer.event_id for answer in chunk if answer.event_id is not None]
+        event_ids = [answer.event_id for answer in chunk]
         with self._redis.pipeline() as pipe:
             pipe.unlink(*map(Job.key_for, job_ids), *map(rq_keys.results, job_ids))
             for registry in (FinishedJobRegistry, FailedJobRegistry, CanceledJobRegistry):
                 pipe.zrem(registry(self._queue, connection=self._redis).key, *job_ids)
             pipe.zrem(keys.batch_jobs(self._batch_id), *job_ids)
-            if event_ids:
-                pipe.xdel(keys.batch_events(self._batch_id), *event_ids)
+            pipe.xdel(keys.batch_events(self._batch_id), *event_ids)
             pipe.execute()
 
 
@@ -221,13 +213,8 @@ def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def _ended(entry_id: bytes, fields: dict[bytes, bytes]) -> Ended:
-    return Ended(fields[b"job"].decode(), cast(Status, fields[b"status"].decode()), entry_id.decode())
-
-
-def _ended_outside(job_id: str, rq_status: bytes | None) -> Iterator[Ended]:
-    status: Status | None = "failed" if rq_status is None else _STATUS_OF_RQ.get(rq_status.decode())
-    if status is not None:
-        yield Ended(job_id, status)
+    is_lost = fields.get(b"code") == LOST.encode()
+    return Ended(fields[b"job"].decode(), cast(Status, fields[b"status"].decode()), entry_id.decode(), is_lost)
 
 
 def _answer(item: Ended, entries: list[tuple[bytes, dict[bytes, bytes]]], meta: bytes | None) -> Answer:
@@ -253,9 +240,13 @@ def _made_up_failure(item: Ended, fields: dict[bytes, bytes], meta: bytes | None
 
 
 def _why_without_line(item: Ended, fields: dict[bytes, bytes]) -> tuple[str, str]:
+    if item.is_lost:
+        return LOST, "The job was deleted from Redis before it had an answer; enqueue the same file again to add it."
     if item.status == "cancelled":
         return "cancelled", "The job was cancelled outside mlxq."
     if b"exc_string" in fields:
-        traceback = zlib.decompress(b64decode(fields[b"exc_string"])).decode()
-        return "worker_crashed", f"The worker gave up the job: {traceback.strip().splitlines()[-1]}"
+        last_words = zlib.decompress(b64decode(fields[b"exc_string"])).decode().strip().splitlines()[-1]
+        if any(sign in last_words for sign in _SIGNS_OF_A_CRASH):
+            return "worker_crashed", f"The worker gave up the job: {last_words}"
+        return "failed_outside", f"The job failed outside mlxq: {last_words}"
     return "result_expired", "The job has ended, but its answer is no longer in Redis."

@@ -15,16 +15,17 @@ from typing import cast
 
 from redis import Redis
 from redis.client import Pipeline
-from rq.job import Retry
+from rq.job import Job, Retry
 from rq.queue import EnqueueData, Queue
 from rq.serializers import JSONSerializer
 
 from mlxq import keys
-from mlxq.answers import CHUNK, Answer, Collector, Ended, chunked
+from mlxq.answers import CHUNK, RECONCILE_S, Answer, Collector, Ended, chunked
 from mlxq.cancel import JOB_HASH_LENGTH, end_queued, stop_running, take_out
 from mlxq.connect import queue_errors, transact
 from mlxq.errors import BatchNotFound, QueueError
 from mlxq.openai import ParsedLine
+from mlxq.outside import ends_of, gone, num_open, take_back
 
 MAX_RETRIES = 3
 """Times that a job whose worker died goes back to the queue."""
@@ -97,7 +98,8 @@ class Batch:
             yield from (job_id.decode() for job_id in job_ids)
 
     def add(self, lines: Iterable[ParsedLine]) -> int:
-        """Enqueue requests and return how many were new: a custom id that the batch has is never enqueued again.
+        """Enqueue requests and return how many were added: a custom id that the batch has is enqueued again only if
+        its job was deleted, or its answer has expired.
 
         The lines are read lazily, a chunk at a time, and every chunk is written atomically.
 
@@ -115,16 +117,19 @@ class Batch:
             pipe.execute()
 
     def counts(self) -> BatchCounts:
-        """The batch's counts as of now.
+        """The batch's counts as of now. Counts jobs that RQ's own tools ended or deleted before.
 
         Raises:
             BatchNotFound: the batch is gone.
         """
         with queue_errors(self._redis):
-            fields = cast("dict[bytes, bytes]", self._redis.hgetall(keys.batch(self.id)))
-        if not fields:
-            raise self._not_found()
-        return _counts(self.id, {name.decode(): value.decode() for name, value in fields.items()})
+            counts = self._read_counts()
+            if counts.total - counts.num_ended > num_open(self._redis, self.queue):
+                collector = self.collector(reconcile_s=0.0)
+                while collector.poll(0.0):
+                    pass
+                counts = self._read_counts()
+        return counts
 
     def rate(self) -> float:
         """Jobs per second, from the last 200 that ended until now by Redis's clock; 0 if none has."""
@@ -138,9 +143,9 @@ class Batch:
         age_ms: int = now_s * 1000 + now_us // 1000 - oldest_ms
         return len(entries) * 1000 / max(1, age_ms)
 
-    def collector(self) -> Collector:
+    def collector(self, *, reconcile_s: float = RECONCILE_S) -> Collector:
         """A reader of the batch from its first ended job on, for callers that keep their own loop."""
-        return Collector(self._redis, self.id, self.queue)
+        return Collector(self._redis, self.id, self.queue, reconcile_s=reconcile_s)
 
     def as_completed(self, timeout_s: float | None = None) -> Iterator[Answer]:
         """The answers in the order in which jobs end, each job once, until the batch is sealed and done.
@@ -186,6 +191,12 @@ class Batch:
                 return True
             return stop_running(self._redis, job_id)
 
+    def _read_counts(self) -> BatchCounts:
+        fields = cast("dict[bytes, bytes]", self._redis.hgetall(keys.batch(self.id)))
+        if not fields:
+            raise self._not_found()
+        return _counts(self.id, {name.decode(): value.decode() for name, value in fields.items()})
+
     def _job_ids_from(self, start: int) -> list[bytes]:
         with queue_errors(self._redis):
             return cast("list[bytes]", self._redis.zrange(keys.batch_jobs(self.id), start, start + CHUNK - 1))
@@ -212,13 +223,26 @@ class Batch:
         self._check_open(pipe)
         known = pipe.zmscore(keys.batch_jobs(self.id), list(requests))
         new = [job_id for job_id, score in zip(requests, known, strict=True) if score is None]
+        lost = self._watch_lost(
+            pipe, [job_id for job_id, score in zip(requests, known, strict=True) if score is not None]
+        )
+        earlier_ends = ends_of(pipe, self.id, lost) if lost else {}
         pipe.multi()
         self._describe(pipe)
-        if new:
-            self._rq_queue.enqueue_many((self._job(job_id, requests[job_id][1]) for job_id in new), pipeline=pipe)
-            pipe.zadd(keys.batch_jobs(self.id), {job_id: requests[job_id][0] for job_id in new})
+        take_back(pipe, self.id, earlier_ends)
+        if new or lost:
+            to_run = [*lost, *new]
+            self._rq_queue.enqueue_many((self._job(job_id, requests[job_id][1]) for job_id in to_run), pipeline=pipe)
+            pipe.zadd(keys.batch_jobs(self.id), {job_id: requests[job_id][0] for job_id in to_run})
             pipe.hincrby(keys.batch(self.id), "total", len(new))
-        return len(new)
+        return len(new) + len(lost)
+
+    def _watch_lost(self, pipe: Pipeline, job_ids: list[str]) -> list[str]:
+        """Those of the batch's jobs that Redis has no longer. Nobody may add or record them while we do."""
+        lost = gone(pipe, job_ids)
+        if lost:
+            pipe.watch(keys.batch_events(self.id), *map(Job.key_for, lost))  # type: ignore[no-untyped-call]
+        return gone(pipe, lost)
 
     def _check_open(self, pipe: Pipeline) -> None:
         queue, cancelled = cast("list[bytes | None]", pipe.hmget(keys.batch(self.id), "queue", "cancelled"))

@@ -117,7 +117,8 @@ class _Collection:
         self.is_done = False
         self.has_ended = False
         self._batch = batch
-        self._collector = batch.collector()
+        # Who doesn't wait is to be told of all that has ended.
+        self._collector = batch.collector() if follow else batch.collector(reconcile_s=0.0)
         self._sink = sink
         self._follow = follow
         self._custom_id_of: dict[str, str] = {}

@@ -17,6 +17,7 @@ Beside them stand, per batch:
     mlxq:batch:{batch}:events       stream  one entry per ended job, in order of ending
         job                         str     job id
         status                      str     finished | failed | cancelled
+        code                        str     job_lost where the job was deleted before it had ended, else absent
 
 RQ's hash of a job has these fields more:
 
@@ -27,7 +28,8 @@ RQ's hash of a job has these fields more:
 
 A job's answer, good or bad, is the newest entry of RQ's ``rq:results:{job}``: its `return_value` is the output
 line (an object with ``id``, ``custom_id``, ``response``, ``error``); a failed job has it beside RQ's `exc_string`.
-A job that somebody else ended (stock RQ maintenance, `rq` commands) has no event; collectors look such jobs up.
+A job that somebody else ended (stock RQ maintenance, `rq` commands) has no event until somebody looks for it:
+`mlxq.outside`.
 """
 
 from __future__ import annotations

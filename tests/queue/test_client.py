@@ -14,7 +14,6 @@ from redis.exceptions import ResponseError
 from rq.job import Job, JobStatus
 from rq.queue import Queue
 from rq.registry import CanceledJobRegistry
-from rq.results import Result
 
 from mlxq import answers, keys
 from mlxq.batch import Batch
@@ -175,27 +174,6 @@ def test_answers_are_fetched_in_one_round_trip_per_chunk(client: Client, redis_u
     assert len(list(batch.as_completed(timeout_s=5))) == answers.CHUNK
     # A pipeline of 500 commands is a few reads of the server's 16 kB buffer, not 500.
     assert client.redis.info("stats")["total_reads_processed"] - reads < 30
-
-
-@pytest.mark.usefixtures("impatient")
-def test_jobs_that_others_ended_are_answered_without_an_event(client: Client) -> None:
-    batch = client.submit(requests("vanished", "crashed", "cancelled", "eventless"))
-    redis = client.redis
-    crashed, cancelled = (Job.fetch(batch.job_id(name), redis, "json") for name in ("crashed", "cancelled"))
-    redis.delete(Job.key_for(batch.job_id("vanished")))
-    Result.create_failure(crashed, ttl=60, exc_string="Traceback\nJob was stuck in intermediate queue.")
-    crashed.set_status(JobStatus.FAILED)
-    cancelled.cancel()
-    finish(redis, batch, "eventless", events=0)
-
-    found = {answer.job_id: answer for answer in batch.as_completed(timeout_s=5)}
-
-    assert error_code(found[batch.job_id("vanished")]) == "result_expired"
-    assert error_code(found[crashed.id]) == "worker_crashed"
-    assert "stuck in intermediate queue" in found[crashed.id].line["error"]["message"]
-    assert error_code(found[cancelled.id]) == "cancelled"
-    assert found[cancelled.id].custom_id == "cancelled"
-    assert found[batch.job_id("eventless")].is_success
 
 
 @pytest.mark.usefixtures("impatient")

@@ -48,6 +48,7 @@ RQ_INTERNALS: Mapping[str, frozenset[str]] = {
     "mlxq.answers": frozenset({"rq.registry", "rq.results"}),
     "mlxq.cancel": frozenset({"rq.registry", "rq.results", "rq.utils"}),
     "mlxq.client": frozenset({"rq.worker_registration"}),
+    "mlxq.outside": frozenset({"rq.registry"}),
     "mlxq_worker.job_data": frozenset({"rq.utils"}),
     "mlxq_worker.presence": frozenset({"rq.worker_registration"}),
     "mlxq_worker.worker": frozenset({"rq.logutils"}),

@@ -1,0 +1,163 @@
+"""Jobs that RQ's own tools end or delete: everybody who looks at the batch is told the same, once."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from pathlib import Path
+
+import pytest
+from redis import Redis
+from rq.job import Job, JobStatus
+from rq.queue import Queue
+from rq.results import Result
+from rq.worker import SimpleWorker
+
+from fake_worker import FakeWorker
+from mlxq import bulk, keys
+from mlxq.answers import Answer
+from mlxq.batch import Batch
+from mlxq.client import Client
+from mlxq.openai import ParsedLine, text_request
+from mlxq.tally import Summary
+
+CRASHES = [
+    "Moved to FailedJobRegistry, due to AbandonedJobError, at 2026-01-01",
+    "Work-horse terminated unexpectedly; waitpid returned 9 (signal 9); ",
+    "Job was stuck in intermediate queue.",
+]
+
+
+def requests(*custom_ids: str) -> list[ParsedLine]:
+    return [text_request("Say hello", custom_id=custom_id) for custom_id in custom_ids]
+
+
+def error_of(answer: Answer) -> tuple[str, str]:
+    error = answer.line["error"]
+    return error["code"], error["message"]
+
+
+def collected(batch: Batch, folder: Path, *, follow: bool = False) -> Summary:
+    return bulk.collect(batch, folder / "out", folder / "errors", on_turn=lambda _: True, follow=follow)
+
+
+def fail_outside(redis: Redis, job_id: str, exc_string: str) -> None:
+    job = Job.fetch(job_id, redis, "json")
+    Result.create_failure(job, ttl=60, exc_string=exc_string)
+    job.set_status(JobStatus.FAILED)
+    Queue("mlxq", connection=redis).remove(job)
+
+
+def empty_queue(batch: Batch) -> None:
+    """What `rq empty` does."""
+    Queue("mlxq", connection=batch._redis).empty()  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture
+def client(connection: Redis) -> Client:
+    return Client(connection)
+
+
+@pytest.fixture
+def batch(client: Client) -> Batch:
+    return client.submit(requests("a", "b", "c"), "b1")
+
+
+def test_the_counts_know_what_a_stock_worker_failed(client: Client, batch: Batch) -> None:
+    SimpleWorker(["mlxq"], connection=client.redis, serializer="json").work(burst=True, logging_level="CRITICAL")
+
+    counts = batch.counts()
+
+    assert (counts.num_failed, counts.is_done) == (3, True)
+    assert {error_of(answer)[0] for answer in batch.as_completed(timeout_s=5)} == {"failed_outside"}
+    assert all("start `mlxq worker`" in error_of(answer)[1] for answer in batch.as_completed(timeout_s=5))
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_collecting_finds_jobs_that_were_deleted(
+    batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, follow: bool
+) -> None:
+    if follow:  # five seconds of patience are too many here
+        monkeypatch.setattr(batch, "collector", partial(batch.collector, reconcile_s=0.05))
+    empty_queue(batch)
+
+    summary = collected(batch, tmp_path, follow=follow)
+
+    assert (summary.error_codes, summary.interrupted) == ((("job_lost", 3),), False)
+    assert batch.counts().num_failed == 3
+
+
+def test_a_job_is_counted_once_however_many_look(batch: Batch, redis_url: str) -> None:
+    empty_queue(batch)
+    watchers = [threading.Thread(target=Client(redis_url).batch("b1").counts) for _ in range(8)]
+    for watcher in watchers:
+        watcher.start()
+    for watcher in watchers:
+        watcher.join()
+    assert batch.counts().num_failed == 3
+    assert batch._redis.xlen(keys.batch_events("b1")) == 3
+
+
+def test_jobs_that_wait_or_run_are_left_alone(client: Client, batch: Batch) -> None:
+    client.redis.lpop("rq:queue:mlxq")
+    client.redis.hset(Job.key_for(batch.job_id("a")), "status", "started")
+    assert batch.counts().num_ended == 0
+    assert batch.collector(reconcile_s=0.0).poll(0.0) == []
+
+
+def test_nothing_is_recorded_behind_events_that_the_reader_does_not_know(client: Client, batch: Batch) -> None:
+    # given a reader that has read nothing, and a job whose answer has expired since it ended
+    collector = batch.collector(reconcile_s=0.0)
+    client.redis.delete(Job.key_for(batch.job_id("a")))
+    client.redis.xadd(keys.batch_events("b1"), {"job": batch.job_id("a"), "status": "finished"})
+    # when
+    found = collector._reconcile()
+    # then
+    assert [(ended.status, ended.is_lost) for ended in found] == [("finished", False)]
+    assert batch.counts().num_failed == 0
+
+
+def test_an_ended_job_whose_answer_expired_is_not_called_lost(client: Client, batch: Batch) -> None:
+    client.redis.delete(Job.key_for(batch.job_id("a")))
+    client.redis.xadd(keys.batch_events("b1"), {"job": batch.job_id("a"), "status": "finished"})
+    collector = batch.collector(reconcile_s=0.0)
+    [answer] = collector.fetch(collector.poll(0.0))
+    assert error_of(answer)[0] == "result_expired"
+
+
+@pytest.mark.parametrize("exc_string", CRASHES)
+def test_a_worker_that_died_is_called_that(batch: Batch, exc_string: str) -> None:
+    fail_outside(batch._redis, batch.job_id("a"), exc_string)
+    collector = batch.collector(reconcile_s=0.0)
+    [answer] = collector.fetch(collector.poll(0.0))
+    assert error_of(answer) == ("worker_crashed", f"The worker gave up the job: {exc_string.strip()}")
+
+
+def test_a_job_that_rq_cancelled_is_called_that(batch: Batch) -> None:
+    Job.fetch(batch.job_id("a"), batch._redis, "json").cancel()
+    assert batch.counts().num_cancelled == 1
+    collector = batch.collector()
+    [answer] = collector.fetch(collector.poll(0.0))
+    assert (answer.custom_id, error_of(answer)[0]) == ("a", "cancelled")
+
+
+def test_enqueuing_again_puts_back_jobs_that_were_deleted(client: Client, batch: Batch) -> None:
+    empty_queue(batch)
+
+    assert batch.add(requests("a", "b", "c", "d")) == 4
+
+    assert (batch.counts().total, client.queue_length()) == (4, 4)
+    assert batch.add(requests("a", "b", "c", "d")) == 0
+
+
+def test_jobs_that_were_counted_as_lost_run_after_all(client: Client, batch: Batch, redis_url: str) -> None:
+    Job.fetch(batch.job_id("a"), client.redis, "json").delete()
+    assert batch.counts().num_failed == 1
+
+    assert batch.add(requests("a")) == 1
+
+    assert batch.counts().num_ended == 0
+    with FakeWorker(redis_url):
+        found = {answer.custom_id: answer.is_success for answer in batch.as_completed(timeout_s=5)}
+    assert found == {"a": True, "b": True, "c": True}
+    assert batch.counts().num_finished == batch.counts().num_ended == 3
