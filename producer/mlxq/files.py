@@ -33,6 +33,7 @@ STDIN = "-"
 InputFormat = Literal["jsonl", "text"]
 
 _BOM = b"\xef\xbb\xbf"
+_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _READ_LIMIT = openai.MAX_LINE_BYTES + len(_BOM) + len(b"\r\n")
 """Enough of a line to tell that it is too long."""
 _BLOCK_BYTES = 64 * 1024
@@ -77,7 +78,7 @@ def read_requests(
         defaults: body fields for every request that doesn't set them.
 
     Raises:
-        InputFileError: the file can't be read; raised when a line is asked for.
+        InputFileError: the file can't be read, or is UTF-16; raised when a line is asked for.
         ConfigError: a default can't be used; raised at once.
     """
     openai.check_defaults(defaults or {})
@@ -137,6 +138,8 @@ def _refuse_second(parsed: ParsedLine | BadLine, number: int, first_lines: dict[
 def _numbered_lines(path: Path | str) -> Iterator[tuple[int, bytes]]:
     with _errors_of(path, "read"), _opened(path) as stream:
         for number, line in enumerate(_bounded_lines(stream), start=1):
+            if number == 1 and line.startswith(_UTF16_BOMS):
+                raise InputFileError(f"{path} is UTF-16 text, as Windows tools write it: save it as UTF-8")
             yield number, (line.removeprefix(_BOM) if number == 1 else line).rstrip(b"\r\n")
 
 

@@ -117,6 +117,14 @@ def test_text_that_is_not_utf8_is_a_bad_line(tmp_path: Path) -> None:
     assert (item.custom_id, item.error.code) == ("line-1", "invalid_encoding")
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("name", ["in.jsonl", "in.txt"])
+def test_a_utf16_file_is_refused_as_a_whole(tmp_path: Path, encoding: str, name: str) -> None:
+    path = request_file(tmp_path, '\ufeff{"prompt": "a"}\n{"prompt": "b"}\n'.encode(encoding), name)
+    with pytest.raises(InputFileError, match="save it as UTF-8"):
+        list(read_requests(path))
+
+
 def test_a_second_use_of_an_id_is_refused_and_names_both_lines(tmp_path: Path) -> None:
     # given an id used twice, and one that a nameless line got first
     lines = ['{"id": "a", "prompt": "x"}', '{"prompt": "y"}', '{"id": "a", "prompt": "z"}', '{"id": "request-2"}']
