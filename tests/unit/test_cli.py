@@ -108,6 +108,8 @@ def test_version_is_printed() -> None:
         ["enqueue", "-i", "a.jsonl", "--wait"],
         ["enqueue", "--prompt", "hello", "--set", "temperature"],
         ["collect", "b1"],
+        ["collect", "b1", "-o", "-"],
+        ["collect", "b1", "-o", "b.jsonl", "--error-file", "-"],
         ["run", "-i", "a.jsonl"],
         ["run", "-i", "a.jsonl", "-o", "b.jsonl", "--max-inflight", "0"],
     ],

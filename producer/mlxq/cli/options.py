@@ -25,14 +25,27 @@ allow_unknown_params = click.option(
 )
 chat = click.option("--chat", is_flag=True, help="Make plain text a chat message rather than a bare prompt.")
 ordered = click.option("--ordered", is_flag=True, help="In the end, put the output in the order of the input.")
+
+
+class ResultFile(click.Path):
+    """The path of a file of answers, which is read again by a rerun: standard output can't be one."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, dir_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path; `-`, which stands for standard output elsewhere, is an error."""
+        if str(value) == "-":
+            self.fail("answers go to a file, not to standard output; a file called - is ./-", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 error_file = click.option(
     "--error-file",
-    type=click.Path(path_type=Path, dir_okay=False),
+    type=ResultFile(),
     help="Where failed requests go.  [default: the output's name with .errors before the suffix]",
 )
-output = click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="JSONL file of answers."
-)
+output = click.option("-o", "--output", type=ResultFile(), required=True, help="JSONL file of answers.")
 input_help = "JSONL file of requests, or .txt with one prompt per line; - is stdin."
 
 
