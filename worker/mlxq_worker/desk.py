@@ -41,6 +41,7 @@ from mlxq_worker.messages import (
     StopClaiming,
     ToIo,
 )
+from mlxq_worker.outbox import Outbox
 from mlxq_worker.presence import Command, Presence
 from mlxq_worker.timing import Every
 
@@ -69,7 +70,7 @@ class Held:
 
 
 class JobDesk:
-    """All jobs of one worker, from claim to end.
+    """All jobs of one worker, from claim to end; the ends go through its `outbox`.
 
     Args:
         config: how much is claimed ahead, whether an empty queue is the end, how often dead workers are looked for.
@@ -83,8 +84,7 @@ class JobDesk:
         self._preparer: Preparer | None = None
         self._held: dict[str, Held] = {}
         self._unprepared: deque[Held] = deque()
-        self._endings: list[Ending] = []
-        self._releases: dict[int, list[Claimed]] = {}
+        self.outbox = Outbox(store)
         self._live_batches: set[str] = set()
         self._cancelled_batches: set[str] = set()
         self._is_claiming = True
@@ -94,11 +94,9 @@ class JobDesk:
         self._poll_timer = Every(POLL_S)
         self._recover_timer = Every(config.maintenance_s)
         self._clean_timer = Every(CLEAN_S)
-        self.num_ended = 0
-        self.num_late = 0
 
     def __repr__(self) -> str:
-        return f"JobDesk(held={len(self._held)} unprepared={len(self._unprepared)} ended={self.num_ended})"
+        return f"JobDesk(held={len(self._held)} unprepared={len(self._unprepared)} ended={self.outbox.num_ended})"
 
     def turn(self, now: float) -> float:
         """One iteration: writes what has ended, then beats, looks after the dead, prepares and claims.
@@ -108,7 +106,7 @@ class JobDesk:
         Raises:
             redis.exceptions.RedisError: nothing that has ended is lost; call again.
         """
-        self._write(now)
+        self._num_queued += self.outbox.write(now)
         for command in self._presence.commands():
             self._obey(command)
         if self._beat_timer.is_due(now):
@@ -147,9 +145,8 @@ class JobDesk:
     def reconcile(self, now: float) -> int:
         """Give back what a claim took whose reply was lost, by us or by a retry inside redis-py. Returns how many
         jobs that were."""
-        ours = [*(held.job for held in self._held.values()), *(ending.job for ending in self._endings)]
-        ours += [job for jobs in self._releases.values() for job in jobs]
-        num_strays = self._store.release_strays(ours, now)
+        ours = [held.job for held in self._held.values()]
+        num_strays = self._store.release_strays(ours + self.outbox.jobs(), now)
         if num_strays:
             logger.warning("Gave back %d jobs whose claim had got lost", num_strays)
             self._num_queued += num_strays
@@ -167,7 +164,7 @@ class JobDesk:
         if self._held:
             logger.info("Giving %d jobs back", len(self._held))
             self._give_back(list(self._held.values()), strikes=0)
-        self._write(now)
+        self._num_queued += self.outbox.write(now)
         self.reconcile(now)
         self._presence.close()
 
@@ -181,7 +178,7 @@ class JobDesk:
         self._num_queued = claim.num_queued if claim.jobs else 0
         self._note_suspension(claim.suspended)
         self._take(claim.jobs)
-        is_over = not self._held and not self._endings and (claim.suspended or not claim.num_queued)
+        is_over = not self._held and not self.outbox.has_endings and (claim.suspended or not claim.num_queued)
         if self._config.burst and is_over and not self.reconcile(now):
             self._channel.to_decode.put(Drained())
             self._is_claiming = False
@@ -291,14 +288,14 @@ class JobDesk:
             self._num_queued += recovered.num_requeued
         for job in recovered.struck_out:
             message = f"the worker died {job.strikes} times while it held this job"
-            self._endings.append(endings.gave_up(job, "worker_crashed", message))
+            self.outbox.end(endings.gave_up(job, "worker_crashed", message))
 
     # --- Ends -------------------------------------------------------------------------------------------------
 
     def _row_ended(self, result: RowResult, now: float) -> None:
         held = self._held.get(result.row_id)
         if held is None or held.request is None or held.spec is None or self._preparer is None:
-            self.num_late += 1
+            self.outbox.num_late += 1
             return
         job = held.job
         queue_s = max(0.0, now - job.enqueued_at - result.prefill_s - result.decode_s)
@@ -326,7 +323,7 @@ class JobDesk:
     def _give_back(self, helds: list[Held], *, strikes: int) -> None:
         for held in helds:
             self._forget(held)
-            self._releases.setdefault(strikes, []).append(held.job)
+        self.outbox.give_back([held.job for held in helds], strikes=strikes)
 
     def _known(self, row_ids: Iterable[str]) -> list[Held]:
         """In the order in which they were claimed."""
@@ -343,31 +340,14 @@ class JobDesk:
     def _end(self, ending: Ending) -> None:
         """The one exit of every job that is held."""
         self._forget(self._held[ending.job.execution_id])
-        self._endings.append(ending)
+        self.outbox.end(ending)
 
     def _forget(self, held: Held) -> None:
         del self._held[held.job.execution_id]
         if held in self._unprepared:
             self._unprepared.remove(held)
 
-    def _write(self, now: float) -> None:
-        """Everything that has left our hands: ends first, then what goes back to the queue."""
-        if self._endings:
-            written = self._store.end(self._endings, now)
-            self._endings.clear()
-            self.num_ended += sum(written)
-            self._note_late(written.count(False))
-        for strikes, jobs in self._releases.items():
-            self._store.release(jobs, now, strikes=strikes)
-            self._num_queued += len(jobs)
-        self._releases.clear()
-
-    def _note_late(self, num_late: int) -> None:
-        if num_late:
-            self.num_late += num_late
-            logger.warning("Dropped %d results: their jobs weren't ours any more", num_late)
-
     def _wait_s(self, now: float) -> float:
-        if self._unprepared or self._endings or (self._room() and self._num_queued):
+        if self._unprepared or self.outbox.has_endings or (self._room() and self._num_queued):
             return 0.0
         return min(self._beat_timer.left_s(now), self._poll_timer.left_s(now) if self._room() else BEAT_S)

@@ -146,8 +146,9 @@ class BatchWorker(BaseWorker):
             self._decode(config, watch)
         finally:
             io_thread.close()
-        logger.info("Worker %s ends: %d jobs ended, %d came too late", self.name, desk.num_ended, desk.num_late)
-        return desk.num_ended > 0
+        done = desk.outbox
+        logger.info("Worker %s ends: %d jobs ended, %d came too late", self.name, done.num_ended, done.num_late)
+        return done.num_ended > 0
 
     def _store(self, config: WorkerConfig) -> JobStore:
         # RQ's default of 500 s would lose the results of a long run before anybody has read them.
