@@ -221,19 +221,32 @@ class ResultWriter:
             os.ftruncate(self._fd, self._end)
 
 
-def load_done(path: Path | str) -> dict[str, str]:
-    """The answered requests of a result file: custom id -> content hash. Later lines win; a missing file is empty.
+@dataclass(frozen=True, slots=True)
+class Done:
+    """An answer in a result file: the hash of the request it answers, and the name of the model it is by."""
+
+    content_hash: str
+    model: str | None
+
+
+def load_done(path: Path | str) -> dict[str, Done]:
+    """The answers in a result file by custom id. Later lines win; a missing file is empty.
 
     Raises:
         InputFileError: the file can't be read, or a line other than a cut-off last one is not an output line.
     """
-    done: dict[str, str] = {}
+    done: dict[str, Done] = {}
     with _errors_of(path, "read"), contextlib.suppress(FileNotFoundError), Path(path).open("rb") as source:
         for _, _, line in _result_lines(source, path):
-            content_hash = openai.content_hash_of(line)
-            if content_hash is not None and openai.is_success(line):
-                done[line["custom_id"]] = content_hash
+            if (answer := done_by(line)) is not None:
+                done[line["custom_id"]] = answer
     return done
+
+
+def done_by(line: Mapping[str, Any]) -> Done | None:
+    """What an output line has done, for a rerun; `None` if it is no answer by mlxq."""
+    content_hash = openai.content_hash_of(line)
+    return Done(content_hash, openai.model_of(line)) if content_hash is not None and openai.is_success(line) else None
 
 
 def order_file(path: Path | str, ids: Iterable[str], *, without: Collection[str] = ()) -> None:

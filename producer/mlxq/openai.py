@@ -396,6 +396,12 @@ def content_hash_of(line: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def model_of(line: Any) -> str | None:
+    """The name of the model that gave the answer in an output line; `None` for one without an answer."""
+    value = _at(line, "response", "body", "model")
+    return value if isinstance(value, str) else None
+
+
 def stop_details_of(line: Any) -> tuple[dict[str, Any], ...]:
     """The `stop_details` of every choice of an output line. Plain objects, since a newer worker may know more."""
     choices = _at(line, "response", "body", "choices")

@@ -14,8 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mlxq.files import BadLine, ResultWriter, count_lines, load_done, order_file
-from mlxq.openai import content_hash_of, failure_line, is_success
+from mlxq.files import BadLine, ResultWriter, count_lines, done_by, load_done, order_file
+from mlxq.openai import failure_line, is_success
 from mlxq.tally import Tally
 
 SYNC_S = 1.0
@@ -56,18 +56,18 @@ class Sink:
     def skip_if_done(self, custom_id: str, content_hash: str | None) -> bool:
         """Whether the output file already held the answer to this very request; if so, count it as skipped."""
         known = self._done.get(custom_id)
-        if known is None or known != content_hash:
+        if known is None or known.content_hash != content_hash:
             return False
-        self.tally.skipped += 1
+        self.tally.skip(known.model)
         return True
 
     def adopt(self, line: Mapping[str, Any]) -> None:
         """Write an answer that an earlier run had asked for; it counts as skipped when its request comes."""
-        custom_id, content_hash = line["custom_id"], content_hash_of(line)
-        if is_success(line) and content_hash is not None and self._done.get(custom_id) != content_hash:
+        custom_id, answer = line["custom_id"], done_by(line)
+        if answer is not None and self._done.get(custom_id) != answer:
             self._needs_rewrite |= custom_id in self._done
             self._output.append(line)
-            self._done[custom_id] = content_hash
+            self._done[custom_id] = answer
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Write one output line. It stands, after `close`, for all that the output file held under its id."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlxq.openai import error_code_of, is_success, stop_details_of, usage_of
+from mlxq.openai import error_code_of, is_success, model_of, stop_details_of, usage_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,8 @@ class Stop:
 class Summary:
     """What came of a run. Every input line is one of `skipped`, `succeeded` and `failed`, unless `interrupted`.
 
-    `skipped` were answered by an earlier run. `error_codes` and `stops` have the most frequent first.
+    `skipped` were answered by an earlier run. `models` tells whose the answers are, skipped ones too. It, `error_codes`
+    and `stops` have the most frequent first.
     """
 
     skipped: int
@@ -39,6 +40,7 @@ class Summary:
     completion_tokens: int
     seconds: float
     interrupted: bool = False
+    models: tuple[tuple[str, int], ...] = ()
 
     @property
     def total(self) -> int:
@@ -60,6 +62,7 @@ class Tally:
     _started: float = field(default_factory=time.monotonic)
     _error_codes: Counter[str] = field(default_factory=Counter)
     _stops: Counter[tuple[str, str | None]] = field(default_factory=Counter)
+    _models: Counter[str] = field(default_factory=Counter)
 
     @property
     def num_done(self) -> int:
@@ -70,6 +73,11 @@ class Tally:
         """Since the tally was begun."""
         return time.monotonic() - self._started
 
+    def skip(self, model: str | None) -> None:
+        """Count a request that this model has answered before."""
+        self.skipped += 1
+        self._count_model(model)
+
     def add(self, line: Mapping[str, Any]) -> None:
         """Count one output line."""
         prompt_tokens, completion_tokens = usage_of(line)
@@ -78,6 +86,7 @@ class Tally:
         self._stops.update((str(stop.get("type")), _label(stop)) for stop in stop_details_of(line))
         if is_success(line):
             self.succeeded += 1
+            self._count_model(model_of(line))
         else:
             self.failed += 1
             self._error_codes[error_code_of(line) or "unknown"] += 1
@@ -94,7 +103,12 @@ class Tally:
             completion_tokens=self.completion_tokens,
             seconds=self.seconds,
             interrupted=interrupted,
+            models=tuple(self._models.most_common()),
         )
+
+    def _count_model(self, model: str | None) -> None:
+        if model is not None:
+            self._models[model] += 1
 
 
 def _label(stop: Mapping[str, Any]) -> str | None:

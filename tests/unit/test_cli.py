@@ -385,6 +385,17 @@ def test_the_worker_of_a_run_never_ends_on_an_empty_queue(
     assert "burst is False" in result.stderr
 
 
+def test_a_run_warns_of_answers_by_another_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use_worker(monkeypatch, stand_in("echo"))
+    arguments = ["run", "-i", write_prompts(tmp_path / "in.jsonl", 2), "-o", tmp_path / "out.jsonl"]
+    shared_queue = mlxq(*arguments, "--model", "org/other")  # whose worker calls its model echo
+    old_answers = mlxq(*arguments)
+    right_model = mlxq(*arguments, "--model", "echo")
+    assert "2 of the answers are by echo, not by org/other." in shared_queue.stderr
+    assert "2 of the answers are by echo, not by mlxq-demo." in old_answers.stderr
+    assert "Warning" not in right_model.stderr
+
+
 def test_a_password_in_the_url_stays_off_the_worker_command_line() -> None:
     command = run_module.worker_command("q", model="m", max_num_seqs=4, extra_eos_token=("<end>",))
     assert command[1:4] == ["-m", "mlxq", "worker"]

@@ -118,19 +118,27 @@ class _Location:
     path: Path
 
 
+def name_of(model: str | None) -> str:
+    """How answers will call the model that is asked for like this. Doesn't find out whether there is one."""
+    if model is None or model == DEMO:
+        return DEMO_NAME
+    path = Path(model).expanduser()
+    return path.resolve().name if path.is_dir() else model
+
+
 def _locate(model: str | None, *, with_weights: bool) -> _Location:
     if model is None or model == DEMO:
         from mlxq_worker.demo import MODEL_PATH
 
-        return _Location(DEMO_NAME, MODEL_PATH)
+        return _Location(name_of(model), MODEL_PATH)
     path = Path(model).expanduser()
     if path.is_dir():
-        return _Location(path.resolve().name, path)
+        return _Location(name_of(model), path)
     if path.exists():
         raise ModelError(f"{model} is a file; a model is a directory or a Hub repository such as org/name")
     if not _REPOSITORY_ID.fullmatch(model):
         raise ModelError(f"there is no directory {model}")
-    return _Location(model, _download(model, _DESCRIPTION_FILES + (_WEIGHT_FILES if with_weights else ())))
+    return _Location(name_of(model), _download(model, _DESCRIPTION_FILES + (_WEIGHT_FILES if with_weights else ())))
 
 
 def _download(repository: str, patterns: Sequence[str]) -> Path:

@@ -26,7 +26,7 @@ from mlxq.client import Client
 from mlxq.errors import QueueUnavailable
 from mlxq.files import count_lines, read_requests, refuse_same_file
 from mlxq.sink import default_error_file
-from mlxq.tally import Tally
+from mlxq.tally import Summary, Tally
 from mlxq_worker.redis_server import private_redis
 from mlxq_worker.worker_process import WorkerProcess
 
@@ -82,7 +82,8 @@ def run(
 
     Starts a Redis and a worker for itself, and ends them. The output file is the only state: run the same command
     again after an interruption, or over a longer input, and only what is missing is done. With --url, a Redis that
-    goes away is waited for.
+    goes away is waited for. Answers of another model count as done, too: give each model its own --output and, on a
+    shared Redis, its own --queue.
     """
     error_file = error_file or default_error_file(output)
     refuse_same_file({"--input": input_path, "--output": output, "--error-file": error_file})
@@ -117,7 +118,21 @@ def run(
             raise QueueUnavailable(f"{str(error).rstrip('.')}. {whose}{RESUME_HINT}") from error
     if summary.interrupted:
         click.echo(f"Interrupted. {RESUME_HINT}", err=True)
+    if workers:
+        _warn_of_other_models(summary, worker_options["model"])
     finish(summary)
+
+
+def _warn_of_other_models(summary: Summary, model: str) -> None:
+    from mlxq_worker.model import name_of
+
+    for name, count in summary.models:
+        if name != name_of(model):
+            click.echo(
+                f"Warning: {count:,} of the answers are by {name}, not by {name_of(model)}. Give each model an --output"
+                " of its own and, on a shared Redis, a --queue of its own.",
+                err=True,
+            )
 
 
 @dataclass(frozen=True, slots=True)
