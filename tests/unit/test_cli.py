@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from fake_worker import FakeWorker, echo, refuse
 from mlxq.cli import COMMANDS, main
 from mlxq.cli.lazy import Entry, LazyGroup
-from mlxq.cli.progress import RateMeter, describe, duration
+from mlxq.cli.progress import Log, RateMeter, describe, duration
 from mlxq.cli.report import exit_code, headline
 from mlxq.cli.signals import StopRequest
 from mlxq.client import Client
@@ -422,6 +422,23 @@ def test_rates_are_of_the_last_half_minute_and_skip_what_was_there() -> None:
     assert (meter.requests_per_s, meter.tokens_per_s) == (2.0, 100.0)
     assert describe(tally, meter, 1050, "") == "2.0 requests/s, 100 tokens/s, 30 failed, 10 s left"
     assert describe(tally, meter, None, "the model is loading").endswith("30 failed, the model is loading")
+
+
+def test_a_plain_line_has_no_rates_before_something_has_ended(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr("mlxq.cli.progress.time.monotonic", lambda: now)
+    log, tally = Log(8), Tally()
+    for now in (1.0, 11.0):
+        log.update(tally)
+    tally.succeeded, tally.completion_tokens = 2, 40
+    for now in (12.0, 21.0):
+        log.update(tally)
+    assert capsys.readouterr().err.splitlines() == [
+        "0/8 requests",
+        "2/8 requests, 0.1 requests/s, 2 tokens/s, 1:00 left",
+    ]
 
 
 def summary(**values: Any) -> Summary:

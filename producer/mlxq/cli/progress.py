@@ -52,6 +52,11 @@ class RateMeter:
             self._samples.popleft()
 
     @property
+    def is_known(self) -> bool:
+        """Whether the rates say anything yet: there are two samples, and something has ended before the last."""
+        return len(self._samples) >= 2 and self._samples[-1].num_ended > 0
+
+    @property
     def requests_per_s(self) -> float:
         """0 until there are two samples."""
         return self._per_s(lambda sample: sample.num_ended)
@@ -145,17 +150,17 @@ class Log:
     def update(self, tally: Tally, note: Note = _no_note) -> None:
         """Print a line if the last one is ten seconds old."""
         now = time.monotonic()
+        self._meter.update(tally, now)
         if now - self._logged >= LOG_EVERY_S:
             self._logged = now
-            self._meter.update(tally, now)
             of_total = "" if self._total is None else f"/{self._total:,}"
             text = describe(tally, self._meter, self._total, note())
-            click.echo(f"{tally.num_done:,}{of_total} requests, {text}", err=True)
+            click.echo(", ".join(filter(None, (f"{tally.num_done:,}{of_total} requests", text))), err=True)
 
 
 def describe(tally: Tally, meter: RateMeter, total: int | None, note: str) -> str:
-    """The rates, the failures, and the time left or the note."""
-    parts = [f"{meter.requests_per_s:.1f} requests/s", f"{meter.tokens_per_s:,.0f} tokens/s"]
+    """The rates once they are known, the failures, and the time left or the note."""
+    parts = [f"{meter.requests_per_s:.1f} requests/s", f"{meter.tokens_per_s:,.0f} tokens/s"] if meter.is_known else []
     if tally.failed:
         parts.append(f"{tally.failed:,} failed")
     if note:
