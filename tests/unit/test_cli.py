@@ -427,14 +427,14 @@ def test_rates_are_of_the_last_half_minute_and_skip_what_was_there() -> None:
 def test_a_plain_line_has_no_rates_before_something_has_ended(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    now = 0.0
-    monkeypatch.setattr("mlxq.cli.progress.time.monotonic", lambda: now)
+    clock = iter((0.0, 1.0, 11.0, 12.0, 21.0))
+    monkeypatch.setattr("mlxq.cli.progress.time.monotonic", lambda: next(clock))
     log, tally = Log(8), Tally()
-    for now in (1.0, 11.0):
-        log.update(tally)
+    log.update(tally)
+    log.update(tally)
     tally.succeeded, tally.completion_tokens = 2, 40
-    for now in (12.0, 21.0):
-        log.update(tally)
+    log.update(tally)
+    log.update(tally)
     assert capsys.readouterr().err.splitlines() == [
         "0/8 requests",
         "2/8 requests, 0.1 requests/s, 2 tokens/s, 1:00 left",
