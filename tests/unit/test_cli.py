@@ -194,6 +194,14 @@ def test_enqueue_names_bad_lines_and_enqueues_the_others(redis_url: str, tmp_pat
     assert Client(redis_url).batch("b1").counts().total == 1
 
 
+def test_collect_never_sees_the_lines_that_enqueue_refused(redis_url: str, tmp_path: Path) -> None:
+    mlxq("enqueue", "-i", "-", "--batch-id", "b1", "--url", redis_url, input='{"prompt": "hello"}\nnot json\n')
+    with FakeWorker(redis_url):
+        result = mlxq("collect", "b1", "-o", tmp_path / "out.jsonl", "--follow", "--url", redis_url)
+    assert (result.exit_code, custom_ids(tmp_path / "out.jsonl")) == (0, ["request-1"])
+    assert not (tmp_path / "out.errors.jsonl").exists()
+
+
 def test_enqueue_reads_stdin_and_lays_settings_under_every_request(redis_url: str) -> None:
     line = '{"prompt": "hello", "max_tokens": 7}\n{"prompt": "hello"}\n'
     result = mlxq(

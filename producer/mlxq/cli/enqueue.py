@@ -49,7 +49,7 @@ def enqueue(
     """Put requests in the queue and print the batch id.
 
     Enqueuing the same file again under the same --batch-id adds only what is missing. Lines that can't be used are
-    named on stderr and left out.
+    named on stderr and left out, and the exit code is then 1; `mlxq collect` never sees them.
     """
     _check_usage(input_path, prompt, wait)
     if max_tokens is not None:
