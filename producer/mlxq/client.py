@@ -25,7 +25,7 @@ from mlxq.answers import Answer
 from mlxq.batch import Batch, BatchCounts
 from mlxq.cancel import JOB_HASH_LENGTH
 from mlxq.connect import DEFAULT_URL, connect, queue_errors
-from mlxq.errors import BatchNotFound, QueueError
+from mlxq.errors import BatchNotFound, ConfigError
 from mlxq.openai import ParsedLine
 
 __all__ = ["Answer", "Batch", "BatchCounts", "Client"]
@@ -55,7 +55,8 @@ class Client:
 
         Raises:
             QueueUnavailable: Redis can't be reached; submit the same lines again to complete the batch.
-            QueueError: the batch id can't be used, or the batch is cancelled or in another queue.
+            ConfigError: the batch id can't be used.
+            QueueError: the batch is cancelled or in another queue.
         """
         batch = self.open(batch_id)
         batch.add(lines)
@@ -68,11 +69,11 @@ class Client:
         is written yet.
 
         Raises:
-            QueueError: the id has other characters than letters, digits, ``_`` and ``-``, or over 100 of them.
+            ConfigError: the id has other characters than letters, digits, ``_`` and ``-``, or over 100 of them.
         """
         batch_id = batch_id or f"{prefix or 'b'}{int(time.time()):x}{secrets.token_hex(4)}"
         if not _BATCH_ID.fullmatch(batch_id):
-            raise QueueError(f"batch id {batch_id!r} must be 1 to 100 letters, digits, '_' or '-'")
+            raise ConfigError(f"batch id {batch_id!r} must be 1 to 100 letters, digits, '_' or '-'")
         return Batch(self.redis, batch_id, self.queue)
 
     def batch(self, batch_id: str) -> Batch:

@@ -26,7 +26,7 @@ import msgspec
 
 from mlxq import openai
 from mlxq.contract import Failure
-from mlxq.errors import InputFileError, RequestError
+from mlxq.errors import ConfigError, InputFileError, RequestError
 from mlxq.openai import ParsedLine
 
 STDIN = "-"
@@ -296,11 +296,11 @@ def refuse_same_file(paths: Mapping[str, Path | str]) -> None:
         paths: what the user calls each of them (``--output``) -> its path; ``-`` is never the same.
 
     Raises:
-        InputFileError: names the two.
+        ConfigError: names the two.
     """
     for (name, path), (other_name, other) in itertools.combinations(paths.items(), 2):
         if _is_same_file(Path(path), Path(other)):
-            raise InputFileError(f"{name} and {other_name} are the same file: {path}")
+            raise ConfigError(f"{name} and {other_name} are the same file: {path}")
 
 
 def _is_same_file(path: Path, other: Path) -> bool:

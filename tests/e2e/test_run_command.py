@@ -254,6 +254,6 @@ def test_an_output_that_is_the_input_is_refused_and_left_as_it_is(tmp_path: Path
 
     done = files.run("--no-resume")
 
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == f"Error: --input and --output are the same file: {files.input}\n"
     assert count_lines(files.input) == len(GOOD)

@@ -121,6 +121,21 @@ def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     assert result.stdout == ""
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "-i", "a.jsonl", "-o", "a.jsonl"],
+        ["run", "-i", "a.jsonl", "-o", "b.jsonl", "--set", "temprature=0"],
+        ["enqueue", "--prompt", "hello", "--set", "temprature=0"],
+        ["enqueue", "--prompt", "hello", "--batch-id", "a b"],
+        ["status", "--url", "localhost:6379"],
+    ],
+)
+def test_an_option_that_cannot_be_right_is_one_line_and_exit_code_2(arguments: list[str]) -> None:
+    result = mlxq(*arguments, env={"MLXQ_URL": "redis://localhost:1"})
+    assert (result.exit_code, result.stderr.count("\n"), result.stdout) == (2, 1, "")
+
+
 def lazy_group(entry: Entry) -> click.Command:
     return LazyGroup("mlxq", entries={"do": entry})
 
@@ -306,7 +321,7 @@ def test_output_and_error_file_must_differ(redis_url: str, tmp_path: Path) -> No
     Client(redis_url).submit([], "b1")
     out = tmp_path / "out.jsonl"
     result = mlxq("collect", "b1", "-o", out, "--error-file", out, "--url", redis_url)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "same file" in result.stderr
 
 

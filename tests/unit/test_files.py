@@ -390,7 +390,7 @@ def test_two_names_of_one_file_are_refused(tmp_path: Path) -> None:
 
     # then
     for pair in [(path, path), (path, link), (new, tmp_path / "x" / ".." / "new")]:
-        with pytest.raises(InputFileError, match="--input and --output are the same file"):
+        with pytest.raises(ConfigError, match="--input and --output are the same file"):
             refuse_same_file({"--input": pair[0], "--output": pair[1]})
     refuse_same_file({"--input": path, "--output": new, "--error-file": tmp_path / "errors"})
     refuse_same_file({"--input": "-", "--output": "-"})

@@ -1,7 +1,7 @@
 """A click group that knows its commands by name and imports one only when it is called.
 
-Also where errors become sentences: what mlxq raises on purpose is one line on stderr and exit code 1; anything
-else is a bug and keeps its traceback.
+Also where errors become sentences: what mlxq raises on purpose is one line on stderr and an exit code;
+anything else is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from mlxq.errors import MlxqError
+from mlxq.errors import ConfigError, MlxqError
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,9 +63,11 @@ class LazyGroup(click.Group):
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turns errors that a user can act on into click's: one line, exit code 1."""
+    """Turns errors that a user can act on into click's: one line, and exit code 2 for a wrong option, else 1."""
     try:
         yield
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
     except MlxqError as error:
         raise click.ClickException(str(error)) from error
     except ModuleNotFoundError as error:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mlxq import keys
+from mlxq.openai import check_defaults
 
 SETTINGS = {"auto_envvar_prefix": "MLXQ", "show_default": True}
 """For every command: the variable of an option is the same wherever the option appears.
@@ -50,7 +51,9 @@ input_help = "JSONL file of requests, or .txt with one prompt per line; - is std
 
 
 def _read_settings(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]) -> dict[str, Any]:
-    return dict(_read_setting(pair) for pair in pairs)
+    settings = dict(_read_setting(pair) for pair in pairs)
+    check_defaults(settings)
+    return settings
 
 
 def _read_setting(pair: str) -> tuple[str, Any]:
