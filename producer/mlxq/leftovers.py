@@ -14,7 +14,7 @@ from mlxq.batch import Batch
 from mlxq.client import Client
 from mlxq.sink import Sink
 
-PREFIX_DIGITS = 12
+PREFIX_DIGITS = 8
 
 
 def batch_prefix(output: Path) -> str | None:

@@ -264,6 +264,14 @@ def test_status_shows_batches_and_one_batch(redis_url: str, tmp_path: Path) -> N
     assert "batch b1: done, 2 of 2 ended" in one.stdout
 
 
+def test_status_shows_the_whole_id_of_a_runs_batch(redis_url: str, tmp_path: Path) -> None:
+    file = write_prompts(tmp_path / "in.jsonl", 1)
+    with FakeWorker(redis_url):
+        mlxq("run", "-i", file, "-o", tmp_path / "out.jsonl", "--workers", "0", "--url", redis_url)
+    [batch_id] = Client(redis_url).batch_ids()
+    assert batch_id in mlxq("status", "--url", redis_url, env={"COLUMNS": "60"}).stdout
+
+
 def test_status_speaks_json(redis_url: str) -> None:
     Client(redis_url).submit([text_request("hello", custom_id="a")], "b1")
     listed = json.loads(mlxq("status", "--json", "--url", redis_url).stdout)

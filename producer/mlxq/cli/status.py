@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from mlxq.cli import options
 from mlxq.cli.progress import duration
@@ -78,7 +78,8 @@ def _print_queue(queue: dict[str, Any]) -> None:
 
 
 def _print_batches(batches: list[BatchCounts]) -> None:
-    table = Table("batch", "queue", "state", "ended", "total", "failed", "age")
+    batch = Column("batch", no_wrap=True)  # an id that is cut short can't be copied
+    table = Table(batch, "queue", "state", "ended", "total", "failed", "age")
     for counts in reversed(batches[-MAX_LISTED:]):
         age = duration(time.time() - counts.created)
         ended, total, failed = f"{counts.num_ended:,}", f"{counts.total:,}", f"{counts.num_failed:,}"
