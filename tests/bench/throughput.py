@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import click
@@ -85,7 +86,8 @@ def running_queue(model: Path, width: int) -> Iterator[Queue]:
     with tempfile.TemporaryDirectory() as folder, private_redis() as redis:
         client = Client(redis.url)
         command = worker_command("mlxq", model=str(model), max_num_seqs=width)
-        with WorkerProcess(command, {"MLXQ_URL": redis.url}) as worker:
+        tell = partial(click.echo, err=True)
+        with WorkerProcess(command, {"MLXQ_URL": redis.url}, tell=tell) as worker:
             yield Queue(client, worker, Path(folder))
         client.close()
 

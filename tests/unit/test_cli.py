@@ -370,8 +370,9 @@ def test_run_tells_at_once_why_its_worker_cannot_work(monkeypatch: pytest.Monkey
 def test_run_uses_a_given_redis_and_workers_of_others(redis_url: str, tmp_path: Path) -> None:
     file = write_prompts(tmp_path / "in.jsonl", 3)
     with FakeWorker(redis_url):
-        result = mlxq("run", "-i", file, "-o", tmp_path / "out.jsonl", "--workers", "0", "--url", redis_url)
+        result = mlxq("run", "-i", file, "-o", tmp_path / "out.jsonl", "--workers", "0", env={"REDIS_URL": redis_url})
     assert result.exit_code == 0
+    assert result.stderr.startswith(f"Using queue mlxq in the Redis at {redis_url}")
     assert len(custom_ids(tmp_path / "out.jsonl")) == 3
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import IO, Self
 
@@ -34,13 +34,22 @@ class WorkerProcess:
         command: what to run.
         variables: laid over this process's environment.
         verbose: let it write to our stderr; otherwise its last lines are kept for the error message.
+        tell: hears of a death after which it is started again.
     """
 
-    def __init__(self, command: Sequence[str], variables: Mapping[str, str], *, verbose: bool = False) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        variables: Mapping[str, str],
+        *,
+        verbose: bool = False,
+        tell: Callable[[str], object],
+    ) -> None:
         self._command = list(command)
         self._variables = dict(variables)
         # Unbuffered, since the process writes through a descriptor that shares our position.
         self._log: IO[bytes] | None = None if verbose else tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+        self._tell = tell
         self._process: subprocess.Popen[bytes] | None = None
         self._num_deaths = 0
         self._num_done_at_start = 0
@@ -107,6 +116,7 @@ class WorkerProcess:
         if self._num_deaths >= MAX_DEATHS:
             count = f"{self._num_deaths} times in a row, last with code {return_code}"
             raise WorkerFailed(f"the worker died {count}:{last_words or ' its output went to stderr'}")
+        self._tell(f"A worker ended with code {return_code} and is started again; what it had in hand is done again.")
 
     def _last_words(self) -> str:
         """Its last lines, each after a newline."""

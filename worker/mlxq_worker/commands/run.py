@@ -23,6 +23,7 @@ from mlxq.cli.progress import Display, progress
 from mlxq.cli.report import finish
 from mlxq.cli.signals import StopRequest
 from mlxq.client import Client
+from mlxq.connect import address_of
 from mlxq.errors import QueueUnavailable
 from mlxq.files import count_lines, read_requests, refuse_same_file
 from mlxq.sink import default_error_file
@@ -90,14 +91,17 @@ def run(
     lines = read_requests(input_path, chat_text=chat, allow_unknown=allow_unknown_params, defaults=defaults)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        # A Redis of others comes back some day; one of our own has nothing to come back with.
-        tell = partial(click.echo, err=True) if url else None
+        tell = partial(click.echo, err=True)
+        is_shared = bool(url)
         url = url or stack.enter_context(private_redis()).url
         client = Client(url, queue)
         stack.callback(client.close)
+        if is_shared:  # maybe by a variable that was set for something else
+            tell(f"Using queue {queue} in the Redis at {address_of(client.redis)}.")
         command = worker_command(queue, **worker_options)
         processes = [
-            stack.enter_context(WorkerProcess(command, _variables(url), verbose=verbose)) for _ in range(workers)
+            stack.enter_context(WorkerProcess(command, _variables(url), verbose=verbose, tell=tell))
+            for _ in range(workers)
         ]
         display = stack.enter_context(progress(count_lines(input_path)))
         turn = _Turn(client, processes, display, stop)
@@ -111,10 +115,11 @@ def run(
                 max_inflight=max_inflight,
                 resume=resume,
                 ordered=ordered,
-                tell=tell,
+                # A Redis of others comes back some day; one of our own has nothing to come back with.
+                tell=tell if is_shared else None,
             )
         except QueueUnavailable as error:
-            whose = "" if tell else "The Redis that this run had started is gone. "
+            whose = "" if is_shared else "The Redis that this run had started is gone. "
             raise QueueUnavailable(f"{str(error).rstrip('.')}. {whose}{RESUME_HINT}") from error
     if summary.interrupted:
         click.echo(f"Interrupted. {RESUME_HINT}", err=True)
