@@ -74,7 +74,7 @@ def process(
                 sink.tally.is_waiting = not outages.attempt(bulk.turn)
         if ordered and bulk.is_done:
             sink.order_by(bulk.custom_ids)
-    return sink.tally.summary(interrupted=not bulk.is_done)
+    return sink.summary(interrupted=not bulk.is_done)
 
 
 def collect(
@@ -106,7 +106,7 @@ def collect(
             sink.tally.is_waiting = not outages.attempt(collection.turn)
         if ordered and collection.has_ended:
             sink.order_by(collection.custom_ids)
-    return sink.tally.summary(interrupted=not collection.is_done)
+    return sink.summary(interrupted=not collection.is_done)
 
 
 class _Collection:

@@ -16,7 +16,7 @@ from typing import Any, Self
 
 from mlxq.files import BadLine, ResultWriter, count_lines, done_by, load_done, order_file
 from mlxq.openai import failure_line, is_success
-from mlxq.tally import Tally
+from mlxq.tally import Summary, Tally
 
 SYNC_S = 1.0
 DUPLICATE = "duplicate_custom_id"
@@ -44,6 +44,7 @@ class Sink:
         self._output_path, self._error_path = output, error_file
         self._order: Sequence[str] = ()
         self._dropped: set[str] = set()
+        self._num_asked = 0
         self._synced = time.monotonic()
         with ExitStack() as stack:
             self._output = stack.enter_context(_writer(output, keep=resume))
@@ -56,6 +57,7 @@ class Sink:
     def skip_if_done(self, custom_id: str, content_hash: str | None) -> bool:
         """Whether the output file already held the answer to this very request; if so, count it as skipped."""
         known = self._done.get(custom_id)
+        self._num_asked += known is not None
         if known is None or known.content_hash != content_hash:
             return False
         self.tally.skip(known.model)
@@ -86,6 +88,7 @@ class Sink:
             self.tally.add(line)
             self._errors.append(line)
         else:
+            self._num_asked += bad.custom_id in self._done
             self.write(line)
 
     def sync(self) -> None:
@@ -100,6 +103,11 @@ class Sink:
             return False
         self.sync()
         return True
+
+    def summary(self, *, interrupted: bool = False) -> Summary:
+        """What came of the run. Only one that was not interrupted knows which answers nobody asked for."""
+        unasked = 0 if interrupted else len(self._done) - self._num_asked
+        return self.tally.summary(interrupted=interrupted, unasked=unasked)
 
     def order_by(self, custom_ids: Sequence[str]) -> None:
         """Have `close` rewrite the output file in this order; other ids follow behind."""

@@ -27,7 +27,8 @@ class Stop:
 class Summary:
     """What came of a run. Every input line is one of `skipped`, `succeeded` and `failed`, unless `interrupted`.
 
-    `skipped` were answered by an earlier run. `models` tells whose the answers are, skipped ones too. It, `error_codes`
+    `skipped` were answered by an earlier run. `unasked` are the answers in the output file to requests that this run
+    does not have; they are in no other count. `models` tells whose the answers are, skipped ones too. It, `error_codes`
     and `stops` have the most frequent first.
     """
 
@@ -41,6 +42,7 @@ class Summary:
     seconds: float
     interrupted: bool = False
     models: tuple[tuple[str, int], ...] = ()
+    unasked: int = 0
 
     @property
     def total(self) -> int:
@@ -91,7 +93,7 @@ class Tally:
             self.failed += 1
             self._error_codes[error_code_of(line) or "unknown"] += 1
 
-    def summary(self, *, interrupted: bool = False) -> Summary:
+    def summary(self, *, interrupted: bool = False, unasked: int = 0) -> Summary:
         """The counts as of now."""
         return Summary(
             skipped=self.skipped,
@@ -104,6 +106,7 @@ class Tally:
             seconds=self.seconds,
             interrupted=interrupted,
             models=tuple(self._models.most_common()),
+            unasked=unasked,
         )
 
     def _count_model(self, model: str | None) -> None:

@@ -607,3 +607,14 @@ def test_following_a_batch_ends_when_it_is_done(redis_url: str, files: Files) ->
     assert files.answers() == [f"r{i}" for i in range(20)]
     assert (summary.succeeded, summary.interrupted) == (20, False)
     assert batch.counts().total == 20
+
+
+def test_answers_of_an_earlier_input_are_kept_and_counted_apart(redis_url: str, files: Files) -> None:
+    files.write_input(prompt("old-1"), prompt("old-2"), prompt("both"), prompt("changes"))
+    with FakeWorker(redis_url):
+        first = run(redis_url, files)
+        files.write_input(prompt("both"), prompt("changes", "Say it again"), prompt("new"))
+        second = run(redis_url, files)
+        stopped = run(redis_url, files, on_turn=lambda _: False)
+    assert (first.unasked, second.unasked, second.total, stopped.unasked) == (0, 2, 3, 0)
+    assert sorted(files.answers()) == ["both", "changes", "new", "old-1", "old-2"]

@@ -352,6 +352,18 @@ def test_run_answers_a_file_with_nothing_else_started(monkeypatch: pytest.Monkey
     assert "5 already there" in again.stderr
 
 
+def test_run_says_that_the_output_holds_answers_to_other_requests(redis_url: str, tmp_path: Path) -> None:
+    out, file = tmp_path / "out.jsonl", tmp_path / "in.jsonl"
+    arguments = ["run", "-i", file, "-o", out, "--workers", "0", "--url", redis_url]
+    with FakeWorker(redis_url):
+        write_prompts(file, 3)
+        mlxq(*arguments)
+        file.write_text('{"custom_id": "new", "prompt": "Say hello"}\n')
+        result = mlxq(*arguments)
+    assert "3 answers in the output file are to other requests" in result.stderr
+    assert len(custom_ids(out)) == 4
+
+
 def test_run_exits_with_1_when_requests_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use_worker(monkeypatch, stand_in("refuse"))
     result = mlxq("run", "-i", write_prompts(tmp_path / "in.jsonl", 2), "-o", tmp_path / "out.jsonl")

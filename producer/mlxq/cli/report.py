@@ -26,6 +26,8 @@ def print_summary(summary: Summary) -> None:
         console.print(_error_table(summary))
     if any(stop.type in LIMITS for stop in summary.stops):
         click.echo(LIMIT_HINT, err=True)
+    if summary.unasked:
+        click.echo(f"{summary.unasked:,} answers in the output file are to other requests than these; kept.", err=True)
 
 
 def headline(summary: Summary) -> str:
