@@ -66,6 +66,7 @@ def test_rows_that_end_while_redis_is_away_cause_no_tries_of_their_own(monkeypat
 def test_a_redis_that_stays_away_while_closing_is_given_up_and_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("ERROR", logger="rq.worker")
     monkeypatch.setattr("mlxq_worker.io_thread.CLOSE_S", 0.0)
     thread, _ = a_thread(FakeDesk(on_close=redis_is_away))
 
@@ -79,6 +80,7 @@ def test_a_redis_that_stays_away_while_closing_is_given_up_and_reported(
 def test_a_redis_that_hangs_while_closing_is_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("ERROR", logger="rq.worker")
     monkeypatch.setattr("mlxq_worker.io_thread.CLOSE_TIMEOUT_S", 0.05)
     answers = Event()
     thread, _ = a_thread(FakeDesk(on_close=lambda: answers.wait(DEADLINE_S)))
