@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -241,6 +242,30 @@ def test_a_prompt_must_leave_room_for_one_token() -> None:
     assert (error.param, error.code) == ("prompt", "context_length_exceeded")
     assert "8 tokens" in error.message
     assert "8 at most" in error.message
+
+
+@dataclass
+class CountingTokenizer(FakeTokenizer):
+    """Remembers how many characters it was given."""
+
+    num_chars: int = 0
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        self.num_chars += len(text)
+        return super().encode(text, add_special_tokens=add_special_tokens)
+
+
+def test_of_a_text_that_is_far_too_long_only_the_start_is_tokenised() -> None:
+    tokenizer = CountingTokenizer(words=ASCII)
+    error = rejected(preparer(tokenizer, NO_EOS, context_length=8), completion("a" * 1_000_000))
+    assert (error.param, error.code) == ("prompt", "context_length_exceeded")
+    assert tokenizer.num_chars < 20_000
+
+
+def test_a_text_of_many_characters_and_few_tokens_is_not_too_long() -> None:
+    tokenizer = FakeTokenizer(words={**ASCII, " " * 1000: 500})
+    spec = preparer(tokenizer, NO_EOS, context_length=100).prepare(completion(" " * 50_000), "r1")
+    assert spec.prompt_ids == (500,) * 50
 
 
 # --- Limits, seeds and end tokens -----------------------------------------------------------------------------

@@ -19,6 +19,10 @@ from mlxq_worker.tokenizer import Tokenizer, token_text
 
 _DRAWN_SEEDS = 2**53
 _SEEDS = 2**64
+_START_CHARS_PER_TOKEN = 16
+"""Several times what languages need, so that the start of a text that doesn't fit is enough to tell."""
+_LONGEST_TOKEN_CHARS = 1024
+"""More than any vocabulary has in one token; those of blanks are the longest, with 100 to 250."""
 
 
 def draw_seed() -> int:
@@ -130,13 +134,16 @@ class Preparer:
             raise RequestError(f"{param} has no tokens", param=param, code="empty_prompt")
         self._check_vocabulary(ids, param)
         if len(ids) >= self._context_length:
-            raise RequestError(
-                f"{param} has {len(ids)} tokens, but prompt and answer together can have"
-                f" {self._context_length} at most with this model",
-                param=param,
-                code="context_length_exceeded",
-            )
+            raise self._too_long(param, str(len(ids)))
         return tuple(ids)
+
+    def _too_long(self, param: str, num_tokens: str) -> RequestError:
+        return RequestError(
+            f"{param} has {num_tokens} tokens, but prompt and answer together can have"
+            f" {self._context_length} at most with this model",
+            param=param,
+            code="context_length_exceeded",
+        )
 
     def _tokenize(self, request: Request) -> Sequence[int]:
         if request.messages is not None:
@@ -180,7 +187,19 @@ class Preparer:
                 param=param,
                 code="invalid_unicode",
             ) from error
+        self._check_start(text, param)
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def _check_start(self, text: str, param: str) -> None:
+        """Refuse a text of megabytes by its start alone: to tokenise all of it would keep everybody waiting.
+
+        In the whole text the tokens near the cut may be fewer, so there must be far more of them than fit.
+        """
+        num_chars = _START_CHARS_PER_TOKEN * (self._context_length + _LONGEST_TOKEN_CHARS)
+        if len(text) > num_chars:
+            start_ids = self._tokenizer.encode(text[:num_chars], add_special_tokens=False)
+            if len(start_ids) >= 2 * self._context_length + _LONGEST_TOKEN_CHARS:
+                raise self._too_long(param, f"more than {self._context_length}")
 
     def _check_vocabulary(self, ids: Sequence[int], param: str) -> None:
         for index, token_id in enumerate(ids):
