@@ -2,12 +2,13 @@
 # Works with the GNU Make 3.81 that macOS has.
 
 PYTHON ?= python3
+SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO := demo-out
 
-.PHONY: help install demo test test-quick bench clean need-python need-openblas
+.PHONY: help install demo test test-quick bench faults clean need-python need-openblas
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -39,6 +40,9 @@ test-quick: $(INSTALLED) need-openblas ## the tests that take no more than a few
 
 bench: $(INSTALLED) need-openblas ## the engine beside mlx-lm's own batching; a few minutes
 	$(BIN)/python -m tests.bench.engine
+
+faults: $(INSTALLED) need-openblas ## five minutes of killing workers, Redis and mlxq run; every answer must arrive
+	$(BIN)/python -m tests.faults --seconds 300 --requests 3000 --workers 3 --seed $(SEED)
 
 clean: ## remove .venv, the demo's files and every cache
 	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,29 @@
+"""Whatever is killed, frozen or cut off, a run ends with one right answer for each request: `tests/faults`, briefly."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from processes import environment
+
+ROOT = Path(__file__).parents[2]
+OPTIONS = ("--seconds", "40", "--requests", "400", "--workers", "3", "--seed", "1", "--patience", "120")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_every_request_is_answered_once_and_rightly_whatever_is_killed(redis_program: str, tmp_path: Path) -> None:
+    command = (sys.executable, "-m", "tests.faults", *OPTIONS, "--directory", str(tmp_path))
+
+    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0
+    counts = {name: int(number) for number, name in re.findall(r"(\d+) ([^,\n]+)", done.stdout.splitlines()[-1])}
+    assert (counts["output lines"], counts["error lines"], counts["Redis kills"]) == (400, 0, 3)
+    assert min(counts[name] for name in ("worker kills", "producer kills", "cuts", "freezes", "requeued strikes")) >= 1

@@ -1,0 +1,65 @@
+"""Everything that faults happen to, kept running: one loop causes what is due and starts again what has ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.faults.diary import Diary
+from tests.faults.fleet import Fleet
+from tests.faults.producer import Producer
+from tests.faults.schedule import Fault
+from tests.faults.server import DurableRedis
+
+TICK_S = 0.1
+
+
+@dataclass(slots=True)
+class Scene:
+    """A queue, its workers and a user. `restart_at_s` is when Redis comes back, while it is away."""
+
+    server: DurableRedis
+    fleet: Fleet
+    producer: Producer
+    diary: Diary
+    restart_at_s: float | None = None
+
+    def play(self, faults: list[Fault], is_over: Callable[[], bool]) -> None:
+        """Cause each fault when its time comes, then leave everything alone until it is over."""
+        waiting = list(faults)
+        while waiting or not is_over():
+            if self.restart_at_s is not None and self.diary.now_s >= self.restart_at_s:
+                self._restart_redis()
+            while waiting and waiting[0].at_s <= self.diary.now_s:
+                self._cause(waiting.pop(0))
+            self.fleet.tend()
+            self.producer.tend()
+            time.sleep(TICK_S)
+
+    def _cause(self, fault: Fault) -> None:
+        match fault.kind:
+            case "kill worker":
+                self.fleet.workers[fault.target].kill()
+            case "freeze worker":
+                self.fleet.workers[fault.target].freeze(fault.lasts_s)
+            case "kill producer":
+                self.producer.kill()
+            case "kill Redis":
+                self._kill_redis(fault.lasts_s)
+            case "cut connections":
+                self._cut_connections()
+
+    def _kill_redis(self, lasts_s: float) -> None:
+        self.diary.note(f"kill -9 Redis, for {lasts_s:.1f} s", count="Redis kills")
+        self.server.kill()
+        self.restart_at_s = self.diary.now_s + lasts_s
+
+    def _restart_redis(self) -> None:
+        self.server.start()
+        self.restart_at_s = None
+        self.diary.note("Redis is back")
+
+    def _cut_connections(self) -> None:
+        if (count := self.server.cut_connections()) is not None:
+            self.diary.note(f"cut {count} connections", count="cuts")

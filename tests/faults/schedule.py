@@ -1,0 +1,61 @@
+"""What happens when: the faults of a run, drawn from its seed alone. Knows nothing of processes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["kill worker", "freeze worker", "cut connections", "kill Redis", "kill producer"]
+
+WORKER_KILL_PERIOD_S = 7.0
+"""A worker needs seconds to load its model: with many more kills nothing would ever be answered."""
+CUT_PERIOD_S = 8.0
+FREEZE_PERIOD_S = 18.0
+PRODUCER_KILL_PERIOD_S = 20.0
+NUM_REDIS_KILLS = 3
+REDIS_AWAY_S = (0.5, 4.0)
+FREEZE_LEASES = (1.3, 2.5)
+"""How long a worker stays frozen, in leases."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Fault:
+    """One fault at `at_s` after the start. `lasts_s` is how long Redis stays away or a worker frozen; `target` picks
+    the worker."""
+
+    at_s: float
+    kind: Kind
+    target: int = 0
+    lasts_s: float = 0.0
+
+
+def draw(seed: int, seconds: float, num_workers: int, lease_s: float) -> list[Fault]:
+    """The faults of a run, by time; Redis is killed three times, once in each third."""
+    rng = random.Random(f"faults:{seed}")
+
+    def target() -> int:
+        return rng.randrange(num_workers)
+
+    kills = [Fault(at_s, "kill worker", target()) for at_s in _times(rng, WORKER_KILL_PERIOD_S, seconds)]
+    cuts = [Fault(at_s, "cut connections") for at_s in _times(rng, CUT_PERIOD_S, seconds)]
+    freezes = [
+        Fault(at_s, "freeze worker", target(), lease_s * rng.uniform(*FREEZE_LEASES))
+        for at_s in _times(rng, FREEZE_PERIOD_S, seconds)
+    ]
+    producer_kills = [Fault(at_s, "kill producer") for at_s in _times(rng, PRODUCER_KILL_PERIOD_S, seconds)]
+    third_s = seconds / NUM_REDIS_KILLS
+    redis_kills = [
+        Fault((third + rng.uniform(0.2, 0.8)) * third_s, "kill Redis", lasts_s=rng.uniform(*REDIS_AWAY_S))
+        for third in range(NUM_REDIS_KILLS)
+    ]
+    return sorted([*kills, *cuts, *freezes, *producer_kills, *redis_kills])
+
+
+def _times(rng: random.Random, period_s: float, seconds: float) -> Iterator[float]:
+    """Moments that lie half a period to one and a half periods apart."""
+    at_s = rng.uniform(0.5, 1.5) * period_s
+    while at_s < seconds:
+        yield at_s
+        at_s += rng.uniform(0.5, 1.5) * period_s

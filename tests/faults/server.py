@@ -1,0 +1,100 @@
+"""A Redis that is killed and comes back: at the same address, with what its append-only file has kept.
+
+Set up as `deploy/redis.conf` sets up a user's: fsync every second. A kill -9 then may lose writes that were already
+acknowledged, which is harder on mlxq than `appendfsync always`.
+"""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+from redis import Redis
+from redis.exceptions import RedisError
+
+from mlxq_worker.redis_server import SERVERS
+
+START_DEADLINE_S = 20.0
+
+
+class DurableRedis:
+    """A server of the run's own on a free port; use it as a context manager."""
+
+    def __init__(self, directory: Path) -> None:
+        self._port = _free_port()
+        self._directory = directory
+        self._server: subprocess.Popen[bytes] | None = None
+        self.url = f"redis://127.0.0.1:{self._port}/0"
+        self.connection = Redis.from_url(self.url, socket_timeout=5)
+
+    def start(self) -> None:
+        """Start the server and wait until it answers.
+
+        Raises:
+            RuntimeError: it didn't come up, or isn't installed.
+        """
+        self._server = subprocess.Popen([_program(), *self._options()], stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + START_DEADLINE_S
+        while not self._answers():
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"Redis didn't start, see {self._directory}")
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """End it with SIGKILL, if it runs."""
+        if self._server is not None:
+            self._server.kill()
+            self._server.wait()
+            self._server = None
+
+    def cut_connections(self) -> int | None:
+        """Close all connections but our own; returns how many, or `None` while Redis is away."""
+        try:
+            return sum(
+                int(self.connection.client_kill_filter(_type=kind, skipme=True)) for kind in ("normal", "pubsub")
+            )
+        except RedisError:
+            return None
+
+    def __enter__(self) -> DurableRedis:
+        self.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.connection.close()
+        self.kill()
+
+    def _options(self) -> list[str]:
+        options = {
+            "port": str(self._port),
+            "bind": "127.0.0.1",
+            "dir": str(self._directory),
+            "logfile": str(self._directory / "redis.log"),
+            "save": "",
+            "appendonly": "yes",
+            "appendfsync": "everysec",
+            "maxmemory-policy": "noeviction",
+        }
+        return [part for name, value in options.items() for part in (f"--{name}", value)]
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.connection.ping())
+        except RedisError:  # not up yet, or still loading
+            return False
+
+
+def _program() -> str:
+    program = next(filter(None, map(shutil.which, SERVERS)), None)
+    if program is None:
+        raise RuntimeError(f"no {' or '.join(SERVERS)} on the PATH")
+    return program
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
