@@ -43,7 +43,7 @@ _Parse = Callable[[bytes, str], ParsedLine]
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """One refused input line. `line_number` counts from 1; `custom_id` is the line's own, or ``line-{number}``
+    """One refused input line. `line_number` counts from 1; `custom_id` is the line's own, or ``request-{number}``
     if it has none that can be read."""
 
     line_number: int
@@ -119,10 +119,11 @@ def _decoded_text(line: bytes) -> str:
 
 
 def _parsed(parse: _Parse, line: bytes, number: int) -> ParsedLine | BadLine:
+    custom_id = f"request-{number}"
     try:
-        return parse(line, f"request-{number}")
+        return parse(line, custom_id)
     except RequestError as error:
-        return BadLine(number, openai.read_custom_id(line) or f"line-{number}", error)
+        return BadLine(number, openai.read_custom_id(line) or custom_id, error)
 
 
 def _refuse_second(parsed: ParsedLine | BadLine, number: int, first_lines: dict[str, int]) -> ParsedLine | BadLine:

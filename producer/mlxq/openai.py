@@ -167,6 +167,7 @@ def _parse(line: Any, default_custom_id: str, allow_unknown: bool, defaults: Map
         raise RequestError(f"a line must be a JSON object, not {checks.show(line)}", code="invalid_type")
     if checks.is_deeper_than(line, MAX_DEPTH):
         raise RequestError(f"the line is nested more than {MAX_DEPTH} levels deep", code="too_deep")
+    _check_target(line)
     given = _given_body(line, allow_unknown)
     body = _known_body({**_applicable(defaults, given), **given}, allow_unknown)
     custom_id = _custom_id(line, default_custom_id)
@@ -180,9 +181,25 @@ def _given_body(line: dict[str, Any], allow_unknown: bool) -> dict[str, Any]:
     if line.get("body") is None:
         body = {name: value for name, value in line.items() if name not in LINE_FIELDS}
     else:
+        if not allow_unknown:
+            _check_beside_body(line)
         _known(line, LINE_FIELDS, "", allow_unknown)
         body = checks.an_object(line["body"], "body")
     return {name: value for name, value in body.items() if value is not None}
+
+
+def _check_target(line: Mapping[str, Any]) -> None:
+    """What is asked of a server that mlxq isn't; first of all, since another endpoint has other fields."""
+    if line.get("method") not in (None, "POST"):
+        raise checks.out_of_range("method", '"POST"', line["method"])
+    if line.get("url") not in (None, CHAT, COMPLETIONS):
+        raise checks.out_of_range("url", f'"{CHAT}" or "{COMPLETIONS}"', line["url"])
+
+
+def _check_beside_body(line: Mapping[str, Any]) -> None:
+    for name in line:
+        if name in FIELDS and name not in LINE_FIELDS:
+            raise RequestError(f"{name} stands beside body; it belongs inside", param=name, code="unknown_field")
 
 
 def _applicable(defaults: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
@@ -249,14 +266,10 @@ def _custom_id(line: Mapping[str, Any], default: str) -> str:
 
 
 def _endpoint(line: Mapping[str, Any], body: Mapping[str, Any]) -> Endpoint:
-    """The endpoint that the body implies; `method` and `url` may repeat but not contradict it."""
+    """The endpoint that the body implies; `url` may repeat but not contradict it."""
     if ("messages" in body) == ("prompt" in body):
         raise _neither_or_both("messages" in body)
     implied = CHAT if "messages" in body else COMPLETIONS
-    if line.get("method") not in (None, "POST"):
-        raise checks.out_of_range("method", '"POST"', line["method"])
-    if line.get("url") not in (None, CHAT, COMPLETIONS):
-        raise checks.out_of_range("url", f'"{CHAT}" or "{COMPLETIONS}"', line["url"])
     if line.get("url") not in (None, implied):
         has = "messages" if implied == CHAT else "a prompt"
         raise RequestError(f"url says {line['url']}, but the body has {has}", param="url", code="invalid_value")

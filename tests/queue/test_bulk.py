@@ -79,7 +79,7 @@ def test_every_line_is_answered_or_refused_in_one_of_two_files(redis_url: str, f
     with FakeWorker(redis_url):
         summary = run(redis_url, files)
     assert sorted(files.answers()) == ["a", "b"]
-    assert sorted(files.failures()) == ["a", "c", "line-2"]
+    assert sorted(files.failures()) == ["a", "c", "request-2"]
     assert (summary.total, summary.succeeded, summary.failed) == (5, 2, 3)
     assert dict(summary.error_codes) == {"invalid_json": 1, "duplicate_custom_id": 1, "unknown_field": 1}
 

@@ -100,8 +100,8 @@ def test_a_bad_line_costs_only_itself_and_keeps_its_id(tmp_path: Path) -> None:
     items = list(read_requests(request_file(tmp_path, content)))
     assert [(item.line_number, item.custom_id, item.error.code) for item in bad(items)] == [
         (1, "a", "unsupported_field"),
-        (2, "line-2", "invalid_json"),
-        (3, "line-3", "invalid_json"),
+        (2, "request-2", "invalid_json"),
+        (3, "request-3", "invalid_json"),
     ]
     assert [item.request.custom_id for item in good(items)] == ["request-4"]
 
@@ -114,7 +114,7 @@ def test_a_bad_line_has_an_answer(tmp_path: Path) -> None:
 
 def test_text_that_is_not_utf8_is_a_bad_line(tmp_path: Path) -> None:
     [item] = bad(list(read_requests(request_file(tmp_path, b"\xff\n", "in.txt"))))
-    assert (item.custom_id, item.error.code) == ("line-1", "invalid_encoding")
+    assert (item.custom_id, item.error.code) == ("request-1", "invalid_encoding")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])

@@ -89,6 +89,7 @@ def test_shorthands_and_optional_parts_are_read(line: Any, endpoint: str, custom
         ({"method": "GET", "prompt": "x"}, "method", "out_of_range"),
         ({"method": ["POST"], "prompt": "x"}, "method", "out_of_range"),
         ({"url": "/v1/embeddings", "prompt": "x"}, "url", "out_of_range"),
+        ({"url": "/v1/embeddings", "body": {"input": "x"}}, "url", "out_of_range"),
         ({"url": CHAT, "prompt": "x"}, "url", "invalid_value"),
         ({"url": COMPLETIONS, "messages": [USER]}, "url", "invalid_value"),
         ({"custom_id": 7, "prompt": "x"}, "custom_id", "invalid_type"),
@@ -359,6 +360,12 @@ def test_an_unknown_field_is_named_with_the_closest_known_one() -> None:
 
 def test_a_misspelt_body_is_named() -> None:
     assert "did you mean body?" in refusal({"custom_id": "a", "bdy": {"prompt": "x"}}).message
+
+
+def test_a_field_beside_the_body_is_told_where_it_belongs() -> None:
+    error = refusal({"body": {"prompt": "x"}, "temperature": 0})
+    assert (error.code, error.param) == ("unknown_field", "temperature")
+    assert error.message == "temperature stands beside body; it belongs inside"
 
 
 def test_unknown_fields_are_dropped_everywhere_when_allowed() -> None:
