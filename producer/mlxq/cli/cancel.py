@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from mlxq.cli import options
+from mlxq.cli.report import counted
 from mlxq.client import Client
 from mlxq.connect import DEFAULT_URL
 from mlxq.errors import BatchNotFound
@@ -18,7 +19,7 @@ def cancel(target: str, url: str | None) -> None:
     client = Client(url or DEFAULT_URL)
     if target in client.batch_ids():
         num_ended = client.batch(target).cancel()
-        click.echo(f"batch {target} is cancelled: {num_ended:,} waiting requests ended", err=True)
+        click.echo(f"batch {target} is cancelled: {counted(num_ended, 'waiting request')} ended", err=True)
         return
     try:
         was_running = client.batch_of(target).cancel_job(target)

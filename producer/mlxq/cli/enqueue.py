@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mlxq.cli import options
+from mlxq.cli.report import EMPTY_HINT, counted
 from mlxq.client import Batch, Client
 from mlxq.connect import DEFAULT_URL
 from mlxq.errors import QueueUnavailable
@@ -79,16 +80,17 @@ class _GoodLines:
 
     def __init__(self, lines: Iterator[ParsedLine | BadLine]) -> None:
         self._lines = lines
+        self.num_read = 0
         self.num_bad = 0
 
     def __iter__(self) -> Iterator[ParsedLine]:
         for line in self._lines:
+            self.num_read += 1
             if isinstance(line, ParsedLine):
                 yield line
             else:
                 self.num_bad += 1
-                field = f"{line.error.param}: " if line.error.param else ""
-                click.echo(f"line {line.line_number}: {field}{line.error.message}", err=True)
+                click.echo(f"line {line.line_number}: {line.error.message}", err=True)
 
 
 def _enqueue_file(batch: Batch, lines: _GoodLines) -> None:
@@ -97,7 +99,9 @@ def _enqueue_file(batch: Batch, lines: _GoodLines) -> None:
         batch.seal()
     except QueueUnavailable as error:
         raise QueueUnavailable(f"{error}; to complete the batch, add --batch-id {batch.id}") from error
-    click.echo(f"{num_new:,} requests enqueued, {lines.num_bad:,} lines refused", err=True)
+    click.echo(f"{counted(num_new, 'request')} enqueued, {counted(lines.num_bad, 'line')} refused", err=True)
+    if not lines.num_read:
+        click.echo(EMPTY_HINT, err=True)
     click.echo(batch.id)
     if lines.num_bad:
         raise SystemExit(1)

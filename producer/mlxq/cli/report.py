@@ -12,13 +12,19 @@ from rich.text import Text
 from mlxq.cli.progress import duration
 from mlxq.tally import Summary
 
+EMPTY_HINT = "The input holds no requests."
 LIMIT_HINT = "Answers that end on max_tokens or context_length are cut short."
 LIMITS = ("max_tokens", "context_length")
 
 
-def print_summary(summary: Summary) -> None:
+def counted(number: int, noun: str) -> str:
+    """``1 worker``, ``2 workers``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def print_summary(summary: Summary, *, with_rate: bool) -> None:
     """The closing words of `run` and `collect`."""
-    click.echo(headline(summary), err=True)
+    click.echo(headline(summary, with_rate=with_rate), err=True)
     console = Console(stderr=True)
     if summary.stops:
         console.print(_stop_table(summary))
@@ -27,15 +33,17 @@ def print_summary(summary: Summary) -> None:
     if any(stop.type in LIMITS for stop in summary.stops):
         click.echo(LIMIT_HINT, err=True)
     if summary.unasked:
-        click.echo(f"{summary.unasked:,} answers in the output file are to other requests than these; kept.", err=True)
+        click.echo(f"{counted(summary.unasked, 'answer')} in the output file to other requests than these.", err=True)
 
 
-def headline(summary: Summary) -> str:
-    """One sentence with the counts and the rates."""
+def headline(summary: Summary, *, with_rate: bool = True) -> str:
+    """One sentence with the counts, and with the rate where it is that of answering."""
     counts = [f"{summary.succeeded:,} answered", f"{summary.failed:,} failed"]
     if summary.skipped:
         counts.append(f"{summary.skipped:,} already there")
     tokens = f"{summary.prompt_tokens:,} prompt and {summary.completion_tokens:,} completion tokens"
+    if not with_rate:
+        return f"{', '.join(counts)}; {tokens}."
     rate = summary.completion_tokens / max(1e-9, summary.seconds)
     return f"{', '.join(counts)} in {duration(summary.seconds)}; {tokens}, {rate:,.0f} completion tokens/s."
 
@@ -45,9 +53,9 @@ def exit_code(summary: Summary) -> int:
     return 1 if summary.failed or summary.interrupted else 0
 
 
-def finish(summary: Summary) -> None:
+def finish(summary: Summary, *, with_rate: bool = True) -> None:
     """Print the summary and end the process with its exit code."""
-    print_summary(summary)
+    print_summary(summary, with_rate=with_rate)
     sys.exit(exit_code(summary))
 
 

@@ -13,6 +13,7 @@ from rich.table import Column, Table
 
 from mlxq.cli import options
 from mlxq.cli.progress import duration
+from mlxq.cli.report import counted
 from mlxq.client import Batch, BatchCounts, Client
 from mlxq.connect import DEFAULT_URL
 
@@ -25,7 +26,7 @@ MAX_LISTED = 20
 @options.url
 @options.queue
 def status(batch_id: str | None, as_json: bool, url: str | None, queue: str) -> None:
-    """Show the newest batches, or one BATCH, and the queue."""
+    """Show the batches, the newest first, or one BATCH, and the queue."""
     client = Client(url or DEFAULT_URL, queue)
     if batch_id is None:
         _report_all(client, as_json)
@@ -34,7 +35,7 @@ def status(batch_id: str | None, as_json: bool, url: str | None, queue: str) -> 
 
 
 def _report_all(client: Client, as_json: bool) -> None:
-    batches = [client.batch(batch_id).counts() for batch_id in client.batch_ids()]
+    batches = [client.batch(batch_id).counts() for batch_id in reversed(client.batch_ids())]
     queue = _queue(client)
     if as_json:
         _print_json({"queue": queue, "batches": [_as_object(counts) for counts in batches]})
@@ -74,13 +75,13 @@ def _state(counts: BatchCounts) -> str:
 
 
 def _print_queue(queue: dict[str, Any]) -> None:
-    click.echo(f"queue {queue['name']}: {queue['waiting']:,} waiting, {queue['workers']} workers")
+    click.echo(f"queue {queue['name']}: {queue['waiting']:,} waiting, {counted(queue['workers'], 'worker')}")
 
 
 def _print_batches(batches: list[BatchCounts]) -> None:
     batch = Column("batch", no_wrap=True)  # an id that is cut short can't be copied
     table = Table(batch, "queue", "state", "ended", "total", "failed", "age")
-    for counts in reversed(batches[-MAX_LISTED:]):
+    for counts in batches[:MAX_LISTED]:
         age = duration(time.time() - counts.created)
         ended, total, failed = f"{counts.num_ended:,}", f"{counts.total:,}", f"{counts.num_failed:,}"
         table.add_row(counts.batch_id, counts.queue, _state(counts), ended, total, failed, age)

@@ -20,7 +20,7 @@ import click
 from mlxq import bulk
 from mlxq.cli import options
 from mlxq.cli.progress import Display, progress
-from mlxq.cli.report import finish
+from mlxq.cli.report import EMPTY_HINT, finish
 from mlxq.cli.signals import StopRequest
 from mlxq.client import Client
 from mlxq.connect import address_of
@@ -123,6 +123,8 @@ def run(
             raise QueueUnavailable(f"{str(error).rstrip('.')}. {whose}{RESUME_HINT}") from error
     if summary.interrupted:
         click.echo(f"Interrupted. {RESUME_HINT}", err=True)
+    elif summary.total == 0:
+        click.echo(EMPTY_HINT, err=True)
     if workers:
         _warn_of_other_models(summary, worker_options["model"])
     finish(summary)
