@@ -15,7 +15,7 @@ from fake_worker import FakeWorker, echo, refuse
 from mlxq.cli import COMMANDS, main
 from mlxq.cli.lazy import Entry, LazyGroup
 from mlxq.cli.progress import Log, RateMeter, describe, duration
-from mlxq.cli.report import exit_code, headline
+from mlxq.cli.report import counted, exit_code, headline
 from mlxq.cli.signals import StopRequest
 from mlxq.client import Client
 from mlxq.errors import ModelError
@@ -282,6 +282,15 @@ def test_status_speaks_json(redis_url: str) -> None:
     assert (one["batch"]["state"], one["batch"]["total"], one["batch"]["requests_per_s"]) == ("running", 1, 0.0)
 
 
+def test_status_lists_the_newest_batch_first_as_table_and_as_json(redis_url: str) -> None:
+    for batch_id in ("older", "newer"):
+        Client(redis_url).submit([], batch_id)
+    table = mlxq("status", "--url", redis_url).stdout
+    listed = json.loads(mlxq("status", "--json", "--url", redis_url).stdout)
+    assert table.index("newer") < table.index("older")
+    assert [item["batch_id"] for item in listed["batches"]] == ["newer", "older"]
+
+
 def test_an_unknown_batch_exits_with_1(redis_url: str) -> None:
     result = mlxq("status", "nope", "--url", redis_url)
     assert (result.exit_code, result.stdout) == (1, "")
@@ -294,7 +303,7 @@ def test_collect_follows_a_batch_into_a_file(redis_url: str, tmp_path: Path) -> 
         result = mlxq("collect", "b1", "-o", tmp_path / "out.jsonl", "--follow", "--ordered", "--url", redis_url)
     assert (result.exit_code, result.stdout) == (0, "")
     assert custom_ids(tmp_path / "out.jsonl") == ["r0", "r1", "r2"]
-    assert "3 answered, 0 failed" in result.stderr
+    assert "3 answered, 0 failed; 15 prompt and 9 completion tokens.\n" in result.stderr  # how fast is not ours to say
     assert "eos_token" in result.stderr
     assert "<end>" in result.stderr
 
@@ -361,7 +370,7 @@ def test_run_says_that_the_output_holds_answers_to_other_requests(redis_url: str
         mlxq(*arguments)
         file.write_text('{"custom_id": "new", "prompt": "Say hello"}\n')
         result = mlxq(*arguments)
-    assert "3 answers in the output file to other requests" in result.stderr
+    assert "The output file also holds 3 answers to other requests." in result.stderr
     assert len(custom_ids(out)) == 4
 
 
@@ -448,12 +457,26 @@ def test_a_password_in_the_url_stays_off_the_worker_command_line() -> None:
     assert command[-4:] == ["--max-num-seqs", "4", "--extra-eos-token", "<end>"]
 
 
+@pytest.mark.parametrize("arguments", [["enqueue"], ["run", "--workers", "0", "-o", "OUT"]], ids=["enqueue", "run"])
+def test_an_empty_input_is_pointed_out(redis_url: str, tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "in.jsonl").write_text("\n")
+    given = [str(tmp_path / "out.jsonl") if word == "OUT" else word for word in arguments]
+    result = mlxq(*given, "-i", tmp_path / "in.jsonl", "--url", redis_url)
+    assert result.exit_code == 0
+    assert "The input holds no requests." in result.stderr
+
+
 # --- What is printed ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(8.4, "8 s"), (185, "3:05"), (7385, "2:03:05")])
 def test_durations_are_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 workers"), (1, "1 worker"), (2000, "2,000 workers")])
+def test_things_are_counted_in_words(number: int, text: str) -> None:
+    assert counted(number, "worker") == text
 
 
 def test_rates_are_of_the_last_half_minute_and_skip_what_was_there() -> None:

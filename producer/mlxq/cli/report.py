@@ -33,7 +33,7 @@ def print_summary(summary: Summary, *, with_rate: bool) -> None:
     if any(stop.type in LIMITS for stop in summary.stops):
         click.echo(LIMIT_HINT, err=True)
     if summary.unasked:
-        click.echo(f"{counted(summary.unasked, 'answer')} in the output file to other requests than these.", err=True)
+        click.echo(f"The output file also holds {counted(summary.unasked, 'answer')} to other requests.", err=True)
 
 
 def headline(summary: Summary, *, with_rate: bool = True) -> str:
