@@ -144,6 +144,15 @@ def test_a_damaged_file_is_an_error_that_names_it(tmp_path: Path, file: str, con
         load_tokenizer_only(str(tmp_path))
 
 
+def test_a_model_without_a_tokenizer_is_told_what_it_lacks(tmp_path: Path) -> None:
+    write_model_files(tmp_path)
+    for file in tmp_path.glob("tokenizer*"):
+        file.unlink()
+
+    with pytest.raises(ModelError, match=r"has no tokenizer\.json"):
+        load_tokenizer_only(str(tmp_path))
+
+
 def test_a_repository_that_can_not_be_downloaded_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> str:
         raise ConnectionError("no network")

@@ -211,6 +211,8 @@ def _load_tokenizer(path: Path, config: Mapping[str, Any]) -> Tokenizer:
             path, config=_config_for_tokenizer(config), trust_remote_code=False
         )
     except Exception as error:  # the tokenizers library raises bare Exceptions on a damaged file
+        if not (path / "tokenizer.json").exists():  # what transformers says then is about packages
+            raise ModelError(f"{path} has no tokenizer.json, and no other tokenizer that can be loaded") from error
         raise ModelError(f"the tokenizer in {path} can't be loaded: {error}") from error
     return tokenizer
 
