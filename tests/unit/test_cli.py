@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from mlxq.errors import ModelError
 from mlxq.openai import text_request
 from mlxq.tally import Summary, Tally
 from mlxq_worker.commands import run as run_module
+from mlxq_worker.commands.worker import worker
+from mlxq_worker.config import WorkerConfig
 
 STAND_IN = """
 import os, signal, sys, threading
@@ -464,6 +467,33 @@ def test_an_empty_input_is_pointed_out(redis_url: str, tmp_path: Path, arguments
     result = mlxq(*given, "-i", tmp_path / "in.jsonl", "--url", redis_url)
     assert result.exit_code == 0
     assert "The input holds no requests." in result.stderr
+
+
+def test_what_run_is_told_of_its_worker_reaches_it() -> None:
+    options = {"max_num_seqs": 4, "default_max_tokens": 7, "extra_eos_token": ("<end>",), "allow_no_eos": True}
+    command = run_module.worker_command("q", model="m", **options)
+    given = worker.make_context("worker", command[4:]).params
+    assert {name: given[name] for name in ("model", "queues", "extra_eos_tokens")} == {
+        "model": "m",
+        "queues": ("q",),
+        "extra_eos_tokens": ("<end>",),
+    }
+    assert (given["max_num_seqs"], given["default_max_tokens"], given["allow_no_eos"]) == (4, 7, True)
+
+
+def test_the_defaults_in_the_help_are_those_of_the_configuration() -> None:
+    config = WorkerConfig(model="m")
+    defaults = [
+        config.url,
+        config.queues[0],
+        config.engine.max_num_seqs,
+        config.default_max_tokens,
+        f"{config.grace_s:g}",
+    ]
+    shown = re.findall(r"default:\s+(\S+)\]", mlxq("worker", "--help").stdout)
+    shown_by_run = re.findall(r"default:\s+(\S+)\]", mlxq("run", "--help").stdout)
+    assert {str(default) for default in defaults} <= set(shown)
+    assert {str(config.engine.max_num_seqs), str(config.default_max_tokens)} <= set(shown_by_run)
 
 
 # --- What is printed ------------------------------------------------------------------------------------------

@@ -54,7 +54,8 @@ RESUME_HINT = "Run the same command again to go on from here."
 @click.option(
     "--max-inflight", type=click.IntRange(1), default=bulk.DEFAULT_MAX_INFLIGHT, help="Requests queued at a time."
 )
-@click.option("--max-num-seqs", type=click.IntRange(1), help="Rows decoded at once.")
+@click.option("--max-num-seqs", type=click.IntRange(1), help="Rows decoded at once.  [default: 32]")
+@click.option("--default-max-tokens", type=click.IntRange(1), help="Limit for requests that set none.  [default: 2048]")
 @click.option("--workers", type=click.IntRange(0), default=1, help="Worker processes; 0 leaves the work to others.")
 @click.option("--resume/--no-resume", default=True, help="Skip requests whose answer is in the output already.")
 @options.ordered
@@ -62,6 +63,7 @@ RESUME_HINT = "Run the same command again to go on from here."
 @options.settings
 @options.allow_unknown_params
 @click.option("--extra-eos-token", multiple=True, metavar="TOKEN", help="A further end token, as its id or its text.")
+@click.option("--allow-no-eos", is_flag=True, help="Accept a model that names no end token at all.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what the worker writes.")
 def run(
     input_path: Path,
@@ -171,7 +173,13 @@ class _Turn:
 
 
 def worker_command(
-    queue: str, *, model: str, max_num_seqs: int | None = None, extra_eos_token: tuple[str, ...] = ()
+    queue: str,
+    *,
+    model: str,
+    max_num_seqs: int | None = None,
+    default_max_tokens: int | None = None,
+    extra_eos_token: tuple[str, ...] = (),
+    allow_no_eos: bool = False,
 ) -> list[str]:
     """The command line of a worker that ends with this process. Its Redis URL, which may hold a password and
     would show in `ps`, goes through the environment instead."""
@@ -179,8 +187,12 @@ def worker_command(
     command += ["--model", model, "--queue", queue]
     if max_num_seqs is not None:
         command += ["--max-num-seqs", str(max_num_seqs)]
+    if default_max_tokens is not None:
+        command += ["--default-max-tokens", str(default_max_tokens)]
     for token in extra_eos_token:
         command += ["--extra-eos-token", token]
+    if allow_no_eos:
+        command += ["--allow-no-eos"]
     return command
 
 

@@ -16,15 +16,19 @@ from mlxq.errors import ConfigError, MlxqError
 
 @click.command()
 @click.option("--model", envvar="MLXQ_MODEL", help="Directory or Hub repository of the model, or demo.")
-@click.option("--queue", "queues", envvar="MLXQ_QUEUE", multiple=True, help="RQ queue to serve; may be repeated.")
-@click.option("--url", help="Redis URL.  [env var: MLXQ_URL, REDIS_URL]")
+@click.option(
+    "--queue", "queues", envvar="MLXQ_QUEUE", multiple=True, help="RQ queue to serve; may be repeated.  [default: mlxq]"
+)
+@click.option("--url", help="Redis URL.  [env var: MLXQ_URL, REDIS_URL; default: redis://localhost:6379/0]")
 @click.option("--burst", is_flag=True, default=None, envvar="MLXQ_BURST", help="End once the queues are empty.")
-@click.option("--max-num-seqs", type=click.IntRange(1), envvar="MLXQ_MAX_NUM_SEQS", help="Rows decoded at once.")
+@click.option(
+    "--max-num-seqs", type=click.IntRange(1), envvar="MLXQ_MAX_NUM_SEQS", help="Rows decoded at once.  [default: 32]"
+)
 @click.option(
     "--default-max-tokens",
     type=click.IntRange(1),
     envvar="MLXQ_DEFAULT_MAX_TOKENS",
-    help="Limit for requests that set none.",
+    help="Limit for requests that set none.  [default: 2048]",
 )
 @click.option(
     "--extra-eos-token",
@@ -47,7 +51,7 @@ from mlxq.errors import ConfigError, MlxqError
     type=click.FloatRange(0),
     envvar="MLXQ_GRACE_S",
     metavar="SECONDS",
-    help="How long running rows may go on after SIGTERM or SIGINT.",
+    help="How long running rows may go on after SIGTERM or SIGINT.  [default: 30]",
 )
 @click.option(
     "--log-level",
