@@ -111,9 +111,9 @@ def test_after_an_outage_the_other_workers_get_time_to_extend_their_leases(
     office.desk.turn(START)
     back = START + LEASE_S + 10
 
-    neighbour.desk.reconnected(back)
+    neighbour.desk.reconnected(back, away_s=15)
     neighbour.desk.turn(back)
-    office.desk.reconnected(back + 12)
+    office.desk.reconnected(back + 12, away_s=27)
     office.desk.turn(back + 12)
     neighbour.desk.turn(back + COME_BACK_S + 1)
 
@@ -129,8 +129,25 @@ def test_the_jobs_of_a_worker_that_does_not_come_back_are_taken_over_later(
     office.desk.turn(START)
     back = START + LEASE_S + 10
 
-    neighbour.desk.reconnected(back)
+    neighbour.desk.reconnected(back, away_s=15)
     for seconds in range(int(COME_BACK_S) + 2):
         neighbour.desk.turn(back + seconds)
+
+    assert strikes(connection, job.id) == 1
+
+
+def test_a_connection_that_breaks_again_and_again_keeps_nobody_from_taking_over_jobs(
+    connection: Redis,  # noqa: F811
+    office: Office,
+    neighbour: Office,
+) -> None:
+    job = enqueue_plain(connection)
+    office.desk.turn(START)
+    expired = START + LEASE_S + 10
+
+    for seconds in range(0, 20, 5):
+        neighbour.desk.reconnected(expired + seconds, away_s=0.2)
+        neighbour.desk.turn(expired + seconds)
+        neighbour.desk.turn(expired + seconds + 4)
 
     assert strikes(connection, job.id) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from threading import Event
 from typing import cast
@@ -23,6 +24,7 @@ class FakeDesk:
         self.on_turn = on_turn
         self.on_close = on_close
         self.num_turns = 0
+        self.absences_s: list[float] = []
         self.received: list[ToIo] = []
 
     def turn(self, now: float) -> float:
@@ -33,8 +35,8 @@ class FakeDesk:
     def receive(self, message: ToIo, now: float) -> None:
         self.received.append(message)
 
-    def reconnected(self, now: float) -> None:
-        pass
+    def reconnected(self, now: float, away_s: float) -> None:
+        self.absences_s.append(away_s)
 
     def close(self, now: float) -> None:
         self.on_close()
@@ -61,6 +63,25 @@ def test_rows_that_end_while_redis_is_away_cause_no_tries_of_their_own(monkeypat
     thread.close()
 
     assert desk.num_turns == 1
+
+
+def test_the_desk_hears_how_long_redis_was_away_from_the_first_failed_try_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlxq_worker.io_thread.FIRST_BACKOFF_S", 0.01)
+    is_away = Event()
+    is_away.set()
+    desk = FakeDesk(on_turn=lambda: redis_is_away() if is_away.is_set() else None)
+    thread, _ = a_thread(desk)
+
+    started = time.monotonic()
+    thread.start()
+    wait_until(lambda: desk.num_turns >= 4, "some tries")
+    is_away.clear()
+    num_before = len(desk.absences_s)
+    wait_until(lambda: len(desk.absences_s) > num_before, "the next try")
+    thread.close()
+
+    assert desk.absences_s == sorted(desk.absences_s)
+    assert 0.01 + 0.02 + 0.04 <= desk.absences_s[-1] <= time.monotonic() - started
 
 
 def test_a_redis_that_stays_away_while_closing_is_given_up_and_reported(

@@ -22,5 +22,7 @@ def test_what_is_postponed_waits_longer_once() -> None:
     every = Every(10)
     every.postpone(1000, 30)
 
+    every.postpone(1000, 5)
+
     assert every.left_s(1000) == 30
     assert [every.is_due(now) for now in (1015, 1029, 1030, 1039, 1040)] == [False, False, True, False, True]

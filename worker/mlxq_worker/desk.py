@@ -55,6 +55,8 @@ PREPARE_SLICE_S = 0.01
 """What ended is written at least this often, however many jobs wait to be prepared."""
 COME_BACK_S = 30.0
 """By then every worker has noticed that Redis answers again, however long it waits between two tries."""
+COME_BACK_MARGIN_S = 2.0
+"""What another worker may have noticed later than we that Redis was away."""
 CLEAN_S = 600.0
 """Between two cleanings of RQ's registries."""
 
@@ -152,10 +154,12 @@ class JobDesk:
             self._num_queued += num_strays
         return num_strays
 
-    def reconnected(self, now: float) -> None:
-        """Redis was away. The other workers' leases may have run out meanwhile, though they live: before anybody takes
-        their jobs and gives them strikes, they get time to come back as well."""
-        self._recover_timer.postpone(now, COME_BACK_S)
+    def reconnected(self, now: float, away_s: float) -> None:
+        """Redis was away for `away_s`. The other workers' leases may have run out meanwhile, though they live: before
+        anybody takes their jobs and gives them strikes, they get time to come back as well. No more than they need,
+        or a connection that breaks again and again would keep us from it for ever: their pauses double, so that twice
+        our own absence is plenty."""
+        self._recover_timer.postpone(now, min(COME_BACK_S, 2 * away_s + COME_BACK_MARGIN_S))
         self.reconcile(now)
 
     def close(self, now: float) -> None:

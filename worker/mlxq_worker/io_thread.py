@@ -54,6 +54,7 @@ class IoThread(Thread):
         self._watch = watch
         self._parent = ParentWatch(parent_pid) if parent_pid is not None else None
         self._backoff_s = 0.0
+        self._away_since = 0.0
         self._next_try = 0.0
         self._error: BaseException | None = None
 
@@ -96,7 +97,7 @@ class IoThread(Thread):
     def _turn(self) -> float:
         now = time.time()
         if self._backoff_s:
-            self._desk.reconnected(now)
+            self._desk.reconnected(now, time.monotonic() - self._away_since)
         return self._desk.turn(now)
 
     def _receive(self, wait_s: float) -> bool:
@@ -113,11 +114,14 @@ class IoThread(Thread):
 
     def _attempt(self, action: Callable[[], float]) -> float | None:
         """What the action returns, or `None` and a longer wait before the next try if Redis is away."""
+        began = time.monotonic()
         try:
             result = action()
         except redis_errors.RedisError as error:
             if not _will_pass(error):
                 raise
+            if not self._backoff_s:
+                self._away_since = began
             self._backoff_s = min(MAX_BACKOFF_S, 2 * self._backoff_s or FIRST_BACKOFF_S)
             self._next_try = time.monotonic() + self._backoff_s
             logger.warning("Redis doesn't answer, next try in %.1f s: %s", self._backoff_s, error)

@@ -24,5 +24,5 @@ class Every:
         return max(0.0, self._last + self._pause_s - now)
 
     def postpone(self, now: float, pause_s: float) -> None:
-        """Not before `pause_s` from now; after that in the usual rhythm."""
-        self._last, self._pause_s = now, pause_s
+        """Not before `pause_s` from now, nor earlier than it was due anyway; after that in the usual rhythm."""
+        self._last, self._pause_s = now, max(pause_s, self.left_s(now))
