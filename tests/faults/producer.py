@@ -11,9 +11,8 @@ from tests.faults.diary import Diary
 from tests.faults.workload import Files, Line
 from tests.processes import MLXQ, environment
 
-NUM_PORTIONS = 6
-LAST_PORTION_AT = 0.8
-"""Of the time with faults, so that there is work to disturb all along."""
+PORTION_PERIOD_S = 6.0
+"""Between two portions of the input, so that there is work to disturb all along."""
 MAX_INFLIGHT = 200
 RERUN_PAUSE_S = 1.0
 
@@ -32,7 +31,7 @@ class Producer:
         self._files = files
         self._command = (*MLXQ, "run", "--workers", "0", "--max-inflight", str(MAX_INFLIGHT), *files.options)
         self._variables = {"MLXQ_URL": url}
-        self._portion_s = seconds * LAST_PORTION_AT / (NUM_PORTIONS - 1)
+        self._num_portions = max(1, int(seconds / PORTION_PERIOD_S))
         self._log = log
         self._diary = diary
         self._process: subprocess.Popen[bytes] | None = None
@@ -66,8 +65,8 @@ class Producer:
 
     def _num_due(self) -> int:
         """How many lines of the input there are by now."""
-        num_portions = min(NUM_PORTIONS, 1 + int(self._diary.now_s / self._portion_s))
-        return len(self._lines) * num_portions // NUM_PORTIONS
+        num_due = min(self._num_portions, 1 + int(self._diary.now_s / PORTION_PERIOD_S))
+        return len(self._lines) * num_due // self._num_portions
 
     def _start(self) -> None:
         self._num_fed = self._num_due()
