@@ -73,9 +73,9 @@ return ended
 def take_out(connection: Redis, queue: str, batch_id: str) -> int:
     """Remove a batch's ids from the queue, whoever else's ids are between them. Returns how many there were."""
     prefix = f"{batch_id}-"
-    script = connection.register_script(_TAKE_OUT)
     key = Queue(queue, connection=connection).key
-    return int(script(keys=[key], args=[prefix, len(prefix) + JOB_HASH_LENGTH]))
+    # Not by its hash, here and below: an unknown one is an error, after which the embedded server hangs up.
+    return cast(int, connection.eval(_TAKE_OUT, 1, key, prefix, len(prefix) + JOB_HASH_LENGTH))
 
 
 def end_queued(connection: Redis, queue: str, batch_id: str, job_ids: Sequence[str], *, code: str, message: str) -> int:
@@ -89,7 +89,7 @@ def end_queued(connection: Redis, queue: str, batch_id: str, job_ids: Sequence[s
         failure = Failure(custom_id=custom_id, request_id=job_id, code=code, message=message)
         script_keys += [Job.key_for(job_id), rq_keys.results(job_id)]
         args += [job_id, b64encode(msgspec.json.encode(failure_line(failure))).decode()]
-    return int(connection.register_script(_END_QUEUED)(keys=script_keys, args=args))
+    return cast(int, connection.eval(_END_QUEUED, len(script_keys), *script_keys, *args))
 
 
 def stop_running(connection: Redis, job_id: str) -> bool:

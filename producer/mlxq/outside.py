@@ -83,7 +83,8 @@ def record_ends(connection: Redis, batch_id: str, job_ids: Sequence[str], *, rea
     for job_id in job_ids:
         script_keys += [Job.key_for(job_id), rq_keys.executions(job_id)]
     args: list[str | int] = [read_to, keys.BATCH_TTL_S, LOST, *job_ids]
-    return int(connection.register_script(_RECORD_ENDS)(keys=script_keys, args=args))
+    # Not by its hash: an unknown one is an error, after which the embedded server hangs up.
+    return cast(int, connection.eval(_RECORD_ENDS, len(script_keys), *script_keys, *args))
 
 
 def num_open(connection: Redis, queue: str) -> int:

@@ -20,6 +20,7 @@ from mlxq.batch import Batch
 from mlxq.client import Client
 from mlxq.openai import ParsedLine, text_request
 from mlxq.tally import Summary
+from mlxq_worker.redis_server import private_redis
 
 CRASHES = [
     "Moved to FailedJobRegistry, due to AbandonedJobError, at 2026-01-01",
@@ -161,3 +162,19 @@ def test_jobs_that_were_counted_as_lost_run_after_all(client: Client, batch: Bat
         found = {answer.custom_id: answer.is_success for answer in batch.as_completed(timeout_s=5)}
     assert found == {"a": True, "b": True, "c": True}
     assert batch.counts().num_finished == batch.counts().num_ended == 3
+
+
+def test_lost_and_cancelled_jobs_are_recorded_on_the_embedded_server_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with private_redis() as server:
+        client = Client(server.url)
+        batch = client.submit(requests("a", "b", "c"), "b1")
+        client.redis.lrem("rq:queue:mlxq", 1, batch.job_id("a"))
+        client.redis.delete(Job.key_for(batch.job_id("a")))
+        assert batch.counts().num_failed == 1
+        assert batch.add(requests("a")) == 1
+        assert batch.cancel() == 3
+        assert batch.counts().is_done
+        client.close()
