@@ -55,7 +55,8 @@ def connect(url: str) -> Redis:
         pool.connection_class(**pool.connection_kwargs)
     except (ValueError, TypeError, redis_errors.RedisError):
         # Not what it says, which may be a piece of the password.
-        raise ConfigError(f"{mask_url(url)!r} is not a Redis URL: {URL_HINT}") from None
+        unknown = " with options that are known" if "?" in url else ""
+        raise ConfigError(f"{mask_url(url)!r} is not a Redis URL{unknown}: {URL_HINT}") from None
     return connection
 
 

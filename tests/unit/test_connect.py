@@ -36,7 +36,7 @@ def test_a_bad_url_shows_nothing_of_its_password_and_says_how_to_write_it(url: s
 
 @pytest.mark.parametrize("query", ["foo=x", "protocol=9", "socket_timeout=soon"])
 def test_an_option_that_redis_clients_do_not_know_is_an_error_at_once(query: str) -> None:
-    with pytest.raises(ConfigError, match="'redis://localhost:7391/0' is not a Redis URL"):
+    with pytest.raises(ConfigError, match="'redis://localhost:7391/0' is not a Redis URL with options that are known"):
         connect(f"redis://localhost:7391/0?{query}")
 
 
