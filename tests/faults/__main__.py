@@ -70,7 +70,9 @@ def _disturbed(lines: list[Line], files: Files, directory: Path, options: Option
     deadline_s = options.seconds + options.patience_s
     faults = schedule.draw(options.seed, options.seconds, options.num_workers, LEASE_S)
     with DurableRedis(directory) as server, Fleet(options.num_workers, server.url, directory, diary) as fleet:
-        with Producer(lines, files, server.url, options.seconds, directory / "producer.log", diary) as producer:
+        # With every fault comes a portion of the work, so that there is something to disturb on fast machines too.
+        times_s = [fault.at_s for fault in faults]
+        with Producer(lines, files, server.url, times_s, directory / "producer.log", diary) as producer:
             Scene(server, fleet, producer, diary).play(faults, lambda: producer.is_done or diary.now_s > deadline_s)
             is_done = producer.is_done
         diary.note("all is answered" if is_done else "giving up: the run doesn't end")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from bisect import bisect_right
 from collections import Counter
 from pathlib import Path
 
@@ -11,8 +12,6 @@ from tests.faults.diary import Diary
 from tests.faults.workload import Files, Line
 from tests.processes import MLXQ, environment
 
-PORTION_PERIOD_S = 6.0
-"""Between two portions of the input, so that there is work to disturb all along."""
 MAX_INFLIGHT = 200
 RERUN_PAUSE_S = 1.0
 
@@ -23,25 +22,33 @@ class Producer:
     Use it as a context manager, which kills what still runs.
 
     Args:
-        seconds: how long there are faults.
+        portion_times_s: when the portions come, in order; they are of equal size.
     """
 
-    def __init__(self, lines: list[Line], files: Files, url: str, seconds: float, log: Path, diary: Diary) -> None:
+    def __init__(
+        self, lines: list[Line], files: Files, url: str, portion_times_s: list[float], log: Path, diary: Diary
+    ) -> None:
         self._lines = lines
         self._files = files
         self._command = (*MLXQ, "run", "--workers", "0", "--max-inflight", str(MAX_INFLIGHT), *files.options)
         self._variables = {"MLXQ_URL": url}
-        self._num_portions = max(1, int(seconds / PORTION_PERIOD_S))
+        self._portion_times_s = portion_times_s
         self._log = log
         self._diary = diary
         self._process: subprocess.Popen[bytes] | None = None
         self._num_fed = 0
+        self._num_bytes_before = 0
         self._start_at_s = 0.0
         self._has_failed = False
 
     @property
     def is_done(self) -> bool:
         return self._process is None and self._num_fed == len(self._lines) and not self._has_failed
+
+    @property
+    def gets_answers(self) -> bool:
+        """Whether `mlxq run` is in the middle of its work."""
+        return self._process is not None and self._num_output_bytes() > self._num_bytes_before
 
     def tend(self) -> None:
         """Start `mlxq run` if it doesn't run and has something to do."""
@@ -65,11 +72,15 @@ class Producer:
 
     def _num_due(self) -> int:
         """How many lines of the input there are by now."""
-        num_due = min(self._num_portions, 1 + int(self._diary.now_s / PORTION_PERIOD_S))
-        return len(self._lines) * num_due // self._num_portions
+        num_portions = bisect_right(self._portion_times_s, self._diary.now_s)
+        return len(self._lines) * num_portions // len(self._portion_times_s)
+
+    def _num_output_bytes(self) -> int:
+        return self._files.output.stat().st_size if self._files.output.exists() else 0
 
     def _start(self) -> None:
         self._num_fed = self._num_due()
+        self._num_bytes_before = self._num_output_bytes()
         workload.write(self._files.input, self._lines[: self._num_fed])
         self._diary.note(f"mlxq run over {self._num_fed} lines", count="runs")
         with self._log.open("ab") as log:

@@ -12,7 +12,9 @@ from tests.faults.producer import Producer
 from tests.faults.schedule import Fault
 from tests.faults.server import DurableRedis
 
-TICK_S = 0.1
+TICK_S = 0.05
+MAX_WAIT_FOR_ANSWERS_S = 4.0
+"""How long a fault that is due waits for the answers to come in that it is to disturb."""
 
 
 @dataclass(slots=True)
@@ -26,16 +28,21 @@ class Scene:
     restart_at_s: float | None = None
 
     def play(self, faults: list[Fault], is_over: Callable[[], bool]) -> None:
-        """Cause each fault when its time comes, then leave everything alone until it is over."""
+        """Cause each fault when its time comes and there is work to disturb, then leave everything alone until it is
+        over."""
         waiting = list(faults)
         while waiting or not is_over():
             if self.restart_at_s is not None and self.diary.now_s >= self.restart_at_s:
                 self._restart_redis()
-            while waiting and waiting[0].at_s <= self.diary.now_s:
+            while waiting and self._is_due(waiting[0]):
                 self._cause(waiting.pop(0))
             self.fleet.tend()
             self.producer.tend()
             time.sleep(TICK_S)
+
+    def _is_due(self, fault: Fault) -> bool:
+        late_s = self.diary.now_s - fault.at_s
+        return late_s >= (0 if self.producer.gets_answers else MAX_WAIT_FOR_ANSWERS_S)
 
     def _cause(self, fault: Fault) -> None:
         match fault.kind:
