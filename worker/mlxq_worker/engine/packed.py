@@ -122,10 +122,11 @@ class PackedRunner:
         staying = frozenset(plan.rows)
         self._slots = {row: slot for row, slot in self._slots.items() if row in staying}
         free = sorted(set(range(self.max_num_seqs)) - set(self._slots.values()), reverse=True)
-        joining = [row for row in plan.rows if row not in self._slots]
-        self._slots |= {row: free.pop() for row in joining}
-        for cache in self._packed.caches:
-            cache.wipe([self._slots[row] for row in joining])
+        joining = {row: free.pop() for row in plan.rows if row not in self._slots}
+        self._slots |= joining
+        if joining:
+            for cache in self._packed.caches:
+                cache.wipe(list(joining.values()))
         for row in sorted(self._slots, key=self._slots.__getitem__, reverse=True):
             if not free or free[-1] > self._slots[row]:
                 break
@@ -155,10 +156,10 @@ def packs(model: Any) -> bool:
         log.warning("%s can't be packed, decoding padded: %r", type(model).__module__, error)
         return False
     difference, scale = mx.abs(logits - expected[mx.array([5, 3])]).max(), mx.abs(expected).max()
-    if is_same := bool((difference < _TOLERANCE * scale).item()):
-        return is_same
-    log.warning("%s computes something else on slots, decoding padded", type(model).__module__)
-    return False
+    is_same = bool((difference < _TOLERANCE * scale).item())
+    if not is_same:
+        log.warning("%s computes something else on slots, decoding padded", type(model).__module__)
+    return is_same
 
 
 _TOLERANCE = 0.05

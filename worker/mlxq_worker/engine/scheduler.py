@@ -173,14 +173,10 @@ class Scheduler:
                 row = self._admit(now)
                 num_places -= 1
             if row.prefix and not row.prefix.is_prefilled:
-                start = row.prefix.num_prefilled
-                row.prefix.num_prefilled = min(len(row.prefix), start + room)
-                prefix_pieces.append(PrefixPiece(row.prefix, start, row.prefix.num_prefilled))
+                prefix_pieces.append(PrefixPiece(row.prefix, *_prefill(row.prefix, len(row.prefix), room)))
                 room -= len(prefix_pieces[-1])
             if room > 0:
-                start = row.num_prefilled
-                row.num_prefilled = min(len(row.spec.prompt_ids), start + room)
-                pieces.append(Piece(row, start, row.num_prefilled))
+                pieces.append(Piece(row, *_prefill(row, len(row.spec.prompt_ids), room)))
                 room -= len(pieces[-1])
         return pieces, prefix_pieces
 
@@ -217,3 +213,10 @@ class Scheduler:
         if ended:
             self._running = [row for row in self._running if not row.finished]
         return [row.result for row in ended if row.result]
+
+
+def _prefill(what: Row | Prefix, length: int, room: int) -> tuple[int, int]:
+    """Count up to `room` more of its `length` tokens as given to the device; returns where they start and stop."""
+    start = what.num_prefilled
+    what.num_prefilled = min(length, start + room)
+    return start, what.num_prefilled

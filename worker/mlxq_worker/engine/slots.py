@@ -10,7 +10,7 @@ once beside the slots; its rows attend to it together.
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -236,29 +236,35 @@ class SlotCache:
         return self._keys[first:last, :, :num_columns], self._values[first:last, :, :num_columns]
 
     def _attend_decoding(self, queries: mx.array, windows: Windows, scale: float) -> mx.array:
-        in_slots = queries if windows.query_rows is None else queries[windows.query_rows]  # (S, heads, 1, D)
-        window = self._in_slots(0, windows.num_slots, windows.width)
-        results = [mx.fast.scaled_dot_product_attention(in_slots, *window, scale=scale, mask=windows.mask)]
-        for row in windows.outliers:
-            own = self._in_slots(row.slot, row.slot + 1, row.length)
-            query = queries[row.place : row.place + 1]
-            results.append(mx.fast.scaled_dot_product_attention(query, *own, scale=scale))
+        results = [
+            mx.fast.scaled_dot_product_attention(own, keys, values, scale=scale, mask=mask)
+            for own, keys, values, mask in self._decoding_parts(queries, windows)
+        ]
         result = results[0] if len(results) == 1 else mx.concatenate(results)
         return result if windows.result_rows is None else result[windows.result_rows]
 
     def _attend_sharing(self, queries: mx.array, windows: Windows, sharing: Sharing, scale: float) -> mx.array:
         """As `_attend_decoding`, for rows behind prefixes: each row's part in its slot and its part in the prefix."""
-        in_slots = queries if windows.query_rows is None else queries[windows.query_rows]
-        own = [attend_in_part(in_slots, *self._in_slots(0, windows.num_slots, windows.width), scale, windows.mask)]
-        for row in windows.outliers:
-            keys, values = self._in_slots(row.slot, row.slot + 1, row.length)
-            own.append(attend_in_part(queries[row.place : row.place + 1], keys, values, scale))
+        own = [
+            attend_in_part(own, keys, values, scale, mask)
+            for own, keys, values, mask in self._decoding_parts(queries, windows)
+        ]
         in_slot = Partial.joined(own) if windows.result_rows is None else Partial.joined(own)[windows.result_rows]
         shared = [self._attend_prefix(queries[rows], prefix, scale) for prefix, rows in sharing.groups.items()]
         if sharing.num_alone:
             shared.append(shared[0].nothing(sharing.num_alone))
         in_prefix = Partial.joined(shared) if sharing.order is None else Partial.joined(shared)[sharing.order]
         return in_slot.merged(in_prefix).result(queries.dtype)
+
+    def _decoding_parts(
+        self, queries: mx.array, windows: Windows
+    ) -> Iterator[tuple[mx.array, mx.array, mx.array, mx.array | None]]:
+        """Queries, the keys and values in the slots that they attend to, and a mask: the window, then each outlier."""
+        in_slots = queries if windows.query_rows is None else queries[windows.query_rows]  # (S, heads, 1, D)
+        yield in_slots, *self._in_slots(0, windows.num_slots, windows.width), windows.mask
+        for row in windows.outliers:
+            own = self._in_slots(row.slot, row.slot + 1, row.length)
+            yield queries[row.place : row.place + 1], *own, None
 
     def _attend_prefix(self, queries: mx.array, prefix: Prefix, scale: float) -> Partial:
         """All rows of a group at once, as if they were one row with many queries: (b, heads, 1, D)."""
