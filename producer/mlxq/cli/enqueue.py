@@ -18,14 +18,7 @@ from mlxq.openai import ParsedLine, error_message_of, text_request, texts_of
 
 
 @click.command(context_settings=options.SETTINGS)
-@click.option(
-    "-i",
-    "--input",
-    "input_path",
-    envvar="MLXQ_INPUT",
-    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
-    help=options.input_help,
-)
+@options.input_file(required=False)
 @click.option("--prompt", help="One prompt, instead of a file.")
 @click.option("--wait", is_flag=True, help="With --prompt: wait for the answer and print it.")
 @click.option("--max-tokens", type=click.IntRange(1), help="The same as --set max_tokens=N.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,16 @@ error_file = click.option(
     help="Where failed requests go.  [default: the output's name with .errors before the suffix]",
 )
 output = click.option("-o", "--output", type=ResultFile(), required=True, help="JSONL file of answers.")
-input_help = "JSONL file of requests, or .txt with one prompt per line; - is stdin."
+input_file = partial(
+    click.option,
+    "-i",
+    "--input",
+    "input_path",
+    envvar="MLXQ_INPUT",
+    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
+    help="JSONL file of requests, or .txt with one prompt per line; - is stdin.",
+)
+"""Called with `required`, since one command can do without it."""
 
 
 def _read_settings(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]) -> dict[str, Any]:

@@ -37,15 +37,7 @@ RESUME_HINT = "Run the same command again to go on from here."
 
 
 @click.command(context_settings=options.SETTINGS)
-@click.option(
-    "-i",
-    "--input",
-    "input_path",
-    envvar="MLXQ_INPUT",
-    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
-    required=True,
-    help=options.input_help,
-)
+@options.input_file(required=True)
 @options.output
 @options.error_file
 @click.option("--model", default="demo", help="Directory or Hub repository of the model, or demo.")
