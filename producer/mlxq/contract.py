@@ -41,12 +41,37 @@ FINISH_REASONS: dict[StopType, FinishReason] = {
 """The `finish_reason` (OpenAI's and vLLM's words) that goes with each `StopDetails.type`."""
 
 
+class Beam(msgspec.Struct, frozen=True, kw_only=True):
+    """Beam search: `width` hypotheses are followed, the best `SamplingParams.n` of the finished ones are returned.
+
+    A finished hypothesis scores the sum of its log probabilities divided by its length to the power `length_penalty`.
+    `early_stopping` has transformers' meaning: true ends with `width` finished hypotheses, false once no better one is
+    likely, `"never"` once no better one is possible.
+    """
+
+    width: int
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+
+
+class RepetitionDetection(msgspec.Struct, frozen=True, kw_only=True):
+    """When a text counts as looping: it ends with `min_count` copies of one pattern of tokens, whose length is between
+    `min_pattern_size` and `max_pattern_size` tokens. vLLM's field and names."""
+
+    max_pattern_size: int
+    min_pattern_size: int
+    min_count: int
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     """How one request is decoded. Names and defaults are vLLM's (`SamplingParams`) where it has the field.
 
     `temperature == 0` is greedy; `top_k == 0`, `top_p == 1` and `min_p == 0` switch those filters off.
     `max_tokens is None` leaves the limit to the worker (`--default-max-tokens`); `seed is None` lets the worker
     draw one, which the result records. `timeout_s` is a limit on seconds of decoding.
+
+    `logprobs` and `prompt_logprobs` are numbers of alternatives to report beside each token; 0 reports the token alone,
+    `None` nothing. `n` answers have the seeds `seed`, `seed + 1`, and so on. `allowed_token_ids is None` allows all.
     """
 
     max_tokens: int | None = None
@@ -61,6 +86,41 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     timeout_s: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
+    bad_words: tuple[str, ...] = ()
+    allowed_token_ids: tuple[int, ...] | None = None
+    repetition_detection: RepetitionDetection | None = None
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    return_token_ids: bool = False
+    n: int = 1
+    beam: Beam | None = None
+
+
+StructureKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
+
+
+class Structure(msgspec.Struct, frozen=True, kw_only=True):
+    """What the answer is held to. `value` is a schema (an object), a regular expression, a list of strings, a grammar
+    in Lark's or EBNF syntax, or `None` for any JSON object. Error messages name `param`, the field that asked."""
+
+    kind: StructureKind
+    value: Any = None
+    param: str
+
+
+ToolMode = Literal["none", "auto", "required"]
+
+
+class ToolChoice(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether the model may or must call a tool. With a `name` (and the mode `required`) it must call that one."""
+
+    mode: ToolMode = "auto"
+    name: str | None = None
+    parallel: bool = True
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True):
@@ -78,6 +138,8 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     prompt: str | tuple[int, ...] | None = None
     messages: tuple[dict[str, Any], ...] | None = None
     tools: tuple[dict[str, Any], ...] | None = None
+    tool_choice: ToolChoice = ToolChoice()
+    structure: Structure | None = None
     chat_template_kwargs: dict[str, Any] = {}
     model: str | None = None
 
@@ -97,15 +159,49 @@ class StopDetails(msgspec.Struct, frozen=True, kw_only=True):
     token_index: int | None = None
 
 
+class Alternative(msgspec.Struct, frozen=True, kw_only=True):
+    """A token that could have stood in a place, and its log probability. `rank` counts from 1, the most probable."""
+
+    token_id: int
+    token: str
+    logprob: float
+    rank: int
+
+
+class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
+    """The token in one place, and the most probable ones there (`top`, by falling probability). Log probabilities are
+    those of the model's own distribution, before temperature, penalties and filters, as in vLLM."""
+
+    chosen: Alternative
+    top: tuple[Alternative, ...] = ()
+
+
+class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
+    """A call that the model wants made. `arguments` is JSON text."""
+
+    id: str
+    name: str
+    arguments: str
+
+
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """One generated answer. `stop_reason` has vLLM's meaning: `None` for the primary EOS and for limits, the
-    token id for any other EOS or stop id, the string for a stop string."""
+    token id for any other EOS or stop id, the string for a stop string.
+
+    `text` is what is left beside `tool_calls` and `reasoning_content`. `beam_score` is there after beam search.
+    """
 
     index: int
     text: str
     finish_reason: FinishReason
     stop_reason: int | str | None
     stop_details: StopDetails
+    reasoning_content: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] | None = None
+    token_ids: tuple[int, ...] | None = None
+    seed: int | None = None
+    beam_score: float | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,6 +245,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     choices: tuple[Choice, ...]
     usage: Usage
     run: RunInfo
+    prompt_token_ids: tuple[int, ...] | None = None
+    prompt_logprobs: tuple[TokenLogprob | None, ...] | None = None
 
 
 class Failure(msgspec.Struct, frozen=True, kw_only=True):

@@ -7,10 +7,11 @@ no arrays, no queue. All times are seconds on the caller's monotonic clock.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from mlxq.contract import StopDetails, StopType
+from mlxq.contract import Beam, RepetitionDetection, StopDetails, StopType
 from mlxq_worker.engine.api import AbortReason
+from mlxq_worker.engine.constraint import Constraint
 from mlxq_worker.engine.prefix import Prefix
 from mlxq_worker.engine.stop import StopScanner, TextStream
 
@@ -18,6 +19,22 @@ Decode = Callable[[Sequence[int]], str]
 """Token ids to text, special tokens left out."""
 
 _LEAST_TEMPERATURE = 1e-5
+
+
+def choice_row_id(request_row_id: str, index: int) -> str:
+    """The row id of a request's answer `index`: the first answer has the request's own."""
+    return request_row_id if index == 0 else f"{request_row_id}#{index}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TokenScores:
+    """Log probabilities in one place of a sequence, natural logarithm: of the token that stands there, its rank among
+    all ids (1 is the most probable), and of the most probable ids as `(id, logprob)`, falling."""
+
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +45,12 @@ class RowSpec:
     `end_tokens` maps every id that ends this row to its token text: the EOS set (unless `ignore_eos`) and the
     request's `stop_token_ids`. `eos_ids` says which of them belong to the EOS set (the rest are `stop_token`).
     `deadline_s` is an allowance of decode seconds, counted from the step that admits the row to the batch.
+
+    `bad_words` are token sequences, none of which may be completed; all ids in `bad_words`, `logit_bias` and
+    `allowed_token_ids` are inside the vocabulary. `num_logprobs` and `num_prompt_logprobs` are numbers of alternatives,
+    `None` asks for no scores. With a `beam` the spec stands for a whole beam search; its `num_beams_returned` best
+    hypotheses end on one step, with the row ids `choice_row_id(row_id, 0)`, `choice_row_id(row_id, 1)`, and so on.
+    `shares_prompt` says that other rows with exactly this prompt are being admitted beside this one (n > 1).
     """
 
     row_id: str
@@ -45,6 +68,19 @@ class RowSpec:
     stop: tuple[str, ...] = ()
     include_stop_str_in_output: bool = False
     deadline_s: float | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    allowed_token_ids: frozenset[int] | None = None
+    repetition_detection: RepetitionDetection | None = None
+    constraint: Constraint | None = None
+    num_logprobs: int | None = None
+    num_prompt_logprobs: int | None = None
+    shares_prompt: bool = False
+    beam: Beam | None = None
+    num_beams_returned: int = 1
 
     @property
     def is_greedy(self) -> bool:
@@ -74,7 +110,8 @@ class RowResult:
 
     `text` is what the request gets: without the end token, and cut at the stop string.
     `stop_details` says why; its `token_index` counts from 0. `prefill_s` runs from admission into the batch to
-    the first token, `decode_s` from there to the end.
+    the first token, `decode_s` from there to the end. `logprobs` has one entry for each of `token_ids`,
+    `prompt_logprobs` one for each prompt token, the first of which follows nothing and is `None`.
     """
 
     row_id: str
@@ -85,6 +122,9 @@ class RowResult:
     seed: int
     prefill_s: float
     decode_s: float
+    logprobs: tuple[TokenScores, ...] | None = None
+    prompt_logprobs: tuple[TokenScores | None, ...] | None = None
+    beam_score: float | None = None
 
 
 class Row:
