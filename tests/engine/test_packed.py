@@ -175,6 +175,32 @@ def test_a_shared_prefix_goes_through_the_model_once(layouts: list[Layout]) -> N
     assert sum(layout.positions.size for layout in layouts[2:]) == len(prefix) + len(specs)
 
 
+def test_four_answers_to_a_prompt_of_400_tokens_cost_one_prefill(layouts: list[Layout]) -> None:
+    prompt = tuple(index * 7 % VOCAB_SIZE for index in range(400))
+    specs = [row_spec(row_id=str(index), prompt_ids=prompt, max_tokens=1) for index in range(4)]
+
+    run(BatchEngine(build("llama"), decode, max_num_seqs=8, max_num_batched_tokens=64), specs)
+
+    assert sum(layout.positions.size for layout in layouts[2:]) == 399 + 4
+
+
+def test_a_prefix_takes_over_what_was_computed_for_the_shorter_one_that_more_rows_share(layouts: list[Layout]) -> None:
+    random = Random(4)
+    few_shot, question = (tuple(random.randrange(VOCAB_SIZE) for _ in range(length)) for length in (96, 150))
+    prompts = [*[few_shot + question] * 3, *[(*few_shot, index) for index in range(3)]]
+    specs = [
+        row_spec(row_id=str(index), prompt_ids=prompt, max_tokens=8, temperature=1.0, seed=index)
+        for index, prompt in enumerate(prompts)
+    ]
+    model = build("llama")
+
+    outcome = run(BatchEngine(model, decode, max_num_seqs=6, max_num_batched_tokens=64), specs)
+
+    num_computed = sum(layout.positions.size for layout in layouts[2:])
+    assert num_computed == len(few_shot) + (len(question) - 1) + len(specs) + sum(spec.limit - 1 for spec in specs)
+    assert outcome.tokens == run(BatchEngine(model, decode, max_num_seqs=6, max_prefix_tokens=0), specs).tokens
+
+
 @pytest.fixture
 def caches(monkeypatch: pytest.MonkeyPatch) -> list[SlotCache]:
     """Every slot cache that is made, the newest last."""

@@ -47,7 +47,45 @@ def test_a_prompt_shares_nothing_with_itself_with_others_or_below_the_minimum() 
 def test_equal_prompts_keep_a_token_of_their_own_to_decode_from() -> None:
     prefix = acquired(table_of(SYSTEM, SYSTEM), SYSTEM)
 
-    assert prefix.token_ids == SYSTEM[:-BLOCK]
+    assert prefix.token_ids == SYSTEM[:-1]
+
+
+def test_equal_prompts_share_what_is_behind_their_whole_blocks_too() -> None:
+    prompt = tuple(range(400))
+
+    assert acquired(table_of(prompt, prompt), prompt).token_ids == prompt[:-1]
+
+
+def test_what_some_prompts_share_beyond_what_more_do_is_based_on_it() -> None:
+    twice, other = (*SYSTEM, *range(MIN_TOKENS + 1)), (*SYSTEM, 7)
+    table = table_of(twice, twice, other)
+
+    prefix = acquired(table, twice)
+
+    assert prefix.token_ids == twice[:-1]
+    assert prefix.base is acquired(table, other)
+    assert prefix.num_prefilled == len(SYSTEM)
+    assert prefix.unfilled() == [prefix.base, prefix]
+
+
+def test_prompts_that_share_little_beyond_what_more_do_keep_to_that() -> None:
+    twice, other = (*SYSTEM, *range(MIN_TOKENS)), (*SYSTEM, 7)
+    table = table_of(twice, twice, other)
+
+    assert acquired(table, twice).token_ids == SYSTEM
+
+
+def test_a_base_is_kept_while_something_is_based_on_it() -> None:
+    twice, other = (*SYSTEM, *range(MIN_TOKENS + 1)), (*SYSTEM, 7)
+    table = table_of(twice, twice, other, max_tokens=2 * len(SYSTEM) + MIN_TOKENS)
+    prefix = acquired(table, twice)
+    table.release(prefix)
+    newcomer = tuple(range(5000, 5000 + 2 * len(SYSTEM)))
+    for _ in range(2):
+        table.expect(newcomer)
+    acquired(table, newcomer)
+
+    assert table.take_evicted() == (prefix,)
 
 
 def test_a_prefix_outlives_its_rows_for_those_that_come_later() -> None:

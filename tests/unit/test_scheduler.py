@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -405,4 +406,6 @@ def test_a_shared_prefix_is_prefilled_before_its_rows_and_a_prompt_under_way_goe
             break
 
     assert all(each.finished for each in rows)
-    assert not any(each.prefix and each.prefix.num_users for each in rows)
+    used = {each.prefix for each in rows if each.prefix}
+    bases = Counter(prefix.base for prefix in used)
+    assert all(prefix.num_users == bases[prefix] for prefix in used)

@@ -84,9 +84,19 @@ class PaddedRunner:
             cache.filter(keep)
 
     def _prefill(self, rows: Sequence[Row]) -> list[Cache]:
-        """Run all but the last token of the rows' prompts through the model; the last one is decoded from."""
-        prompts = [row.spec.prompt_ids[:-1] for row in rows]
-        caches = self._new_caches(len(rows))
+        """Run all but the last token of the rows' prompts through the model, equal ones once; the last one is decoded
+        from."""
+        each = [row.spec.prompt_ids[:-1] for row in rows]
+        prompts = list(dict.fromkeys(each))
+        caches = self._prefill_prompts(prompts)
+        if len(prompts) < len(each):
+            place = {prompt: index for index, prompt in enumerate(prompts)}
+            for cache in caches:
+                cache.filter(mx.array([place[prompt] for prompt in each]))  # an index may come several times
+        return caches
+
+    def _prefill_prompts(self, prompts: Sequence[Sequence[int]]) -> list[Cache]:
+        caches = self._new_caches(len(prompts))
         lengths = [len(prompt) for prompt in prompts]
         longest = max(lengths)
         if longest == 0:

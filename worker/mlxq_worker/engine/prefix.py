@@ -1,6 +1,7 @@
 """Finds prompts that begin alike, so that what they share is computed and stored once.
 
-Prompts are compared by blocks of `BLOCK` tokens through a chain of hashes, as in vLLM's automatic prefix caching. A
+Prompts are compared by blocks of `BLOCK` tokens through a chain of hashes, as in vLLM's automatic prefix caching; what
+is left behind the whole blocks is one more block, so equal prompts (n > 1, beams) share all but their last token. A
 `Prefix` is made when two rows that wait or run share enough, is locked while a row uses it, and is kept afterwards, the
 least recently used ones going first when `max_tokens` are exceeded. Plain Python; where the keys and values lie is the
 runner's business.
@@ -9,22 +10,27 @@ runner's business.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
 
 BLOCK = 32
 MIN_TOKENS = 2 * BLOCK
-"""Sharing less than this is not worth the second attention that every decode step pays for it."""
+"""Sharing less than this, beside what more rows share, is not worth the attention of its own that every decode step
+pays for it."""
 
 
 class Prefix:
-    """The first tokens of several prompts. `num_prefilled` of them are with the device; `num_users` rows hold it."""
+    """The first tokens of several prompts. `num_prefilled` of them are with the device; `num_users` rows hold it.
 
-    __slots__ = ("last_use", "num_prefilled", "num_users", "token_ids")
+    It may begin with another prefix, its `base`, which more prompts share: it takes over what was computed for that.
+    """
 
-    def __init__(self, token_ids: tuple[int, ...]) -> None:
+    __slots__ = ("base", "last_use", "num_prefilled", "num_users", "token_ids")
+
+    def __init__(self, token_ids: tuple[int, ...], base: Prefix | None = None) -> None:
         self.token_ids = token_ids
-        self.num_prefilled = 0
+        self.base = base
+        self.num_prefilled = len(base) if base else 0
         self.num_users = 0
         self.last_use = 0
 
@@ -37,6 +43,11 @@ class Prefix:
     @property
     def is_prefilled(self) -> bool:
         return self.num_prefilled == len(self.token_ids)
+
+    def unfilled(self) -> list[Prefix]:
+        """What is to be prefilled before a row can go on behind this prefix, in order."""
+        before = self.base.unfilled() if self.base else []
+        return before if self.is_prefilled else [*before, self]
 
 
 class PrefixTable:
@@ -73,17 +84,10 @@ class PrefixTable:
     def acquire(self, prompt_ids: tuple[int, ...]) -> Prefix | None:
         """The longest prefix that this prompt has in common with others, locked for one more row; `None` if it shares
         too little, or if there is no room for it beside the prefixes that are in use."""
-        keys = list(self._chain(prompt_ids))
-        for num_blocks in range(len(keys), MIN_TOKENS // BLOCK - 1, -1):
-            key = keys[num_blocks - 1]
-            prefix = self._prefixes.get(key)
-            if prefix is None and self._rows[key] > 1:
-                prefix = self._make(key, prompt_ids[: num_blocks * BLOCK])
-            if prefix is not None and prefix.token_ids == prompt_ids[: len(prefix)]:  # keys are only hashes
-                prefix.num_users += 1
-                prefix.last_use = next(self._clock)
-                return prefix
-        return None
+        prefix = self._longest(prompt_ids[:-1], list(self._chain(prompt_ids)))
+        if prefix is not None:
+            self._hold(prefix)
+        return prefix
 
     def release(self, prefix: Prefix) -> None:
         """One row less uses this prefix."""
@@ -91,14 +95,15 @@ class PrefixTable:
 
     def take_evicted(self) -> tuple[Prefix, ...]:
         """Drop what is over the limit and in nobody's use; the runner can free it."""
-        unused = sorted((p for p in self._prefixes.values() if not p.num_users), key=lambda prefix: prefix.last_use)
-        excess, evicted = self.num_tokens - self._max_tokens, []
-        for prefix in unused:
-            if excess <= 0:
+        evicted = []
+        while self.num_tokens > self._max_tokens:
+            unused = [(prefix.last_use, key) for key, prefix in self._prefixes.items() if not prefix.num_users]
+            if not unused:
                 break
-            excess -= len(prefix)
+            prefix = self._prefixes.pop(min(unused)[1])
+            if prefix.base:
+                self.release(prefix.base)
             evicted.append(prefix)
-        self._prefixes = {key: prefix for key, prefix in self._prefixes.items() if prefix not in evicted}
         return tuple(evicted)
 
     def clear(self) -> None:
@@ -106,17 +111,41 @@ class PrefixTable:
         self._rows.clear()
         self._prefixes.clear()
 
-    def _make(self, key: int, token_ids: tuple[int, ...]) -> Prefix | None:
-        num_locked = sum(len(prefix) for prefix in self._prefixes.values() if prefix.num_users)
+    def _longest(self, token_ids: tuple[int, ...], keys: Sequence[int], num_rows: int = 1) -> Prefix | None:
+        """The longest prefix of these tokens, of as many blocks as there are keys or less, that is there already or is
+        worth making because more than `num_rows` rows share it."""
+        for num_blocks in range(len(keys), MIN_TOKENS // BLOCK - 1, -1):
+            key, shared = keys[num_blocks - 1], token_ids[: num_blocks * BLOCK]
+            prefix = self._prefixes.get(key)
+            if prefix is None and self._rows[key] > num_rows and len(shared) >= MIN_TOKENS:
+                prefix = self._make(shared, keys[:num_blocks])
+            if prefix is not None and prefix.token_ids == shared[: len(prefix)]:  # keys are only hashes
+                return prefix
+        return None
+
+    def _make(self, token_ids: tuple[int, ...], keys: Sequence[int]) -> Prefix | None:
+        """A prefix of these tokens on the longest base that more rows share, or that base if it is nearly as long;
+        `None` if there is no room."""
+        *shorter, key = keys
+        base = self._longest(token_ids, shorter, num_rows=self._rows[key])
+        if base is not None and len(token_ids) - len(base) < MIN_TOKENS:
+            return base
+        num_locked = sum(len(prefix) for prefix in self._prefixes.values() if prefix.num_users or prefix is base)
         if num_locked + len(token_ids) > self._max_tokens:
             return None
-        prefix = self._prefixes[key] = Prefix(token_ids)
+        if base is not None:
+            self._hold(base)
+        prefix = self._prefixes[key] = Prefix(token_ids, base)
         return prefix
+
+    def _hold(self, prefix: Prefix) -> None:
+        prefix.num_users += 1
+        prefix.last_use = next(self._clock)
 
     @staticmethod
     def _chain(prompt_ids: tuple[int, ...]) -> Iterator[int]:
-        """A key for each run of whole blocks from the start; the last token stays out, since a row decodes from it."""
-        key = 0
-        for start in range(0, (len(prompt_ids) - 1) // BLOCK * BLOCK, BLOCK):
-            key = hash((key, prompt_ids[start : start + BLOCK]))
+        """A key for each run of blocks from the start; the last token stays out, since a row decodes from it."""
+        key, length = 0, len(prompt_ids) - 1
+        for start in range(0, length, BLOCK):
+            key = hash((key, prompt_ids[start : min(start + BLOCK, length)]))
             yield key

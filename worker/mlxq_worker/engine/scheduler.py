@@ -172,9 +172,10 @@ class Scheduler:
             else:
                 row = self._admit(now)
                 num_places -= 1
-            if row.prefix and not row.prefix.is_prefilled:
-                prefix_pieces.append(PrefixPiece(row.prefix, *_prefill(row.prefix, len(row.prefix), room)))
-                room -= len(prefix_pieces[-1])
+            for prefix in row.prefix.unfilled() if row.prefix else ():
+                if room > 0:
+                    prefix_pieces.append(PrefixPiece(prefix, *_prefill(prefix, len(prefix), room)))
+                    room -= len(prefix_pieces[-1])
             if room > 0:
                 pieces.append(Piece(row, *_prefill(row, len(row.spec.prompt_ids), room)))
                 room -= len(pieces[-1])

@@ -186,7 +186,7 @@ class SlotCache:
         for piece in layout.prefixes:
             start, end = end, end + len(piece)
             own = (_side_by_side(keys[start:end]), _side_by_side(values[start:end]))
-            self._prefixes[piece.prefix] = self._behind(self._prefixes.get(piece.prefix), own)
+            self._prefixes[piece.prefix] = self._behind(self._begun(piece.prefix), own)
         return keys, values
 
     def attend(self, queries: mx.array, scale: float) -> mx.array:
@@ -279,6 +279,12 @@ class SlotCache:
             keys, values = self._behind(self._prefixes[piece.prefix], own) if piece.prefix else own
         result = mx.fast.scaled_dot_product_attention(_side_by_side(queries), keys, values, scale=scale, mask="causal")
         return result[0].swapaxes(0, 1)[:, :, None]
+
+    def _begun(self, prefix: Prefix) -> tuple[mx.array, mx.array] | None:
+        """What there is of a prefix: at first what it takes over from its base."""
+        if prefix in self._prefixes or prefix.base is None:
+            return self._prefixes.get(prefix)
+        return self._prefixes[prefix.base]
 
     @staticmethod
     def _behind(

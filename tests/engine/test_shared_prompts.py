@@ -1,0 +1,81 @@
+"""Rows with equal prompts (n > 1) share one prefill and get what each gets alone, packed or on every kind of cache."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from tiny_models import CONFIGS, VOCAB_SIZE, build
+
+from engine_runs import decode, run
+from mlxq_worker.engine.engine import BatchEngine
+from mlxq_worker.engine.row import RowSpec
+from row_specs import row_spec
+
+NUM_ANSWERS = 4
+PROMPT_LENGTHS = (1, 2, 20, 100)
+
+
+def specs_of(prompts: list[tuple[int, ...]], **changes: Any) -> list[RowSpec]:
+    """Rows of different seeds and lengths, several for each prompt, and between them rows of other prompts."""
+    return [
+        row_spec(
+            row_id=f"{len(prompt)}/{index}",
+            prompt_ids=prompt if index else prompt[::-1],
+            temperature=1.0,
+            seed=100 * len(prompt) + index,
+            max_tokens=3 + index * 2,
+            **changes,
+        )
+        for prompt in prompts
+        for index in range(NUM_ANSWERS + 1)
+    ]
+
+
+def random_prompts() -> list[tuple[int, ...]]:
+    random = Random(3)
+    return [tuple(random.randrange(VOCAB_SIZE) for _ in range(length)) for length in PROMPT_LENGTHS]
+
+
+@pytest.mark.parametrize("width", [3, 20])
+@pytest.mark.parametrize("kind", ["llama-packed", "qwen3-packed", *(f"{each}-padded" for each in CONFIGS)])
+def test_answers_to_one_prompt_are_those_of_its_rows_alone(kind: str, width: int) -> None:
+    architecture, way = kind.split("-")
+    model, specs = build(architecture), specs_of(random_prompts())
+
+    def engine(max_num_seqs: int) -> BatchEngine:
+        return BatchEngine(model, decode, max_num_seqs=max_num_seqs, max_num_batched_tokens=64, packed=way == "packed")
+
+    together = run(engine(width), specs).tokens
+
+    for spec in specs:
+        assert run(engine(1), [spec]).tokens == {spec.row_id: together[spec.row_id]}
+
+
+class Counted:
+    """A model that counts the tokens that go through it."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.num_tokens = 0
+
+    def __call__(self, tokens: mx.array, cache: Any) -> mx.array:
+        self.num_tokens += tokens.size
+        logits: mx.array = self._model(tokens, cache=cache)
+        return logits
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+
+def test_four_answers_to_a_prompt_of_400_tokens_cost_one_prefill_on_padded_caches() -> None:
+    model, prompt = Counted(build("gemma3")), random_prompts()[-1] * 4
+    specs = [row_spec(row_id=str(index), prompt_ids=prompt, max_tokens=1) for index in range(4)]
+    engine = BatchEngine(model, decode, max_num_seqs=8, max_num_batched_tokens=64)
+    model.num_tokens = 0
+
+    run(engine, specs)
+
+    assert model.num_tokens == 399 + 4
