@@ -2,6 +2,8 @@
 
 A prompt is words. ``boom`` makes the step raise that decodes it, ``die`` ends the process at once, ``hang`` never comes
 back, ``slow`` makes each step take a moment longer, ``refuse`` is refused by the engine, ``bad`` by the preparer.
+``nan`` ends a row in an error; ``misfit`` and ``twisted`` do to a request's second row what ``refuse`` and ``nan`` do
+to every row. The first row of ``uneven`` is one token long. ``rows=3`` asks for three answers.
 """
 
 from __future__ import annotations
@@ -9,14 +11,14 @@ from __future__ import annotations
 import os
 import signal
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from mlxq.contract import FINISH_REASONS, Choice, Request, Result, RunInfo, StopDetails, StopType, Usage
 from mlxq.errors import RequestError
 from mlxq_worker.backend import Backend
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.engine.api import AbortReason
-from mlxq_worker.engine.row import RowResult, RowSpec, StepReport
+from mlxq_worker.engine.row import RowResult, RowSpec, StepReport, choice_row_id, request_row_id
 from mlxq_worker.worker import BatchWorker
 
 DEFAULT_MAX_TOKENS = 3
@@ -29,6 +31,14 @@ class FakeRow:
     words: tuple[str, ...]
     num_tokens: int = 0
     stop: StopType | None = None
+
+    def next_stop(self) -> StopType | None:
+        """Why the row ends on its newest token, if it does."""
+        row_id = self.spec.row_id
+        if "nan" in self.words or ("twisted" in self.words and row_id.endswith("#1")):
+            return "error"
+        is_cut_short = "uneven" in self.words and row_id == request_row_id(row_id)
+        return "max_tokens" if is_cut_short or self.num_tokens >= self.spec.max_tokens else None
 
 
 @dataclass
@@ -44,7 +54,7 @@ class FakeEngine:
 
     def admit(self, spec: RowSpec) -> None:
         words = tuple("".join(map(chr, spec.prompt_ids)).split())
-        if "refuse" in words:
+        if "refuse" in words or ("misfit" in words and spec.row_id.endswith("#1")):
             raise RequestError("the prompt never fits", param="prompt", code="kv_budget_exceeded")
         self.rows[spec.row_id] = FakeRow(spec, words)
 
@@ -62,8 +72,8 @@ class FakeEngine:
             time.sleep(3600)
         for row in running:
             row.num_tokens += row.stop is None
-            if row.stop is None and row.num_tokens >= row.spec.max_tokens:
-                row.stop = "max_tokens"
+            if row.stop is None:
+                row.stop = row.next_stop()
         finished = tuple(self._result(row) for row in running if row.stop is not None)
         for result in finished:
             del self.rows[result.row_id]
@@ -96,18 +106,19 @@ class FakeEngine:
             seed=row.spec.seed,
             prefill_s=0.0,
             decode_s=0.0,
+            error_code="nan_logits" if row.stop == "error" else None,
         )
 
 
 class FakePreparer:
     """One token per character."""
 
-    def prepare(self, request: Request, row_id: str) -> RowSpec:
+    def prepare(self, request: Request, row_id: str) -> tuple[RowSpec, ...]:
         prompt = request.prompt
         assert isinstance(prompt, str)
         if "bad" in prompt.split():
             raise RequestError("this prompt is bad", param="prompt", code="bad_prompt")
-        return RowSpec(
+        spec = RowSpec(
             row_id=row_id,
             prompt_ids=tuple(map(ord, prompt)),
             max_tokens=request.sampling.max_tokens or DEFAULT_MAX_TOKENS,
@@ -116,17 +127,31 @@ class FakePreparer:
             eos_ids=frozenset({EOS_ID}),
             seed=request.sampling.seed or 0,
         )
+        num_rows = max(int(word.removeprefix("rows=")) for word in ["rows=1", *prompt.split()] if word[:5] == "rows=")
+        return tuple(
+            replace(spec, row_id=choice_row_id(row_id, index), seed=spec.seed + index) for index in range(num_rows)
+        )
 
     def finish(
-        self, request: Request, spec: RowSpec, result: RowResult, *, request_id: str, created: int, queue_s: float
+        self,
+        request: Request,
+        specs: tuple[RowSpec, ...],
+        results: tuple[RowResult, ...],
+        *,
+        request_id: str,
+        created: int,
+        queue_s: float,
     ) -> Result:
-        details = result.stop_details
-        choice = Choice(
-            index=0,
-            text=result.text,
-            finish_reason=FINISH_REASONS[details.type],
-            stop_reason=None,
-            stop_details=details,
+        choices = tuple(
+            Choice(
+                index=index,
+                text=result.text,
+                finish_reason=FINISH_REASONS[result.stop_details.type],
+                stop_reason=None,
+                stop_details=result.stop_details,
+                seed=result.seed,
+            )
+            for index, result in enumerate(results)
         )
         run = RunInfo(eos=(), seed=0, content_hash=request.content_hash, queue_s=queue_s, prefill_s=0.0, decode_s=0.0)
         return Result(
@@ -135,8 +160,11 @@ class FakePreparer:
             endpoint=request.endpoint,
             model="fake",
             created=created,
-            choices=(choice,),
-            usage=Usage(prompt_tokens=len(spec.prompt_ids), completion_tokens=len(result.token_ids)),
+            choices=choices,
+            usage=Usage(
+                prompt_tokens=len(specs[0].prompt_ids),
+                completion_tokens=sum(len(result.token_ids) for result in results),
+            ),
             run=run,
         )
 

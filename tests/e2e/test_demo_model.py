@@ -62,8 +62,9 @@ def answer_all(model: LoadedModel, eos: EosSet) -> list[Answered]:
     examples = {str(index): example for index, example in enumerate(held_out(300))}
     bodies = {row_id: {**example.body, "max_tokens": MAX_TOKENS} for row_id, example in examples.items()}
     specs = [
-        preparer.prepare(parse_object({"body": body}, default_custom_id=row_id).request, row_id)
+        spec
         for row_id, body in bodies.items()
+        for spec in preparer.prepare(parse_object({"body": body}, default_custom_id=row_id).request, row_id)
     ]
     outcome = run(BatchEngine(model.model, preparer.decode, max_num_seqs=WIDTH), specs)
     return [Answered(example, outcome.results[row_id]) for row_id, example in examples.items()]

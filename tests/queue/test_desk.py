@@ -62,7 +62,7 @@ def neighbour(connection: Redis) -> Iterator[Office]:  # noqa: F811
 
 
 def admitted(messages: list[ToDecode]) -> list[str]:
-    return [message.spec.row_id for message in messages if isinstance(message, Admit)]
+    return [spec.row_id for message in messages if isinstance(message, Admit) for spec in message.specs]
 
 
 def strikes(connection: Redis, job_id: str) -> int:  # noqa: F811

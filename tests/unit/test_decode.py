@@ -56,6 +56,11 @@ class Rig:
                 return sent
 
 
+def rows(*row_ids: str, prompt: str = "hello", max_tokens: int = 2) -> Admit:
+    """A job with these rows."""
+    return Admit(tuple(row(row_id, prompt, max_tokens) for row_id in row_ids))
+
+
 def row(row_id: str, prompt: str = "hello", max_tokens: int = 2) -> RowSpec:
     return RowSpec(
         row_id=row_id,
@@ -75,7 +80,7 @@ def ended(sent: list[ToIo]) -> list[str]:
 def test_rows_enter_as_others_leave() -> None:
     rig = Rig()
 
-    first = rig.turn(Admit(row("a", max_tokens=1)), Admit(row("b")), Admit(row("c")))
+    first = rig.turn(rows("a", max_tokens=1), rows("b"), rows("c"))
     second = rig.turn()
     third = rig.turn()
 
@@ -94,7 +99,7 @@ def test_a_turn_with_nothing_to_decode_does_not_step() -> None:
 def test_a_step_that_raises_names_its_rows_and_leaves_the_waiting_ones() -> None:
     rig = Rig()
 
-    sent = rig.turn(Admit(row("a", "boom")), Admit(row("b")), Admit(row("c")))
+    sent = rig.turn(rows("a", prompt="boom"), rows("b"), rows("c"))
     after = rig.turn()
 
     [raised] = [message for message in sent if isinstance(message, StepRaised)]
@@ -108,7 +113,7 @@ def test_a_step_that_raises_names_its_rows_and_leaves_the_waiting_ones() -> None
 def test_a_row_that_the_engine_refuses_does_not_cost_its_neighbour_the_place() -> None:
     rig = Rig()
 
-    sent = rig.turn(Admit(row("a", "refuse")), Admit(row("b", max_tokens=1)), Admit(row("c", max_tokens=1)))
+    sent = rig.turn(rows("a", prompt="refuse"), rows("b", max_tokens=1), rows("c", max_tokens=1))
 
     assert [message.row_id for message in sent if isinstance(message, Refused)] == ["a"]
     assert ended(sent) == ["b", "c"]
@@ -116,21 +121,21 @@ def test_a_row_that_the_engine_refuses_does_not_cost_its_neighbour_the_place() -
 
 def test_a_cancelled_row_ends_at_the_next_step_and_a_waiting_one_at_once() -> None:
     rig = Rig()
-    rig.turn(*(Admit(row(name, max_tokens=9)) for name in "abc"))
+    rig.turn(*(rows(name, max_tokens=9) for name in "abc"))
 
-    sent = rig.turn(Cancel("a"), Cancel("c"), Cancel("unknown"))
+    sent = rig.turn(Cancel(("a",)), Cancel(("c",)), Cancel(("unknown",)))
 
-    assert [message for message in sent if isinstance(message, Dropped)] == [Dropped("c")]
+    assert [message for message in sent if isinstance(message, Dropped)] == [Dropped(("c",))]
     [result] = [message.result for message in sent if isinstance(message, Ended)]
     assert (result.row_id, result.stop_details.type, result.text) == ("a", "cancelled", "x")
 
 
 def test_stopping_returns_the_waiting_rows_and_those_that_still_come() -> None:
     rig = Rig()
-    rig.turn(*(Admit(row(name, max_tokens=3)) for name in "abc"))
+    rig.turn(*(rows(name, max_tokens=3) for name in "abc"))
 
     first = rig.turn(Stop("test"), Stop("again"))
-    second = rig.turn(Admit(row("d")))
+    second = rig.turn(rows("d"))
 
     assert first == [StopClaiming(), Returned(("c",))]
     assert second[0] == Returned(("d",))
@@ -140,7 +145,7 @@ def test_stopping_returns_the_waiting_rows_and_those_that_still_come() -> None:
 def test_the_loop_is_drained_only_once_its_last_row_has_ended() -> None:
     rig = Rig()
 
-    rig.turn(Admit(row("a")), Drained())
+    rig.turn(rows("a"), Drained())
     midway = rig.loop.is_drained
     rig.turn()
 
@@ -156,6 +161,6 @@ def test_an_error_of_the_io_thread_is_raised_on_this_one() -> None:
 
 def test_the_loop_prints_its_state() -> None:
     rig = Rig()
-    rig.turn(*(Admit(row(name, max_tokens=9)) for name in "abc"))
+    rig.turn(*(rows(name, max_tokens=9) for name in "abc"))
 
     assert repr(rig.loop) == "DecodeLoop(running=2 waiting=1)"

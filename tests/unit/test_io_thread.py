@@ -58,8 +58,8 @@ def test_rows_that_end_while_redis_is_away_cause_no_tries_of_their_own(monkeypat
 
     thread.start()
     for row_id in map(str, range(5)):
-        channel.to_io.put(Dropped(row_id))
-        wait_until(lambda row_id=row_id: Dropped(row_id) in desk.received, "the message to be received")
+        channel.to_io.put(Dropped((row_id,)))
+        wait_until(lambda row_id=row_id: Dropped((row_id,)) in desk.received, "the message to be received")
     thread.close()
 
     assert desk.num_turns == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -79,6 +79,12 @@ def echo(template: str) -> FakeTokenizer:
     return FakeTokenizer(words=ASCII, chat_template=template)
 
 
+def only_row(prepare: Preparer, request: Request) -> RowSpec:
+    """The row of a request that has one."""
+    (spec,) = prepare.prepare(request, "r1")
+    return spec
+
+
 def rejected(prepare: Preparer, request: Request) -> RequestError:
     with pytest.raises(RequestError) as caught:
         prepare.prepare(request, "r1")
@@ -91,8 +97,8 @@ def rejected(prepare: Preparer, request: Request) -> RequestError:
 def test_a_chat_is_rendered_by_the_models_template_up_to_the_models_turn() -> None:
     tokenizer = qwen()
 
-    spec = preparer(tokenizer).prepare(
-        chat({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}), "r1"
+    spec = only_row(
+        preparer(tokenizer), chat({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"})
     )
 
     assert shown(tokenizer, spec) == (
@@ -105,7 +111,7 @@ def test_a_chat_begins_with_the_templates_bos_and_no_second_one() -> None:
     tokenizer = real_tokenizer()
     bos = tokenizer.bos_token_id
 
-    spec = preparer(tokenizer).prepare(chat(), "r1")
+    spec = only_row(preparer(tokenizer), chat())
 
     assert spec.prompt_ids.count(bos) == 1
     assert spec.prompt_ids[0] == bos
@@ -114,13 +120,13 @@ def test_a_chat_begins_with_the_templates_bos_and_no_second_one() -> None:
 def test_a_plain_prompt_gets_the_special_tokens_that_its_tokenizer_adds() -> None:
     tokenizer = real_tokenizer()
 
-    spec = preparer(tokenizer).prepare(completion("Hi"), "r1")
+    spec = only_row(preparer(tokenizer), completion("Hi"))
 
     assert shown(tokenizer, spec) == "<|begin_of_text|>Hi"
 
 
 def test_a_prompt_of_token_ids_is_taken_as_it_is() -> None:
-    assert preparer().prepare(completion((0, 7, 151_999)), "r1").prompt_ids == (0, 7, 151_999)
+    assert only_row(preparer(), completion((0, 7, 151_999))).prompt_ids == (0, 7, 151_999)
 
 
 def test_template_arguments_and_tools_reach_the_template() -> None:
@@ -131,7 +137,7 @@ def test_template_arguments_and_tools_reach_the_template() -> None:
         chat_template_kwargs={"tone": "calm "},
     )
 
-    assert shown(tokenizer, preparer(tokenizer).prepare(request, "r1")) == "calm clock?"
+    assert shown(tokenizer, only_row(preparer(tokenizer), request)) == "calm clock?"
 
 
 def test_text_parts_reach_the_template_as_lines_and_a_pure_tool_call_as_no_text() -> None:
@@ -141,7 +147,7 @@ def test_text_parts_reach_the_template_as_lines_and_a_pure_tool_call_as_no_text(
     messages = [{"role": "user", "content": parts}, {"role": "assistant", "tool_calls": [call]}]
 
     request = parse_object({"messages": messages}, default_custom_id="c1").request
-    spec = preparer(tokenizer).prepare(request, "r1")
+    spec = only_row(preparer(tokenizer), request)
 
     assert shown(tokenizer, spec) == "[one\ntwo][]"
 
@@ -155,7 +161,7 @@ def test_the_arguments_of_tool_calls_reach_the_template_as_an_object(arguments: 
     tokenizer = echo("{{ messages[0].tool_calls[0].function.arguments | tojson }}")
     call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
 
-    spec = preparer(tokenizer).prepare(chat({"role": "assistant", "content": None, "tool_calls": [call]}), "r1")
+    spec = only_row(preparer(tokenizer), chat({"role": "assistant", "content": None, "tool_calls": [call]}))
 
     assert shown(tokenizer, spec) == rendered
 
@@ -235,7 +241,7 @@ def test_a_text_whose_tokens_the_model_does_not_have_is_refused() -> None:
 
 
 def test_a_prompt_must_leave_room_for_one_token() -> None:
-    longest = preparer(context_length=8).prepare(completion("a" * 7), "r1")
+    longest = only_row(preparer(context_length=8), completion("a" * 7))
     error = rejected(preparer(context_length=8), completion("a" * 8))
 
     assert longest.max_tokens == 1
@@ -264,7 +270,7 @@ def test_of_a_text_that_is_far_too_long_only_the_start_is_tokenised() -> None:
 
 def test_a_text_of_many_characters_and_few_tokens_is_not_too_long() -> None:
     tokenizer = FakeTokenizer(words={**ASCII, " " * 1000: 500})
-    spec = preparer(tokenizer, NO_EOS, context_length=100).prepare(completion(" " * 50_000), "r1")
+    spec = only_row(preparer(tokenizer, NO_EOS, context_length=100), completion(" " * 50_000))
     assert spec.prompt_ids == (500,) * 50
 
 
@@ -272,7 +278,8 @@ def test_a_text_of_many_characters_and_few_tokens_is_not_too_long() -> None:
 
 
 def test_sampling_parameters_are_carried_over() -> None:
-    spec = preparer().prepare(
+    spec = only_row(
+        preparer(),
         completion(
             max_tokens=9,
             min_tokens=2,
@@ -285,7 +292,6 @@ def test_sampling_parameters_are_carried_over() -> None:
             include_stop_str_in_output=True,
             timeout_s=1.5,
         ),
-        "r1",
     )
 
     assert spec == RowSpec(
@@ -309,11 +315,11 @@ def test_sampling_parameters_are_carried_over() -> None:
 
 @pytest.mark.parametrize(("context_length", "expected"), [(1000, 256), (100, 98)])
 def test_without_a_limit_the_default_holds_as_far_as_the_context_goes(context_length: int, expected: int) -> None:
-    assert preparer(context_length=context_length).prepare(completion("ab"), "r1").max_tokens == expected
+    assert only_row(preparer(context_length=context_length), completion("ab")).max_tokens == expected
 
 
 def test_a_limit_of_its_own_is_kept_even_beyond_the_context() -> None:
-    assert preparer(context_length=100).prepare(completion(max_tokens=5000), "r1").max_tokens == 5000
+    assert only_row(preparer(context_length=100), completion(max_tokens=5000)).max_tokens == 5000
 
 
 @pytest.mark.parametrize("sampling", [{"max_tokens": 3, "min_tokens": 4}, {"min_tokens": 257}])
@@ -325,7 +331,17 @@ def test_more_tokens_can_not_be_demanded_than_allowed(sampling: dict[str, int]) 
 
 @pytest.mark.parametrize(("seed", "expected"), [(0, 0), (7, 7), (-1, 2**64 - 1), (2**64 + 5, 5), (None, DRAWN_SEED)])
 def test_any_integer_is_a_seed_and_one_is_drawn_for_none(seed: int | None, expected: int) -> None:
-    assert preparer().prepare(completion(seed=seed), "r1").seed == expected
+    assert only_row(preparer(), completion(seed=seed)).seed == expected
+
+
+def test_each_of_several_answers_is_a_row_with_a_seed_of_its_own() -> None:
+    first, second, third = preparer().prepare(completion(n=3, seed=2**64 - 2), "r1")
+
+    assert [row.row_id for row in (first, second, third)] == ["r1", "r1#1", "r1#2"]
+    assert [row.seed for row in (first, second, third)] == [2**64 - 2, 2**64 - 1, 0]
+    assert first == replace(third, row_id=first.row_id, seed=first.seed), "all else is the same"
+    assert first.shares_prompt
+    assert not only_row(preparer(), completion()).shares_prompt
 
 
 def test_a_drawn_seed_survives_a_reader_that_keeps_numbers_as_doubles() -> None:
@@ -336,19 +352,19 @@ def test_a_drawn_seed_survives_a_reader_that_keeps_numbers_as_doubles() -> None:
 
 
 def test_a_chat_ends_on_the_turn_end_and_a_completion_does_not() -> None:
-    assert preparer().prepare(chat(), "r1").eos_ids == {ENDOFTEXT, IM_END}
-    assert preparer().prepare(completion(), "r1").eos_ids == {ENDOFTEXT}
+    assert only_row(preparer(), chat()).eos_ids == {ENDOFTEXT, IM_END}
+    assert only_row(preparer(), completion()).eos_ids == {ENDOFTEXT}
 
 
 def test_stop_ids_end_the_row_beside_the_eos_set() -> None:
-    spec = preparer().prepare(completion(stop_token_ids=(ord("."), IM_END)), "r1")
+    spec = only_row(preparer(), completion(stop_token_ids=(ord("."), IM_END)))
 
     assert spec.end_tokens == {ENDOFTEXT: "<|endoftext|>", ord("."): ".", IM_END: "<|im_end|>"}
     assert spec.eos_ids == {ENDOFTEXT}
 
 
 def test_ignoring_eos_leaves_the_stop_ids() -> None:
-    spec = preparer().prepare(chat(ignore_eos=True, stop_token_ids=(ENDOFTEXT,)), "r1")
+    spec = only_row(preparer(), chat(ignore_eos=True, stop_token_ids=(ENDOFTEXT,)))
 
     assert spec.end_tokens == {ENDOFTEXT: "<|endoftext|>"}
     assert spec.eos_ids == frozenset()
@@ -366,7 +382,7 @@ def test_a_stop_id_outside_the_vocabulary_is_refused() -> None:
 def finished(details: StopDetails, request: Request | None = None) -> Any:
     prepare = preparer()
     request = request or chat()
-    spec = prepare.prepare(request, "r1")
+    spec = only_row(prepare, request)
     result = RowResult(
         row_id="r1",
         token_ids=(72, 105, IM_END),
@@ -377,7 +393,7 @@ def finished(details: StopDetails, request: Request | None = None) -> Any:
         prefill_s=0.25,
         decode_s=0.5,
     )
-    return prepare.finish(request, spec, result, request_id="q1", created=1_700_000_000, queue_s=2.0)
+    return prepare.finish(request, (spec,), (result,), request_id="q1", created=1_700_000_000, queue_s=2.0)
 
 
 STOP_REASONS: list[tuple[StopDetails, int | str | None]] = [

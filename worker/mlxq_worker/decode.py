@@ -51,7 +51,7 @@ class DecodeLoop:
         self._max_num_seqs = max_num_seqs
         self._watch = watch
         self._engine = new_engine()
-        self._waiting: deque[RowSpec] = deque()
+        self._waiting: deque[tuple[RowSpec, ...]] = deque()
         self._running: set[str] = set()
         self._free_rows = max_num_seqs
         self._stop_reason: str | None = None
@@ -115,10 +115,10 @@ class DecodeLoop:
 
     def _handle(self, message: ToDecode) -> None:
         match message:
-            case Admit(spec):
-                self._waiting.append(spec)
-            case Cancel(row_id):
-                self._cancel(row_id)
+            case Admit(specs):
+                self._waiting.append(specs)
+            case Cancel(row_ids):
+                self._cancel(row_ids)
             case Stop(reason):
                 self.stop(reason)
             case Drained():
@@ -128,32 +128,36 @@ class DecodeLoop:
             case Wake():
                 pass
 
-    def _cancel(self, row_id: str) -> None:
-        if row_id in self._running:
-            self._engine.cancel(row_id)
-            return
-        for spec in self._waiting:
-            if spec.row_id == row_id:
-                self._waiting.remove(spec)
-                self._channel.to_io.put(Dropped(row_id))
+    def _cancel(self, row_ids: tuple[str, ...]) -> None:
+        for specs in self._waiting:
+            if specs[0].row_id in row_ids:
+                self._waiting.remove(specs)
+                self._channel.to_io.put(Dropped(row_ids))
                 return
+        for row_id in self._running.intersection(row_ids):
+            self._engine.cancel(row_id)
 
     def _return_waiting(self) -> None:
         if self._waiting:
-            self._channel.to_io.put(Returned(tuple(spec.row_id for spec in self._waiting)))
+            self._channel.to_io.put(Returned(tuple(spec.row_id for specs in self._waiting for spec in specs)))
             self._waiting.clear()
 
     def _admit(self) -> None:
+        """The rows of one job enter together, also where they are more than there is room for: the engine's own waiting
+        line takes the rest, and so they share the prefill, and none waits here for room that never comes."""
         room = max(self._free_rows, 0 if self._running else 1)  # an idle engine always has room for one
         while self._waiting and room > 0:
-            spec = self._waiting.popleft()
-            try:
-                self._engine.admit(spec)
-            except RequestError as error:
-                self._channel.to_io.put(Refused(spec.row_id, error))
-                continue
-            self._running.add(spec.row_id)
-            room -= 1
+            room -= sum(self._admit_row(spec) for spec in self._waiting.popleft())
+
+    def _admit_row(self, spec: RowSpec) -> int:
+        """Returns how many rows of the batch it takes."""
+        try:
+            self._engine.admit(spec)
+        except RequestError as error:
+            self._channel.to_io.put(Refused(spec.row_id, error))
+            return 0
+        self._running.add(spec.row_id)
+        return spec.width
 
     def _step(self, now: float) -> None:
         self._watch.begin(now)

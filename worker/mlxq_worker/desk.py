@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from rq.worker import WorkerStatus
 
-from mlxq.contract import Request
 from mlxq.errors import RequestError
 from mlxq.openai import parse_object
 from mlxq_worker import endings
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.endings import CancelledAs, Ending
-from mlxq_worker.engine.row import RowResult, RowSpec
+from mlxq_worker.engine.row import RowResult
+from mlxq_worker.held import Held, HeldJobs
 from mlxq_worker.job_data import Claimed
 from mlxq_worker.jobs import MAX_STRIKES, SUSPECT_STRIKES, JobStore
 from mlxq_worker.messages import (
@@ -61,16 +59,6 @@ CLEAN_S = 600.0
 """Between two cleanings of RQ's registries."""
 
 
-@dataclass(slots=True, eq=False)
-class Held:
-    """A job that is ours. `request` and `spec` are there once it is prepared, and the decode thread has it."""
-
-    job: Claimed
-    request: Request | None = None
-    spec: RowSpec | None = None
-    cancelled_as: CancelledAs | None = None
-
-
 class JobDesk:
     """All jobs of one worker, from claim to end; the ends go through its `outbox`.
 
@@ -84,8 +72,7 @@ class JobDesk:
         self._channel = channel
         self._config = config
         self._preparer: Preparer | None = None
-        self._held: dict[str, Held] = {}
-        self._unprepared: deque[Held] = deque()
+        self._held = HeldJobs()
         self.outbox = Outbox(store)
         self._live_batches: set[str] = set()
         self._cancelled_batches: set[str] = set()
@@ -98,7 +85,7 @@ class JobDesk:
         self._clean_timer = Every(CLEAN_S)
 
     def __repr__(self) -> str:
-        return f"JobDesk(held={len(self._held)} unprepared={len(self._unprepared)} ended={self.outbox.num_ended})"
+        return f"JobDesk({self._held!r}, ended={self.outbox.num_ended})"
 
     def turn(self, now: float) -> float:
         """One iteration: writes what has ended, then beats, looks after the dead, prepares and claims.
@@ -129,16 +116,15 @@ class JobDesk:
                 self._preparer = preparer
             case Ended(result):
                 self._row_ended(result, now)
-            case Dropped(row_id):
-                if held := self._held.get(row_id):
+            case Dropped(row_ids):
+                for held in self._held.of_rows(row_ids):
                     self._end_cancelled(held)
             case Refused(row_id, error):
-                if held := self._held.get(row_id):
-                    self._end(endings.rejected(held.job, error))
+                self._row_refused(row_id, error, now)
             case StepRaised(row_ids, error):
                 self._step_raised(row_ids, error)
             case Returned(row_ids):
-                self._give_back(self._known(row_ids), strikes=0)
+                self._give_back(self._held.of_rows(row_ids), strikes=0)
             case StopClaiming():
                 self._is_claiming = False
             case Close():
@@ -147,7 +133,7 @@ class JobDesk:
     def reconcile(self, now: float) -> int:
         """Give back what a claim took whose reply was lost, by us or by a retry inside redis-py. Returns how many
         jobs that were."""
-        ours = [held.job for held in self._held.values()]
+        ours = [held.job for held in self._held]
         num_strays = self._store.release_strays(ours + self.outbox.jobs(), now)
         if num_strays:
             logger.warning("Gave back %d jobs whose claim had got lost", num_strays)
@@ -167,7 +153,7 @@ class JobDesk:
         self._is_claiming = False
         if self._held:
             logger.info("Giving %d jobs back", len(self._held))
-            self._give_back(list(self._held.values()), strikes=0)
+            self._give_back(self._held, strikes=0)
         self._num_queued += self.outbox.write(now)
         self.reconcile(now)
         self._presence.close()
@@ -188,15 +174,16 @@ class JobDesk:
             self._is_claiming = False
 
     def _room(self) -> int:
-        """How many jobs to claim now. Not each single one that ends: a claim costs a round trip."""
+        """How many jobs to claim now. Not each single one that ends: a claim costs a round trip. How many rows they
+        will have is not known yet, so they are taken to be like those that are held."""
         if not self._is_claiming or self._preparer is None or self._holds_suspect():
             return 0
-        room = self._config.max_held - len(self._held)
+        room = self._config.max_held - len(self._held.unprepared) - self._held.num_open_rows
         spare = self._config.max_held - self._config.engine.max_num_seqs
-        return room if room > spare // 4 else 0
+        return max(1, int(room / self._held.rows_per_job)) if room > spare // 4 else 0
 
     def _holds_suspect(self) -> bool:
-        return any(held.job.strikes >= SUSPECT_STRIKES for held in self._held.values())
+        return any(held.job.strikes >= SUSPECT_STRIKES for held in self._held)
 
     def _take(self, jobs: list[Claimed]) -> None:
         batches = {job.batch for job in jobs if job.batch is not None}
@@ -204,11 +191,9 @@ class JobDesk:
             self._look_at_batches(unknown)
         for job in jobs:
             held = Held(job)
-            self._held[job.execution_id] = held
+            self._held.add(held)
             if job.batch in self._cancelled_batches:
                 self._end_cancelled(held)
-            else:
-                self._unprepared.append(held)
 
     def _note_suspension(self, is_suspended: bool) -> None:
         if is_suspended != self._is_suspended:
@@ -216,31 +201,38 @@ class JobDesk:
         self._is_suspended = is_suspended
 
     def _prepare_some(self) -> None:
-        """Prepare jobs in the order in which they were claimed, for a short while."""
+        """Prepare jobs in the order in which they were claimed, for a short while. If they turn out to have more rows
+        than we may hold, the rest goes back: another worker may have room for them."""
         started = time.perf_counter()
-        while self._unprepared and time.perf_counter() - started < PREPARE_SLICE_S:
-            self._prepare(self._unprepared.popleft())
+        room = self._config.max_held - self._held.num_open_rows
+        while room > 0 and (held := self._held.next_unprepared()):
+            self._prepare(held)
+            room -= held.num_open_rows
+            if time.perf_counter() - started >= PREPARE_SLICE_S:
+                return
+        if surplus := self._held.unprepared:
+            self._give_back(surplus, strikes=0)
 
     def _prepare(self, held: Held) -> None:
         job, preparer = held.job, self._preparer
         if preparer is None:
             raise RuntimeError("jobs are claimed only once there is a preparer")
         try:
-            held.request = parse_object(job.line(), default_custom_id=job.custom_id).request
-            held.spec = preparer.prepare(held.request, job.execution_id)
+            request = parse_object(job.line(), default_custom_id=job.custom_id).request
+            held.prepared(request, preparer.prepare(request, job.execution_id))
         except RequestError as error:
             self._end(endings.rejected(job, error))
         except Exception as error:
             logger.exception("Job %s can't be prepared", job.job_id)
             self._end(endings.gave_up(job, "internal_error", f"the request can't be prepared: {error}"))
         else:
-            self._channel.to_decode.put(Admit(held.spec))
+            self._channel.to_decode.put(Admit(held.specs))
 
     # --- Leases, cancellations, the dead ----------------------------------------------------------------------
 
     def _beat(self, now: float) -> None:
         self._presence.beat(self._state())
-        everything = list(self._held.values())
+        everything = list(self._held)
         states = self._store.beat([held.job for held in everything], now) if everything else []
         for held, state in zip(everything, states, strict=True):
             if state == "lost":
@@ -248,8 +240,8 @@ class JobDesk:
             elif state == "canceled":
                 self._cancel(held, "canceled")
         self._live_batches.clear()
-        self._look_at_batches({held.job.batch for held in self._held.values() if held.job.batch is not None})
-        for held in list(self._held.values()):
+        self._look_at_batches({held.job.batch for held in self._held if held.job.batch is not None})
+        for held in self._held:
             if held.job.batch in self._cancelled_batches:
                 self._cancel(held, "canceled")
 
@@ -265,23 +257,23 @@ class JobDesk:
 
     def _lose(self, held: Held) -> None:
         logger.warning("Job %s isn't ours any more: its lease is gone", held.job.job_id)
-        self._forget(held)
-        self._channel.to_decode.put(Cancel(held.job.execution_id))
+        self._held.forget(held.job)
+        self._channel.to_decode.put(Cancel(held.row_ids))
 
     def _cancel(self, held: Held, cancelled_as: CancelledAs) -> None:
         if held.cancelled_as is not None:
             return
         held.cancelled_as = cancelled_as
-        if held.spec is None:
-            self._end_cancelled(held)
+        if held.specs:
+            self._channel.to_decode.put(Cancel(held.row_ids))
         else:
-            self._channel.to_decode.put(Cancel(held.job.execution_id))
+            self._end_cancelled(held)
 
     def _obey(self, command: Command) -> None:
         if command.kind == "shutdown":
             self._channel.to_decode.put(Stop("RQ's shutdown command"))
             return
-        for held in list(self._held.values()):
+        for held in self._held:
             if command.target in (held.job.job_id, held.job.execution_id):
                 self._cancel(held, "stopped")
 
@@ -297,26 +289,49 @@ class JobDesk:
     # --- Ends -------------------------------------------------------------------------------------------------
 
     def _row_ended(self, result: RowResult, now: float) -> None:
-        held = self._held.get(result.row_id)
-        if held is None or held.request is None or held.spec is None or self._preparer is None:
+        held = self._held.of_row(result.row_id)
+        if held is None:
             self.outbox.num_late += 1
             return
-        job = held.job
-        queue_s = max(0.0, now - job.enqueued_at - result.prefill_s - result.decode_s)
+        held.take(result)
+        if result.error_code is not None:
+            self._fail(held, endings.row_failed(held.job, result.error_code))
+        self._end_if_complete(held, now)
+
+    def _row_refused(self, row_id: str, error: RequestError, now: float) -> None:
+        if held := self._held.of_row(row_id):
+            held.refused(row_id)
+            self._fail(held, endings.rejected(held.job, error))
+            self._end_if_complete(held, now)
+
+    def _fail(self, held: Held, failure: Ending) -> None:
+        """One of the job's rows won't give an answer, so none is worth waiting for: the others are cancelled."""
+        if held.failure is None:
+            held.failure = failure
+            self._channel.to_decode.put(Cancel(tuple(held.open_ids)))
+
+    def _end_if_complete(self, held: Held, now: float) -> None:
+        if not held.open_ids:
+            self._end(held.failure or self._answered(held, now))
+
+    def _answered(self, held: Held, now: float) -> Ending:
+        job, preparer, results = held.job, self._preparer, held.answers
+        if held.request is None or preparer is None:
+            raise RuntimeError("rows end only after they were prepared")
+        queue_s = max(0.0, now - job.enqueued_at - max(result.prefill_s + result.decode_s for result in results))
         try:
-            answer = self._preparer.finish(
-                held.request, held.spec, result, request_id=job.job_id, created=int(now), queue_s=queue_s
+            answer = preparer.finish(
+                held.request, held.specs, results, request_id=job.job_id, created=int(now), queue_s=queue_s
             )
-            ending = endings.answered(job, answer, held.cancelled_as)
+            return endings.answered(job, answer, held.cancelled_as)
         except Exception as error:
             logger.exception("The answer to job %s can't be built", job.job_id)
-            ending = endings.gave_up(job, "internal_error", f"the answer can't be built: {error}")
-        self._end(ending)
+            return endings.gave_up(job, "internal_error", f"the answer can't be built: {error}")
 
     def _step_raised(self, row_ids: Iterable[str], error: str) -> None:
         """Everybody in the batch gets a strike: nobody knows yet whose fault it was."""
         back = []
-        for held in self._known(row_ids):
+        for held in self._held.of_rows(row_ids):
             if held.job.strikes + 1 < MAX_STRIKES:
                 back.append(held)
             else:
@@ -324,34 +339,23 @@ class JobDesk:
                 self._end(endings.gave_up(held.job, "engine_error", message, error))
         self._give_back(back, strikes=1)
 
-    def _give_back(self, helds: list[Held], *, strikes: int) -> None:
+    def _give_back(self, helds: Iterable[Held], *, strikes: int) -> None:
+        jobs = []
         for held in helds:
-            self._forget(held)
-        self.outbox.give_back([held.job for held in helds], strikes=strikes)
-
-    def _known(self, row_ids: Iterable[str]) -> list[Held]:
-        """In the order in which they were claimed."""
-        wanted = set(row_ids)
-        return [held for row_id, held in self._held.items() if row_id in wanted]
+            self._held.forget(held.job)
+            jobs.append(held.job)
+        self.outbox.give_back(jobs, strikes=strikes)
 
     def _end_cancelled(self, held: Held) -> None:
-        if held.job.batch in self._cancelled_batches:
-            code, message = "batch_cancelled", "the batch was cancelled before this request ran"
-        else:
-            code, message = "cancelled", "the job was cancelled before it ran"
-        self._end(endings.cancelled(held.job, held.cancelled_as or "canceled", code, message))
+        with_batch = held.job.batch in self._cancelled_batches
+        self._end(endings.cancelled(held.job, held.cancelled_as or "canceled", with_batch=with_batch))
 
     def _end(self, ending: Ending) -> None:
         """The one exit of every job that is held."""
-        self._forget(self._held[ending.job.execution_id])
+        self._held.forget(ending.job)
         self.outbox.end(ending)
 
-    def _forget(self, held: Held) -> None:
-        del self._held[held.job.execution_id]
-        if held in self._unprepared:
-            self._unprepared.remove(held)
-
     def _wait_s(self, now: float) -> float:
-        if self._unprepared or self.outbox.has_endings or (self._room() and self._num_queued):
+        if self._held.unprepared or self.outbox.has_endings or (self._room() and self._num_queued):
             return 0.0
         return min(self._beat_timer.left_s(now), self._poll_timer.left_s(now) if self._room() else BEAT_S)

@@ -17,12 +17,18 @@ from typing import Any, Literal
 from mlxq.contract import Failure, Result
 from mlxq.errors import RequestError
 from mlxq.openai import failure_line, rejection, result_line
+from mlxq_worker.engine.row import RowError
 from mlxq_worker.job_data import NOT_JSON, Claimed
 
 Outcome = Literal["finished", "failed", "cancelled"]
 RqStatus = Literal["finished", "failed", "canceled", "stopped"]
 CancelledAs = Literal["canceled", "stopped"]
 """RQ's words: `Job.cancel` and a batch's cancellation make a job canceled, the stop-job command stopped."""
+
+_ROW_ERRORS: Mapping[RowError, str] = {
+    "nan_logits": "the model's output for this request has values that are no numbers (NaN)",
+    "no_token_allowed": "what the request allows and forbids leaves no token to go on with",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +45,7 @@ class Ending:
 
 
 def answered(job: Claimed, result: Result, cancelled_as: CancelledAs | None) -> Ending:
-    """The row ended. One that was cancelled on its way keeps the text it has."""
+    """All rows ended. One that was cancelled on its way keeps the text it has."""
     was_cancelled = any(choice.stop_details.type == "cancelled" for choice in result.choices)
     return Ending(
         job=job,
@@ -73,9 +79,18 @@ def gave_up(job: Claimed, code: str, message: str, details: str = "") -> Ending:
     )
 
 
-def cancelled(job: Claimed, cancelled_as: CancelledAs, code: str, message: str) -> Ending:
-    """The job was cancelled before its row reached the engine."""
-    return Ending(job=job, outcome="cancelled", rq_status=cancelled_as, answer=_never_ran(job, code, message))
+def row_failed(job: Claimed, error: RowError) -> Ending:
+    """One of the job's rows ended in an error of its own."""
+    return gave_up(job, error, _ROW_ERRORS[error])
+
+
+def cancelled(job: Claimed, cancelled_as: CancelledAs, *, with_batch: bool) -> Ending:
+    """The job, or its whole batch, was cancelled before its rows reached the engine."""
+    if with_batch:
+        answer = _never_ran(job, "batch_cancelled", "the batch was cancelled before this request ran")
+    else:
+        answer = _never_ran(job, "cancelled", "the job was cancelled before it ran")
+    return Ending(job=job, outcome="cancelled", rq_status=cancelled_as, answer=answer)
 
 
 def _never_ran(job: Claimed, code: str, message: str) -> bytes:

@@ -2,8 +2,8 @@
 
 The decode thread (the process's main thread) owns the model and the engine, the I/O thread owns Redis. Both use the
 tokenizer, which crosses once, inside `Ready`: a Rust object that encoding and decoding only read. No array ever
-crosses. A `row_id` is the execution id of the job, new with every claim, so that a late message about an earlier claim
-of the same job meets nobody.
+crosses. The row id of a job's first answer is the execution id of the job, new with every claim, and those of its other
+answers follow from it, so that a late message about an earlier claim of the same job meets nobody.
 """
 
 from __future__ import annotations
@@ -20,17 +20,24 @@ from mlxq_worker.engine.row import RowResult, RowSpec
 class Preparer(Protocol):
     """Between requests and rows: tokenises one way, builds the answer the other way."""
 
-    def prepare(self, request: Request, row_id: str) -> RowSpec:
-        """The row of a request.
+    def prepare(self, request: Request, row_id: str) -> tuple[RowSpec, ...]:
+        """The rows of a request: one for each answer, or one for a beam search. The first has this id.
 
         Raises:
             RequestError: this model can't run the request.
         """
 
     def finish(
-        self, request: Request, spec: RowSpec, result: RowResult, *, request_id: str, created: int, queue_s: float
+        self,
+        request: Request,
+        specs: tuple[RowSpec, ...],
+        results: tuple[RowResult, ...],
+        *,
+        request_id: str,
+        created: int,
+        queue_s: float,
     ) -> Result:
-        """The answer to a request whose row has ended."""
+        """The answer to a request all of whose rows have ended: `results` has one for each choice, in order."""
 
 
 # --- To the decode thread -------------------------------------------------------------------------------------
@@ -38,16 +45,17 @@ class Preparer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """A job is prepared: decode it when there is room."""
+    """A job is prepared: decode its rows when there is room. They enter the engine together, so that rows with the
+    same prompt can share its prefill."""
 
-    spec: RowSpec
+    specs: tuple[RowSpec, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Somebody wants this row to end, or it isn't ours any more."""
+    """Somebody wants the rows of a job to end, or they aren't ours any more."""
 
-    row_id: str
+    row_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +103,14 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A cancelled row that never reached the engine."""
+    """Cancelled rows that never reached the engine."""
 
-    row_id: str
+    row_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The engine won't take a row: it could never run it."""
+    """The engine won't take this row: it could never run it."""
 
     row_id: str
     error: RequestError

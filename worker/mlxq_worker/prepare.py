@@ -8,12 +8,13 @@ thread: knows no arrays and no queue.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from mlxq.contract import FINISH_REASONS, Choice, EosEntry, Request, Result, RunInfo, StopDetails, Usage
 from mlxq.errors import RequestError
 from mlxq_worker.chat import render
-from mlxq_worker.engine.row import RowResult, RowSpec
+from mlxq_worker.engine.row import RowResult, RowSpec, choice_row_id
 from mlxq_worker.eos import EosSet
 from mlxq_worker.tokenizer import Tokenizer, token_text
 
@@ -60,18 +61,20 @@ class Preparer:
         self._model_name = model_name
         self._draw_seed = draw_seed
 
-    def prepare(self, request: Request, row_id: str) -> RowSpec:
-        """The row of one request.
+    def prepare(self, request: Request, row_id: str) -> tuple[RowSpec, ...]:
+        """The rows of a request, one for each of its `n` answers; row and seed of answer `i` follow from those of the
+        first.
 
         A request's seed may be any integer; it is taken modulo 2**64.
 
         Raises:
             RequestError: this model can't run the request.
         """
+        _check_supported(request)
         sampling = request.sampling
         prompt_ids = self._prompt_ids(request)
         eos_ids = frozenset() if sampling.ignore_eos else self._eos.ids(chat=request.messages is not None)
-        return RowSpec(
+        first = RowSpec(
             row_id=row_id,
             prompt_ids=prompt_ids,
             max_tokens=self._max_tokens(request, len(prompt_ids)),
@@ -87,6 +90,11 @@ class Preparer:
             stop=sampling.stop,
             include_stop_str_in_output=sampling.include_stop_str_in_output,
             deadline_s=sampling.timeout_s,
+            shares_prompt=sampling.n > 1,
+        )
+        return tuple(
+            replace(first, row_id=choice_row_id(row_id, index), seed=(first.seed + index) % _SEEDS)
+            for index in range(sampling.n)
         )
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -94,36 +102,49 @@ class Preparer:
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def finish(
-        self, request: Request, spec: RowSpec, result: RowResult, *, request_id: str, created: int, queue_s: float
+        self,
+        request: Request,
+        specs: tuple[RowSpec, ...],
+        results: tuple[RowResult, ...],
+        *,
+        request_id: str,
+        created: int,
+        queue_s: float,
     ) -> Result:
-        """The answer to a request whose row has ended. `created` is in Unix seconds, `queue_s` in seconds."""
-        details = result.stop_details
-        choice = Choice(
-            index=0,
-            text=result.text,
-            finish_reason=FINISH_REASONS[details.type],
-            stop_reason=_stop_reason(details, self._eos.primary_id),
-            stop_details=details,
-        )
+        """The answer to a request all of whose rows have ended. `created` is in Unix seconds, `queue_s` in seconds."""
         return Result(
             custom_id=request.custom_id,
             request_id=request_id,
             endpoint=request.endpoint,
             model=self._model_name,
             created=created,
-            choices=(choice,),
-            usage=Usage(prompt_tokens=result.num_prompt_tokens, completion_tokens=len(result.token_ids)),
-            run=self._run_info(request, spec, result, queue_s),
+            choices=tuple(self._choice(index, result) for index, result in enumerate(results)),
+            usage=Usage(
+                prompt_tokens=results[0].num_prompt_tokens,
+                completion_tokens=sum(len(result.token_ids) for result in results),
+            ),
+            run=self._run_info(request, specs[0], results, queue_s),
         )
 
-    def _run_info(self, request: Request, spec: RowSpec, result: RowResult, queue_s: float) -> RunInfo:
+    def _choice(self, index: int, result: RowResult) -> Choice:
+        details = result.stop_details
+        return Choice(
+            index=index,
+            text=result.text,
+            finish_reason=FINISH_REASONS[details.type],
+            stop_reason=_stop_reason(details, self._eos.primary_id),
+            stop_details=details,
+            seed=result.seed,
+        )
+
+    def _run_info(self, request: Request, spec: RowSpec, results: Sequence[RowResult], queue_s: float) -> RunInfo:
         return RunInfo(
             eos=tuple(EosEntry(id=end.id, token=end.token) for end in self._eos.members(spec.eos_ids)),
-            seed=result.seed,
+            seed=spec.seed,
             content_hash=request.content_hash,
             queue_s=queue_s,
-            prefill_s=result.prefill_s,
-            decode_s=result.decode_s,
+            prefill_s=max(result.prefill_s for result in results),
+            decode_s=max(result.decode_s for result in results),
         )
 
     def _prompt_ids(self, request: Request) -> tuple[int, ...]:
@@ -229,6 +250,30 @@ class Preparer:
         self._check_vocabulary(stop_token_ids, "stop_token_ids")
         eos = {end.id: end.token for end in self._eos.members(eos_ids)}
         return {i: token_text(self._tokenizer, i) for i in stop_token_ids} | eos
+
+
+_NOT_YET: Mapping[str, Callable[[Request], object]] = {
+    "presence_penalty": lambda request: request.sampling.presence_penalty,
+    "frequency_penalty": lambda request: request.sampling.frequency_penalty,
+    "repetition_penalty": lambda request: request.sampling.repetition_penalty != 1,
+    "logit_bias": lambda request: request.sampling.logit_bias,
+    "bad_words": lambda request: request.sampling.bad_words,
+    "allowed_token_ids": lambda request: request.sampling.allowed_token_ids is not None,
+    "repetition_detection": lambda request: request.sampling.repetition_detection,
+    "logprobs": lambda request: request.sampling.logprobs is not None,
+    "prompt_logprobs": lambda request: request.sampling.prompt_logprobs is not None,
+    "return_token_ids": lambda request: request.sampling.return_token_ids,
+    "use_beam_search": lambda request: request.sampling.beam,
+    "tool_choice": lambda request: request.tool_choice.mode == "required",
+    "response_format": lambda request: request.structure,
+}
+"""What this worker doesn't honour: the field, and whether a request asks for it."""
+
+
+def _check_supported(request: Request) -> None:
+    for param, asks in _NOT_YET.items():
+        if asks(request):
+            raise RequestError(f"{param} is not supported by this worker", param=param, code="unsupported_field")
 
 
 def _stop_reason(details: StopDetails, primary_id: int | None) -> int | str | None:

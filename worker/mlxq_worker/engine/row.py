@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from mlxq.contract import Beam, RepetitionDetection, StopDetails, StopType
 from mlxq_worker.engine.api import AbortReason
@@ -18,12 +19,22 @@ from mlxq_worker.engine.stop import StopScanner, TextStream
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text, special tokens left out."""
 
+RowError = Literal["nan_logits", "no_token_allowed"]
+"""Why a row ended with the type ``error``: the model computed no number for it, or what the row asks for leaves it no
+token to take."""
+
 _LEAST_TEMPERATURE = 1e-5
+_CHOICE_MARK = "#"
 
 
-def choice_row_id(request_row_id: str, index: int) -> str:
+def choice_row_id(row_id: str, index: int) -> str:
     """The row id of a request's answer `index`: the first answer has the request's own."""
-    return request_row_id if index == 0 else f"{request_row_id}#{index}"
+    return row_id if index == 0 else f"{row_id}{_CHOICE_MARK}{index}"
+
+
+def request_row_id(row_id: str) -> str:
+    """The request that a row belongs to: the row id of its first answer."""
+    return row_id.partition(_CHOICE_MARK)[0]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,6 +100,11 @@ class RowSpec:
         return self.temperature < _LEAST_TEMPERATURE
 
     @property
+    def width(self) -> int:
+        """How many rows of the batch this takes: a beam search one for each hypothesis that it follows."""
+        return self.beam.width if self.beam else 1
+
+    @property
     def num_tokens(self) -> int:
         """Prompt and answer together, if the answer gets as long as it may."""
         return len(self.prompt_ids) + self.limit
@@ -111,7 +127,8 @@ class RowResult:
     `text` is what the request gets: without the end token, and cut at the stop string.
     `stop_details` says why; its `token_index` counts from 0. `prefill_s` runs from admission into the batch to
     the first token, `decode_s` from there to the end. `logprobs` has one entry for each of `token_ids`,
-    `prompt_logprobs` one for each prompt token, the first of which follows nothing and is `None`.
+    `prompt_logprobs` one for each prompt token, the first of which follows nothing and is `None`. `error_code` goes
+    with the type ``error``.
     """
 
     row_id: str
@@ -125,6 +142,7 @@ class RowResult:
     logprobs: tuple[TokenScores, ...] | None = None
     prompt_logprobs: tuple[TokenScores | None, ...] | None = None
     beam_score: float | None = None
+    error_code: RowError | None = None
 
 
 class Row:

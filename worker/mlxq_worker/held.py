@@ -1,0 +1,122 @@
+"""The jobs that a worker holds, and the rows that each has become: what is prepared, and what has ended.
+
+A request becomes one row, n rows (`n` answers), or one beam search, whose hypotheses end as rows do. Its job is at its
+end once all of them are. Plain Python: knows no Redis, no engine and no clock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from mlxq.contract import Request
+from mlxq_worker.endings import CancelledAs, Ending
+from mlxq_worker.engine.row import RowResult, RowSpec, choice_row_id, request_row_id
+from mlxq_worker.job_data import Claimed
+
+
+@dataclass(slots=True, eq=False)
+class Held:
+    """A job that is ours. `request` and `specs` are there once it is prepared, and the decode thread has it.
+
+    `open_ids` are the row ids of the answers that are still to come, `results` those that came. `failure` is how the
+    job ends in place of an answer, once nothing of it is open.
+    """
+
+    job: Claimed
+    request: Request | None = None
+    specs: tuple[RowSpec, ...] = ()
+    cancelled_as: CancelledAs | None = None
+    failure: Ending | None = None
+    open_ids: set[str] = field(default_factory=set)
+    results: dict[str, RowResult] = field(default_factory=dict)
+
+    @property
+    def row_ids(self) -> tuple[str, ...]:
+        """The rows as the engine was given them."""
+        return tuple(spec.row_id for spec in self.specs)
+
+    @property
+    def answers(self) -> tuple[RowResult, ...]:
+        """What came of each answer, in the order of the choices."""
+        ids = [row_id for spec in self.specs for row_id in _answer_ids(spec)]
+        return tuple(self.results[row_id] for row_id in ids)
+
+    @property
+    def num_open_rows(self) -> int:
+        """How many rows of a batch this job still takes."""
+        return sum(spec.width for spec in self.specs if spec.row_id in self.open_ids)
+
+    def prepared(self, request: Request, specs: tuple[RowSpec, ...]) -> None:
+        self.request, self.specs = request, specs
+        self.open_ids = {row_id for spec in specs for row_id in _answer_ids(spec)}
+
+    def take(self, result: RowResult) -> None:
+        """One answer has come to its end."""
+        self.results[result.row_id] = result
+        self.open_ids.discard(result.row_id)
+
+    def refused(self, row_id: str) -> None:
+        """The engine doesn't take this row: nothing will come of it."""
+        for spec in self.specs:
+            if spec.row_id == row_id:
+                self.open_ids.difference_update(_answer_ids(spec))
+
+
+class HeldJobs:
+    """All jobs that are held, in the order in which they were claimed."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, Held] = {}
+        self._unprepared: deque[Held] = deque()
+
+    def __repr__(self) -> str:
+        return f"HeldJobs({len(self)} jobs, {len(self._unprepared)} unprepared, {self.num_open_rows} open rows)"
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __iter__(self) -> Iterator[Held]:
+        """Over a copy: the jobs may be forgotten on the way."""
+        return iter(list(self._jobs.values()))
+
+    @property
+    def unprepared(self) -> tuple[Held, ...]:
+        return tuple(self._unprepared)
+
+    @property
+    def num_open_rows(self) -> int:
+        return sum(held.num_open_rows for held in self._jobs.values())
+
+    @property
+    def rows_per_job(self) -> float:
+        """How many rows the prepared jobs have on average; 1 if there are none."""
+        counts = [sum(spec.width for spec in held.specs) for held in self._jobs.values() if held.specs]
+        return sum(counts) / len(counts) if counts else 1.0
+
+    def add(self, held: Held) -> None:
+        """A job was claimed; it is to be prepared."""
+        self._jobs[held.job.execution_id] = held
+        self._unprepared.append(held)
+
+    def next_unprepared(self) -> Held | None:
+        return self._unprepared.popleft() if self._unprepared else None
+
+    def forget(self, job: Claimed) -> None:
+        held = self._jobs.pop(job.execution_id)
+        if held in self._unprepared:
+            self._unprepared.remove(held)
+
+    def of_row(self, row_id: str) -> Held | None:
+        """The job that this row belongs to, if we hold it."""
+        return self._jobs.get(request_row_id(row_id))
+
+    def of_rows(self, row_ids: Iterable[str]) -> list[Held]:
+        """The jobs of these rows, each once, in the order in which they were claimed."""
+        wanted = {request_row_id(row_id) for row_id in row_ids}
+        return [held for execution_id, held in self._jobs.items() if execution_id in wanted]
+
+
+def _answer_ids(spec: RowSpec) -> tuple[str, ...]:
+    return tuple(choice_row_id(spec.row_id, index) for index in range(spec.num_beams_returned))
