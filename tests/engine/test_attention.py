@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxq_worker.engine.attention import Partial, attend_in_part
+from mlxq_worker.engine.attention import Partial, attend, attend_in_part
 
 NUM_ROWS, SIZE, SCALE = 3, 8, 0.3
 
@@ -43,3 +43,15 @@ def test_rows_with_one_query_each_can_be_taken_as_one_row_with_many() -> None:
 
     apart = [attend_in_part(queries[row : row + 1], keys, values, SCALE) for row in range(NUM_ROWS)]
     np.testing.assert_allclose(together.result(mx.float32), Partial.joined(apart).result(mx.float32), atol=1e-6)
+
+
+@pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 4), (6, 2)])
+@pytest.mark.parametrize("num_queries", [1, 7, 300])
+def test_causal_attention_is_that_of_the_last_keys_queries(num_heads: int, num_kv_heads: int, num_queries: int) -> None:
+    queries = random(1, num_heads, num_queries, SIZE, seed=6)
+    keys, values = (random(1, num_kv_heads, num_queries + 9, SIZE, seed=seed) * 5 for seed in (7, 8))
+
+    attended = attend(queries, keys, values, SCALE, "causal")
+
+    expected = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=SCALE, mask="causal")
+    np.testing.assert_allclose(attended, expected, rtol=1e-5, atol=1e-5)

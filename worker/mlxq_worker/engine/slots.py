@@ -17,7 +17,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxq_worker.engine.attention import Partial, attend_in_part
+from mlxq_worker.engine.attention import Partial, attend, attend_in_part
 from mlxq_worker.engine.prefix import Prefix
 from mlxq_worker.engine.scheduler import PrefixPiece
 
@@ -237,8 +237,7 @@ class SlotCache:
 
     def _attend_decoding(self, queries: mx.array, windows: Windows, scale: float) -> mx.array:
         results = [
-            mx.fast.scaled_dot_product_attention(own, keys, values, scale=scale, mask=mask)
-            for own, keys, values, mask in self._decoding_parts(queries, windows)
+            attend(own, keys, values, scale, mask) for own, keys, values, mask in self._decoding_parts(queries, windows)
         ]
         result = results[0] if len(results) == 1 else mx.concatenate(results)
         return result if windows.result_rows is None else result[windows.result_rows]
@@ -277,7 +276,7 @@ class SlotCache:
         else:
             own = self._in_slots(piece.slot, piece.slot + 1, piece.stop)
             keys, values = self._behind(self._prefixes[piece.prefix], own) if piece.prefix else own
-        result = mx.fast.scaled_dot_product_attention(_side_by_side(queries), keys, values, scale=scale, mask="causal")
+        result = attend(_side_by_side(queries), keys, values, scale, "causal")
         return result[0].swapaxes(0, 1)[:, :, None]
 
     def _begun(self, prefix: Prefix) -> tuple[mx.array, mx.array] | None:
