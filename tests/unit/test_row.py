@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mlxq.contract import StopDetails
+from mlxq.contract import RepetitionDetection, StopDetails
 from mlxq_worker.engine.api import AbortReason
 from mlxq_worker.engine.row import Row, RowResult
 from row_specs import row_spec
@@ -19,6 +19,8 @@ ENDS = {
     "end_tokens": {EOS: "<eos>", TURN_END: "<turn>", FULL_STOP: "."},
     "eos_ids": frozenset({EOS, TURN_END}),
 }
+
+TWICE = RepetitionDetection(min_pattern_size=2, max_pattern_size=3, min_count=2)
 
 
 def decode(token_ids: Sequence[int]) -> str:
@@ -71,6 +73,14 @@ def details(kind: Any, index: int | None, **token: Any) -> StopDetails:
             details("stop_string", 1, string="y"),
             "axy",
             id="string inside a token kept",
+        ),
+        pytest.param([*b"xabab"], {"repetition_detection": TWICE}, details("repetition", 4), "xabab", id="loop"),
+        pytest.param(
+            [*b"ababcdcd"],
+            {"repetition_detection": TWICE, "min_tokens": 5},
+            details("repetition", 7),
+            "ababcdcd",
+            id="loop after min_tokens",
         ),
         pytest.param([*b"abc"], {"max_tokens": 3}, details("max_tokens", 2), "abc", id="max_tokens"),
         pytest.param(
@@ -144,6 +154,20 @@ def test_each_way_to_end(token_ids: list[int], changes: dict[str, Any], stop_det
             details("eos_token", 2, token_id=FULL_STOP, token="."),
             "ab",
             id="EOS before stop id where an id is both",
+        ),
+        pytest.param(
+            [*b"abab"],
+            {"stop": ("bab",), "repetition_detection": TWICE},
+            details("stop_string", 3, string="bab"),
+            "a",
+            id="stop string before a loop",
+        ),
+        pytest.param(
+            [*b"abab"],
+            {"max_tokens": 4, "repetition_detection": TWICE},
+            details("repetition", 3),
+            "abab",
+            id="a loop before max_tokens",
         ),
         pytest.param(
             [*b"abc"],

@@ -90,6 +90,7 @@ class Preparer:
             stop=sampling.stop,
             include_stop_str_in_output=sampling.include_stop_str_in_output,
             deadline_s=sampling.timeout_s,
+            repetition_detection=sampling.repetition_detection,
             shares_prompt=sampling.n > 1,
         )
         return tuple(
@@ -259,7 +260,6 @@ _NOT_YET: Mapping[str, Callable[[Request], object]] = {
     "logit_bias": lambda request: request.sampling.logit_bias,
     "bad_words": lambda request: request.sampling.bad_words,
     "allowed_token_ids": lambda request: request.sampling.allowed_token_ids is not None,
-    "repetition_detection": lambda request: request.sampling.repetition_detection,
     "logprobs": lambda request: request.sampling.logprobs is not None,
     "prompt_logprobs": lambda request: request.sampling.prompt_logprobs is not None,
     "return_token_ids": lambda request: request.sampling.return_token_ids,

@@ -14,6 +14,7 @@ from mlxq.contract import Beam, RepetitionDetection, StopDetails, StopType
 from mlxq_worker.engine.api import AbortReason
 from mlxq_worker.engine.constraint import Constraint
 from mlxq_worker.engine.prefix import Prefix
+from mlxq_worker.engine.repetition import RepetitionWatch
 from mlxq_worker.engine.stop import StopScanner, TextStream
 
 Decode = Callable[[Sequence[int]], str]
@@ -157,6 +158,7 @@ class Row:
         "_admitted_s",
         "_decode",
         "_first_token_s",
+        "_repetition",
         "_scanner",
         "_stream",
         "abort_reason",
@@ -180,6 +182,7 @@ class Row:
         # Text is followed token by token only where a stop string needs it; other rows are decoded once, at the end.
         self._stream = TextStream(decode) if spec.stop else None
         self._scanner = StopScanner(spec.stop)
+        self._repetition = RepetitionWatch(spec.repetition_detection) if spec.repetition_detection else None
         self._admitted_s: float | None = None
         self._first_token_s: float | None = None
 
@@ -230,7 +233,7 @@ class Row:
     def commit(self, token_id: int, now: float) -> None:
         """Take the next token and end the row if this token ends it.
 
-        Of several reasons on one token the stop string wins, then the end token, then the limit.
+        Of several reasons on one token the stop string wins, then the end token, then the loop, then the limit.
         """
         if self._first_token_s is None:
             self._first_token_s = now
@@ -238,10 +241,13 @@ class Row:
         index = len(self.token_ids) - 1
         is_end_token = token_id in self.spec.end_tokens
         at_limit = len(self.token_ids) >= self.spec.limit
-        if self._stream and self._scan(self._stream, is_end_token or at_limit, now):
+        loops = self._loops()
+        if self._stream and self._scan(self._stream, is_end_token or loops or at_limit, now):
             return
         if is_end_token:
             self._end_on_token(token_id, index, now)
+        elif loops:
+            self._end(StopDetails(type="repetition", token_index=index), self._full_text(), now)
         elif at_limit:
             self._end(StopDetails(type=self.spec.limit_type, token_index=index), self._full_text(), now)
 
@@ -249,6 +255,11 @@ class Row:
         """End the row before its time, keeping the text it has."""
         index = len(self.token_ids) - 1 if self.token_ids else None
         self._end(StopDetails(type=reason, token_index=index), self._full_text(), now)
+
+    def _loops(self) -> bool:
+        """Whether the newest token completes a loop; as in vLLM none counts before `min_tokens` tokens are there."""
+        is_looping = self._repetition is not None and self._repetition.push(self.token_ids)
+        return is_looping and len(self.token_ids) >= self.spec.min_tokens
 
     def _scan(self, stream: TextStream, is_last: bool, now: float) -> bool:
         """Follow the text by the newest token; end the row if that completes a stop string."""
