@@ -14,7 +14,8 @@ from rq.job import Job
 
 from mlxq import keys
 from mlxq.contract import Choice, EosEntry, Failure, Request, Result, RunInfo, StopDetails, Usage
-from mlxq.openai import failure_line, parse_object, result_line
+from mlxq.openai import parse_object
+from mlxq.result_lines import failure_line, result_line
 
 EOS = EosEntry(id=2, token="<end>")
 

@@ -24,8 +24,9 @@ from mlxq import keys, rq_keys
 from mlxq.connect import queue_errors
 from mlxq.contract import Failure
 from mlxq.errors import BatchNotFound
-from mlxq.openai import failure_line, is_success
 from mlxq.outside import LOST, record_ends
+from mlxq.read_back import is_success
+from mlxq.result_lines import failure_line
 
 Status = Literal["finished", "failed", "cancelled"]
 T = TypeVar("T")

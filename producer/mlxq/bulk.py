@@ -19,8 +19,9 @@ from mlxq.client import Client
 from mlxq.errors import BatchNotFound, InputFileError, QueueError, QueueUnavailable
 from mlxq.files import BadLine
 from mlxq.leftovers import batch_prefix, clear
-from mlxq.openai import ParsedLine, content_hash_of
+from mlxq.openai import ParsedLine
 from mlxq.outages import Outages, Tell
+from mlxq.read_back import content_hash_of
 from mlxq.sink import Sink
 from mlxq.tally import Summary, Tally
 

@@ -24,7 +24,7 @@ from rq.utils import now, utcformat
 from mlxq import keys, rq_keys
 from mlxq.connect import transact
 from mlxq.contract import Failure
-from mlxq.openai import failure_line
+from mlxq.result_lines import failure_line
 
 JOB_HASH_LENGTH: Final = 20
 """Hex digits after ``{batch}-`` in a job id."""

@@ -12,6 +12,8 @@ from typing import Any, Literal
 import msgspec
 
 Endpoint = Literal["/v1/chat/completions", "/v1/completions"]
+CHAT: Endpoint = "/v1/chat/completions"
+COMPLETIONS: Endpoint = "/v1/completions"
 FinishReason = Literal["stop", "length", "tool_calls", "abort", "error", "repetition"]
 StopType = Literal[
     "eos_token",

@@ -1,83 +1,38 @@
-"""Every field that a request, one of its messages or one of its tools may have, each listed once.
+"""Every field that the body of a request may have, each listed once: `FIELDS`.
 
-A field is honoured, or is a label, or is not available yet; `mlxq.openai` refuses what is in no table. The names
-and meanings are OpenAI's, with vLLM's extras under vLLM's names. Knows the fields one by one and the shapes of
-their values; how fields go together, and what a line looks like around them, is for `mlxq.openai`.
+A field is honoured, or is a label, or is refused; `mlxq.openai` refuses what is not listed at all. The names and
+meanings are OpenAI's, with vLLM's extras under vLLM's names. Knows the fields one by one; how they go together is for
+`mlxq.assemble`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from mlxq import checks
+from mlxq import checks, conversation, structures
 from mlxq.checks import Check
+from mlxq.contract import RepetitionDetection
 from mlxq.errors import RequestError
+from mlxq.field import honoured, label, read_object, refused, table
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Field:
-    """One field that is understood. ``null`` always means absent.
-
-    With a `check` the field is honoured (or is a `label`, which by definition can't change the answer). Without
-    one it is not available yet: only the `neutral` values, which ask for nothing, are accepted.
-    `fills` names the attribute of `SamplingParams` that the field sets.
-    """
-
-    name: str
-    doc: str
-    check: Check | None = None
-    neutral: tuple[Any, ...] = ()
-    fills: str | None = None
-    chat_only: bool = False
-    label: bool = False
-
-    def read(self, value: Any, param: str) -> Any:
-        """The value as the contract wants it.
-
-        Raises:
-            RequestError: the value has the wrong type, is out of range, or asks for what is not available yet.
-        """
-        if self.check is not None:
-            return self.check(value, param)
-        if not any(checks.same_json(value, neutral) for neutral in self.neutral):
-            raise self._unsupported(param)
-        return value
-
-    def _unsupported(self, param: str) -> RequestError:
-        accepted = " or ".join(json.dumps(value) for value in (*self.neutral, None))
-        message = f"{param} is not available in this version of mlxq; leave it out or set it to {accepted}"
-        return RequestError(message, param=param, code="unsupported_field")
-
-
-def _honoured(name: str, check: Check, doc: str, *, fills: str | None = None, chat_only: bool = False) -> Field:
-    return Field(name=name, check=check, doc=doc, fills=fills, chat_only=chat_only)
-
-
-def _label(name: str, check: Check, doc: str) -> Field:
-    return Field(name=name, check=check, doc=doc, label=True)
-
-
-def _later(name: str, *neutral: Any, doc: str) -> Field:
-    return Field(name=name, neutral=neutral, doc=doc)
-
-
-def _table(*fields: Field) -> Mapping[str, Field]:
-    return {field.name: field for field in fields}
+MAX_ANSWERS = 64
+MAX_BEAM_WIDTH = 32
+MAX_ALTERNATIVES = 20
+MAX_BIASES = 1024
+MAX_BAD_WORDS = 256
+MAX_ALLOWED_TOKENS = 262_144
+MAX_PATTERN = 256
 
 
 def _prompt(value: Any, param: str) -> str | tuple[int, ...]:
     if type(value) is str:
         return checks.filled_string(value, param)
-    expected = "a non-empty string or a list of token ids"
     if type(value) is not list:
-        raise checks.wrong_type(param, expected, value)
+        raise checks.wrong_type(param, _A_PROMPT, value)
     if value and all(type(item) in (str, list) for item in value):
         message = "prompt must be one prompt, not a list of prompts: write one line per prompt"
         raise RequestError(message, param=param, code="invalid_type")
-    return checks.each(checks.a_list(value, param, of="token ids", at_least=1), param, _token_id)
+    return _prompt_ids(value, param)
 
 
 def _stop(value: Any, param: str) -> tuple[str, ...]:
@@ -85,189 +40,242 @@ def _stop(value: Any, param: str) -> tuple[str, ...]:
         return (checks.filled_string(value, param),)
     if type(value) is not list:
         raise checks.wrong_type(param, "a string or a list of strings", value)
-    return checks.each(checks.a_list(value, param, of="strings", at_most=16), param, checks.filled_string)
-
-
-def _stop_token_ids(value: Any, param: str) -> tuple[int, ...]:
-    return checks.each(checks.a_list(value, param, of="token ids", at_most=64), param, _token_id)
-
-
-def _messages(value: Any, param: str) -> tuple[dict[str, Any], ...]:
-    return checks.each(checks.a_list(value, param, of="messages", at_least=1), param, _message)
-
-
-def _message(value: Any, param: str) -> dict[str, Any]:
-    """One message as chat templates take it: content is one string, there even beside tool calls."""
-    given = checks.an_object(value, param)
-    fields = [MESSAGE_FIELDS[name] for name in given]
-    read = {field.name: field.read(given[field.name], f"{param}.{field.name}") for field in fields}
-    message = {field.name: read[field.name] for field in fields if field.check is not None}
-    _check_message(message, param)
-    return {"content": "", **message}
-
-
-def _check_message(message: Mapping[str, Any], param: str) -> None:
-    """What the fields of one message say about each other."""
-    if "role" not in message:
-        raise checks.missing(f"{param}.role", f"{param}.role is missing")
-    role = message["role"]
-    for name, its_role in (("tool_calls", "assistant"), ("reasoning_content", "assistant"), ("tool_call_id", "tool")):
-        if name in message and role != its_role:
-            text = f"{param}.{name} only goes with the role {its_role}, not with {role}"
-            raise RequestError(text, param=f"{param}.{name}", code="invalid_value")
-    if "content" not in message and "tool_calls" not in message:
-        raise checks.missing(f"{param}.content", f"{param}.content is missing")
-
-
-def _content(value: Any, param: str) -> str:
-    if type(value) is str:
-        return value
-    if type(value) is not list:
-        raise checks.wrong_type(param, "a string or a list of text parts", value)
-    # A line each, as vLLM joins them.
-    return "\n".join(checks.each(checks.a_list(value, param, of="text parts", at_least=1), param, _text_part))
-
-
-def _text_part(value: Any, param: str) -> str:
-    kind = checks.an_object(value, param).get("type")
-    if kind != "text":
-        message = f'{param} is of type {checks.show(kind)}; only parts of type "text" can be read'
-        raise RequestError(message, param=param, code="unsupported_field")
-    if "text" not in value:
-        raise checks.missing(f"{param}.text", f"{param}.text is missing")
-    return checks.string(value["text"], f"{param}.text")
-
-
-def _tool_calls(value: Any, param: str) -> list[dict[str, Any]]:
-    return list(checks.each(checks.a_list(value, param, of="tool calls", at_least=1), param, _tool_call))
-
-
-def _tool_call(value: Any, param: str) -> dict[str, Any]:
-    call = checks.an_object(value, param)
-    arguments = _function(call, param).get("arguments")
-    if type(arguments) not in (str, dict):
-        raise checks.wrong_type(f"{param}.function.arguments", "a string of JSON or an object", arguments)
-    return call
-
-
-def _tools(value: Any, param: str) -> tuple[dict[str, Any], ...]:
-    return checks.each(checks.a_list(value, param, of="tools"), param, _tool)
-
-
-def _tool(value: Any, param: str) -> dict[str, Any]:
-    """One tool, kept as it was written: chat templates print it, so there is no unknown field in it."""
-    tool = checks.an_object(value, param)
-    function = _function(tool, param)
-    for name, field in FUNCTION_FIELDS.items():
-        if function.get(name) is not None:
-            field.read(function[name], f"{param}.function.{name}")
-    return tool
-
-
-def _function(holder: Mapping[str, Any], param: str) -> dict[str, Any]:
-    """The ``function`` of a tool or a tool call, which has a name."""
-    if holder.get("type") != "function":
-        raise checks.out_of_range(f"{param}.type", '"function"', holder.get("type"))
-    function = checks.an_object(holder.get("function"), f"{param}.function")
-    checks.filled_string(function.get("name"), f"{param}.function.name")
-    return function
+    return _stop_strings(value, param)
 
 
 def _top_k(value: Any, param: str) -> int:
     return max(0, _at_least_minus_one(value, param))
 
 
+def _early_stopping(value: Any, param: str) -> bool | Literal["never"]:
+    if value == "never":
+        return "never"
+    if type(value) is not bool:
+        raise checks.wrong_type(param, _EARLY_STOPPING, value)
+    return value
+
+
+def _logprobs(value: Any, param: str) -> bool | int:
+    return value if type(value) is bool else _alternatives(value, param)
+
+
+def _logit_bias(value: Any, param: str) -> dict[int, float]:
+    biases = checks.an_object(value, param)
+    if len(biases) > MAX_BIASES:
+        text = f"{param} must be an object of at most {MAX_BIASES} token ids, not of {len(biases)}"
+        raise RequestError(text, param=param, code="out_of_range")
+    return {_id_in_text(name, param): _bias(bias, f"{param}.{_shortened(name)}") for name, bias in biases.items()}
+
+
+def _id_in_text(name: str, param: str) -> int:
+    """The token id that JSON has as a string: digits only, so that no id has two names."""
+    number = int(name) if len(name) <= 10 and name.isascii() and name.isdigit() else -1
+    if str(number) != name or number > checks.MAX_INT32:
+        raise checks.out_of_range(f"{param}.{_shortened(name)}", "named by a token id, such as 42", name)
+    return number
+
+
+def _shortened(name: str) -> str:
+    return name[: checks.MAX_SHOWN_CHARS]
+
+
+def _repetition_detection(value: Any, param: str) -> RepetitionDetection | None:
+    """vLLM's defaults: no largest size switches it off, and no smallest size is 1."""
+    given = {"max_pattern_size": 0, "min_pattern_size": 0, "min_count": 0}
+    given |= read_object(REPETITION_DETECTION_FIELDS, value, param)
+    largest, smallest, count = given.values()
+    if smallest > largest:
+        raise checks.out_of_range(f"{param}.min_pattern_size", f"at most max_pattern_size ({largest})", smallest)
+    if largest == 0:
+        return None
+    if count < 2:
+        raise checks.out_of_range(f"{param}.min_count", "at least 2", count)
+    return RepetitionDetection(max_pattern_size=largest, min_pattern_size=smallest or 1, min_count=count)
+
+
+_A_PROMPT = "a non-empty string or a list of token ids"
+_EARLY_STOPPING = 'true, false or "never"'
 _token_id = checks.integer(0)
 _int64 = checks.integer(-(2**63), 2**63 - 1)
 _at_least_minus_one = checks.integer(-1)
-_ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"developer": "system"}
+_alternatives = checks.integer(0, MAX_ALTERNATIVES)
+_bias = checks.number(-100, 100)
+_prompt_ids = checks.list_of(_token_id, "token ids", at_least=1)
+_stop_strings = checks.list_of(checks.filled_string, "strings", at_most=16)
+_bad_words = checks.list_of(checks.filled_string, "strings", at_most=MAX_BAD_WORDS)
+_allowed_token_ids = checks.list_of(_token_id, "token ids", at_least=1, at_most=MAX_ALLOWED_TOKENS)
+_EFFORTS = {effort: effort for effort in ("none", "minimal", "low", "medium", "high", "xhigh", "max")}
 
-FUNCTION_FIELDS = _table(
-    _honoured("description", checks.string, "what the function does"),
-    _honoured("parameters", checks.an_object, "JSON schema of the arguments"),
-    _later("strict", False, doc="hold the arguments to the schema"),
+REPETITION_DETECTION_FIELDS = table(
+    honoured("max_pattern_size", checks.integer(0, MAX_PATTERN), "most tokens in the pattern; 0 is off"),
+    honoured("min_pattern_size", checks.integer(0, MAX_PATTERN), "fewest tokens in the pattern; 0 is 1"),
+    honoured("min_count", checks.integer(0, MAX_PATTERN), "how often the pattern must come, at least 2"),
 )
 
-MESSAGE_FIELDS = _table(
-    _honoured("role", checks.one_of(_ROLES), "system, developer (read as system), user, assistant or tool"),
-    _honoured("content", _content, "a string, or a list of text parts, which are joined, a line each"),
-    _honoured("name", checks.string, "who speaks, for templates that print it"),
-    _honoured("tool_calls", _tool_calls, "the calls that the assistant made"),
-    _honoured("tool_call_id", checks.string, "the call that a tool message answers"),
-    _honoured("reasoning_content", checks.string, "the assistant's reasoning, for templates that print it"),
-    _later("refusal", doc="the assistant's refusal"),
-    _later("annotations", [], doc="citations of web searches"),
-    _later("audio", doc="an earlier audio answer"),
-    _later("function_call", doc="replaced by tool_calls"),
-)
-
-FIELDS = _table(
-    _honoured("messages", _messages, "the conversation; makes it a chat request", chat_only=True),
-    _honoured("prompt", _prompt, "text or token ids; makes it a completion request"),
-    _honoured("model", checks.filled_string, "any name: a worker serves one model, and the answer says which"),
-    _honoured("max_tokens", checks.integer(1), "most tokens to generate", fills="max_tokens"),
-    _honoured("max_completion_tokens", checks.integer(1), "the same as max_tokens", fills="max_tokens"),
-    _honoured("min_tokens", checks.integer(0), "no end of text before this many tokens", fills="min_tokens"),
-    _honoured("temperature", checks.number(0), "0 is greedy", fills="temperature"),
-    _honoured("top_p", checks.number(0, 1, above_low=True), "1 is off", fills="top_p"),
-    _honoured("top_k", _top_k, "0 and -1 are off", fills="top_k"),
-    _honoured("min_p", checks.number(0, 1), "0 is off", fills="min_p"),
-    _honoured("seed", _int64, "same seed, same answer; drawn and reported if absent", fills="seed"),
-    _honoured("stop", _stop, "one string, or at most 16, that end the text", fills="stop"),
-    _honoured("stop_token_ids", _stop_token_ids, "at most 64 more end tokens", fills="stop_token_ids"),
-    _honoured("ignore_eos", checks.boolean, "generate past the end of text", fills="ignore_eos"),
-    _honoured(
+FIELDS = table(
+    honoured(
+        "messages",
+        conversation.messages,
+        "the conversation; makes it a chat request",
+        chat_only=True,
+        inside=conversation.MESSAGE_FIELDS,
+    ),
+    honoured("prompt", Check(_A_PROMPT, _prompt), "makes it a completion request"),
+    honoured("model", checks.filled_string, "any name: a worker serves one model, and the answer says which"),
+    honoured("max_tokens", checks.integer(1), "most tokens to generate", fills="max_tokens"),
+    honoured("max_completion_tokens", checks.integer(1), "the same as max_tokens", fills="max_tokens"),
+    honoured("min_tokens", checks.integer(0), "no end of text before this many tokens", fills="min_tokens"),
+    honoured("temperature", checks.number(0), "0 is greedy", fills="temperature"),
+    honoured("top_p", checks.number(0, 1, above_low=True), "1 is off", fills="top_p"),
+    honoured("top_k", Check(_at_least_minus_one.expected, _top_k), "0 and -1 are off", fills="top_k"),
+    honoured("min_p", checks.number(0, 1), "0 is off", fills="min_p"),
+    honoured(
+        "seed", _int64, "same seed, same answer; drawn and reported if absent; answer i has seed + i", fills="seed"
+    ),
+    honoured(
+        "stop",
+        Check("a non-empty string or a list of at most 16 strings", _stop),
+        "strings that end the text",
+        fills="stop",
+    ),
+    honoured(
+        "stop_token_ids",
+        checks.list_of(_token_id, "token ids", at_most=64),
+        "more end tokens",
+        fills="stop_token_ids",
+    ),
+    honoured("ignore_eos", checks.boolean, "generate past the end of text", fills="ignore_eos"),
+    honoured(
         "include_stop_str_in_output",
         checks.boolean,
         "keep the stop string in the text",
         fills="include_stop_str_in_output",
     ),
-    _honoured("timeout", checks.number(0, above_low=True), "seconds of decoding", fills="timeout_s"),
-    _honoured("tools", _tools, "functions that the model may call", chat_only=True),
-    _honoured("chat_template_kwargs", checks.an_object, "variables for the chat template", chat_only=True),
-    _label("user", checks.string, "who asked"),
-    _label("metadata", checks.an_object, "anything worth noting"),
-    _label("safety_identifier", checks.string, "who asked, as a hash"),
-    _label("prompt_cache_key", checks.string, "which prompts are alike; shared prefixes are found without it"),
-    _later("n", 1, doc="number of answers"),
-    _later("best_of", 1, doc="answers to choose from"),
-    _later("use_beam_search", False, doc="beam search"),
-    _later("length_penalty", 1, doc="weight of length in beam search"),
-    _later("presence_penalty", 0, doc="against tokens that are there"),
-    _later("frequency_penalty", 0, doc="against tokens by their count"),
-    _later("repetition_penalty", 1, doc="against tokens that are there, prompt included"),
-    _later("repetition_detection", doc="end a text that repeats itself"),
-    _later("logit_bias", {}, doc="bias by token id"),
-    _later("bad_words", [], doc="words never to generate"),
-    _later("allowed_token_ids", doc="the only tokens to generate"),
-    _later("logprobs", False, doc="log probabilities of the answer"),
-    _later("top_logprobs", 0, doc="how many alternatives to report"),
-    _later("prompt_logprobs", doc="log probabilities of the prompt"),
-    _later("response_format", {"type": "text"}, doc="JSON answers"),
-    _later("structured_outputs", doc="answers held to a grammar"),
-    _later("tool_choice", "auto", "none", doc='which tool to call; "none" hides the tools'),
-    _later("parallel_tool_calls", True, doc="several calls in one answer"),
-    _later("functions", doc="replaced by tools"),
-    _later("function_call", "auto", "none", doc="replaced by tool_choice"),
-    _later("reasoning_effort", doc="how long to think; see chat_template_kwargs"),
-    _later("verbosity", "medium", doc="how much to say"),
-    _later("modalities", ["text"], doc="kinds of answers"),
-    _later("audio", doc="audio answers"),
-    _later("prediction", doc="predicted answer"),
-    _later("web_search_options", doc="web search"),
-    _later("echo", False, doc="repeat the prompt in the text"),
-    _later("suffix", doc="text after the gap to fill"),
-    _later("stream", False, doc="answers in pieces"),
-    _later("stream_options", doc="how to stream"),
-    _later("store", False, doc="keep the answer on the server"),
-    _later("service_tier", "auto", "default", doc="OpenAI's price class"),
-    _later("priority", 0, doc="order in vLLM's waiting line"),
-    _later("truncate_prompt_tokens", doc="cut long prompts"),
-    _later("skip_special_tokens", True, doc="leave special tokens out of the text"),
-    _later("spaces_between_special_tokens", True, doc="spaces between special tokens"),
-    _later("add_generation_prompt", True, doc="open the assistant's turn"),
-    _later("continue_final_message", False, doc="go on with the last message"),
-    _later("chat_template", doc="another chat template"),
-    _later("documents", doc="documents for the chat template"),
+    honoured("timeout", checks.number(0, above_low=True), "seconds of decoding", fills="timeout_s"),
+    honoured("presence_penalty", checks.number(-2, 2), "against tokens of the answer", fills="presence_penalty"),
+    honoured(
+        "frequency_penalty", checks.number(-2, 2), "against tokens of the answer, by count", fills="frequency_penalty"
+    ),
+    honoured(
+        "repetition_penalty",
+        checks.number(0.01, 100),
+        "against tokens of prompt and answer; 1 is off",
+        fills="repetition_penalty",
+    ),
+    honoured(
+        "repetition_detection",
+        Check("an object", _repetition_detection),
+        "end a text that ends with copies of one pattern of tokens",
+        fills="repetition_detection",
+        inside=REPETITION_DETECTION_FIELDS,
+    ),
+    honoured(
+        "logit_bias",
+        Check(f"an object of at most {MAX_BIASES} token ids, each with {_bias.expected}", _logit_bias),
+        "added to the logits of these tokens",
+        fills="logit_bias",
+    ),
+    honoured("bad_words", _bad_words, "words never to generate", fills="bad_words"),
+    honoured("allowed_token_ids", _allowed_token_ids, "the only tokens to generate", fills="allowed_token_ids"),
+    honoured("n", checks.integer(1, MAX_ANSWERS), "number of answers", fills="n"),
+    honoured("best_of", checks.integer(1, MAX_ANSWERS), "1 or the same as n: no answers are thrown away", neutral=(1,)),
+    honoured("use_beam_search", checks.boolean, "the n best hypotheses instead of n samples"),
+    honoured("beam_width", checks.integer(1, MAX_BEAM_WIDTH), "hypotheses that are followed: n or more; n if absent"),
+    honoured("length_penalty", checks.number(-10, 10), "beams score their log probability / length ** length_penalty"),
+    honoured("early_stopping", Check(_EARLY_STOPPING, _early_stopping), "when a beam search ends, as in transformers"),
+    honoured(
+        "logprobs",
+        Check(f"true or false; in a completion also {_alternatives.expected}", _logprobs),
+        "log probabilities of the answer's tokens; a number is that of the alternatives",
+    ),
+    honoured("top_logprobs", _alternatives, "alternatives to report for each token, beside logprobs", neutral=(0,)),
+    honoured(
+        "prompt_logprobs",
+        _alternatives,
+        "log probabilities of the prompt's tokens, with so many alternatives",
+        fills="prompt_logprobs",
+    ),
+    honoured("return_token_ids", checks.boolean, "report the ids of prompt and answer", fills="return_token_ids"),
+    honoured(
+        "response_format",
+        structures.response_format,
+        "hold the answer to JSON",
+        inside=structures.RESPONSE_FORMAT_FIELDS,
+    ),
+    honoured(
+        "structured_outputs",
+        structures.structured_outputs,
+        "hold the answer to a grammar",
+        inside=structures.STRUCTURED_OUTPUTS_FIELDS,
+    ),
+    honoured("tools", conversation.tools, "functions that the model may call", neutral=([],), chat_only=True),
+    honoured(
+        "tool_choice",
+        conversation.tool_choice,
+        "whether a tool may or must be called, and which; none hides them",
+        neutral=("auto", "none"),
+        chat_only=True,
+        inside=conversation.TOOL_CHOICE_FIELDS,
+    ),
+    honoured(
+        "parallel_tool_calls", checks.boolean, "whether one answer may have many calls", neutral=(True,), chat_only=True
+    ),
+    honoured("chat_template_kwargs", checks.an_object, "variables for the chat template", chat_only=True),
+    honoured(
+        "reasoning_effort",
+        checks.one_of(_EFFORTS),
+        "sets reasoning_effort and enable_thinking for the chat template",
+        chat_only=True,
+    ),
+    label("user", checks.string, "who asked"),
+    label("metadata", checks.an_object, "anything worth noting"),
+    label("safety_identifier", checks.string, "who asked, as a hash"),
+    label("session_id", checks.string, "which requests belong together"),
+    label("prompt_cache_key", checks.string, "which prompts are alike; shared prefixes are found without it"),
+    refused("guided_json", doc="vLLM's earlier name", hint="use structured_outputs with json"),
+    refused("guided_regex", doc="vLLM's earlier name", hint="use structured_outputs with regex"),
+    refused("guided_choice", doc="vLLM's earlier name", hint="use structured_outputs with choice"),
+    refused("guided_grammar", doc="vLLM's earlier name", hint="use structured_outputs with grammar"),
+    refused("functions", doc="replaced by tools", hint="use tools"),
+    refused("function_call", "auto", "none", doc="replaced by tool_choice", hint="use tool_choice"),
+    refused("include_reasoning", True, doc="leave the reasoning out of the answer"),
+    refused("thinking_token_budget", -1, doc="most tokens of reasoning"),
+    refused("logprob_token_ids", doc="log probabilities of given tokens"),
+    refused("return_tokens_as_token_ids", False, doc="ids in the place of tokens", hint="use return_token_ids"),
+    refused("return_prompt_text", False, doc="report what the chat template made"),
+    refused("verbosity", "medium", doc="how much to say"),
+    refused("modalities", ["text"], doc="kinds of answers"),
+    refused("audio", doc="audio answers"),
+    refused("prediction", doc="predicted answer"),
+    refused("web_search_options", doc="web search"),
+    refused("echo", False, doc="repeat the prompt in the text"),
+    refused("suffix", doc="text after the gap to fill"),
+    refused("stream", False, doc="answers in pieces"),
+    refused("stream_options", doc="how to stream"),
+    refused("store", False, doc="keep the answer on the server"),
+    refused("service_tier", "auto", "default", doc="OpenAI's price class"),
+    refused("priority", 0, doc="order in vLLM's waiting line"),
+    refused("request_id", doc="vLLM's name of the request", hint="use custom_id"),
+    refused("cache_salt", doc="keep others from sharing a prefix"),
+    refused("truncate_prompt_tokens", doc="cut long prompts"),
+    refused("truncation_side", doc="where to cut long prompts"),
+    refused("skip_special_tokens", True, doc="keep special tokens in the text"),
+    refused("spaces_between_special_tokens", True, doc="no spaces between special tokens"),
+    refused("add_special_tokens", doc="special tokens around the prompt"),
+    refused("add_generation_prompt", True, doc="don't open the assistant's turn"),
+    refused("continue_final_message", False, doc="go on with the last message"),
+    refused("chat_template", doc="another chat template"),
+    refused("documents", doc="documents for the chat template"),
+    refused("mm_processor_kwargs", doc="how to read images"),
+    refused("vllm_xargs", doc="for extensions of vLLM"),
+    refused("repetition_context_size", doc="mlx_lm.server's reach of repetition_penalty, which here is all"),
+    refused("presence_context_size", doc="mlx_lm.server's reach of presence_penalty, which here is the answer"),
+    refused("frequency_context_size", doc="mlx_lm.server's reach of frequency_penalty, which here is the answer"),
+    refused("xtc_probability", 0, doc="how often mlx_lm.server leaves out the top choices"),
+    refused("xtc_threshold", doc="which choices those are"),
+    refused("adapters", doc="an adapter of the model"),
+    refused("draft_model", doc="a model for speculative decoding"),
+    refused("num_draft_tokens", doc="how far to speculate"),
+    refused("role_mapping", doc="prefixes of roles without a chat template"),
 )
 """Every field of the body, once, so that documentation can be generated from it."""

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO, Literal, Self
 
 import msgspec
 
-from mlxq import openai
+from mlxq import openai, read_back, result_lines
 from mlxq.contract import Failure
 from mlxq.errors import ConfigError, InputFileError, RequestError
 from mlxq.openai import ParsedLine
@@ -52,7 +52,7 @@ class BadLine:
 
     def failure(self) -> Failure:
         """The answer to this line."""
-        return openai.rejection(self.error, custom_id=self.custom_id, request_id=f"line-{self.line_number}")
+        return result_lines.rejection(self.error, custom_id=self.custom_id, request_id=f"line-{self.line_number}")
 
 
 # --- Requests in ----------------------------------------------------------------------------------------------
@@ -246,8 +246,10 @@ def load_done(path: Path | str) -> dict[str, Done]:
 
 def done_by(line: Mapping[str, Any]) -> Done | None:
     """What an output line has done, for a rerun; `None` if it is no answer by mlxq."""
-    content_hash = openai.content_hash_of(line)
-    return Done(content_hash, openai.model_of(line)) if content_hash is not None and openai.is_success(line) else None
+    content_hash = read_back.content_hash_of(line)
+    if content_hash is None or not read_back.is_success(line):
+        return None
+    return Done(content_hash, read_back.model_of(line))
 
 
 def order_file(path: Path | str, ids: Iterable[str], *, without: Collection[str] = ()) -> None:
@@ -330,7 +332,7 @@ def _output_line(raw: bytes) -> dict[str, Any] | None:
         line: dict[str, Any] = msgspec.json.decode(raw)
     except (ValueError, RecursionError):
         return None
-    return None if openai.custom_id_of(line) is None else line
+    return None if read_back.custom_id_of(line) is None else line
 
 
 def _line_at(source: BinaryIO, offset: int, length: int) -> bytes:

@@ -15,7 +15,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from mlxq.files import BadLine, ResultWriter, count_lines, done_by, load_done, order_file
-from mlxq.openai import failure_line, is_success
+from mlxq.read_back import is_success
+from mlxq.result_lines import failure_line
 from mlxq.tally import Summary, Tally
 
 SYNC_S = 1.0

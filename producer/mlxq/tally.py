@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlxq.openai import error_code_of, is_success, model_of, stop_details_of, usage_of
+from mlxq.read_back import error_code_of, is_success, model_of, stop_details_of, usage_of
 
 
 @dataclass(frozen=True, slots=True)

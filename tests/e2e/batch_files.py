@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlxq.openai import texts_of
+from mlxq.read_back import texts_of
 from mlxq_worker.demo.tasks import Example, count_example, held_out
 
 Line = dict[str, Any]

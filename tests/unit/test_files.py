@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from mlxq import files, openai
+from mlxq import files, openai, result_lines
 from mlxq.errors import ConfigError, InputFileError
 from mlxq.files import BadLine, ResultWriter, count_lines, load_done, order_file, read_requests, refuse_same_file
 from mlxq.openai import ParsedLine
@@ -96,7 +96,7 @@ def test_standard_input_is_read_as_json_lines(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_bad_line_costs_only_itself_and_keeps_its_id(tmp_path: Path) -> None:
-    content = b'{"custom_id": "a", "n": 2, "prompt": "x"}\n{oops\n{"prompt": "\xff"}\n{"prompt": "ok"}\n'
+    content = b'{"custom_id": "a", "stream": true, "prompt": "x"}\n{oops\n{"prompt": "\xff"}\n{"prompt": "ok"}\n'
     items = list(read_requests(request_file(tmp_path, content)))
     assert [(item.line_number, item.custom_id, item.error.code) for item in bad(items)] == [
         (1, "a", "unsupported_field"),
@@ -107,8 +107,8 @@ def test_a_bad_line_costs_only_itself_and_keeps_its_id(tmp_path: Path) -> None:
 
 
 def test_a_bad_line_has_an_answer(tmp_path: Path) -> None:
-    [item] = bad(list(read_requests(request_file(tmp_path, '{"custom_id": "a", "n": 2, "prompt": "x"}'))))
-    line = openai.failure_line(item.failure())
+    [item] = bad(list(read_requests(request_file(tmp_path, '{"custom_id": "a", "stream": true, "prompt": "x"}'))))
+    line = result_lines.failure_line(item.failure())
     assert (line["custom_id"], line["response"]["status_code"]) == ("a", 400)
 
 

@@ -9,9 +9,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlxq import openai
+from mlxq import openai, read_back
+from mlxq.contract import CHAT
+from mlxq.conversation import MESSAGE_FIELDS
 from mlxq.errors import RequestError
-from mlxq.fields import FIELDS, MESSAGE_FIELDS
+from mlxq.fields import FIELDS
 from mlxq.openai import LINE_FIELDS, ParsedLine
 
 quick = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -23,7 +25,7 @@ scalars = (
     | st.integers(-2, 2)
     | st.floats()
     | st.text(max_size=5)
-    | st.sampled_from(["text", "function", "user", "assistant", "tool", "POST", openai.CHAT, 10**400, 2**63])
+    | st.sampled_from(["text", "function", "user", "assistant", "tool", "POST", CHAT, 10**400, 2**63])
 )
 names = st.sampled_from([*FIELDS, *MESSAGE_FIELDS, *LINE_FIELDS, "type", "text", "function"]) | st.text(max_size=5)
 values = st.recursive(
@@ -66,7 +68,7 @@ GOOD_LINE = json.dumps(
     {
         "custom_id": "r1",
         "method": "POST",
-        "url": openai.CHAT,
+        "url": CHAT,
         "body": {
             "messages": [{"role": "user", "content": [{"type": "text", "text": "é\n"}]}],
             "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
@@ -152,9 +154,9 @@ def test_any_python_object_is_accepted_or_refused(value: Any) -> None:
 @quick
 @given(values)
 def test_the_readers_of_output_lines_never_fail(value: Any) -> None:
-    openai.custom_id_of(value)
-    openai.is_success(value)
-    openai.content_hash_of(value)
-    openai.stop_details_of(value)
-    openai.error_code_of(value)
-    openai.usage_of(value)
+    read_back.custom_id_of(value)
+    read_back.is_success(value)
+    read_back.content_hash_of(value)
+    read_back.stop_details_of(value)
+    read_back.error_code_of(value)
+    read_back.usage_of(value)

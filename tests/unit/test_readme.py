@@ -11,6 +11,7 @@ import pytest
 
 from mlxq.cli import COMMANDS
 from mlxq.contract import FINISH_REASONS, StopType
+from mlxq.field_table import renewed
 from mlxq.fields import FIELDS
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
@@ -47,10 +48,17 @@ def test_every_flag_that_is_mentioned_belongs_to_some_command() -> None:
     assert mentioned <= set().union(*map(flags_of, COMMANDS))
 
 
-def test_every_field_that_is_honoured_is_listed() -> None:
-    honoured = {field.name for field in FIELDS.values() if field.check is not None}
+def test_the_tables_of_fields_are_those_that_the_code_makes() -> None:
+    assert renewed(README) == README, "run: python -m mlxq.field_table README.md"
 
-    assert honoured <= set(re.findall(r"`(\w+)`", README))
+
+def test_the_tables_have_every_field() -> None:
+    assert set(FIELDS) <= set(re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE))
+
+
+def test_a_text_without_marks_can_not_be_renewed() -> None:
+    with pytest.raises(ValueError, match="there is no"):
+        renewed("no tables")
 
 
 @pytest.mark.parametrize("stop_type", sorted(set(get_args(StopType)) - NOT_PRODUCED_YET))

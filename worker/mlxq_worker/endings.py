@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from mlxq.contract import Failure, Result
 from mlxq.errors import RequestError
-from mlxq.openai import failure_line, rejection, result_line
+from mlxq.result_lines import failure_line, rejection, result_line
 from mlxq_worker.engine.row import RowError
 from mlxq_worker.job_data import NOT_JSON, Claimed
 

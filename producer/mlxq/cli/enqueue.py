@@ -14,7 +14,8 @@ from mlxq.client import Batch, Client
 from mlxq.connect import DEFAULT_URL
 from mlxq.errors import QueueUnavailable
 from mlxq.files import BadLine, read_requests
-from mlxq.openai import ParsedLine, error_message_of, text_request, texts_of
+from mlxq.openai import ParsedLine, text_request
+from mlxq.read_back import error_message_of, texts_of
 
 
 @click.command(context_settings=options.SETTINGS)

@@ -1,0 +1,217 @@
+"""From the body of one request to a `Request`: reads every field, and checks what fields say about each other.
+
+All rules of more than one field are here: what needs, excludes or limits what. A request that gets past them is asked
+for in full, since nothing that it says is left aside. Knows no lines, no defaults and no model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+
+from mlxq import checks
+from mlxq.contract import CHAT, Beam, Endpoint, Request, SamplingParams, Structure, ToolChoice
+from mlxq.errors import RequestError
+from mlxq.fields import FIELDS, MAX_BEAM_WIDTH
+
+_ONLY_OF_BEAMS = {"beam_width": 1, "length_penalty": 1.0, "early_stopping": False}
+"""Fields that only a beam search honours, with the values that ask for nothing."""
+_NOT_OF_BEAMS = (
+    "top_p",
+    "top_k",
+    "min_p",
+    "stop",
+    "presence_penalty",
+    "frequency_penalty",
+    "repetition_penalty",
+    "repetition_detection",
+    "logit_bias",
+    "bad_words",
+    "allowed_token_ids",
+    "logprobs",
+    "prompt_logprobs",
+)
+"""Fields, named like attributes of `SamplingParams`, that a beam search can't honour."""
+_MAX_SHOWN_TOOLS = 10
+
+
+def request_of(custom_id: str, endpoint: Endpoint, body: Mapping[str, Any], content_hash: str) -> Request:
+    """The request that the known fields of a body ask for; none of them is null.
+
+    Raises:
+        RequestError: a field has a wrong value, or one that doesn't go with the others.
+    """
+    asked = body if endpoint == CHAT else _of_completion(body)
+    values = {name: FIELDS[name].read(value, name) for name, value in asked.items()}
+    sampling = _sampling(values, endpoint)
+    choice = _tool_choice(values)
+    structure = _structure(values)
+    _check_structure_beside_tools(structure, choice, values)
+    _check_beams(sampling, structure, choice)
+    return Request(
+        custom_id=custom_id,
+        endpoint=endpoint,
+        sampling=sampling,
+        content_hash=content_hash,
+        prompt=values.get("prompt"),
+        messages=values.get("messages"),
+        tools=None if choice.mode == "none" else values.get("tools") or None,
+        tool_choice=choice,
+        structure=structure,
+        chat_template_kwargs=_template_kwargs(values),
+        model=values.get("model"),
+    )
+
+
+def _of_completion(body: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a completion: those of a chat are refused, unless they ask for nothing."""
+    for name, value in body.items():
+        if FIELDS[name].chat_only and not FIELDS[name].asks_nothing(value):
+            raise RequestError(f"{name} only goes with messages", param=name, code="unsupported_field")
+    return {name: value for name, value in body.items() if not FIELDS[name].chat_only}
+
+
+def _conflict(param: str, message: str) -> RequestError:
+    return RequestError(message, param=param, code="conflicting_fields")
+
+
+# --- Sampling -------------------------------------------------------------------------------------------------
+
+
+def _sampling(values: Mapping[str, Any], endpoint: Endpoint) -> SamplingParams:
+    filled: dict[str, Any] = {}
+    for name, value in values.items():
+        attribute = FIELDS[name].fills
+        if attribute is not None and filled.setdefault(attribute, value) != value:
+            names = " and ".join(other for other in values if FIELDS[other].fills == attribute)
+            raise RequestError(f"{names} differ; give one of them", param=name)
+    sampling = SamplingParams(**filled, logprobs=_num_logprobs(values, endpoint), beam=_beam(values))
+    _check_min_tokens(sampling)
+    _check_best_of(sampling, values)
+    return sampling
+
+
+def _check_min_tokens(sampling: SamplingParams) -> None:
+    if sampling.max_tokens is not None and sampling.min_tokens > sampling.max_tokens:
+        expected = f"at most max_tokens ({sampling.max_tokens})"
+        raise checks.out_of_range("min_tokens", expected, sampling.min_tokens)
+
+
+def _check_best_of(sampling: SamplingParams, values: Mapping[str, Any]) -> None:
+    if values.get("best_of", 1) not in (1, sampling.n):
+        expected = f"1 or n ({sampling.n}), since all answers are returned"
+        raise checks.out_of_range("best_of", expected, values["best_of"])
+
+
+def _num_logprobs(values: Mapping[str, Any], endpoint: Endpoint) -> int | None:
+    """How many alternatives to report; `None` for no log probabilities. A completion's `logprobs` may be the number, as
+    OpenAI has it, or true beside `top_logprobs`, as mlx_lm.server has it."""
+    asked, num_top = values.get("logprobs", False), values.get("top_logprobs", 0)
+    if type(asked) is int:
+        if endpoint == CHAT:
+            raise checks.wrong_type("logprobs", "true or false in a chat (top_logprobs takes the number)", asked)
+        if num_top not in (0, asked):
+            raise _conflict("top_logprobs", "logprobs and top_logprobs differ; give one of them")
+        return asked
+    if num_top and not asked:
+        raise _conflict("top_logprobs", "top_logprobs needs logprobs; set logprobs to true")
+    return num_top if asked else None
+
+
+# --- Beam search ----------------------------------------------------------------------------------------------
+
+
+def _beam(values: Mapping[str, Any]) -> Beam | None:
+    if not values.get("use_beam_search"):
+        for name, neutral in _ONLY_OF_BEAMS.items():
+            if values.get(name, neutral) != neutral:
+                raise _conflict(name, f"{name} only goes with use_beam_search")
+        return None
+    n = values.get("n", 1)
+    width = values.get("beam_width", n)
+    if n > min(width, MAX_BEAM_WIDTH):
+        limit = f"beam_width ({width})" if "beam_width" in values else f"{MAX_BEAM_WIDTH} with use_beam_search"
+        raise checks.out_of_range("n", f"at most {limit}", n)
+    return Beam(
+        width=width,
+        length_penalty=values.get("length_penalty", 1.0),
+        early_stopping=values.get("early_stopping", False),
+    )
+
+
+def _check_beams(sampling: SamplingParams, structure: Structure | None, choice: ToolChoice) -> None:
+    """Nothing that a beam search would have to leave aside is asked of it."""
+    if sampling.beam is None:
+        return
+    default = SamplingParams()
+    for name in _NOT_OF_BEAMS:
+        if getattr(sampling, name) != getattr(default, name):
+            raise _conflict(name, f"{name} can't be combined with use_beam_search")
+    if sampling.temperature not in (0, 1):
+        text = "temperature must be 0, 1 or absent with use_beam_search, which does not sample"
+        raise _conflict("temperature", text)
+    if structure is not None:
+        raise _conflict(_field_of(structure), f"{_field_of(structure)} can't be combined with use_beam_search")
+    if choice.mode == "required":
+        raise _conflict("tool_choice", "tool_choice can't demand a call together with use_beam_search")
+
+
+# --- Structure, tools and templates ---------------------------------------------------------------------------
+
+
+def _structure(values: Mapping[str, Any]) -> Structure | None:
+    given = [structure for name in ("response_format", "structured_outputs") if (structure := values.get(name))]
+    if len(given) > 1:
+        text = "response_format and structured_outputs both say what the answer must be; give one of them"
+        raise _conflict("structured_outputs", text)
+    return given[0] if given else None
+
+
+def _field_of(structure: Structure) -> str:
+    return structure.param.partition(".")[0]
+
+
+def _tool_choice(values: Mapping[str, Any]) -> ToolChoice:
+    choice: ToolChoice = values.get("tool_choice", ToolChoice())
+    names = [tool["function"]["name"] for tool in values.get("tools", ())]
+    if choice.mode == "required" and not names:
+        raise _conflict("tool_choice", "tool_choice demands a call, but there are no tools")
+    if choice.name is not None and choice.name not in names:
+        param = "tool_choice.function.name"
+        shown = ", ".join(names[:_MAX_SHOWN_TOOLS])[:100]
+        text = f"{param} must be the name of one of the tools ({shown}), not {checks.show(choice.name)}"
+        raise RequestError(text, param=param, code="unknown_tool")
+    _check_strict_tools(choice, values.get("tools", ()))
+    return msgspec.structs.replace(choice, parallel=values.get("parallel_tool_calls", True)) if names else choice
+
+
+def _check_strict_tools(choice: ToolChoice, tools: Sequence[Mapping[str, Any]]) -> None:
+    """Arguments are held to their schema where a call is certain; where it is the model's choice they are not."""
+    for index, tool in enumerate(tools):
+        if choice.mode == "auto" and tool["function"].get("strict"):
+            param = f"tools[{index}].function.strict"
+            raise _conflict(param, f'{param} needs a tool_choice of "required" or one that names the tool')
+
+
+def _check_structure_beside_tools(structure: Structure | None, choice: ToolChoice, values: Mapping[str, Any]) -> None:
+    """A structure takes the whole answer, so there is no room for calls beside it."""
+    if structure is None or choice.mode == "none" or not values.get("tools"):
+        return
+    field = _field_of(structure)
+    text = f'{field} says what the whole answer must be, so no tool could be called; set tool_choice to "none"'
+    raise _conflict("tools" if choice.mode == "auto" else "tool_choice", text)
+
+
+def _template_kwargs(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The template's variables. As in vLLM, `reasoning_effort` is one, and switches thinking on or off where the
+    template has a switch and the request doesn't turn it itself."""
+    given: dict[str, Any] = values.get("chat_template_kwargs", {})
+    effort = values.get("reasoning_effort")
+    if effort is None:
+        return given
+    if given.get("reasoning_effort", effort) != effort:
+        text = "reasoning_effort and chat_template_kwargs.reasoning_effort differ; give one of them"
+        raise _conflict("reasoning_effort", text)
+    return {"enable_thinking": effort != "none", **given, "reasoning_effort": effort}
