@@ -38,8 +38,8 @@ test: $(INSTALLED) need-openblas ## lint, types, and every test
 test-quick: $(INSTALLED) need-openblas ## the tests that take no more than a few seconds each
 	$(BIN)/pytest -m 'not slow'
 
-bench: $(INSTALLED) need-openblas ## the engine beside mlx-lm's own batching; a few minutes
-	$(BIN)/python -m tests.bench.engine
+bench: $(INSTALLED) need-openblas ## every workload through mlxq and what else there is; half an hour
+	$(BIN)/python -m tests.bench.suite
 
 faults: $(INSTALLED) need-openblas ## five minutes of killing workers, Redis and mlxq run; every answer must arrive
 	$(BIN)/python -m tests.faults --seconds 300 --requests 3000 --workers 3 --seed $(SEED)

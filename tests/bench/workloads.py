@@ -1,6 +1,6 @@
 """What is asked of every rival: prompts as token ids and how many tokens each is to generate.
 
-Lengths are fixed by the workload (no end token is in force), so all rivals do exactly the same useful work and their
+Lengths are fixed by the workload (no end token is in force), so all systems do exactly the same useful work and their
 greedy tokens can be compared one by one.
 """
 
@@ -16,11 +16,26 @@ LAST_ID = 2000
 
 
 @dataclass(frozen=True, slots=True)
+class Sampling:
+    """How one request samples; the defaults are greedy. The names are the request's fields."""
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+
+
+GREEDY = Sampling()
+
+
+@dataclass(frozen=True, slots=True)
 class Item:
-    """One request: its prompt's token ids, and the number of tokens to generate."""
+    """One request: its prompt's token ids, the number of tokens to generate, and how they are chosen."""
 
     prompt: tuple[int, ...]
     num_tokens: int
+    sampling: Sampling = GREEDY
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +49,22 @@ class Workload:
     def num_tokens(self) -> int:
         """Useful tokens: what the requests asked for, together."""
         return sum(item.num_tokens for item in self.items)
+
+    @property
+    def is_greedy(self) -> bool:
+        return all(item.sampling == GREEDY for item in self.items)
+
+    def first(self, num_items: int | None) -> Workload:
+        """The same workload, cut short; `None` leaves it whole."""
+        return Workload(self.name, self.items[:num_items])
+
+    @property
+    def shared_length(self) -> int:
+        """How many tokens all prompts begin with."""
+        first, shared = self.items[0].prompt, 0
+        while shared < len(first) and all(item.prompt[: shared + 1] == first[: shared + 1] for item in self.items):
+            shared += 1
+        return shared
 
 
 def uniform(rng: random.Random) -> Workload:
@@ -76,9 +107,43 @@ def shared_prefix(rng: random.Random) -> Workload:
     return Workload("shared_prefix", tuple(Item(prefix + _prompt(rng, 32), 32) for _ in range(200)))
 
 
+def same_sampling(rng: random.Random) -> Workload:
+    """As `uniform`, sampled: every row with the same parameters and a seed of its own."""
+    items = (
+        Item(_prompt(rng, 32), 64, Sampling(temperature=0.8, top_p=0.95, seed=rng.getrandbits(32))) for _ in range(128)
+    )
+    return Workload("same_sampling", tuple(items))
+
+
+def own_sampling(rng: random.Random) -> Workload:
+    """As `uniform`, sampled: every row with a temperature, top_p, top_k, min_p and seed of its own."""
+    return Workload("own_sampling", tuple(Item(_prompt(rng, 32), 64, _sampling(rng)) for _ in range(128)))
+
+
 WORKLOADS: dict[str, Callable[[random.Random], Workload]] = {
-    make.__name__: make for make in (uniform, mixed, geometric, spread, short_answers, classification, shared_prefix)
+    make.__name__: make
+    for make in (
+        uniform,
+        mixed,
+        geometric,
+        spread,
+        short_answers,
+        classification,
+        shared_prefix,
+        same_sampling,
+        own_sampling,
+    )
 }
+
+
+def _sampling(rng: random.Random) -> Sampling:
+    return Sampling(
+        temperature=rng.uniform(0.5, 1.2),
+        top_p=rng.uniform(0.7, 1.0),
+        top_k=rng.randint(10, 200),
+        min_p=rng.uniform(0.0, 0.1),
+        seed=rng.getrandbits(32),
+    )
 
 
 def _prompt(rng: random.Random, length: int) -> tuple[int, ...]:

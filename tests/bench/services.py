@@ -1,0 +1,197 @@
+"""The systems that answer from a process of their own: `mlxq run`'s path, a stock RQ worker, and `mlx_lm.server`.
+
+Each is a context manager that starts its processes with a model and yields a function from a workload to an `Outcome`.
+The stock worker and the server are fed as their users would: one job, or one HTTP request, for each prompt.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+from redis import Redis
+from rq import Queue
+from rq.job import Job
+from tests.bench import stock_job
+from tests.bench.in_process import BenchModel
+from tests.bench.outcome import Outcome
+from tests.bench.workloads import Item, Workload
+
+from mlxq import bulk
+from mlxq.client import Client
+from mlxq.files import read_requests
+from mlxq_worker.blas import LIBRARY
+from mlxq_worker.commands.run import worker_command
+from mlxq_worker.redis_server import private_redis
+from mlxq_worker.worker_process import WorkerProcess
+
+Run = Callable[[Workload], Outcome]
+START_TIMEOUT_S = 120.0
+
+
+@contextmanager
+def mlxq_run(bench: BenchModel, width: int, max_inflight: int = bulk.DEFAULT_MAX_INFLIGHT) -> Iterator[Run]:
+    """A private Redis and a worker that stays; a run is a file of requests in, and a file of answers out."""
+    with tempfile.TemporaryDirectory() as folder, private_redis() as redis:
+        client = Client(redis.url)
+        command = worker_command("mlxq", model=str(bench.path), max_num_seqs=width)
+        tell = partial(click.echo, err=True)
+        with WorkerProcess(command, {"MLXQ_URL": redis.url}, tell=tell) as worker:
+            yield partial(_through_files, client, worker, Path(folder), max_inflight)
+        client.close()
+
+
+@contextmanager
+def stock_rq(bench: BenchModel, width: int) -> Iterator[Run]:
+    """`rq worker --worker-class rq.worker.SimpleWorker` whose job calls `mlx_lm.generate`: one request at a time."""
+    variables = {stock_job.MODEL_VARIABLE: str(bench.path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with private_redis() as redis:
+        command = [sys.executable, "-m", "rq.cli", "worker", "--worker-class", "rq.worker.SimpleWorker"]
+        with _process([*command, "--url", redis.url, "--quiet", "bench"], variables) as process:
+            yield partial(_through_jobs, bench, Redis.from_url(redis.url), process)
+
+
+@contextmanager
+def mlx_lm_server(bench: BenchModel, width: int) -> Iterator[Run]:
+    """`mlx_lm.server` under as many requests at a time as it may decode together."""
+    port = _free_port()
+    command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(bench.path), "--port", str(port)]
+    command += ["--decode-concurrency", str(width), "--prompt-concurrency", str(min(8, width)), "--log-level", "ERROR"]
+    with _process(command, {}) as process:
+        _wait_for_port(port, process)
+        yield partial(_through_http, bench, port, width)
+
+
+SERVICES: dict[str, Callable[[BenchModel, int], AbstractContextManager[Run]]] = {
+    "mlxq_run": mlxq_run,
+    "stock_rq": stock_rq,
+    "mlx_lm_server": mlx_lm_server,
+}
+
+
+def _through_files(
+    client: Client, worker: WorkerProcess, folder: Path, max_inflight: int, workload: Workload
+) -> Outcome:
+    source, target = folder / "requests.jsonl", folder / "answers.jsonl"
+    source.write_text("".join(json.dumps(line) + "\n" for line in request_lines(workload)))
+    start = time.perf_counter()
+    summary = bulk.process(
+        client,
+        read_requests(source),
+        target,
+        folder / "errors.jsonl",
+        on_turn=lambda tally: _check(worker, tally.succeeded + tally.failed),
+        max_inflight=max_inflight,
+        resume=False,
+        ordered=True,
+    )
+    seconds = time.perf_counter() - start
+    if summary.failed:
+        raise RuntimeError(f"{summary.failed} requests failed")
+    return Outcome(tuple(map(_text, target.read_text().splitlines())), workload.num_tokens, seconds)
+
+
+def request_lines(workload: Workload) -> Iterator[dict[str, Any]]:
+    """The workload as batch lines; prompts are token ids, so that all systems see the same ones."""
+    for index, item in enumerate(workload.items):
+        asked = {"prompt": list(item.prompt), "max_tokens": item.num_tokens, "ignore_eos": True}
+        yield {"custom_id": str(index), "body": {**asked, **asdict(item.sampling)}}
+
+
+def _check(worker: WorkerProcess, num_done: int) -> bool:
+    worker.check(num_done)
+    return True
+
+
+def _text(line: str) -> str:
+    text: str = json.loads(line)["response"]["body"]["choices"][0]["text"]
+    return text
+
+
+def _through_jobs(
+    bench: BenchModel, connection: Redis, process: subprocess.Popen[bytes], workload: Workload
+) -> Outcome:
+    queue = Queue("bench", connection=connection)
+    start = time.perf_counter()
+    jobs = [queue.enqueue(stock_job.generate, list(item.prompt), item.num_tokens) for item in workload.items]
+    generated = [_result(job, process) for job in jobs]
+    seconds = time.perf_counter() - start
+    return Outcome(tuple(map(bench.text, generated)), workload.num_tokens, seconds)
+
+
+def _result(job: Job, process: subprocess.Popen[bytes]) -> list[int]:
+    """The worker takes the jobs in order, so waiting for one after another is as fast as for all."""
+    while not (result := job.latest_result()):
+        if process.poll() is not None or job.is_failed:
+            raise RuntimeError("the stock worker has failed")
+        time.sleep(0.005)
+    if result.type != result.Type.SUCCESSFUL:
+        raise RuntimeError(f"the stock worker's job has failed: {result.exc_string}")
+    token_ids: list[int] = result.return_value
+    return token_ids
+
+
+def _through_http(bench: BenchModel, port: int, width: int, workload: Workload) -> Outcome:
+    """The server takes text alone, and ends on the model's end token: what it generated is counted, not assumed."""
+    prompts = [bench.text(item.prompt) for item in workload.items]
+    start = time.perf_counter()
+    with ThreadPoolExecutor(width) as pool:
+        answers = list(pool.map(partial(_post, port), prompts, workload.items))
+    seconds = time.perf_counter() - start
+    return Outcome(tuple(text for text, _ in answers), sum(count for _, count in answers), seconds)
+
+
+def _post(port: int, prompt: str, item: Item) -> tuple[str, int]:
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    body = {"prompt": prompt, "max_tokens": item.num_tokens, **asdict(item.sampling)}
+    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
+    answer = json.loads(connection.getresponse().read())
+    connection.close()
+    return answer["choices"][0]["text"], answer["usage"]["completion_tokens"]
+
+
+@contextmanager
+def _process(command: list[str], variables: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+    preload = {"LD_PRELOAD": LIBRARY} if sys.platform == "linux" else {}
+    # What they say is a line for each request; a failure shows in their answers.
+    process = subprocess.Popen(
+        command, env={**os.environ, **preload, **variables}, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError("mlx_lm.server has ended")
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.2)
+    raise RuntimeError("mlx_lm.server doesn't answer")

@@ -1,0 +1,34 @@
+"""The benchmarks run: every system answers, and what should be the same answer is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_every_system_of_the_suite_answers_every_workload_that_it_can(tmp_path: Path) -> None:
+    # given
+    report = tmp_path / "suite.json"
+    small = ["--requests", "6", "--width", "4", "--runs", "1", "--sample", "2", "--json", str(report)]
+
+    # when
+    command = [sys.executable, "-m", "tests.bench.suite", "--workload", "shared_prefix", "--workload", "own_sampling"]
+    done = subprocess.run([*command, *small], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    # then
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == json.loads(report.read_text())
+    workloads = json.loads(report.read_text())["workloads"]
+    greedy, sampled = workloads["shared_prefix"], workloads["own_sampling"]
+    in_process = {"mlxq_engine", "batch_generate", "batch_generator_with_caches", "static_batches"}
+    assert greedy.keys() == in_process | {"mlxq_run", "stock_rq", "mlx_lm_server"}
+    assert sampled.keys() == in_process | {"mlxq_run"}
+    assert all(greedy[system]["same_answers"] == 1 for system in in_process | {"mlxq_run", "stock_rq"})
