@@ -42,8 +42,8 @@ def row_at(position: int, spec: RowSpec) -> Row:
 
 def sample(specs: Sequence[RowSpec], logits: mx.array, position: int = 0) -> list[int]:
     """One token for every row of the batch at once."""
-    sampler = Sampler([row_at(position, spec) for spec in specs])
-    return cast(list[int], sampler.sample(mx.array(logits)).tolist())
+    rows = tuple(row_at(position, spec) for spec in specs)
+    return Sampler().sample(rows, mx.array(logits)).read().token_ids
 
 
 def random_logits(num_rows: int, num_ids: int = VOCAB_SIZE, seed: int = 0) -> mx.array:

@@ -26,9 +26,12 @@ MLX_CALLERS = frozenset(
     {
         "mlxq_worker.model",
         "mlxq_worker.engine.attention",
+        "mlxq_worker.engine.logprobs",
+        "mlxq_worker.engine.masks",
         "mlxq_worker.engine.memory",
         "mlxq_worker.engine.packed",
         "mlxq_worker.engine.padded",
+        "mlxq_worker.engine.processors",
         "mlxq_worker.engine.runner",
         "mlxq_worker.engine.slots",
         "mlxq_worker.engine.sampling",

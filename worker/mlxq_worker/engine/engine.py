@@ -15,6 +15,7 @@ from mlxq_worker.engine.packed import PackedRunner, packs
 from mlxq_worker.engine.padded import PaddedRunner
 from mlxq_worker.engine.row import Decode, Row, RowSpec, StepReport
 from mlxq_worker.engine.runner import Launched, Runner
+from mlxq_worker.engine.sampling import NO_TOKENS
 from mlxq_worker.engine.scheduler import Scheduler
 
 
@@ -22,7 +23,8 @@ class BatchEngine:
     """A continuously refilled batch over one mlx-lm model.
 
     Decoding runs one step ahead: the device computes the next tokens while the last ones are looked at. A row
-    that turns out to have ended was computed once too often, and that token is thrown away.
+    that turns out to have ended was computed once too often, and that token is thrown away. Where what a row may
+    sample depends on its last token, the forward pass runs ahead and the batch is sampled once that token is known.
 
     Args:
         model: an mlx-lm model.
@@ -96,9 +98,11 @@ class BatchEngine:
         plan, dropped = self._scheduler.schedule(now)
         launched = self._runner.launch(plan)
         landed, self._in_flight = (self._in_flight, launched) if self._pipelined else (launched, None)
-        rows, token_ids = (landed.rows, landed.read()) if landed else ((), [])
+        rows, tokens = (landed.rows, landed.read()) if landed else ((), NO_TOKENS)
         num_useful = sum(not row.finished for row in rows)
-        finished = self._scheduler.commit(rows, token_ids, now)
+        finished = self._scheduler.commit(rows, tokens.token_ids, now, tokens.scores, tokens.errors)
+        if self._in_flight:
+            self._in_flight.sample()
         return StepReport(
             finished=(*dropped, *finished),
             num_running=self._scheduler.num_running,

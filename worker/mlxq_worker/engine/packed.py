@@ -10,11 +10,13 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
+from mlxq_worker.engine.logprobs import score_piece
 from mlxq_worker.engine.row import Row
 from mlxq_worker.engine.runner import Launched
 from mlxq_worker.engine.sampling import Sampler
@@ -70,8 +72,7 @@ class PackedRunner:
         self._packed = PackedModel(self._model)
         self._slots: dict[Row, int] = {}
         self._newest = mx.zeros((self.max_num_seqs,), dtype=mx.uint32)  # (slots,) newest token, computed or not
-        self._sampled: tuple[Row, ...] = ()
-        self._sampler = Sampler(())
+        self._sampler = Sampler()
         mx.clear_cache()
 
     def launch(self, plan: Plan) -> Launched | None:
@@ -86,11 +87,13 @@ class PackedRunner:
             plan.prefixes,
         )
         hidden = self._packed.hidden(self._tokens(decoding, plan), layout)
+        self._score_prompts(plan.prefill, hidden, len(decoding))
         rows, places = _sampled_rows(decoding, plan)
         if not rows:
             mx.async_eval(hidden[-1, -1, -1])  # one number of it is enough to have all keys and values computed
             return None
-        return self._sample(rows, hidden if len(places) == hidden.shape[0] else hidden[mx.array(places)])
+        sampled = hidden if len(places) == hidden.shape[0] else hidden[mx.array(places)]
+        return Launched(rows, self._packed.logits(sampled), self._sampler, partial(self._keep_newest, rows))
 
     def _span(self, row: Row, start: int, stop: int) -> Span:
         """Positions `start` to `stop` of a row's sequence as columns of its slot."""
@@ -104,13 +107,16 @@ class PackedRunner:
         newest = self._newest[mx.array([self._slots[row] for row in decoding], dtype=mx.uint32)]
         return mx.concatenate([newest, mx.array(prompt_ids, dtype=mx.uint32)]) if prompt_ids else newest
 
-    def _sample(self, rows: tuple[Row, ...], hidden: mx.array) -> Launched:
-        if rows != self._sampled:
-            self._sampled, self._sampler = rows, Sampler(rows)
-        tokens = self._sampler.sample(self._packed.logits(hidden)).astype(mx.uint32)
+    def _keep_newest(self, rows: tuple[Row, ...], tokens: mx.array) -> None:
         self._newest[mx.array([self._slots[row] for row in rows])] = tokens
-        mx.async_eval(tokens)
-        return Launched(rows, tokens)
+
+    def _score_prompts(self, pieces: Sequence[Piece], hidden: mx.array, place: int) -> None:
+        """Score the prompts of the rows that ask for it, as far as these pieces go; they begin at `place` of `hidden`
+        (N, 1, E)."""
+        for piece in pieces:
+            if piece.row.wants_prompt_scores:
+                score_piece(piece.row, piece.start, hidden[place : place + len(piece)], self._packed.logits)
+            place += len(piece)
 
     def _place(self, plan: Plan) -> None:
         """Give leaving rows' slots to joining rows; then close the holes, so that only slots in use are computed.

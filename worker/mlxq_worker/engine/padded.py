@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
+from mlxq_worker.engine.logprobs import score_piece
 from mlxq_worker.engine.row import Row
 from mlxq_worker.engine.runner import Launched
 from mlxq_worker.engine.sampling import Sampler
@@ -54,18 +55,15 @@ class PaddedRunner:
         self._rows: tuple[Row, ...] = ()
         self._tokens = mx.zeros((0,), dtype=mx.uint32)  # (B,) the newest token of every row, computed or not
         self._caches: list[Cache] = []
-        self._sampler = Sampler(())
+        self._sampler = Sampler()
         self._num_steps = 0
         mx.clear_cache()
 
     def launch(self, plan: Plan) -> Launched | None:
         """Bring the batch to `plan`, whose prompts come in one piece, and start computing a token for every row."""
-        before = self._rows
         self._keep(frozenset(plan.decoding))
         for group in prefill_groups([piece.row for piece in plan.prefill], self._prefill_chunk):
             self._join(group, self._prefill(group))
-        if self._rows != before:
-            self._sampler = Sampler(self._rows)
         return self._decode() if self._rows else None
 
     def _keep(self, kept: frozenset[Row]) -> None:
@@ -88,14 +86,16 @@ class PaddedRunner:
         from."""
         each = [row.spec.prompt_ids[:-1] for row in rows]
         prompts = list(dict.fromkeys(each))
-        caches = self._prefill_prompts(prompts)
+        place = {prompt: index for index, prompt in enumerate(prompts)}
+        scored = [(place[prompt], row) for prompt, row in zip(each, rows, strict=True) if row.wants_prompt_scores]
+        caches = self._prefill_prompts(prompts, scored)
         if len(prompts) < len(each):
-            place = {prompt: index for index, prompt in enumerate(prompts)}
             for cache in caches:
                 cache.filter(mx.array([place[prompt] for prompt in each]))  # an index may come several times
         return caches
 
-    def _prefill_prompts(self, prompts: Sequence[Sequence[int]]) -> list[Cache]:
+    def _prefill_prompts(self, prompts: Sequence[Sequence[int]], scored: Sequence[tuple[int, Row]]) -> list[Cache]:
+        """Run prompts through the model; those of the `scored` rows, each given with its prompt's index, are scored."""
         caches = self._new_caches(len(prompts))
         lengths = [len(prompt) for prompt in prompts]
         longest = max(lengths)
@@ -107,7 +107,9 @@ class PaddedRunner:
                 cache.prepare(lengths=lengths, right_padding=padding)
         tokens = mx.array([[*prompt, *[_PADDING_ID] * pad] for prompt, pad in zip(prompts, padding, strict=True)])
         for start in range(0, longest, self._prefill_chunk):  # tokens: (B, longest)
-            self._model(tokens[:, start : start + self._prefill_chunk], cache=caches)
+            logits = self._model(tokens[:, start : start + self._prefill_chunk], cache=caches)
+            for index, row in scored:
+                score_piece(row, start, logits[index], _as_they_are)
             mx.eval([cache.state for cache in caches])
         if self._can_batch:
             # Also without padding: recurrent caches otherwise go on counting it down, one graph node a token.
@@ -135,14 +137,18 @@ class PaddedRunner:
 
     def _decode(self) -> Launched:
         logits = self._model(self._tokens[:, None], cache=self._caches)[:, -1, :]  # (B, V)
-        self._tokens = self._sampler.sample(logits)
         self._num_steps += 1
         if self._num_steps % _STATE_EVAL_INTERVAL == 0:
             # Parts of a cache that no output depends on would otherwise grow an unevaluated graph without end.
-            mx.async_eval(self._tokens, [cache.state for cache in self._caches])
-        else:
-            mx.async_eval(self._tokens)
-        return Launched(self._rows, self._tokens)
+            mx.async_eval(logits, [cache.state for cache in self._caches])
+        return Launched(self._rows, logits, self._sampler, self._keep_newest)
+
+    def _keep_newest(self, tokens: mx.array) -> None:
+        self._tokens = tokens
+
+
+def _as_they_are(logits: mx.array) -> mx.array:
+    return logits
 
 
 def prefill_groups(rows: Sequence[Row], prefill_chunk: int) -> Iterator[tuple[Row, ...]]:

@@ -106,6 +106,16 @@ class RowSpec:
         return self.beam.width if self.beam else 1
 
     @property
+    def has_penalties(self) -> bool:
+        """Whether the tokens that the row has change what its next one may be worth."""
+        return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1)
+
+    @property
+    def is_sampled_late(self) -> bool:
+        """Whether a token can only be chosen once the row has all those before it."""
+        return self.constraint is not None or self.has_penalties or any(len(word) > 1 for word in self.bad_words)
+
+    @property
     def num_tokens(self) -> int:
         """Prompt and answer together, if the answer gets as long as it may."""
         return len(self.prompt_ids) + self.limit
@@ -151,7 +161,8 @@ class Row:
 
     `num_prefilled` counts the prompt's tokens that the device has been given, those of a shared `prefix` included.
     `num_scheduled` counts the tokens asked of it, `token_ids` those that came back; the first runs at most one ahead
-    of the second.
+    of the second. `scores` has one entry for each of `token_ids` if the row asks for them; `prompt_scores` one for each
+    prompt token but the first, as they are prefilled.
     """
 
     __slots__ = (
@@ -165,7 +176,9 @@ class Row:
         "num_prefilled",
         "num_scheduled",
         "prefix",
+        "prompt_scores",
         "result",
+        "scores",
         "spec",
         "token_ids",
     )
@@ -173,6 +186,8 @@ class Row:
     def __init__(self, spec: RowSpec, decode: Decode) -> None:
         self.spec = spec
         self.token_ids: list[int] = []
+        self.scores: list[TokenScores] = []
+        self.prompt_scores: list[TokenScores] = []
         self.num_prefilled = 0
         self.num_scheduled = 0
         self.prefix: Prefix | None = None
@@ -205,6 +220,10 @@ class Row:
         return self.num_prefilled == len(self.spec.prompt_ids)
 
     @property
+    def wants_prompt_scores(self) -> bool:
+        return self.spec.num_prompt_logprobs is not None
+
+    @property
     def scheduled_position(self) -> int:
         """0-based index, among the generated tokens, of the newest one asked of the device."""
         return self.num_scheduled - 1
@@ -230,14 +249,16 @@ class Row:
         allowance, start = self.spec.deadline_s, self._admitted_s
         return allowance is not None and start is not None and now - start >= allowance
 
-    def commit(self, token_id: int, now: float) -> None:
-        """Take the next token and end the row if this token ends it.
+    def commit(self, token_id: int, now: float, scores: TokenScores | None = None) -> None:
+        """Take the next token, with its scores if the row asks for them, and end the row if this token ends it.
 
         Of several reasons on one token the stop string wins, then the end token, then the loop, then the limit.
         """
         if self._first_token_s is None:
             self._first_token_s = now
         self.token_ids.append(token_id)
+        if scores:
+            self.scores.append(scores)
         index = len(self.token_ids) - 1
         is_end_token = token_id in self.spec.end_tokens
         at_limit = len(self.token_ids) >= self.spec.limit
@@ -250,11 +271,16 @@ class Row:
             self._end(StopDetails(type="repetition", token_index=index), self._full_text(), now)
         elif at_limit:
             self._end(StopDetails(type=self.spec.limit_type, token_index=index), self._full_text(), now)
+        elif self.spec.constraint:
+            self.spec.constraint.advance(token_id)
+
+    def fail(self, code: RowError, now: float) -> None:
+        """End the row because no token can be chosen for it, keeping the text it has."""
+        self._end(StopDetails(type="error", token_index=self._newest_index), self._full_text(), now, code)
 
     def abort(self, reason: AbortReason, now: float) -> None:
         """End the row before its time, keeping the text it has."""
-        index = len(self.token_ids) - 1 if self.token_ids else None
-        self._end(StopDetails(type=reason, token_index=index), self._full_text(), now)
+        self._end(StopDetails(type=reason, token_index=self._newest_index), self._full_text(), now)
 
     def _loops(self) -> bool:
         """Whether the newest token completes a loop; as in vLLM none counts before `min_tokens` tokens are there."""
@@ -278,10 +304,14 @@ class Row:
         details = StopDetails(type=kind, token_id=token_id, token=self.spec.end_tokens[token_id], token_index=index)
         self._end(details, self._decode(self.token_ids[:-1]), now)
 
+    @property
+    def _newest_index(self) -> int | None:
+        return len(self.token_ids) - 1 if self.token_ids else None
+
     def _full_text(self) -> str:
         return self._decode(self.token_ids)
 
-    def _end(self, details: StopDetails, text: str, now: float) -> None:
+    def _end(self, details: StopDetails, text: str, now: float, error_code: RowError | None = None) -> None:
         assert self.result is None, f"{self!r} ended twice"
         admitted_s = self._admitted_s if self._admitted_s is not None else now
         first_token_s = self._first_token_s if self._first_token_s is not None else now
@@ -294,7 +324,15 @@ class Row:
             seed=self.spec.seed,
             prefill_s=first_token_s - admitted_s,
             decode_s=now - first_token_s,
+            logprobs=tuple(self.scores) if self.spec.num_logprobs is not None else None,
+            prompt_logprobs=self._all_prompt_scores(),
+            error_code=error_code,
         )
+
+    def _all_prompt_scores(self) -> tuple[TokenScores | None, ...] | None:
+        """One for each prompt token, unless the row ended before all were computed."""
+        is_complete = len(self.prompt_scores) == len(self.spec.prompt_ids) - 1
+        return (None, *self.prompt_scores) if self.wants_prompt_scores and is_complete else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

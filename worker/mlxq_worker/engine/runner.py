@@ -2,25 +2,51 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Protocol, cast
+from collections.abc import Callable
+from typing import Protocol
 
 import mlx.core as mx
 
 from mlxq_worker.engine.row import Row
+from mlxq_worker.engine.sampling import Sampled, Sampler, Tokens
 from mlxq_worker.engine.scheduler import Plan
 
 
-@dataclass(frozen=True, slots=True)
 class Launched:
-    """A step on its way: one token for each of its rows, not necessarily computed yet."""
+    """A step on its way. Its tokens are chosen at once, or, where that depends on the tokens before, by `sample`.
 
-    rows: tuple[Row, ...]
-    tokens: mx.array  # (B,)
+    Args:
+        rows: B rows, each due a token.
+        logits: (B, V), not computed yet.
+        sampler: the runner's.
+        deliver: told of the tokens (B,) once there is an array of them, computed or not.
+    """
 
-    def read(self) -> list[int]:
+    def __init__(
+        self, rows: tuple[Row, ...], logits: mx.array, sampler: Sampler, deliver: Callable[[mx.array], None]
+    ) -> None:
+        self.rows = rows
+        self._sampler, self._deliver = sampler, deliver
+        self._logits: mx.array | None = logits
+        self._sampled: Sampled | None = None
+        if sampler.samples_late(rows):
+            mx.async_eval(logits)
+        else:
+            self.sample()
+
+    def sample(self) -> None:
+        """Choose the tokens, if that hasn't been done: the step before must have been committed."""
+        if self._logits is not None:
+            self._sampled = self._sampler.sample(self.rows, self._logits)
+            self._logits = None
+            self._deliver(self._sampled.tokens)
+            self._sampled.start()
+
+    def read(self) -> Tokens:
         """Wait for the tokens."""
-        return cast(list[int], self.tokens.tolist())
+        self.sample()
+        assert self._sampled is not None
+        return self._sampled.read()
 
 
 class Runner(Protocol):

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
 
 from mlxq_worker.engine.api import AbortReason
 from mlxq_worker.engine.budget import KvBudget
 from mlxq_worker.engine.prefix import Prefix, PrefixTable
-from mlxq_worker.engine.row import Row, RowResult
+from mlxq_worker.engine.row import Row, RowError, RowResult, TokenScores
+
+_NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,15 +141,30 @@ class Scheduler:
             row.num_scheduled += 1
         return Plan(decoding, tuple(prefill), tuple(prefixes), self._prefixes.take_evicted()), dropped
 
-    def commit(self, rows: Sequence[Row], token_ids: Sequence[int], now: float) -> list[RowResult]:
+    def commit(
+        self,
+        rows: Sequence[Row],
+        token_ids: Sequence[int],
+        now: float,
+        scores: Mapping[Row, TokenScores] = _NONE,
+        errors: Mapping[Row, RowError] = _NONE,
+    ) -> list[RowResult]:
         """Give each row the token that came back for it; rows that ended in the meantime discard theirs.
+
+        Args:
+            scores: of the tokens of those rows that ask for them.
+            errors: the rows that no token could be chosen for; they end here.
 
         Returns:
             The results of the rows that this step ended.
         """
         for row, token_id in zip(rows, token_ids, strict=True):
-            if not row.finished:
-                row.commit(token_id, now)
+            if row.finished:
+                continue
+            if row in errors:
+                row.fail(errors[row], now)
+            else:
+                row.commit(token_id, now, scores.get(row))
         return self._remove_ended(self._running)
 
     def clear(self) -> None:
@@ -189,7 +208,8 @@ class Scheduler:
 
     def _admit(self, now: float) -> Row:
         row = self._waiting.popleft()
-        row.admit(now, self._prefixes.acquire(row.spec.prompt_ids))
+        # The scores of a prompt's tokens come from computing them, so such a row shares nobody's prefix.
+        row.admit(now, None if row.wants_prompt_scores else self._prefixes.acquire(row.spec.prompt_ids))
         self._running.append(row)
         return row
 
