@@ -162,12 +162,17 @@ class StopDetails(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Alternative(msgspec.Struct, frozen=True, kw_only=True):
-    """A token that could have stood in a place, and its log probability. `rank` counts from 1, the most probable."""
+    """A token that could have stood in a place, and its log probability. `rank` counts from 1, the most probable.
+
+    A token that is no text by itself, since it holds a part of a character only, has its bytes in `token_bytes`, and in
+    `token` as well, escaped (``\\xe2``).
+    """
 
     token_id: int
     token: str
     logprob: float
     rank: int
+    token_bytes: bytes | None = None
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):

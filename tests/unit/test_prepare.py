@@ -370,10 +370,18 @@ def test_ignoring_eos_leaves_the_stop_ids() -> None:
     assert spec.eos_ids == frozenset()
 
 
-def test_a_stop_id_outside_the_vocabulary_is_refused() -> None:
-    error = rejected(preparer(), completion(stop_token_ids=(5, VOCAB_SIZE)))
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("stop_token_ids", (5, VOCAB_SIZE)),
+        ("logit_bias", {5: 1.0, VOCAB_SIZE: 1.0}),
+        ("allowed_token_ids", (5, VOCAB_SIZE)),
+    ],
+)
+def test_an_id_outside_the_vocabulary_is_refused_by_its_field(field: str, value: Any) -> None:
+    error = rejected(preparer(), completion(**{field: value}))
 
-    assert (error.param, error.code) == ("stop_token_ids", "out_of_range")
+    assert (error.param, error.code) == (field, "out_of_range")
 
 
 # --- Answers --------------------------------------------------------------------------------------------------
