@@ -32,19 +32,36 @@ def model_of(line: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def choices_of(line: Any) -> tuple[dict[str, Any], ...]:
+    """The answers in an output line, in order; none if it holds an error."""
+    choices = _at(line, "response", "body", "choices")
+    return tuple(choice for choice in choices if isinstance(choice, dict)) if isinstance(choices, list) else ()
+
+
 def stop_details_of(line: Any) -> tuple[dict[str, Any], ...]:
     """The `stop_details` of every choice of an output line. Plain objects, since a newer worker may know more."""
-    choices = _at(line, "response", "body", "choices")
-    details = [_at(choice, "stop_details") for choice in choices] if isinstance(choices, list) else []
+    details = (_at(choice, "stop_details") for choice in choices_of(line))
     return tuple(detail for detail in details if isinstance(detail, dict))
 
 
+def text_of(choice: Any) -> str | None:
+    """The text of one choice; `None` for one that has none, as when it only calls tools."""
+    for path in (("message", "content"), ("text",)):
+        if isinstance(text := _at(choice, *path), str):
+            return text
+    return None
+
+
 def texts_of(line: Any) -> tuple[str, ...]:
-    """The text of every choice of an output line."""
-    choices = _at(line, "response", "body", "choices")
-    paths = (("message", "content"), ("text",))
-    values = (_at(choice, *path) for choice in choices for path in paths) if isinstance(choices, list) else ()
-    return tuple(value for value in values if isinstance(value, str))
+    """The text of every choice of an output line that has one."""
+    return tuple(text for choice in choices_of(line) if (text := text_of(choice)) is not None)
+
+
+def calls_of(choice: Any) -> tuple[dict[str, Any], ...]:
+    """The functions that one choice calls, with their names and arguments."""
+    calls = _at(choice, "message", "tool_calls")
+    functions = (_at(call, "function") for call in calls) if isinstance(calls, list) else ()
+    return tuple(function for function in functions if isinstance(function, dict))
 
 
 def error_code_of(line: Any) -> str | None:

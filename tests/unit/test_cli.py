@@ -19,6 +19,7 @@ from mlxq.cli.progress import Log, RateMeter, describe, duration
 from mlxq.cli.report import counted, exit_code, headline
 from mlxq.cli.signals import StopRequest
 from mlxq.client import Client
+from mlxq.contract import Request
 from mlxq.errors import ModelError
 from mlxq.openai import text_request
 from mlxq.tally import Summary, Tally
@@ -255,6 +256,26 @@ def test_a_prompt_that_fails_exits_with_1(redis_url: str) -> None:
         result = mlxq("enqueue", "--prompt", "Say hello", "--wait", "--url", redis_url)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "too long" in result.stderr
+
+
+def test_several_answers_and_calls_are_all_printed(redis_url: str) -> None:
+    # given a worker that answers twice, once with a call
+    def answer_twice(request: Request, job_id: str) -> dict[str, Any]:
+        line = echo(request, job_id)
+        [choice] = line["response"]["body"]["choices"]
+        function = {"name": "add", "arguments": '{"a": "é"}'}
+        call = {"id": "c", "type": "function", "function": function}
+        calling = {**choice, "message": {"role": "assistant", "content": None, "tool_calls": [call]}}
+        line["response"]["body"]["choices"] = [choice, calling]
+        return line
+
+    # when one prompt is asked
+    with FakeWorker(redis_url, answer_twice):
+        result = mlxq("enqueue", "--prompt", "Say hello", "--chat", "--wait", "--url", redis_url)
+
+    # then stdout has the data and stderr says which is which
+    assert result.stdout == 'Say hello\n{"name": "add", "arguments": "{\\"a\\": \\"é\\"}"}\n'
+    assert "answer 2 of 2:" in result.stderr
 
 
 def test_status_shows_batches_and_one_batch(redis_url: str, tmp_path: Path) -> None:

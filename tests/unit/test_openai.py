@@ -7,20 +7,12 @@ from typing import Any
 
 import pytest
 
-from mlxq import openai, read_back, result_lines
+from mlxq import openai
 from mlxq.contract import (
     CHAT,
     COMPLETIONS,
-    Choice,
-    EosEntry,
-    Failure,
-    FinishReason,
     Request,
-    Result,
-    RunInfo,
     SamplingParams,
-    StopDetails,
-    Usage,
 )
 from mlxq.errors import ConfigError, RequestError
 from mlxq.fields import FIELDS
@@ -580,126 +572,3 @@ def test_the_hash_is_stable_across_releases() -> None:
 )
 def test_the_id_of_a_refused_line_is_read_where_it_can_be(line: bytes, custom_id: str | None) -> None:
     assert openai.read_custom_id(line) == custom_id
-
-
-# --- Lines out ------------------------------------------------------------------------------------------------
-
-
-def result(endpoint: Any = CHAT, finish_reason: FinishReason = "stop") -> Result:
-    details = StopDetails(type="stop_token", token_id=9, token="<end>", token_index=3)
-    return Result(
-        custom_id="a",
-        request_id="r1",
-        endpoint=endpoint,
-        model="m",
-        created=1_700_000_000,
-        choices=(Choice(index=0, text="hello", finish_reason=finish_reason, stop_reason=9, stop_details=details),),
-        usage=Usage(prompt_tokens=2, completion_tokens=4),
-        run=RunInfo(
-            eos=(EosEntry(id=0, token="</s>"),),
-            seed=5,
-            content_hash="abc",
-            queue_s=0.1,
-            prefill_s=0.2,
-            decode_s=0.3,
-        ),
-    )
-
-
-def test_a_chat_result_is_an_openai_batch_line() -> None:
-    assert result_lines.result_line(result()) == {
-        "id": "batch_req_r1",
-        "custom_id": "a",
-        "response": {
-            "status_code": 200,
-            "request_id": "r1",
-            "body": {
-                "id": "chatcmpl-r1",
-                "object": "chat.completion",
-                "created": 1_700_000_000,
-                "model": "m",
-                "choices": [
-                    {
-                        "index": 0,
-                        "message": {"role": "assistant", "content": "hello"},
-                        "logprobs": None,
-                        "finish_reason": "stop",
-                        "stop_reason": 9,
-                        "stop_details": {
-                            "type": "stop_token",
-                            "token_id": 9,
-                            "token": "<end>",
-                            "string": None,
-                            "token_index": 3,
-                        },
-                    }
-                ],
-                "usage": {"prompt_tokens": 2, "completion_tokens": 4, "total_tokens": 6},
-                "mlxq": {
-                    "eos": [{"id": 0, "token": "</s>"}],
-                    "seed": 5,
-                    "content_hash": "abc",
-                    "queue_s": 0.1,
-                    "prefill_s": 0.2,
-                    "decode_s": 0.3,
-                },
-            },
-        },
-        "error": None,
-    }
-
-
-def test_a_completion_result_holds_text() -> None:
-    body = result_lines.result_line(result(COMPLETIONS))["response"]["body"]
-    assert (body["id"], body["object"]) == ("cmpl-r1", "text_completion")
-    assert body["choices"][0]["text"] == "hello"
-    assert "message" not in body["choices"][0]
-
-
-def test_a_rejected_request_is_a_response_with_an_error_body() -> None:
-    error = RequestError("no", param="top_p", code="out_of_range", status_code=422)
-    line = result_lines.failure_line(result_lines.rejection(error, custom_id="a", request_id="r1"))
-    detail = {"message": "no", "type": "invalid_request_error", "param": "top_p", "code": "out_of_range"}
-    assert line == {
-        "id": "batch_req_r1",
-        "custom_id": "a",
-        "response": {"status_code": 422, "request_id": "r1", "body": {"error": detail}},
-        "error": None,
-    }
-
-
-def test_a_request_that_never_ran_has_no_response() -> None:
-    failure = Failure(custom_id="a", request_id="r1", code="worker_crashed", message="three times")
-    assert result_lines.failure_line(failure) == {
-        "id": "batch_req_r1",
-        "custom_id": "a",
-        "response": None,
-        "error": {"code": "worker_crashed", "message": "three times"},
-    }
-
-
-def test_the_helpers_read_output_lines_back() -> None:
-    good = result_lines.result_line(result())
-    rejected = result_lines.failure_line(Failure(custom_id="b", request_id="r", code="c", message="m", status_code=400))
-    never_ran = result_lines.failure_line(Failure(custom_id="c", request_id="r", code="c", message="m"))
-    lines = (good, rejected, never_ran)
-    assert [read_back.custom_id_of(line) for line in lines] == ["a", "b", "c"]
-    assert [read_back.is_success(line) for line in lines] == [True, False, False]
-    assert [read_back.content_hash_of(line) for line in lines] == ["abc", None, None]
-    assert [read_back.error_code_of(line) for line in lines] == [None, "c", "c"]
-    assert [read_back.usage_of(line) for line in lines] == [(2, 4), (0, 0), (0, 0)]
-    assert [[details["type"] for details in read_back.stop_details_of(line)] for line in lines] == [
-        ["stop_token"],
-        [],
-        [],
-    ]
-
-
-@pytest.mark.parametrize("line", [None, [], {"custom_id": 1, "response": []}, {"response": {"body": {"choices": 1}}}])
-def test_the_helpers_make_nothing_of_foreign_lines(line: Any) -> None:
-    assert read_back.custom_id_of(line) is None
-    assert not read_back.is_success(line)
-    assert read_back.content_hash_of(line) is None
-    assert read_back.stop_details_of(line) == ()
-    assert read_back.error_code_of(line) is None
-    assert read_back.usage_of(line) == (0, 0)

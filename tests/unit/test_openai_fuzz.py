@@ -160,3 +160,7 @@ def test_the_readers_of_output_lines_never_fail(value: Any) -> None:
     read_back.stop_details_of(value)
     read_back.error_code_of(value)
     read_back.usage_of(value)
+    for line in (value, {"response": {"body": {"choices": value}}}, {"response": {"body": {"choices": [value]}}}):
+        read_back.texts_of(line)
+        for choice in read_back.choices_of(line):
+            read_back.calls_of(choice)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mlxq.connect import DEFAULT_URL
 from mlxq.errors import QueueUnavailable
 from mlxq.files import BadLine, read_requests
 from mlxq.openai import ParsedLine, text_request
-from mlxq.read_back import error_message_of, texts_of
+from mlxq.read_back import calls_of, choices_of, error_message_of, text_of
 
 
 @click.command(context_settings=options.SETTINGS)
@@ -107,5 +108,15 @@ def _print_answer(client: Client, batch: Batch) -> None:
     for answer in batch.as_completed():
         if not answer.is_success:
             raise click.ClickException(error_message_of(answer.line) or "the request failed")
-        for text in texts_of(answer.line):
+        _print_choices(choices_of(answer.line))
+
+
+def _print_choices(choices: Sequence[Mapping[str, Any]]) -> None:
+    """Text and calls, each call as a line of JSON; with several answers, stderr numbers them."""
+    for number, choice in enumerate(choices, start=1):
+        if len(choices) > 1:
+            click.echo(f"answer {number} of {len(choices)}:", err=True)
+        if (text := text_of(choice)) is not None:
             click.echo(text)
+        for call in calls_of(choice):
+            click.echo(json.dumps(call, ensure_ascii=False))

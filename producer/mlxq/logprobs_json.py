@@ -1,0 +1,65 @@
+"""Log probabilities in JSON: OpenAI's two shapes for an answer, and vLLM's for a prompt.
+
+Knows the numbers as `mlxq.contract` has them, and nothing of the lines that they stand in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+from mlxq.contract import Alternative, TokenLogprob
+
+LEAST_LOGPROB = -9999.0
+"""What OpenAI and vLLM write for a token that could not have been: JSON has no infinity."""
+
+
+def of_chat(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """``logprobs`` of a chat's choice."""
+    content = [
+        {**_chat_token(token.chosen), "top_logprobs": [_chat_token(other) for other in token.top]} for token in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
+def of_completion(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
+    """``logprobs`` of a completion's choice: parallel lists. As in vLLM, the token that was chosen is among the top
+    ones, and offsets count the characters of the tokens before."""
+    texts = [token.chosen.token for token in tokens]
+    return {
+        "tokens": texts,
+        "token_logprobs": [_logprob(token.chosen) for token in tokens],
+        "top_logprobs": [_by_text(token) for token in tokens],
+        "text_offset": list(accumulate(map(len, texts), initial=0))[:-1],
+    }
+
+
+def of_prompt(tokens: Sequence[TokenLogprob | None]) -> list[dict[str, Any] | None]:
+    """vLLM's ``prompt_logprobs``: for each token the alternatives by id, itself among them. The first token has
+    none, since nothing comes before it."""
+    return [None if token is None else _by_id(token) for token in tokens]
+
+
+def _chat_token(token: Alternative) -> dict[str, Any]:
+    utf8 = token.token.encode("utf-8", "replace")
+    return {"token": token.token, "logprob": _logprob(token), "bytes": list(utf8)}
+
+
+def _by_text(token: TokenLogprob) -> dict[str, float]:
+    """Of two tokens with the same text the chosen one counts, else the more probable one."""
+    texts: dict[str, float] = {}
+    for other in (token.chosen, *token.top):
+        texts.setdefault(other.token, _logprob(other))
+    return texts
+
+
+def _by_id(token: TokenLogprob) -> dict[str, Any]:
+    return {
+        str(other.token_id): {"logprob": _logprob(other), "rank": other.rank, "decoded_token": other.token}
+        for other in (token.chosen, *token.top)
+    }
+
+
+def _logprob(token: Alternative) -> float:
+    return max(token.logprob, LEAST_LOGPROB)
