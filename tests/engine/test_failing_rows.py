@@ -1,0 +1,107 @@
+"""A row whose logits aren't numbers, or that nothing may follow, ends by itself; nobody else's tokens change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+from random import Random
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from tiny_models import VOCAB_SIZE, build
+
+from engine_runs import decode, run
+from mlxq.contract import StopDetails
+from mlxq_worker.engine.engine import BatchEngine
+from mlxq_worker.engine.row import RowSpec
+from mlxq_worker.engine.sampling import largest
+from row_specs import row_spec
+
+EVERY_WAY = pytest.mark.parametrize(
+    ("architecture", "packed"),
+    [("llama", True), ("mixtral", True), ("llama", False), ("gemma3", False), ("mamba2", False)],
+)
+
+
+def sound_specs() -> list[RowSpec]:
+    """Rows of all lengths; the later ones begin alike."""
+    random = Random(3)
+    shared = random.choices(range(VOCAB_SIZE), k=70)
+    prompts = [random.choices(range(VOCAB_SIZE), k=length) for length in (1, 9, 40, 3)]
+    prompts += [[*shared, *random.choices(range(VOCAB_SIZE), k=length)] for length in (1, 4, 20)]
+    return [
+        row_spec(row_id=str(index), prompt_ids=tuple(prompt), max_tokens=3 + index, seed=index, temperature=0.5)
+        for index, prompt in enumerate(prompts)
+    ]
+
+
+def unused_id(specs: Iterable[RowSpec], outputs: Iterable[tuple[int, ...]]) -> int:
+    """An id that no row ever sees."""
+    used = {*chain(*outputs, *(spec.prompt_ids for spec in specs))}
+    return next(token_id for token_id in range(VOCAB_SIZE) if token_id not in used)
+
+
+def poison(model: Any, token_id: int) -> None:
+    """Make whatever follows this id not a number."""
+    embedding = next(module for name, module in model.named_modules() if name.endswith(("embed_tokens", "embeddings")))
+    embedding.weight[token_id] = mx.nan
+
+
+@EVERY_WAY
+@pytest.mark.parametrize("pipelined", [True, False], ids=["pipelined", "plain"])
+def test_rows_that_compute_no_numbers_end_alone(architecture: str, packed: bool, pipelined: bool) -> None:
+    model, specs = build(architecture), sound_specs()
+    options: dict[str, Any] = {"max_num_batched_tokens": 16, "packed": packed, "pipelined": pipelined}
+    alone = {}
+    for spec in specs:
+        alone |= run(BatchEngine(model, decode, max_num_seqs=1, **options), [spec]).tokens
+    culprit_id = unused_id(specs, alone.values())
+    poison(model, culprit_id)
+    culprits = [
+        row_spec(row_id=f"culprit {spec.row_id}", prompt_ids=(*spec.prompt_ids, culprit_id, 5), num_logprobs=2)
+        for spec in specs
+    ]
+    company = [*chain(*zip(culprits, specs, strict=True))]
+
+    for one_per_step in (True, False):
+        outcome = run(BatchEngine(model, decode, max_num_seqs=4, **options), company, one_per_step=one_per_step)
+
+        assert {row_id: outcome.tokens[row_id] for row_id in alone} == alone
+        for culprit in culprits:
+            result = outcome.results[culprit.row_id]
+            assert result.stop_details == StopDetails(type="error")
+            assert (result.error_code, result.token_ids, result.logprobs) == ("nan_logits", (), ())
+
+
+@EVERY_WAY
+@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "sampled"])
+def test_a_row_that_nothing_may_follow_keeps_what_it_has(architecture: str, packed: bool, temperature: float) -> None:
+    def stuck(row_id: str, **changes: Any) -> RowSpec:
+        return row_spec(row_id=row_id, temperature=temperature, allowed_token_ids=frozenset({5}), **changes)
+
+    specs = sound_specs()
+    engine = BatchEngine(build(architecture), decode, max_num_seqs=8, packed=packed)
+    expected = run(engine, specs).tokens
+
+    outcome = run(engine, [stuck("at once", bad_words=((5,),)), *specs, stuck("later", bad_words=((5, 5, 5),))])
+
+    assert {spec.row_id: outcome.tokens[spec.row_id] for spec in specs} == expected
+    at_once, later = outcome.results["at once"], outcome.results["later"]
+    assert at_once.stop_details == StopDetails(type="error")
+    assert later.stop_details == StopDetails(type="error", token_index=1)
+    assert (at_once.token_ids, later.token_ids, later.text) == ((), (5, 5), decode((5, 5)))
+    assert at_once.error_code == later.error_code == "no_token_allowed"
+    assert all(outcome.results[spec.row_id].error_code is None for spec in specs)
+
+
+@pytest.mark.parametrize("num_ids", [1, 7, 64, 128, 1000, 1280, 50257])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
+def test_the_largest_logit_is_found_and_not_a_number_wherever_one_stands(num_ids: int, dtype: mx.Dtype) -> None:
+    logits = mx.random.normal((4, num_ids), key=mx.random.key(num_ids)).astype(dtype)
+
+    assert mx.array_equal(largest(logits), logits.max(axis=-1))
+    for place in {0, num_ids // 3, num_ids - 1}:
+        poisoned = mx.array(logits)
+        poisoned[2, place] = mx.nan
+        assert mx.isnan(largest(poisoned)).tolist() == [False, False, True, False]

@@ -1,0 +1,131 @@
+"""Log probabilities of answers and prompts are those of mlx-lm's model, run by itself over the whole sequence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from processed_rows import any_parameters
+from tiny_models import VOCAB_SIZE, build
+
+from engine_runs import decode, run
+from mlxq_worker.engine.engine import BatchEngine
+from mlxq_worker.engine.logprobs import LEAST_LOGPROB, Scores
+from mlxq_worker.engine.row import RowSpec, TokenScores
+from row_specs import row_spec
+
+TOLERANCE = 1e-4
+
+
+def random_specs() -> list[RowSpec]:
+    """Rows that want scores of all kinds, among them some that want none; half of the prompts begin alike."""
+    random = Random(4)
+    shared = random.choices(range(VOCAB_SIZE), k=70)
+    specs = []
+    for index in range(14):
+        prompt = random.choices(range(VOCAB_SIZE), k=1 + 3 * index)
+        specs.append(
+            row_spec(
+                row_id=str(index),
+                prompt_ids=tuple([*shared, *prompt] if index % 2 else prompt),
+                max_tokens=3 + index % 5,
+                seed=index,
+                temperature=0.7 * (index % 3),
+                num_logprobs=(None, 0, 3, 20)[index % 4],
+                num_prompt_logprobs=(None, 5, 0)[index % 3],
+                **(any_parameters(random) if index % 4 == 3 else {}),
+            )
+        )
+    return specs
+
+
+def assert_scores(scores: TokenScores, logprobs: Any, token_id: int, num_top: int) -> None:
+    """`logprobs` (V,) are the right ones."""
+    assert scores.token_id == token_id
+    assert scores.logprob == pytest.approx(float(logprobs[token_id]), abs=TOLERANCE)
+    assert scores.rank == 1 + int((logprobs > logprobs[token_id]).sum())
+    best = np.argsort(-logprobs)[:num_top]
+    assert [top_id for top_id, _ in scores.top] == best.tolist()
+    assert [value for _, value in scores.top] == pytest.approx(logprobs[best].tolist(), abs=TOLERANCE)
+
+
+def assert_all_scores(
+    found: Sequence[TokenScores | None] | None, logprobs: Any, token_ids: Sequence[int], num_top: int | None
+) -> None:
+    if num_top is None:
+        assert found is None
+        return
+    assert found is not None
+    for scores, own, token_id in zip(found, logprobs, token_ids, strict=True):
+        assert scores is not None
+        assert_scores(scores, own, token_id, num_top)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "packed"), [("llama", True), ("llama", False), ("gemma3", False), ("mamba2", False)]
+)
+@pytest.mark.parametrize("pipelined", [True, False], ids=["pipelined", "plain"])
+def test_scores_are_those_of_the_model_run_by_itself(architecture: str, packed: bool, pipelined: bool) -> None:
+    model = build(architecture)
+    engine = BatchEngine(model, decode, max_num_seqs=5, max_num_batched_tokens=16, packed=packed, pipelined=pipelined)
+
+    results = run(engine, random_specs(), one_per_step=True).results
+
+    for spec in random_specs():
+        result, num_prompt = results[spec.row_id], len(spec.prompt_ids)
+        sequence = (*spec.prompt_ids, *result.token_ids)
+        logits = model(mx.array([sequence]))[0]
+        logprobs = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))  # (tokens, V)
+        assert_all_scores(result.logprobs, logprobs[num_prompt - 1 : -1], result.token_ids, spec.num_logprobs)
+        in_prompt = result.prompt_logprobs
+        assert in_prompt is None or in_prompt[0] is None
+        assert_all_scores(
+            in_prompt and in_prompt[1:], logprobs[: num_prompt - 1], spec.prompt_ids[1:], spec.num_prompt_logprobs
+        )
+
+
+def test_rows_that_want_scores_and_rows_that_do_not_get_the_same_tokens() -> None:
+    model = build("llama")
+    plain = [row_spec(row_id=str(n), prompt_ids=(n, 2), seed=n, temperature=1.0, max_tokens=8) for n in range(6)]
+    asking = [
+        row_spec(
+            row_id=str(n),
+            prompt_ids=(n, 2),
+            seed=n,
+            temperature=1.0,
+            max_tokens=8,
+            num_logprobs=n,
+            num_prompt_logprobs=n,
+        )
+        for n in range(6)
+    ]
+
+    expected = run(BatchEngine(model, decode, max_num_seqs=6), plain)
+    outcome = run(BatchEngine(model, decode, max_num_seqs=6), asking)
+
+    assert outcome.tokens == expected.tokens
+    assert all(result.logprobs is None for result in expected.results.values())
+
+
+def test_a_prompt_that_was_cut_short_has_no_scores() -> None:
+    spec = row_spec(prompt_ids=tuple(range(40)), num_prompt_logprobs=1, num_logprobs=1)
+    engine = BatchEngine(build("llama"), decode, max_num_seqs=2, max_num_batched_tokens=8)
+
+    outcome = run(engine, [spec], before_step=lambda step: engine.cancel("row") if step == 2 else None)
+
+    assert outcome.results["row"].prompt_logprobs is None
+    assert outcome.results["row"].logprobs == ()
+
+
+def test_equals_are_ordered_by_id_and_impossible_ids_have_a_finite_score() -> None:
+    logits = mx.array([[0.0, 2.0, -mx.inf, 2.0, 0.0]])
+
+    (scores,) = Scores.of(logits, mx.array([2]), with_top=True).read([5])
+
+    assert [token_id for token_id, _ in scores.top] == [1, 3, 0, 4, 2]
+    assert scores.logprob == scores.top[-1][1] == LEAST_LOGPROB
+    assert scores.rank == 5
