@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ EXAMPLES = demo_examples(150)
 SHORT_LEASE = {"MLXQ_LEASE_S": "2", "MLXQ_MAINTENANCE_S": "0.5"}
 NARROW = {"MLXQ_MAX_NUM_SEQS": "4"}
 """So that there is time to look and to kill."""
+BARE = {"MLXQ_PARENT_PID": str(os.getpid())}
+"""Without a supervisor of its own, which would start it again: as if its whole machine went down."""
 
 pytestmark = pytest.mark.slow
 
@@ -89,8 +92,8 @@ def story(redis_server_url: str, tmp_path_factory: pytest.TempPathFactory) -> St
         first = batch.job_id(next(iter(EXAMPLES)))
         dependent = Queue("after", connection=connection).enqueue("operator.add", 2, 3, depends_on=first)
         with (
-            running(*worker, **SHORT_LEASE, **NARROW) as victim,
-            running(*worker, **SHORT_LEASE, **NARROW) as survivor,
+            running(*worker, **SHORT_LEASE, **NARROW, **BARE) as victim,
+            running(*worker, **SHORT_LEASE, **NARROW, **BARE) as survivor,
             running(*collect) as collector,
         ):
             names = names_of_ready_workers(connection, victim.pid, survivor.pid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 from pathlib import Path
@@ -26,6 +27,7 @@ class Worker:
         self.name = name
         self.log = log
         self._variables = {"MLXQ_URL": url, "MLXQ_LEASE_S": f"{LEASE_S}", "MLXQ_MAINTENANCE_S": "1"}
+        self._variables["MLXQ_PARENT_PID"] = str(os.getpid())  # we are its supervisor
         self._diary = diary
         self._process: subprocess.Popen[bytes] | None = None
         self._thaw_at_s: float | None = None

@@ -407,7 +407,7 @@ def test_run_exits_with_1_when_requests_failed(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_run_tells_at_once_why_its_worker_cannot_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    use_worker(monkeypatch, "raise SystemExit('Error: there is no model here')")
+    use_worker(monkeypatch, "import sys; print('Error: there is no model here'); sys.exit(78)")
     result = mlxq("run", "-i", write_prompts(tmp_path / "in.jsonl", 1), "-o", tmp_path / "out.jsonl")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith("Error: the worker can't work: there is no model here")

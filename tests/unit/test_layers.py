@@ -54,6 +54,7 @@ RQ_INTERNALS: Mapping[str, frozenset[str]] = {
     "mlxq.outside": frozenset({"rq.registry"}),
     "mlxq_worker.job_data": frozenset({"rq.utils"}),
     "mlxq_worker.presence": frozenset({"rq.worker_registration"}),
+    "mlxq_worker.salvage": frozenset({"rq.utils", "rq.worker_registration"}),
     "mlxq_worker.worker": frozenset({"rq.logutils"}),
 }
 """Which other modules of RQ a module may touch: they change between RQ's releases."""

@@ -1,4 +1,5 @@
-"""The worker that `mlxq run` keeps: restarted when it dies, given up when that doesn't help, ended with its owner."""
+"""The worker that `mlxq run` and `mlxq worker` keep: started again when it dies, given up when that makes no sense,
+ended with its owner."""
 
 from __future__ import annotations
 
@@ -10,38 +11,49 @@ from pathlib import Path
 import pytest
 
 from mlxq.errors import WorkerFailed
-from mlxq_worker.worker_process import FIRST_PAUSE_S, MAX_DEATHS, WorkerProcess
+from mlxq_worker import exits
+from mlxq_worker.restarts import FIRST_PAUSE_S, HEALTHY_S, MAX_FAILED_STARTS, MAX_PAUSE_S, Restarts
+from mlxq_worker.worker_process import WorkerGaveUp, WorkerProcess
 
 DIES = "import sys; print('out of luck', file=sys.stderr); sys.exit(3)"
 LIVES = "import time; time.sleep(60)"
+SAYS_READY = "import os, sys; os.write(int(os.environ['MLXQ_READY_FD']), b'1'); "
 
 
 def python(script: str, *arguments: str) -> list[str]:
     return [sys.executable, "-S", "-c", script, *arguments]
 
 
-def supervised(
-    command: list[str], variables: dict[str, str] | None = None, told: list[str] | None = None
-) -> WorkerProcess:
-    heard: list[str] = [] if told is None else told
-    return WorkerProcess(command, variables or {}, tell=heard.append)
+class Rig:
+    """A worker process that runs a script, and all that its owner hears of it."""
 
+    def __init__(self, script: str, variables: dict[str, str] | None = None) -> None:
+        self.told: list[str] = []
+        self.buried: list[str] = []
+        self.worker = WorkerProcess(python(script), variables or {}, tell=self.told.append, bury=self.buried.append)
 
-def process_of(worker: WorkerProcess) -> subprocess.Popen[bytes] | None:
-    return worker._process
+    @property
+    def process(self) -> subprocess.Popen[bytes] | None:
+        life = self.worker._life
+        return life.process if life else None
 
+    def wait_for_end(self) -> None:
+        assert self.process is not None
+        self.process.wait(10)
 
-def wait_for_end(worker: WorkerProcess) -> None:
-    process = process_of(worker)
-    assert process is not None
-    process.wait(10)
+    def live(self, start: float, end: float) -> bool:
+        """One life of the process from its start to its burial; returns whether it ended in peace."""
+        self.worker.check(start)
+        self.wait_for_end()
+        return self.worker.check(end)
 
 
 def test_it_starts_with_the_first_check_and_ends_with_the_block() -> None:
-    with supervised(python(LIVES)) as worker:
-        assert process_of(worker) is None
-        worker.check(0)
-        process = process_of(worker)
+    rig = Rig(LIVES)
+    with rig.worker:
+        assert rig.process is None
+        rig.worker.check()
+        process = rig.process
         assert process is not None
         assert process.poll() is None
     assert process.poll() is not None
@@ -50,60 +62,125 @@ def test_it_starts_with_the_first_check_and_ends_with_the_block() -> None:
 def test_variables_are_laid_over_the_environment(tmp_path: Path) -> None:
     seen = tmp_path / "seen"
     script = f"import os; open({str(seen)!r}, 'w').write(os.environ['MLXQ_URL'])"
-    with supervised(python(script), {"MLXQ_URL": "redis://here"}) as worker:
-        worker.check(0)
-        wait_for_end(worker)
+    rig = Rig(script, {"MLXQ_URL": "redis://here"})
+    with rig.worker:
+        rig.worker.check()
+        rig.wait_for_end()
     assert seen.read_text() == "redis://here"
 
 
 def test_one_that_died_is_started_again_after_a_pause() -> None:
-    told: list[str] = []
-    with supervised(python(DIES), told=told) as worker:
-        worker.check(0, now=0.0)
-        wait_for_end(worker)
-        assert told == []
-        worker.check(0, now=10.0)
-        assert process_of(worker) is None
-        assert told == ["A worker ended with code 3 and is started again; what it had in hand is done again."]
-        worker.check(0, now=10.0 + FIRST_PAUSE_S)
-        assert process_of(worker) is not None
+    rig = Rig(DIES)
+    with rig.worker:
+        rig.live(0.0, 10.0)
+        assert rig.process is None
+        rig.worker.check(10.0 + FIRST_PAUSE_S)
+        assert rig.process is not None
+    assert rig.told == ["A worker ended with code 3 and is started again; what it had in hand is done again."]
 
 
-def die_often(worker: WorkerProcess, num_done_per_life: int) -> None:
-    for life in range(MAX_DEATHS + 1):
-        worker.check(life * num_done_per_life, now=life * 100.0)  # buries the last one
-        worker.check(life * num_done_per_life, now=life * 100.0 + 99.0)  # starts the next one
-        wait_for_end(worker)
+def test_one_that_never_gets_ready_is_given_up_with_its_last_lines() -> None:
+    rig = Rig(DIES)
+    with rig.worker:
+        for life in range(MAX_FAILED_STARTS - 1):
+            rig.live(life * 100.0, life * 100.0 + 1)
+        with pytest.raises(WorkerFailed, match="out of luck") as caught:
+            rig.live(1000.0, 1001.0)
+    assert f"died {MAX_FAILED_STARTS} times in a row while it started, last with code 3" in str(caught.value)
+    assert rig.buried == []
 
 
-def test_one_that_keeps_dying_is_given_up_with_its_last_lines() -> None:
-    with supervised(python(DIES)) as worker, pytest.raises(WorkerFailed, match="out of luck") as caught:
-        die_often(worker, num_done_per_life=0)
-    assert f"died {MAX_DEATHS} times in a row, last with code 3" in str(caught.value)
+def test_one_that_was_ready_is_never_given_up_and_buried_by_name_each_time() -> None:
+    rig = Rig(SAYS_READY + "sys.exit(3)")
+    with rig.worker:
+        for life in range(MAX_FAILED_STARTS + 1):
+            rig.live(life * 100.0, life * 100.0 + 1)
+    assert len(set(rig.buried)) == MAX_FAILED_STARTS + 1
 
 
-def test_deaths_between_answers_are_forgiven() -> None:
-    with supervised(python(DIES)) as worker:
-        die_often(worker, num_done_per_life=1)
+@pytest.mark.parametrize("code", [exits.GAVE_UP, exits.USAGE, exits.NO_REDIS])
+def test_one_that_says_it_cannot_work_is_not_tried_again(code: int) -> None:
+    rig = Rig(f"import sys; print('a log line\\nError: no such model\\n(look again)'); sys.exit({code})")
+    with rig.worker, pytest.raises(WorkerGaveUp, match="can't work: no such model\n\\(look again"):
+        rig.live(0.0, 1.0)
 
 
-def test_one_that_says_it_cannot_work_is_not_tried_again() -> None:
-    with supervised(python("raise SystemExit('a log line\\nError: no such model\\n(look again)')")) as worker:
-        worker.check(0)
-        wait_for_end(worker)
-        with pytest.raises(WorkerFailed, match="can't work: no such model\n\\(look again"):
-            worker.check(0)
+def test_one_that_worked_before_waits_for_redis_however_often_it_takes(tmp_path: Path) -> None:
+    worked = tmp_path / "worked"
+    script = (
+        f"import os, sys; first = not os.path.exists({str(worked)!r}); open({str(worked)!r}, 'w');"
+        f"first and os.write(int(os.environ['MLXQ_READY_FD']), b'1'); sys.exit({exits.NO_REDIS})"
+    )
+    rig = Rig(script)
+    with rig.worker:
+        for life in range(MAX_FAILED_STARTS + 2):
+            rig.live(life * 100.0, life * 100.0 + 1)
+    assert len(rig.told) == MAX_FAILED_STARTS + 2
+
+
+def test_one_that_asks_for_it_is_started_again_at_once_and_nobody_hears_of_it() -> None:
+    rig = Rig(SAYS_READY + f"sys.exit({exits.START_AGAIN})")
+    with rig.worker:
+        ended_in_peace = rig.live(0.0, 1.0)
+        rig.worker.check(1.0)
+        assert rig.process is not None
+    assert (ended_in_peace, rig.told) == (False, [])
+
+
+def test_one_that_ends_in_peace_says_so() -> None:
+    rig = Rig(SAYS_READY + "sys.exit(0)")
+    with rig.worker:
+        assert rig.live(0.0, 1.0)
+
+
+def test_a_signal_that_ends_it_is_named() -> None:
+    rig = Rig("import os; os.kill(os.getpid(), 9)")
+    with rig.worker:
+        rig.live(0.0, 1.0)
+    assert "SIGKILL" in rig.told[0]
 
 
 def test_one_that_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("mlxq_worker.worker_process.STOP_TIMEOUT_S", 0.1)
     deaf = tmp_path / "deaf"
-    script = f"import signal, time; signal.signal(15, signal.SIG_IGN); open({str(deaf)!r}, 'w'); time.sleep(60)"
-    with supervised(python(script)) as worker:
-        worker.check(0)
+    rig = Rig(f"import signal, time; signal.signal(15, signal.SIG_IGN); open({str(deaf)!r}, 'w'); time.sleep(60)")
+    with rig.worker:
+        rig.worker.check()
         deadline = time.monotonic() + 10
         while not deaf.exists() and time.monotonic() < deadline:
             time.sleep(0.01)
-        process = process_of(worker)
+        process = rig.process
         assert process is not None
     assert process.returncode == -9
+
+
+# --- When to start again --------------------------------------------------------------------------------------
+
+
+def test_pauses_double_up_to_a_ceiling() -> None:
+    restarts = Restarts()
+
+    pauses = [restarts.pause_s(1.0, "") for _ in range(20)]
+
+    assert pauses[:3] == [FIRST_PAUSE_S, 2 * FIRST_PAUSE_S, 4 * FIRST_PAUSE_S]
+    assert pauses[-1] == max(pauses) == MAX_PAUSE_S
+
+
+def test_a_healthy_while_forgives_the_deaths_before_it() -> None:
+    restarts = Restarts()
+    before = [restarts.pause_s(1.0, "") for _ in range(5)][-1]
+
+    assert restarts.pause_s(HEALTHY_S, "") == FIRST_PAUSE_S < before
+
+
+def test_a_start_that_succeeds_forgives_those_that_failed() -> None:
+    restarts = Restarts()
+    for _ in range(3):
+        for _ in range(MAX_FAILED_STARTS - 1):
+            restarts.pause_s(None, "")
+        restarts.pause_s(0.0, "")
+
+    for _ in range(MAX_FAILED_STARTS - 1):
+        restarts.pause_s(None, "")
+    with pytest.raises(WorkerFailed, match="while it started, by magic"):
+        restarts.pause_s(None, "by magic")

@@ -55,7 +55,9 @@ class WorkerConfig:
         grace_s: seconds that running rows get to end after a first SIGTERM or SIGINT.
         maintenance_s: seconds between two looks for jobs of dead workers.
         step_timeout_s: seconds after which a step of the engine counts as hung, and the process ends.
-        parent_pid: end when this process is gone; `None` to live on alone.
+        parent_pid: the process that looks after this worker, which ends when that is gone; `None` to live on alone.
+        name: the worker's name in Redis; a new one by default.
+        ready_fd: a file descriptor to which a byte is written once the model is loaded.
         engine: the batch.
 
     Raises:
@@ -75,6 +77,8 @@ class WorkerConfig:
     maintenance_s: float = 10.0
     step_timeout_s: float = 300.0
     parent_pid: int | None = None
+    name: str | None = None
+    ready_fd: int | None = None
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
@@ -167,5 +171,8 @@ _VARIABLES: Mapping[str, tuple[str, _Parser]] = {
     "grace_s": ("MLXQ_GRACE_S", _seconds),
     "maintenance_s": ("MLXQ_MAINTENANCE_S", _seconds),
     "step_timeout_s": ("MLXQ_STEP_TIMEOUT_S", _seconds),
+    "parent_pid": ("MLXQ_PARENT_PID", _integer),
+    "name": ("MLXQ_NAME", _text),
+    "ready_fd": ("MLXQ_READY_FD", _integer),
 }
 """Field -> its variable and how that is read."""

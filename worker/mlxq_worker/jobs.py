@@ -94,6 +94,7 @@ class JobStore:
         self._finish = _script(connection, "finish")
         self._release = _script(connection, "release")
         self._recover = _script(connection, "recover")
+        self._abandon = _script(connection, "abandon")
 
     def claim(self, limit: int, now: float, *, num_held: int = 0) -> Claim:
         """Take up to `limit` jobs and lease them. A suspect comes alone, and only to a worker that holds nothing."""
@@ -164,6 +165,12 @@ class JobStore:
         reply = self._recover(args=self._args(now, queues=self._queues, **parameters))
         num_requeued, struck_out = cast("tuple[int, list[list[bytes | None]]]", reply)
         return Recovered(num_requeued, [Claimed.read(job, now) for job in struck_out])
+
+    def abandon(self, worker_name: str, now: float) -> list[str]:
+        """End the leases of all that a worker holds, for it is dead: the next `recover_expired`, anybody's, takes its
+        jobs. Returns their ids."""
+        jobs = cast("list[bytes]", self._abandon(args=self._args(now, queues=self._queues, dead=worker_name)))
+        return [job.decode(errors="replace") for job in jobs]
 
     def clean_registries(self) -> None:
         """RQ's maintenance of what ended long ago. Its cleaning of started jobs is left out: it would import and

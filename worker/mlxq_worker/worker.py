@@ -13,6 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from types import FrameType
 from typing import Any
@@ -25,6 +26,7 @@ from rq.worker import BaseWorker, DequeueStrategy
 
 from mlxq import keys
 from mlxq.errors import ConfigError
+from mlxq_worker import exits
 from mlxq_worker.backend import Backend, load_backend
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.decode import DecodeLoop
@@ -53,6 +55,7 @@ class BatchWorker(BaseWorker):
         self._given_config = config
         self._channel = Channel.open()
         self._num_stop_signals = 0
+        self.exit_code = exits.DONE
         self._is_loading = False
 
     @property
@@ -165,6 +168,8 @@ class BatchWorker(BaseWorker):
         backend = self._load(config)
         loop = DecodeLoop(backend.new_engine, self._channel, config.engine.max_num_seqs, watch)
         self._channel.to_io.put(Ready(backend.preparer))
+        if config.ready_fd is not None:
+            _say_ready(config.ready_fd)
         logger.info(
             "Worker %s: %s, queues %s, up to %d rows",
             self.name,
@@ -197,3 +202,8 @@ class BatchWorker(BaseWorker):
                 if loop.is_idle or now >= deadline:
                     return
             loop.turn(now)
+
+
+def _say_ready(fd: int) -> None:
+    with suppress(BrokenPipeError), os.fdopen(fd, "wb", buffering=0) as pipe:  # nobody may be left to hear it
+        pipe.write(b"1")

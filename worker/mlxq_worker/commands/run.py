@@ -29,10 +29,11 @@ from mlxq.files import count_lines, read_requests, refuse_same_file
 from mlxq.sink import default_error_file
 from mlxq.tally import Summary, Tally
 from mlxq_worker.redis_server import private_redis
+from mlxq_worker.salvage import Salvage
 from mlxq_worker.worker_process import WorkerProcess
 
 LEASE_S = 30
-"""Shorter than a worker's own default: a worker of ours that dies is noticed at once, its jobs after this long."""
+"""Shorter than a worker's own default: a run that is killed leaves its jobs behind for this long."""
 RESUME_HINT = "Run the same command again to go on from here."
 
 
@@ -92,9 +93,10 @@ def run(
         stack.callback(client.close)
         if is_shared:  # maybe by a variable that was set for something else
             tell(f"Using queue {queue} in the Redis at {address_of(client.redis)}.")
+        salvage = Salvage(client.redis, [queue])
         command = worker_command(queue, **worker_options)
         processes = [
-            stack.enter_context(WorkerProcess(command, _variables(url), verbose=verbose, tell=tell))
+            stack.enter_context(WorkerProcess(command, _variables(url), verbose=verbose, tell=tell, bury=salvage.bury))
             for _ in range(workers)
         ]
         display = stack.enter_context(progress(count_lines(input_path)))
@@ -149,7 +151,7 @@ class _Turn:
         # With nothing to answer there is no model to load; and no worker can start while Redis is away.
         if tally.num_inflight and not tally.is_waiting:
             for process in self.processes:
-                process.check(tally.succeeded + tally.failed)
+                process.check()
         self.display.update(tally, partial(self._note, tally))
         return not self.stop
 
@@ -173,10 +175,9 @@ def worker_command(
     extra_eos_token: tuple[str, ...] = (),
     allow_no_eos: bool = False,
 ) -> list[str]:
-    """The command line of a worker that ends with this process. Its Redis URL, which may hold a password and
-    would show in `ps`, goes through the environment instead."""
-    command = [sys.executable, "-m", "mlxq", "worker", "--parent-pid", str(os.getpid())]
-    command += ["--model", model, "--queue", queue]
+    """The command line of a worker. Its Redis URL, which may hold a password and would show in `ps`, goes through the
+    environment instead."""
+    command = [sys.executable, "-m", "mlxq", "worker", "--model", model, "--queue", queue]
     if max_num_seqs is not None:
         command += ["--max-num-seqs", str(max_num_seqs)]
     if default_max_tokens is not None:

@@ -1,17 +1,25 @@
 """`mlxq worker`: serves queues with one model until it is stopped.
 
-Translates options into a `WorkerConfig` and errors into sentences; everything else is `BatchWorker`.
+Translates options into a `WorkerConfig` and errors into sentences and exit codes. Called by a user it is the process
+that looks after the one that works, and `Supervisor` does everything else; called by such a process (`parent_pid`) it
+is that one, a `BatchWorker`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
-from mlxq.errors import ConfigError, MlxqError
+from mlxq.errors import ConfigError, MlxqError, QueueUnavailable, WorkerFailed
+from mlxq_worker import exits
+
+if TYPE_CHECKING:
+    from mlxq_worker.config import WorkerConfig
 
 
 @click.command()
@@ -60,27 +68,86 @@ from mlxq.errors import ConfigError, MlxqError
     envvar="MLXQ_LOG_LEVEL",
     show_default=True,
 )
-@click.option("--parent-pid", type=int, hidden=True, help="End when this process is gone.")
-def worker(log_level: str, queues: tuple[str, ...], extra_eos_tokens: tuple[str, ...], **given: Any) -> None:
+@click.pass_context
+def worker(
+    ctx: click.Context, /, log_level: str, queues: tuple[str, ...], extra_eos_tokens: tuple[str, ...], **given: Any
+) -> None:
     """Claim jobs from Redis and decode them in one batch.
 
     Ends on SIGTERM or SIGINT: running rows get their grace, everything else goes back to the queue. A second signal
-    gives everything back at once.
+    gives everything back at once. The model runs in a process of its own, which is started again when it dies.
     """
-    from mlxq.connect import connect, queue_errors
     from mlxq_worker.config import WorkerConfig
-    from mlxq_worker.worker import BatchWorker
 
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")  # to stderr, unlike RQ's own
     try:
         config = WorkerConfig.from_env(
             os.environ, queues=queues or None, extra_eos_tokens=extra_eos_tokens or None, **given
         )
-        connection = connect(config.url)
-        with queue_errors(connection):
-            batch_worker = BatchWorker(list(config.queues), connection=connection, serializer="json", config=config)
-            batch_worker.work(logging_level=log_level.upper())
+        if config.parent_pid is None:
+            _supervise(config, options_given(ctx), log_level)
+        else:
+            sys.exit(_work(config, log_level))
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
-    except MlxqError as error:
+
+
+def _supervise(config: WorkerConfig, options: list[str], log_level: str) -> None:
+    """Be the process that looks after the one that works. That one reads the same environment and options; the URL,
+    which may hold a password and would show in `ps`, only from the former."""
+    from mlxq.connect import connect
+    from mlxq_worker.salvage import Salvage
+    from mlxq_worker.supervisor import Supervisor, logger
+    from mlxq_worker.worker_process import WorkerGaveUp, WorkerProcess
+
+    logger.setLevel(log_level.upper())
+    connection = connect(config.url)
+    salvage = Salvage(connection, config.queues)
+    command = [sys.executable, "-m", "mlxq", "worker", *options]
+    try:
+        with WorkerProcess(
+            command, {"MLXQ_URL": config.url}, verbose=True, tell=logger.warning, bury=salvage.bury
+        ) as process:
+            Supervisor(process, salvage, config.grace_s).run()
+    except WorkerGaveUp:
+        sys.exit(1)  # it has said why, where we would
+    except WorkerFailed as error:
         raise click.ClickException(str(error)) from error
+    finally:
+        connection.close()
+
+
+def _work(config: WorkerConfig, log_level: str) -> int:
+    """Be the process that works; returns its exit code (`exits`)."""
+    from mlxq.connect import connect, queue_errors
+    from mlxq_worker.worker import BatchWorker
+
+    connection = connect(config.url)
+    try:
+        with queue_errors(connection):
+            batch_worker = BatchWorker(
+                list(config.queues), name=config.name, connection=connection, serializer="json", config=config
+            )
+            batch_worker.work(logging_level=log_level.upper())
+    except ConfigError:
+        raise
+    except MlxqError as error:
+        click.ClickException(str(error)).show()
+        return exits.NO_REDIS if isinstance(error, QueueUnavailable) else exits.GAVE_UP
+    return batch_worker.exit_code
+
+
+def options_given(ctx: click.Context) -> list[str]:
+    """The options on the command line, but for the URL, as they were given."""
+    words: list[str] = []
+    for option in ctx.command.params:
+        name = option.name or ""
+        if name != "url" and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            words += _words(option.opts[0], ctx.params[name])
+    return words
+
+
+def _words(flag: str, value: object) -> list[str]:
+    if value is True:
+        return [flag]
+    return [word for each in (value if isinstance(value, tuple) else (value,)) for word in (flag, str(each))]

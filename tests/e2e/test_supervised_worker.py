@@ -1,0 +1,99 @@
+"""`mlxq worker` as its user sees it: two processes, of which either may be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import Any
+
+import pytest
+from batch_files import demo_examples, requests, text_of
+from redis import Redis
+from rq.worker import Worker
+
+from mlxq.batch import Batch
+from mlxq.client import Client
+from mlxq.openai import parse_object
+from processes import DEADLINE_S, MLXQ, ended, run, running
+from worker_helpers import wait_until
+
+EXAMPLES = demo_examples(60)
+WORKER = (*MLXQ, "worker", "--model", "demo", "--max-num-seqs", "4")
+MODULES_AT_EXIT = (
+    "import atexit, json, sys; atexit.register(lambda: print(json.dumps(list(sys.modules))));"
+    "sys.argv = ['mlxq', 'worker', '--model', 'demo', '--burst']; from mlxq.cli import main; main()"
+)
+
+pytestmark = pytest.mark.slow
+
+
+def enqueue(connection: Redis) -> Batch:
+    lines = [parse_object(line, default_custom_id="none") for line in requests(EXAMPLES)]
+    return Client(connection).submit(lines)
+
+
+def working_pid(connection: Redis, but: int = 0) -> int:
+    """The process id of the worker that Redis knows, once it is not `but`."""
+    found: set[int] = set()
+
+    def look() -> bool:
+        workers: list[Any] = Worker.all(connection=connection, serializer="json")
+        found.update(worker.pid for worker in workers if worker.pid != but)
+        return bool(found)
+
+    wait_until(look, "a worker", DEADLINE_S)
+    return found.pop()
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+
+
+def test_a_worker_whose_process_is_killed_goes_on_at_once_and_every_answer_is_right(
+    connection: Redis, redis_url: str
+) -> None:
+    batch = enqueue(connection)
+
+    with running(*WORKER, MLXQ_URL=redis_url, MLXQ_LEASE_S="3600") as supervisor:
+        first = working_pid(connection)
+        wait_until(lambda: batch.counts().num_ended > 5, "the first answers", DEADLINE_S)
+        os.kill(first, signal.SIGKILL)
+        wait_until(lambda: batch.counts().num_ended == len(EXAMPLES), "all answers", DEADLINE_S)
+        supervisor.terminate()
+        output = ended(supervisor)
+
+    answers = {answer.custom_id: answer.line for answer in batch.as_completed()}
+    right = [name for name, example in EXAMPLES.items() if text_of(answers[name]) == example.expected_text]
+    assert len(right) >= 0.95 * len(EXAMPLES)
+    assert supervisor.returncode == 0
+    assert first != supervisor.pid
+    assert "A worker ended with SIGKILL and is started again" in output
+    assert "jobs in hand: " in output
+
+
+def test_a_supervisor_that_is_killed_takes_its_worker_along(connection: Redis, redis_url: str) -> None:
+    with running(*WORKER, MLXQ_URL=redis_url) as supervisor:
+        pid = working_pid(connection)
+        supervisor.kill()
+        wait_until(lambda: is_gone(pid), "the worker to end itself", DEADLINE_S)
+
+
+def test_a_model_that_is_not_there_is_one_sentence_and_not_tried_again(redis_url: str) -> None:
+    done = run(*MLXQ, "worker", "--model", "./no-such-model", MLXQ_URL=redis_url)
+
+    assert (done.returncode, done.stderr) == (1, "Error: there is no directory ./no-such-model\n")
+
+
+def test_the_supervising_process_never_imports_mlx(redis_url: str) -> None:
+    done = run(sys.executable, "-c", MODULES_AT_EXIT, MLXQ_URL=redis_url)
+
+    loaded = {name.split(".")[0] for name in json.loads(done.stdout)}
+    assert done.returncode == 0, done.stderr
+    assert "mlxq_worker" in loaded
+    assert loaded.isdisjoint({"mlx", "mlx_lm", "numpy", "transformers", "tokenizers"})

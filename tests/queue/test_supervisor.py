@@ -1,0 +1,214 @@
+"""The supervisor over real processes: what it passes on, when it ends, and what it saves from a worker that died."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+
+from fake_engine import FakeWorker
+from mlxq_worker.jobs import JobStore
+from mlxq_worker.salvage import Salvage
+from mlxq_worker.supervisor import STOP_MARGIN_S, Supervisor
+from mlxq_worker.worker_process import WorkerProcess
+from supervised import command
+from worker_helpers import enqueue_plain, events, status, submit, wait_until
+
+GRACE_S = 5.0
+COUNTS_SIGNALS = """
+import os, signal, sys, time
+stops = []
+signal.signal(signal.SIGTERM, lambda *_: stops.append(1))
+os.write(int(os.environ['MLXQ_READY_FD']), b'1')
+open(sys.argv[1], 'w').close()
+while len(stops) < int(sys.argv[2]):
+    time.sleep(0.01)
+"""
+
+
+class Saved(Salvage):
+    """Of nothing: for tests without jobs."""
+
+    def __init__(self) -> None:
+        self.buried: list[str] = []
+
+    def bury(self, worker_name: str) -> None:
+        self.buried.append(worker_name)
+
+    def look(self) -> None:
+        pass
+
+
+def counting(signal_file: Path, enough: int) -> list[str]:
+    """A process that ends once it has got so many signals, and writes the file when it is ready for them."""
+    return [sys.executable, "-S", "-c", COUNTS_SIGNALS, str(signal_file), str(enough)]
+
+
+@contextmanager
+def supervising(
+    worker_command: list[str], salvage: Salvage, variables: dict[str, str] | None = None
+) -> Iterator[tuple[Supervisor, WorkerProcess]]:
+    told = logging.getLogger("mlxq.supervisor").warning
+    with WorkerProcess(worker_command, variables or {}, verbose=True, tell=told, bury=salvage.bury) as process:
+        yield Supervisor(process, salvage, GRACE_S), process
+
+
+def turn_until(supervisor: Supervisor, condition: Any, what: str) -> None:
+    wait_until(lambda: supervisor.turn(time.monotonic()) or condition(), what)
+    assert condition(), f"the supervisor ended before: {what}"
+
+
+# --- Passing on -----------------------------------------------------------------------------------------------
+
+
+def test_it_ends_when_its_worker_is_done() -> None:
+    with supervising([sys.executable, "-S", "-c", "pass"], Saved()) as (supervisor, _):
+        wait_until(lambda: supervisor.turn(time.monotonic()), "the end")
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_every_signal_is_passed_on_once(tmp_path: Path, count: int) -> None:
+    ready = tmp_path / "ready"
+    with supervising(counting(ready, count), Saved()) as (supervisor, process):
+        turn_until(supervisor, ready.exists, "the worker to be ready")
+        for _ in range(count):
+            supervisor.request_stop()
+        wait_until(lambda: supervisor.turn(time.monotonic()), "the end")
+        assert not process.is_running
+
+
+def test_one_signal_is_not_passed_on_twice(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    with supervising(counting(ready, 2), Saved()) as (supervisor, process):
+        turn_until(supervisor, ready.exists, "the worker to be ready")
+        supervisor.request_stop()
+        for _ in range(20):
+            assert not supervisor.turn(time.monotonic())
+            time.sleep(0.01)
+        assert process.is_running
+
+
+def test_a_worker_that_outlasts_its_grace_by_far_is_killed(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    with supervising(counting(ready, 99), Saved()) as (supervisor, _):
+        turn_until(supervisor, ready.exists, "the worker to be ready")
+        supervisor.request_stop()
+        assert not supervisor.turn(0.0)
+        assert not supervisor.turn(GRACE_S + STOP_MARGIN_S - 1)
+        wait_until(lambda: supervisor.turn(GRACE_S + STOP_MARGIN_S), "the end")
+
+
+def test_a_signal_while_it_waits_to_start_again_ends_it() -> None:
+    with supervising([sys.executable, "-S", "-c", "raise SystemExit(3)"], Saved()) as (supervisor, process):
+        supervisor.turn(time.monotonic())
+        wait_until(lambda: not process.is_running, "the death")
+        supervisor.turn(time.monotonic())
+        supervisor.request_stop()
+        assert supervisor.turn(time.monotonic())
+
+
+# --- What a dead worker held ----------------------------------------------------------------------------------
+
+
+def test_a_request_that_kills_its_worker_fails_alone_and_is_not_waited_for(
+    connection: Redis, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # given leases much longer than this test
+    batch = submit(connection, "one", "two", "three die", "four", "five", "six")
+    salvage = Salvage(connection, ["mlxq"])
+    variables = {"MLXQ_URL": redis_url, "MLXQ_MODEL": "fake", "MLXQ_MAX_NUM_SEQS": "4", "MLXQ_LEASE_S": "90"}
+
+    with supervising(command(FakeWorker), salvage, variables) as (supervisor, _):
+        turn_until(supervisor, lambda: batch.counts().num_ended == 6, "all answers")
+
+    answers = {found.custom_id: found for found in batch.as_completed()}
+    assert [name for name, found in answers.items() if found.status == "failed"] == ["r2"]
+    assert answers["r2"].line["error"]["code"] == "worker_crashed"
+    assert sorted(events(connection, batch).values()) == [1] * 6
+    deaths = [record.message for record in caplog.records if "died with" in record.message]
+    assert len(deaths) == 3
+    assert all(batch.job_id("r2") in death for death in deaths)
+    assert batch.job_id("r0") not in deaths[-1], "the last time it ran alone"
+
+
+def a_dead_worker(connection: Redis, name: str, *, hostname: str = "", pid: int = 0, silent_s: float = 60.0) -> str:
+    """A worker's entry, as RQ writes it, and one job that it has claimed; returns the job's id."""
+    ended = subprocess.Popen([sys.executable, "-S", "-c", "pass"])
+    ended.wait()
+    job = enqueue_plain(connection)
+    assert JobStore(connection, name, ["mlxq"]).claim(1, time.time()).jobs
+    beat = time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime(time.time() - silent_s))
+    entry = {"hostname": hostname or socket.gethostname(), "pid": pid or ended.pid, "last_heartbeat": beat}
+    connection.hset(f"rq:worker:{name}", mapping=entry)
+    connection.sadd("rq:workers:mlxq", f"rq:worker:{name}")
+    return str(job.id)
+
+
+def recover(connection: Redis) -> int:
+    return JobStore(connection, "another", ["mlxq"]).recover_expired(time.time()).num_requeued
+
+
+def test_what_a_reboot_left_behind_is_found_and_given_back_at_once(
+    connection: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    job_id = a_dead_worker(connection, "left-behind")
+    salvage = Salvage(connection, ["mlxq"])
+
+    salvage.look()
+    salvage.look()
+
+    assert [record.message for record in caplog.records] == [f"Worker left-behind died with 1 jobs in hand: {job_id}"]
+    assert recover(connection) == 1
+    assert status(connection, job_id) == "queued"
+
+
+@pytest.mark.parametrize(
+    "sign_of_life",
+    [{"pid": os.getpid()}, {"hostname": "another-host"}, {"silent_s": 1.0}],
+    ids=["its process is there", "it is on another host", "it has just beaten"],
+)
+def test_a_worker_that_may_live_keeps_its_jobs(connection: Redis, sign_of_life: dict[str, Any]) -> None:
+    a_dead_worker(connection, "alive", **sign_of_life)
+
+    Salvage(connection, ["mlxq"]).look()
+
+    assert recover(connection) == 0
+
+
+def test_a_queue_that_is_not_ours_is_left_alone(connection: Redis) -> None:
+    a_dead_worker(connection, "left-behind")
+
+    Salvage(connection, ["other"]).bury("left-behind")
+
+    assert recover(connection) == 0
+
+
+def test_a_worker_that_was_wrongly_taken_for_dead_keeps_its_jobs_by_its_next_beat(connection: Redis) -> None:
+    job = enqueue_plain(connection)
+    store = JobStore(connection, "alive", ["mlxq"])
+    jobs = store.claim(1, time.time()).jobs
+
+    Salvage(connection, ["mlxq"]).bury("alive")
+
+    assert store.beat(jobs, time.time()) == ["held"]
+    assert recover(connection) == 0
+    assert status(connection, job.id) == "started"
+
+
+def test_a_redis_that_is_away_costs_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    salvage = Salvage(Redis.from_url("redis://localhost:1"), ["mlxq"])
+
+    salvage.bury("gone")
+    salvage.look()
+
+    assert "wait for their leases" in caplog.text

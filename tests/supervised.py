@@ -1,0 +1,35 @@
+"""A worker of the tests as the process that a supervisor keeps: ``python supervised.py MODULE:CLASS``, the rest from
+the environment, as `mlxq worker` does it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from importlib import import_module
+
+from redis import Redis
+
+from mlxq_worker.config import WorkerConfig
+
+
+def command(worker: type) -> list[str]:
+    """What to run for a worker of this class."""
+    return [sys.executable, __file__, f"{worker.__module__}:{worker.__qualname__}"]
+
+
+def main() -> int:
+    module, _, name = sys.argv[1].partition(":")
+    worker_class = getattr(import_module(module), name)
+    logging.basicConfig(level=logging.INFO)
+    config = WorkerConfig.from_env(os.environ)
+    with Redis.from_url(config.url) as connection:
+        worker = worker_class(
+            list(config.queues), name=config.name, connection=connection, serializer="json", config=config
+        )
+        worker.work()
+        return int(worker.exit_code)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

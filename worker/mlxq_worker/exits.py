@@ -1,0 +1,22 @@
+"""How a worker process says, by its exit code, what whoever looks after it should do next.
+
+The numbers are those of BSD's sysexits, so that logs of systemd and launchd read well. Any other code, and any signal,
+is a death: the process is started again after a pause.
+"""
+
+from __future__ import annotations
+
+import os
+
+DONE = 0
+"""It was asked to end, or a burst is over."""
+USAGE = 2
+"""click's: an option is wrong."""
+NO_REDIS = os.EX_UNAVAILABLE
+"""Redis can't be reached: worth another try only if it could be before."""
+STUCK = os.EX_SOFTWARE
+"""No token came for too long."""
+START_AGAIN = os.EX_TEMPFAIL
+"""It has done what it was to do in one life; a fresh process goes on at once."""
+GAVE_UP = os.EX_CONFIG
+"""It can't work, and has said why: trying again would change nothing."""
