@@ -159,14 +159,6 @@ class Preparer:
 
 
 _NOT_YET: Mapping[str, Callable[[Request], object]] = {
-    "presence_penalty": lambda request: request.sampling.presence_penalty,
-    "frequency_penalty": lambda request: request.sampling.frequency_penalty,
-    "repetition_penalty": lambda request: request.sampling.repetition_penalty != 1,
-    "logit_bias": lambda request: request.sampling.logit_bias,
-    "bad_words": lambda request: request.sampling.bad_words,
-    "allowed_token_ids": lambda request: request.sampling.allowed_token_ids is not None,
-    "logprobs": lambda request: request.sampling.logprobs is not None,
-    "prompt_logprobs": lambda request: request.sampling.prompt_logprobs is not None,
     "use_beam_search": lambda request: request.sampling.beam,
     "tool_choice": lambda request: request.tool_choice.mode == "required",
     "response_format": lambda request: request.structure,
