@@ -42,7 +42,7 @@ def of_prompt(tokens: Sequence[TokenLogprob | None]) -> list[dict[str, Any] | No
 
 
 def _chat_token(token: Alternative) -> dict[str, Any]:
-    utf8 = token.token.encode("utf-8", "replace")
+    utf8 = token.token.encode("utf-8", "replace") if token.token_bytes is None else token.token_bytes
     return {"token": token.token, "logprob": _logprob(token), "bytes": list(utf8)}
 
 

@@ -151,6 +151,15 @@ def test_the_log_probabilities_of_a_chat_are_in_openais_shape() -> None:
     ]
 
 
+def test_a_token_that_is_no_text_by_itself_has_its_own_bytes() -> None:
+    part = Alternative(token_id=9, token="\\xf0\\x9f", token_bytes=b"\xf0\x9f", logprob=-1.0, rank=1)
+
+    (choice_,) = body_of(result(CHAT, choice(logprobs=(TokenLogprob(chosen=part),))))["choices"]
+
+    assert choice_["logprobs"]["content"][0]["token"] == r"\xf0\x9f"
+    assert choice_["logprobs"]["content"][0]["bytes"] == [0xF0, 0x9F]
+
+
 def test_the_log_probabilities_of_a_completion_are_in_openais_shape() -> None:
     [each] = body_of(result(COMPLETIONS, choice(logprobs=TOKENS)))["choices"]
 
