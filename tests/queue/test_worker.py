@@ -18,6 +18,7 @@ from rq.worker import DequeueStrategy
 
 from fake_engine import FakeEngine, FakePreparer, FakeWorker
 from mlxq.errors import ConfigError, ModelError
+from mlxq_worker import exits
 from mlxq_worker.backend import Backend
 from mlxq_worker.config import EngineConfig, WorkerConfig
 from mlxq_worker.desk import JobDesk
@@ -356,6 +357,35 @@ def test_a_suspended_worker_claims_nothing_until_it_is_resumed(connection: Redis
         wait_until(lambda: status(connection, job.id) == "finished", "the job")
 
 
+@pytest.mark.parametrize("asked_by", ["configuration", "RQ"])
+def test_after_enough_jobs_a_fresh_process_is_asked_for_and_nothing_is_left_in_limbo(
+    connection: Redis,  # noqa: F811
+    asked_by: str,
+) -> None:
+    batch = submit(connection, *("hello" for _ in range(40)))
+    worker = a_worker(connection, max_jobs=10 if asked_by == "configuration" else None)
+
+    worker.work(burst=True, max_jobs=10 if asked_by == "RQ" else None)
+
+    num_ended = batch.counts().num_finished
+    assert 10 <= num_ended < 40
+    assert queue_of(connection).count == 40 - num_ended
+    assert connection.zcard("rq:wip:mlxq") == 0
+    assert worker.exit_code == exits.START_AGAIN
+
+
+def test_a_worker_that_is_told_to_stop_while_it_recycles_just_stops(connection: Redis) -> None:  # noqa: F811
+    submit(connection, *("slow" for _ in range(12)), max_tokens=20)
+    worker = a_worker(connection, max_generated_tokens=4)
+
+    with working(worker) as thread:
+        wait_until(lambda: worker.num_rows == 4, "a full batch")
+        worker.request_stop(15, None)
+        thread.join(DEADLINE_S)
+
+    assert worker.exit_code == exits.DONE
+
+
 # --- Trouble --------------------------------------------------------------------------------------------------
 
 
@@ -478,7 +508,6 @@ def test_a_worker_entry_that_was_flushed_is_written_again(connection: Redis) -> 
 @pytest.mark.parametrize(
     ("options", "name"),
     [
-        ({"max_jobs": 5}, "--max-jobs"),
         ({"max_idle_time": 5}, "--max-idle-time"),
         ({"with_scheduler": True}, "--with-scheduler"),
         ({"dequeue_strategy": DequeueStrategy.RANDOM}, "--dequeue-strategy"),

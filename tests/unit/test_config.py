@@ -7,7 +7,8 @@ from dataclasses import FrozenInstanceError
 import pytest
 
 from mlxq.errors import ConfigError
-from mlxq_worker.config import EngineConfig, WorkerConfig
+from mlxq_worker.config import EngineConfig, WorkerConfig, to_bytes
+from mlxq_worker.memory_watch import machine_bytes
 
 
 def test_the_defaults_are_those_of_the_documentation() -> None:
@@ -83,6 +84,10 @@ def test_given_values_win_and_none_is_not_given() -> None:
         ("MLXQ_GRACE_S", "nan"),
         ("MLXQ_MAINTENANCE_S", "0"),
         ("MLXQ_STEP_TIMEOUT_S", "0"),
+        ("MLXQ_MEMORY_LIMIT", "plenty"),
+        ("MLXQ_MEMORY_LIMIT", "0GB"),
+        ("MLXQ_MAX_JOBS", "0"),
+        ("MLXQ_MAX_GENERATED_TOKENS", "-1"),
         ("MLXQ_BURST", "maybe"),
         ("MLXQ_CLAIM_AHEAD", "0"),
         ("MLXQ_DEFAULT_MAX_TOKENS", "1.5"),
@@ -103,3 +108,28 @@ def test_a_configuration_never_changes() -> None:
 
     with pytest.raises(FrozenInstanceError):
         config.model = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1234", 1234),
+        ("24GB", 24 * 10**9),
+        ("24 gib", 24 * 2**30),
+        ("1.5G", 1_500_000_000),
+        ("512KiB", 2**19),
+        ("10B", 10),
+    ],
+)
+def test_sizes_are_read_in_decimal_and_binary_units(text: str, size: int) -> None:
+    assert to_bytes(text) == size
+
+
+def test_a_percentage_is_of_the_machines_memory() -> None:
+    assert to_bytes("50%") == round(machine_bytes() / 2)
+
+
+@pytest.mark.parametrize("text", ["", "GB", "24XB", "-1GB", "1e9", "50 percent", "1%B"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        to_bytes(text)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from queue import Empty
+from typing import Any
 
 import pytest
 
 from fake_engine import FakeEngine
 from mlxq_worker.decode import DecodeLoop
-from mlxq_worker.engine.row import RowSpec
+from mlxq_worker.engine.row import RowSpec, StepReport
+from mlxq_worker.memory_watch import MemoryWatch
 from mlxq_worker.messages import (
     Admit,
     Cancel,
@@ -26,25 +28,28 @@ from mlxq_worker.messages import (
     ToIo,
 )
 from mlxq_worker.step_watch import StepWatch
+from mlxq_worker.width import CALM_S
 
 
 class Rig:
     """A loop over fake engines two rows wide."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = 2, **options: Any) -> None:
         self.channel = Channel.open()
         self.engines: list[FakeEngine] = []
-        self.loop = DecodeLoop(self._new_engine, self.channel, 2, StepWatch(1.0))
+        self._width = width
+        self.watch = StepWatch(1.0)
+        self.loop = DecodeLoop(self._new_engine, self.channel, width, self.watch, **options)
 
     def _new_engine(self) -> FakeEngine:
-        self.engines.append(FakeEngine(2))
+        self.engines.append(FakeEngine(self._width))
         return self.engines[-1]
 
-    def turn(self, *messages: ToDecode) -> list[ToIo]:
+    def turn(self, *messages: ToDecode, now: float = 0.0) -> list[ToIo]:
         for message in messages:
             self.channel.to_decode.put(message)
         self.loop.receive(0.0)
-        self.loop.turn(0.0)
+        self.loop.turn(now)
         return list(self._sent())
 
     def _sent(self) -> list[ToIo]:
@@ -157,6 +162,122 @@ def test_an_error_of_the_io_thread_is_raised_on_this_one() -> None:
 
     with pytest.raises(ConnectionError, match="gone"):
         rig.turn(IoFailed(ConnectionError("gone")))
+
+
+# --- Memory ---------------------------------------------------------------------------------------------------
+
+
+class OutOfMemory(FakeEngine):
+    """Has room for so many rows and no more."""
+
+    room = 2
+
+    def step(self, now: float) -> StepReport:
+        if len(self.rows) > self.room:
+            raise RuntimeError("[malloc] Unable to allocate 99 bytes.")
+        return super().step(now)
+
+
+def test_memory_that_runs_out_is_nobodys_fault_and_the_batch_gets_narrower() -> None:
+    rig = Rig(8)
+    rig.loop._engine = OutOfMemory(8)
+
+    sent = rig.turn(*(rows(name) for name in "abcdef"))
+    rig.turn(*(rows(name) for name in "abcdef"))
+
+    [returned] = [message for message in sent if isinstance(message, Returned)]
+    assert sorted(returned.row_ids) == list("abcdef")
+    assert not any(isinstance(message, StepRaised) for message in sent)
+    assert rig.engines[-1].widths == [3]
+
+
+def test_a_job_for_which_there_is_not_enough_memory_fails_alone_with_all_its_rows() -> None:
+    rig = Rig(8)
+    rig.loop._engine = OutOfMemory(8)
+    job = Admit(tuple(row(name) for name in ("a", "a#1", "a#2")))
+
+    sent = rig.turn(job)
+
+    refused = [message for message in sent if isinstance(message, Refused)]
+    assert sorted(message.row_id for message in refused) == ["a", "a#1", "a#2"]
+    assert {message.error.code for message in refused} == {"out_of_memory"}
+    assert rig.loop.is_idle
+
+
+def test_a_narrowed_batch_widens_again_after_a_calm_while() -> None:
+    rig = Rig(4)
+    rig.loop._engine = OutOfMemory(4)
+    rig.turn(*(rows(name) for name in "abcd"), now=1000.0)
+
+    rig.turn(*(rows(name) for name in "abcd"), now=1001.0)
+    rig.turn(now=1000.0 + CALM_S)
+
+    assert rig.engines[-1].widths == [2, 4]
+
+
+def test_a_worker_over_its_memory_limit_admits_fewer_rows_once_the_others_have_left() -> None:
+    used = iter([0, 1100, 1100, 1100, 0])
+    rig = Rig(4, memory=MemoryWatch(lambda: next(used), 1000))
+
+    rig.turn(*(rows(f"r{i}") for i in range(12)), now=10.0)
+    for now in (11.0, 12.0, 13.0, 14.0):
+        rig.turn(now=now)
+
+    assert rig.engines[0].widths == [4, 4, 2, 2, 1]
+
+
+def test_a_worker_far_over_its_memory_limit_makes_room_for_a_fresh_one() -> None:
+    rig = Rig(2, memory=MemoryWatch(lambda: 1300, 1000))
+
+    sent = rig.turn(rows("a"), now=10.0)
+
+    assert sent == [StopClaiming(), Returned(("a",))]
+    assert rig.loop.is_recycling
+    assert rig.loop.is_in_a_hurry
+
+
+# --- Recycling and hanging ------------------------------------------------------------------------------------
+
+
+def test_after_enough_tokens_no_row_is_admitted_and_those_inside_may_take_their_time() -> None:
+    rig = Rig(2, max_generated_tokens=3)
+
+    first = rig.turn(*(rows(name, max_tokens=3) for name in "abc"))
+    second = rig.turn()
+    third = rig.turn()
+
+    assert first == []
+    assert second == [StopClaiming()]
+    assert third[0] == Returned(("c",))
+    assert ended(third) == ["a", "b"]
+    assert rig.loop.is_recycling
+    assert not rig.loop.is_in_a_hurry
+
+
+def test_an_engine_that_steps_but_never_delivers_is_stuck() -> None:
+    class Idling(FakeEngine):
+        def step(self, now: float) -> StepReport:
+            return StepReport(
+                finished=(), num_running=1, num_waiting=0, free_rows=1, rows_computed=1, rows_useful=0, num_prefilled=0
+            )
+
+    rig = Rig()
+    rig.loop._engine = Idling()
+
+    rig.turn(rows("a"), now=10.0)
+    before = rig.watch.is_stuck(10.9)
+    rig.turn(now=10.9)
+
+    assert (before, rig.watch.is_stuck(11.1)) == (False, True)
+
+
+def test_a_loop_without_rows_is_not_stuck() -> None:
+    rig = Rig()
+
+    rig.turn(rows("a", max_tokens=1), now=10.0)
+    rig.turn(now=99.0)
+
+    assert not rig.watch.is_stuck(200.0)
 
 
 def test_the_loop_prints_its_state() -> None:

@@ -7,32 +7,38 @@ The one place where the queue side meets MLX; everything is imported late, so th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from mlxq.errors import ModelError
 from mlxq_worker.blas import preload_openblas
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.engine.api import Engine
+from mlxq_worker.memory_watch import MemoryWatch, no_limit, resident_bytes
 from mlxq_worker.messages import Preparer
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A loaded model. `description` is for the log. Engines belong to the thread that builds them."""
+    """A loaded model. `description` is for the log; `memory` watches over what model and engine take together. Engines
+    belong to the thread that builds them."""
 
     preparer: Preparer
     new_engine: Callable[[], Engine]
     description: str
+    memory: MemoryWatch = field(default_factory=no_limit)
 
 
 def load_backend(config: WorkerConfig) -> Backend:
     """Load the model on this thread, which then owns it.
 
     Raises:
-        ModelError: the model can't be loaded, or (EosError) says nowhere how its answers end.
+        ModelError: the model can't be loaded, leaves no memory for rows, or (EosError) says nowhere how its answers
+            end.
     """
     preload_openblas()  # before the next line brings in mlx, which binds its BLAS as it loads
 
     from mlxq_worker.engine.engine import BatchEngine
+    from mlxq_worker.engine.memory import active_bytes, room_for_rows, usable_bytes
     from mlxq_worker.model import load_model
     from mlxq_worker.prepare import Preparer as ModelPreparer
 
@@ -46,13 +52,27 @@ def load_backend(config: WorkerConfig) -> Backend:
         model_name=loaded.name,
     )
 
+    limit_bytes = config.memory_limit_bytes or usable_bytes()
+
+    def used_bytes() -> int:
+        return max(resident_bytes(), active_bytes())  # the former holds the latter, but maybe not on every device
+
+    if not room_for_rows(limit_bytes, used_bytes()):
+        raise ModelError(
+            f"with {loaded.name} loaded the worker takes {used_bytes() / 2**20:.0f} MiB, and it may take no more than "
+            f"{limit_bytes / 2**20:.0f}: raise --memory-limit (MLXQ_MEMORY_LIMIT) or choose a smaller model"
+        )
+
     def new_engine() -> Engine:
         return BatchEngine(
             loaded.model,
             preparer.decode,
             max_num_seqs=config.engine.max_num_seqs,
             max_num_batched_tokens=config.engine.max_num_batched_tokens,
+            kv_bytes=room_for_rows(limit_bytes, used_bytes()),
         )
 
     end_tokens = ", ".join(f"{token.id} {token.token!r}" for token in loaded.eos.tokens)
-    return Backend(preparer, new_engine, f"model {loaded.name}, end tokens [{end_tokens}]")
+    return Backend(
+        preparer, new_engine, f"model {loaded.name}, end tokens [{end_tokens}]", MemoryWatch(used_bytes, limit_bytes)
+    )

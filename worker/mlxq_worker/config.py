@@ -7,6 +7,7 @@ their addresses and names.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
@@ -14,8 +15,11 @@ from typing import Any, TypeVar
 from mlxq import keys
 from mlxq.connect import DEFAULT_URL
 from mlxq.errors import ConfigError
+from mlxq_worker.memory_watch import machine_bytes
 
 T = TypeVar("T")
+
+SIZE_FORM = "a size such as 24GB, 24GiB or 70%"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +58,11 @@ class WorkerConfig:
         lease_s: seconds after its last sign of life at which a worker's jobs go to others.
         grace_s: seconds that running rows get to end after a first SIGTERM or SIGINT.
         maintenance_s: seconds between two looks for jobs of dead workers.
-        step_timeout_s: seconds after which a step of the engine counts as hung, and the process ends.
+        step_timeout_s: seconds without a token for any of the rows in the engine after which the process ends.
+        memory_limit_bytes: what the process may take of the machine's memory; by default what MLX recommends on Metal,
+            half of the machine elsewhere.
+        max_jobs: end after so many jobs, once the running rows have ended; a supervisor starts a fresh process then.
+        max_generated_tokens: likewise after so many tokens.
         parent_pid: the process that looks after this worker, which ends when that is gone; `None` to live on alone.
         name: the worker's name in Redis; a new one by default.
         ready_fd: a file descriptor to which a byte is written once the model is loaded.
@@ -76,6 +84,9 @@ class WorkerConfig:
     grace_s: float = 30.0
     maintenance_s: float = 10.0
     step_timeout_s: float = 300.0
+    memory_limit_bytes: int | None = None
+    max_jobs: int | None = None
+    max_generated_tokens: int | None = None
     parent_pid: int | None = None
     name: str | None = None
     ready_fd: int | None = None
@@ -90,6 +101,8 @@ class WorkerConfig:
         _check(self, "grace_s", self.grace_s >= 0, "not negative")
         _check(self, "maintenance_s", self.maintenance_s > 0, "above 0 seconds")
         _check(self, "step_timeout_s", self.step_timeout_s > 0, "above 0 seconds")
+        for name in ("memory_limit_bytes", "max_jobs", "max_generated_tokens"):
+            _check(self, name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
 
     @property
     def max_held(self) -> int:
@@ -150,10 +163,29 @@ def _to_words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+def to_bytes(text: str) -> int:
+    """Bytes of a size such as ``24GB`` (powers of 1000), ``24GiB`` (powers of 1024), ``70%`` (of the machine's memory)
+    or a plain number of bytes.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if not (match := _SIZE.fullmatch(text.strip())):
+        raise ValueError(text)
+    number, prefix, binary, percent = match.groups()
+    if percent:
+        return round(float(number) / 100 * machine_bytes())
+    unit: int = (1024 if binary else 1000) ** " KMGT".index((prefix or " ").upper())
+    return round(float(number) * unit)
+
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i)?B?|B|(%))?", re.IGNORECASE)
+
 _text = _value(str, "text")
 _words = _value(_to_words, "words with blanks between them")
 _integer = _value(int, "an integer")
 _seconds = _value(float, "a number of seconds")
+_size = _value(to_bytes, SIZE_FORM)
 _flag = _value(_to_bool, "1 or 0")
 
 _VARIABLES: Mapping[str, tuple[str, _Parser]] = {
@@ -171,6 +203,9 @@ _VARIABLES: Mapping[str, tuple[str, _Parser]] = {
     "grace_s": ("MLXQ_GRACE_S", _seconds),
     "maintenance_s": ("MLXQ_MAINTENANCE_S", _seconds),
     "step_timeout_s": ("MLXQ_STEP_TIMEOUT_S", _seconds),
+    "memory_limit_bytes": ("MLXQ_MEMORY_LIMIT", _size),
+    "max_jobs": ("MLXQ_MAX_JOBS", _integer),
+    "max_generated_tokens": ("MLXQ_MAX_GENERATED_TOKENS", _integer),
     "parent_pid": ("MLXQ_PARENT_PID", _integer),
     "name": ("MLXQ_NAME", _text),
     "ready_fd": ("MLXQ_READY_FD", _integer),

@@ -6,6 +6,7 @@ monotonic) and never waits; `receive` does, when there is nothing to decode.
 
 from __future__ import annotations
 
+import gc
 import logging
 import traceback
 from collections import deque
@@ -14,7 +15,8 @@ from queue import Empty
 
 from mlxq.errors import RequestError
 from mlxq_worker.engine.api import Engine
-from mlxq_worker.engine.row import RowSpec, StepReport
+from mlxq_worker.engine.row import RowSpec, StepReport, request_row_id
+from mlxq_worker.memory_watch import MemoryWatch, is_allocation_failure, no_limit
 from mlxq_worker.messages import (
     Admit,
     Cancel,
@@ -23,6 +25,7 @@ from mlxq_worker.messages import (
     Dropped,
     Ended,
     IoFailed,
+    Recycle,
     Refused,
     Returned,
     StepRaised,
@@ -32,6 +35,7 @@ from mlxq_worker.messages import (
     Wake,
 )
 from mlxq_worker.step_watch import StepWatch
+from mlxq_worker.width import Width
 
 logger = logging.getLogger("rq.worker")
 
@@ -43,19 +47,35 @@ class DecodeLoop:
         new_engine: builds an empty engine; called again after a step that raised.
         max_num_seqs: rows admitted before the engine has said how many it has room for.
         watch: told when a step begins and ends.
+        memory: asked before rows are admitted.
+        max_generated_tokens: enough for one process.
     """
 
-    def __init__(self, new_engine: Callable[[], Engine], channel: Channel, max_num_seqs: int, watch: StepWatch) -> None:
+    def __init__(
+        self,
+        new_engine: Callable[[], Engine],
+        channel: Channel,
+        max_num_seqs: int,
+        watch: StepWatch,
+        *,
+        memory: MemoryWatch | None = None,
+        max_generated_tokens: int | None = None,
+    ) -> None:
         self._new_engine = new_engine
         self._channel = channel
         self._max_num_seqs = max_num_seqs
         self._watch = watch
+        self._memory = memory or no_limit()
+        self._width = Width(max_num_seqs)
+        self._tokens_left = float("inf") if max_generated_tokens is None else max_generated_tokens
         self._engine = new_engine()
         self._waiting: deque[tuple[RowSpec, ...]] = deque()
         self._running: set[str] = set()
         self._free_rows = max_num_seqs
         self._stop_reason: str | None = None
         self._drained = False
+        self.is_recycling = False
+        self.is_in_a_hurry = False
 
     def __repr__(self) -> str:
         return f"DecodeLoop(running={len(self._running)} waiting={len(self._waiting)})"
@@ -75,7 +95,17 @@ class DecodeLoop:
         return self._stop_reason is not None
 
     def stop(self, reason: str) -> None:
-        """Admit no more rows; those in the engine go on. Only the first call counts."""
+        """Admit no more rows; those in the engine go on for as long as the grace lasts."""
+        self.is_in_a_hurry = True
+        self._stop(reason)
+
+    def recycle(self, reason: str) -> None:
+        """Admit no more rows; once those in the engine have ended, a fresh process is to go on."""
+        self.is_recycling = True
+        self._stop(reason)
+
+    def _stop(self, reason: str) -> None:
+        """Only the first call counts."""
         if self._stop_reason is None:
             logger.info("Stopping: %s", reason)
             self._stop_reason = reason
@@ -93,6 +123,7 @@ class DecodeLoop:
 
     def turn(self, now: float) -> None:
         """One iteration: rows enter the engine, and it makes a step. `now` is when that is: read after any wait."""
+        self._look_at_memory(now)
         if self.is_stopping:
             self._return_waiting()
         self._admit()
@@ -121,6 +152,8 @@ class DecodeLoop:
                 self._cancel(row_ids)
             case Stop(reason):
                 self.stop(reason)
+            case Recycle(reason):
+                self.recycle(reason)
             case Drained():
                 self._drained = True
             case IoFailed(error):
@@ -142,10 +175,21 @@ class DecodeLoop:
             self._channel.to_io.put(Returned(tuple(spec.row_id for specs in self._waiting for spec in specs)))
             self._waiting.clear()
 
+    def _look_at_memory(self, now: float) -> None:
+        self._width.grow(now)
+        level = self._memory.level(now)
+        if level == "far over":
+            self.is_in_a_hurry = True
+            self.recycle(f"much more memory is in use than there may be, {self._memory!r}")
+        elif level == "over" and 0 < len(self._running) <= self._width.rows:  # else the last time has yet to show
+            self._width.shrink(len(self._running), now)
+            logger.warning("More memory is in use than there may be, %r: %r", self._memory, self._width)
+
     def _admit(self) -> None:
         """The rows of one job enter together, also where they are more than there is room for: the engine's own waiting
         line takes the rest, and so they share the prefill, and none waits here for room that never comes."""
-        room = max(self._free_rows, 0 if self._running else 1)  # an idle engine always has room for one
+        room = min(self._free_rows, self._width.rows - len(self._running))
+        room = max(room, 0 if self._running else 1)  # an idle engine always has room for one
         while self._waiting and room > 0:
             room -= sum(self._admit_row(spec) for spec in self._waiting.popleft())
 
@@ -164,22 +208,51 @@ class DecodeLoop:
         try:
             report = self._engine.step(now)
         except Exception as error:  # noqa: BLE001  whatever it was, the batch can't be used any more
-            self._start_over(error)
+            self._give_up_batch(error, now)
         else:
             self._hand_over(report)
-        self._watch.end()
+            self._watch.end(has_advanced=report.has_advanced or not self._running)
+            return
+        # Not while the error is at hand: its traceback keeps the arrays of the step that raised.
+        self._start_over()
+        self._watch.end(has_advanced=True)
 
     def _hand_over(self, report: StepReport) -> None:
         self._free_rows = report.free_rows
         for result in report.finished:
             self._running.discard(result.row_id)
             self._channel.to_io.put(Ended(result))
+        self._tokens_left -= report.rows_useful
+        if self._tokens_left <= 0:
+            self.recycle("it has generated as many tokens as it was to")
 
-    def _start_over(self, error: Exception) -> None:
-        logger.error("A step of %d rows raised; starting over with an empty batch", len(self._running), exc_info=error)
-        text = "".join(traceback.format_exception(error))
-        self._channel.to_io.put(StepRaised(tuple(self._running), text))
+    def _give_up_batch(self, error: Exception, now: float) -> None:
+        """Say what becomes of the rows in it. Memory that ran out is nobody's fault while there are several jobs; one
+        that is alone needs more than there is."""
+        rows = tuple(self._running)
         self._running.clear()
+        logger.error("A step of %d rows raised; starting over with an empty batch", len(rows), exc_info=error)
+        if not is_allocation_failure(error):
+            self._channel.to_io.put(StepRaised(rows, "".join(traceback.format_exception(error))))
+        elif len(set(map(request_row_id, rows))) > 1:
+            self._width.shrink(len(rows), now)
+            logger.warning("Memory ran out: going on with no more than %d rows", self._width.rows)
+            self._channel.to_io.put(Returned(rows))
+        else:
+            self._width.restore()
+            for row_id in rows:
+                self._channel.to_io.put(Refused(row_id, _out_of_memory(error)))
+
+    def _start_over(self) -> None:
         self._engine.close()
+        gc.collect()
         self._engine = self._new_engine()
         self._free_rows = self._max_num_seqs
+
+
+def _out_of_memory(error: Exception) -> RequestError:
+    return RequestError(
+        f"there is not enough memory for this request, even with no other beside it ({error}); ask for fewer tokens",
+        param="max_tokens",
+        code="out_of_memory",
+    )

@@ -32,6 +32,7 @@ from mlxq_worker.messages import (
     Ended,
     Preparer,
     Ready,
+    Recycle,
     Refused,
     Returned,
     StepRaised,
@@ -96,6 +97,7 @@ class JobDesk:
             redis.exceptions.RedisError: nothing that has ended is lost; call again.
         """
         self._num_queued += self.outbox.write(now)
+        self._recycle_if_due()
         for command in self._presence.commands():
             self._obey(command)
         if self._beat_timer.is_due(now):
@@ -157,6 +159,12 @@ class JobDesk:
         self._num_queued += self.outbox.write(now)
         self.reconcile(now)
         self._presence.close()
+
+    def _recycle_if_due(self) -> None:
+        limit = self._config.max_jobs
+        if limit is not None and self.outbox.num_ended >= limit and self._is_claiming:
+            self._is_claiming = False
+            self._channel.to_decode.put(Recycle("it has ended as many jobs as it was to"))
 
     # --- Claiming and preparing -------------------------------------------------------------------------------
 

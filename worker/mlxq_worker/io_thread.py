@@ -15,6 +15,7 @@ from threading import Thread
 
 from redis import exceptions as redis_errors
 
+from mlxq_worker import exits
 from mlxq_worker.desk import JobDesk
 from mlxq_worker.messages import Channel, Close, IoFailed, Stop, ToIo
 from mlxq_worker.step_watch import StepWatch
@@ -150,8 +151,8 @@ class IoThread(Thread):
 
     def _watch_steps(self) -> None:
         if self._watch.is_stuck(time.monotonic()):
-            logger.critical("No step has ended for %.0f s: ending at once; %s", self._watch.timeout_s, _LEFT_BEHIND)
-            os._exit(os.EX_SOFTWARE)  # nothing gentler ends a thread that hangs in the driver
+            logger.critical("No token has come for %.0f s: ending at once; %s", self._watch.timeout_s, _LEFT_BEHIND)
+            os._exit(exits.STUCK)  # nothing gentler ends a thread that hangs in the driver
 
 
 class ParentWatch:

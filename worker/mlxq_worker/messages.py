@@ -66,6 +66,13 @@ class Stop:
 
 
 @dataclass(frozen=True, slots=True)
+class Recycle:
+    """This process has done enough: let the running rows end, then make room for a fresh one."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class Drained:
     """Burst mode: nothing is queued and nothing is held."""
 
@@ -82,7 +89,7 @@ class Wake:
     """Look at the flags: a signal has come."""
 
 
-ToDecode = Admit | Cancel | Stop | Drained | IoFailed | Wake
+ToDecode = Admit | Cancel | Stop | Recycle | Drained | IoFailed | Wake
 
 # --- To the I/O thread ----------------------------------------------------------------------------------------
 

@@ -56,6 +56,7 @@ class BatchWorker(BaseWorker):
         self._channel = Channel.open()
         self._num_stop_signals = 0
         self.exit_code = exits.DONE
+        """What the process should end with, for whoever looks after it; RQ's own command ends with 0."""
         self._is_loading = False
 
     @property
@@ -86,7 +87,6 @@ class BatchWorker(BaseWorker):
         """
         self._refuse(
             {
-                "--max-jobs": max_jobs is not None,
                 "--max-idle-time": max_idle_time is not None,
                 "--with-scheduler": with_scheduler,
                 "--dequeue-strategy": dequeue_strategy != DequeueStrategy.DEFAULT,
@@ -94,7 +94,7 @@ class BatchWorker(BaseWorker):
                 "--disable-default-exception-handler": self.disable_default_exception_handler,
             }
         )
-        config = self._configured(burst)
+        config = self._configured(burst, max_jobs)
         setup_loghandlers(logging_level, date_format, log_format)
         self._install_signal_handlers()
         self.register_birth()  # type: ignore[no-untyped-call]
@@ -136,9 +136,14 @@ class BatchWorker(BaseWorker):
         if self.serializer is not JSONSerializer:
             raise ConfigError("mlxq jobs are JSON: run `rq worker` with --serializer json")
 
-    def _configured(self, burst: bool) -> WorkerConfig:
+    def _configured(self, burst: bool, max_jobs: int | None) -> WorkerConfig:
         config = self._given_config or WorkerConfig.from_env(os.environ)
-        return replace(config, burst=burst or config.burst, queues=tuple(self.queue_names()))
+        return replace(
+            config,
+            burst=burst or config.burst,
+            max_jobs=max_jobs or config.max_jobs,
+            queues=tuple(self.queue_names()),
+        )
 
     def _serve(self, config: WorkerConfig) -> bool:
         desk = JobDesk(self._store(config), Presence(self), self._channel, config)
@@ -166,7 +171,14 @@ class BatchWorker(BaseWorker):
 
     def _decode(self, config: WorkerConfig, watch: StepWatch) -> None:
         backend = self._load(config)
-        loop = DecodeLoop(backend.new_engine, self._channel, config.engine.max_num_seqs, watch)
+        loop = DecodeLoop(
+            backend.new_engine,
+            self._channel,
+            config.engine.max_num_seqs,
+            watch,
+            memory=backend.memory,
+            max_generated_tokens=config.max_generated_tokens,
+        )
         self._channel.to_io.put(Ready(backend.preparer))
         if config.ready_fd is not None:
             _say_ready(config.ready_fd)
@@ -181,6 +193,8 @@ class BatchWorker(BaseWorker):
             self._turn_until_done(loop, config.grace_s)
         finally:
             loop.close()
+        if loop.is_recycling and not self._num_stop_signals:
+            self.exit_code = exits.START_AGAIN
 
     def _load(self, config: WorkerConfig) -> Backend:
         self._is_loading = True
@@ -198,7 +212,7 @@ class BatchWorker(BaseWorker):
             if self._num_stop_signals:
                 loop.stop("got a signal; another one gives all jobs back at once")
             if loop.is_stopping:
-                deadline = min(deadline, now + grace_s)
+                deadline = min(deadline, now + grace_s) if loop.is_in_a_hurry else deadline
                 if loop.is_idle or now >= deadline:
                     return
             loop.turn(now)

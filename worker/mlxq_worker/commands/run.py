@@ -28,6 +28,7 @@ from mlxq.errors import QueueUnavailable
 from mlxq.files import count_lines, read_requests, refuse_same_file
 from mlxq.sink import default_error_file
 from mlxq.tally import Summary, Tally
+from mlxq_worker.commands.size import Size
 from mlxq_worker.redis_server import private_redis
 from mlxq_worker.salvage import Salvage
 from mlxq_worker.worker_process import WorkerProcess
@@ -49,6 +50,7 @@ RESUME_HINT = "Run the same command again to go on from here."
 )
 @click.option("--max-num-seqs", type=click.IntRange(1), help="Rows decoded at once.  [default: 32]")
 @click.option("--default-max-tokens", type=click.IntRange(1), help="Limit for requests that set none.  [default: 2048]")
+@click.option("--memory-limit", type=Size(), help="What each worker may take: 24GB, 24GiB or 70%.")
 @click.option("--workers", type=click.IntRange(0), default=1, help="Worker processes; 0 leaves the work to others.")
 @click.option("--resume/--no-resume", default=True, help="Skip requests whose answer is in the output already.")
 @options.ordered
@@ -172,6 +174,7 @@ def worker_command(
     model: str,
     max_num_seqs: int | None = None,
     default_max_tokens: int | None = None,
+    memory_limit: int | None = None,
     extra_eos_token: tuple[str, ...] = (),
     allow_no_eos: bool = False,
 ) -> list[str]:
@@ -182,6 +185,8 @@ def worker_command(
         command += ["--max-num-seqs", str(max_num_seqs)]
     if default_max_tokens is not None:
         command += ["--default-max-tokens", str(default_max_tokens)]
+    if memory_limit is not None:
+        command += ["--memory-limit", str(memory_limit)]
     for token in extra_eos_token:
         command += ["--extra-eos-token", token]
     if allow_no_eos:

@@ -17,6 +17,7 @@ from click.core import ParameterSource
 
 from mlxq.errors import ConfigError, MlxqError, QueueUnavailable, WorkerFailed
 from mlxq_worker import exits
+from mlxq_worker.commands.size import Size
 
 if TYPE_CHECKING:
     from mlxq_worker.config import WorkerConfig
@@ -60,6 +61,25 @@ if TYPE_CHECKING:
     envvar="MLXQ_GRACE_S",
     metavar="SECONDS",
     help="How long running rows may go on after SIGTERM or SIGINT.  [default: 30]",
+)
+@click.option(
+    "--memory-limit",
+    "memory_limit_bytes",
+    type=Size(),
+    envvar="MLXQ_MEMORY_LIMIT",
+    help="What the worker may take: 24GB, 24GiB or 70%.  [default: what Metal recommends, or half of the machine's]",
+)
+@click.option(
+    "--max-jobs",
+    type=click.IntRange(1),
+    envvar="MLXQ_MAX_JOBS",
+    help="Start a fresh process after so many jobs.",
+)
+@click.option(
+    "--max-generated-tokens",
+    type=click.IntRange(1),
+    envvar="MLXQ_MAX_GENERATED_TOKENS",
+    help="Start a fresh process after so many tokens.",
 )
 @click.option(
     "--log-level",

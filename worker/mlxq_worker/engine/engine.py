@@ -110,6 +110,7 @@ class BatchEngine:
             free_rows=self._scheduler.free_rows,
             rows_computed=len(rows),
             rows_useful=num_useful,
+            num_prefilled=plan.num_prefilled,
         )
 
     def close(self) -> None:

@@ -27,8 +27,25 @@ def measure_budget(model: Any, limit_bytes: int | None = None) -> KvBudget:
     """
     mx.set_cache_limit(BUFFER_CACHE_BYTES)
     if limit_bytes is None:
-        limit_bytes = max(0, round(_SHARE * (_usable_bytes() - mx.get_active_memory())))
+        limit_bytes = room_for_rows(usable_bytes(), active_bytes())
     return KvBudget(measure_cost(model), limit_bytes)
+
+
+def room_for_rows(limit_bytes: int, used_bytes: int) -> int:
+    """What the rows' keys and values may take of a limit for all that the process uses."""
+    return max(0, round(_SHARE * (limit_bytes - used_bytes)))
+
+
+def active_bytes() -> int:
+    """What MLX has allocated and uses; without what it keeps for reuse."""
+    return mx.get_active_memory()
+
+
+def usable_bytes() -> int:
+    """What a process may take of this machine where nobody says anything else."""
+    if mx.metal.is_available():  # not run on Metal
+        return int(mx.device_info()["max_recommended_working_set_size"])
+    return round(_CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
 def measure_cost(model: Any) -> KvCost:
@@ -53,9 +70,3 @@ def _flat(caches: list[Any]) -> list[Any]:
 def _bytes_per_token(cache: Any) -> int:
     """Keys and values are (1, heads, tokens with room to grow, size)."""
     return sum(array.nbytes // array.shape[2] for array in (cache.keys, cache.values))
-
-
-def _usable_bytes() -> int:
-    if mx.metal.is_available():  # not run on Metal
-        return int(mx.device_info()["max_recommended_working_set_size"])
-    return round(_CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))

@@ -339,8 +339,8 @@ class Row:
 class StepReport:
     """What one `Engine.step` did. `rows_computed` counts the rows of this step's decode batch and `rows_useful`
     the tokens that were kept on it; the quotient of their sums over a run is `row_efficiency`.
-    `free_rows` is how many more rows could decode at once right now. The engine is idle when nothing is
-    running or waiting."""
+    `free_rows` is how many more rows could decode at once right now. `num_prefilled` counts the tokens of prompts that
+    it gave to the device. The engine is idle when nothing is running or waiting."""
 
     finished: tuple[RowResult, ...]
     num_running: int
@@ -348,3 +348,9 @@ class StepReport:
     free_rows: int
     rows_computed: int
     rows_useful: int
+    num_prefilled: int = 0
+
+    @property
+    def has_advanced(self) -> bool:
+        """Whether any row is further than before; an engine whose steps never advance hangs."""
+        return bool(self.finished or self.rows_useful or self.num_prefilled)

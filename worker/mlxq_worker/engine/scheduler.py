@@ -69,6 +69,11 @@ class Plan:
     evicted: tuple[Prefix, ...] = ()
 
     @property
+    def num_prefilled(self) -> int:
+        """How many tokens of prompts are prefilled."""
+        return sum(len(piece) for piece in self.prefill) + sum(len(piece) for piece in self.prefixes)
+
+    @property
     def rows(self) -> tuple[Row, ...]:
         """Every row that is in the batch on this step, each once."""
         return self.decoding + tuple(piece.row for piece in self.prefill)
