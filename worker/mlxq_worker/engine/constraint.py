@@ -1,11 +1,20 @@
 """What the engine asks of a grammar that holds a row's answer: which ids may come next, and to be told which did.
 
-Plain Python. The compiled grammars are made outside the engine, one constraint for each row that has one.
+Knows no grammar library: compiled grammars are made outside the engine, one constraint for each row that has one.
+Constraints that share a `MaskBatch` have their masks made together.
 """
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+Masks = NDArray[np.uint32]
+"""(C, W): the ids that C rows allow, as bits; id `i` is bit `i % 32` of word `i // 32`, so W is V / 32, rounded up."""
 
 
 class Constraint(Protocol):
@@ -14,8 +23,41 @@ class Constraint(Protocol):
     def allowed_ids(self) -> bytes:
         """The ids that may come next, as bits in little-endian 32-bit words: id `i` is bit `i % 32` of word `i // 32`.
 
-        Every id of the row's EOS set is among them exactly when the answer is complete as it stands.
+        Every id of the row's EOS set is among them exactly when the answer is complete as it stands. No id at all is
+        allowed once the grammar has become too complex to go on with.
         """
 
     def advance(self, token_id: int) -> None:
         """Take the row's next token; the end token is never given."""
+
+
+class MaskBatch(Protocol):
+    """Makes the masks of many constraints at once."""
+
+    def fill(self, constraints: Sequence[Any], masks: Masks) -> None:
+        """Write each constraint's mask into its row of `masks` (C, W)."""
+
+
+@runtime_checkable
+class BatchedConstraint(Protocol):
+    """A constraint whose mask costs less together with others of its `batch`."""
+
+    @property
+    def batch(self) -> MaskBatch: ...
+
+
+def fill_masks(constraints: Sequence[Constraint], vocab_size: int) -> Masks:
+    """The masks of many rows, (C, W), in their order. Ids beyond a constraint's own vocabulary are not allowed."""
+    masks = np.zeros((len(constraints), -(-vocab_size // 32)), dtype=np.uint32)
+    together: defaultdict[MaskBatch, list[int]] = defaultdict(list)
+    for index, constraint in enumerate(constraints):
+        if isinstance(constraint, BatchedConstraint):
+            together[constraint.batch].append(index)
+        else:
+            words = np.frombuffer(constraint.allowed_ids(), dtype="<u4")
+            masks[index, : len(words)] = words
+    for batch, indices in together.items():
+        part = np.zeros((len(indices), masks.shape[1]), dtype=np.uint32)
+        batch.fill([constraints[index] for index in indices], part)
+        masks[indices] = part
+    return masks

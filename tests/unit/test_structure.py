@@ -1,0 +1,337 @@
+"""Constraints let exactly what was asked for through, by the demo model's tokenizer, and end when it is complete."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+from tests.tokenizers_for_tests import llama_3, real_tokenizer
+
+from mlxq.contract import Request, SamplingParams, Structure, ToolChoice
+from mlxq.errors import RequestError
+from mlxq_worker.engine.constraint import Constraint, fill_masks
+from mlxq_worker.engine.reasoning import Reasoning
+from mlxq_worker.model import DescribedModel, load_tokenizer_only
+from mlxq_worker.structure import StructureCompiler
+from mlxq_worker.tool_formats import tool_format_of
+
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "get_weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+NOW = {"type": "function", "function": {"name": "now"}}
+INTEGER_A = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+
+
+@cache
+def demo() -> DescribedModel:
+    return load_tokenizer_only()
+
+
+@cache
+def compiler() -> StructureCompiler:
+    model = demo()
+    return StructureCompiler(model.tokenizer, eos_ids(), model.vocab_size, tool_format_of(model.tokenizer))
+
+
+def eos_ids() -> frozenset[int]:
+    return demo().eos.ids(chat=True)
+
+
+def encode(text: str) -> list[int]:
+    return demo().tokenizer.encode(text, add_special_tokens=False)
+
+
+def request(kind: Any = None, value: Any = None, sampling: SamplingParams | None = None, **fields: Any) -> Request:
+    structure = Structure(kind=kind, value=value, param="response_format") if kind else None
+    return Request(
+        custom_id="r",
+        endpoint="/v1/chat/completions",
+        sampling=sampling or SamplingParams(),
+        content_hash="",
+        messages=(),
+        structure=structure,
+        **fields,
+    )
+
+
+def allows(constraint: Constraint, ids: Iterable[int]) -> list[bool]:
+    mask = np.unpackbits(np.frombuffer(constraint.allowed_ids(), dtype=np.uint8), bitorder="little")
+    return [bool(mask[token_id]) for token_id in ids]
+
+
+def made(asked: Request, reasoning: Reasoning | None = None) -> Constraint:
+    constraint = compiler().constraint(asked, eos_ids(), reasoning)
+    assert constraint is not None
+    return constraint
+
+
+def verdict(asked: Request, text: str) -> str:
+    """How far the constraint lets this text through: `refused`, `unfinished` or `complete`."""
+    constraint = made(asked)
+    for token_id in encode(text):
+        if allows(constraint, [token_id]) != [True]:
+            return "refused"
+        constraint.advance(token_id)
+    ends = set(allows(constraint, eos_ids()))
+    assert len(ends) == 1, "all of the EOS set is allowed, or none of it"
+    return "complete" if ends.pop() else "unfinished"
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "text", "expected"),
+    [
+        ("json_object", None, '{"a": [1, {"é": null}]}', "complete"),
+        ("json_object", None, '{"a": 1', "unfinished"),
+        ("json_object", None, "[1]", "refused"),
+        ("json_schema", INTEGER_A, '{"a":1}', "complete"),
+        ("json_schema", INTEGER_A, '{"a": "1"}', "refused"),
+        ("json_schema", INTEGER_A, "{" + " " * 40, "refused"),
+        ("regex", r"\d{2}/[ab]+", "12/", "unfinished"),
+        ("regex", r"\d{2}/[ab]+", "12/ab", "complete"),
+        ("choice", ["a.c", 'x"\n', "é"], "abc", "refused"),
+        ("choice", ["a.c", 'x"\n', "é"], 'x"\n', "complete"),
+        ("choice", ["a.c", 'x"\n', "é"], "é", "complete"),
+        ("grammar", 'start: "x" y\ny: "1" | "2"', "x2", "complete"),
+        ("grammar", 'root ::= "x" y\ny ::= "1" | "2"', "x3", "refused"),
+        ("grammar", 'root ::= "x" y\ny ::= "1" | "2"', "x2", "complete"),
+    ],
+)
+def test_an_answer_is_held_to_the_structure(kind: str, value: Any, text: str, expected: str) -> None:
+    assert verdict(request(kind, value), text) == expected
+
+
+def test_a_request_without_a_structure_has_no_constraint() -> None:
+    assert compiler().constraint(request(), eos_ids()) is None
+
+
+def test_a_complete_answer_that_nothing_can_follow_has_to_end() -> None:
+    constraint = made(request("choice", ["yes"]))
+
+    for token_id in encode("yes"):
+        constraint.advance(token_id)
+
+    assert {i for i, ok in enumerate(allows(constraint, range(demo().vocab_size))) if ok} == eos_ids()
+
+
+def test_a_complete_answer_that_something_can_follow_may_go_on_or_end() -> None:
+    constraint = made(request("regex", "a+"))
+
+    constraint.advance(*encode("a"))
+
+    assert allows(constraint, [*encode("a"), *eos_ids()]) == [True] * (1 + len(eos_ids()))
+
+
+def test_a_stop_token_id_may_end_a_complete_answer_even_under_ignore_eos() -> None:
+    (stop_id,) = encode("!")
+    asked = request("choice", ["yes"], SamplingParams(ignore_eos=True, stop_token_ids=(stop_id,)))
+    constraint = compiler().constraint(asked, frozenset())
+    assert constraint is not None
+
+    before = allows(constraint, [stop_id])
+    for token_id in encode("yes"):
+        constraint.advance(token_id)
+
+    assert (before, allows(constraint, [stop_id, *eos_ids()])) == ([False], [True, False, False, False])
+
+
+def test_a_structured_answer_that_no_token_could_end_is_refused() -> None:
+    with pytest.raises(RequestError) as refused:
+        compiler().constraint(request("choice", ["yes"], SamplingParams(ignore_eos=True)), frozenset())
+
+    assert refused.value.param == "ignore_eos"
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "code", "quoted"),
+    [
+        ("regex", "[a", "invalid_regex", "unclosed character class"),
+        ("regex", "(?=a)", "invalid_regex", "look-around"),
+        ("json_schema", {"type": "foo"}, "invalid_schema", "Invalid type: foo"),
+        ("json_schema", {"type": "array", "uniqueItems": True}, "invalid_schema", "uniqueItems"),
+        ("json_schema", {"$ref": "#/nowhere"}, "invalid_schema", "nowhere"),
+        ("json_schema", {"$ref": "#"}, "invalid_schema", ""),
+        ("json_schema", {"type": "integer", "minimum": 2, "maximum": 1}, "invalid_schema", "Unsatisfiable"),
+        ("grammar", "nonsense", "invalid_grammar", "Expected ::="),
+        ("grammar", "start: missing", "invalid_grammar", "missing"),
+        ("grammar", 'root ::= "x" missing', "invalid_grammar", "missing"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused_in_the_compilers_words(
+    kind: str, value: Any, code: str, quoted: str
+) -> None:
+    with pytest.raises(RequestError) as refused:
+        made(request(kind, value))
+
+    assert (refused.value.param, refused.value.code) == ("response_format", code)
+    assert quoted in refused.value.message
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("regex", "a{100000000}"),
+        ("regex", "((a{1,100}){1,100}){1,100}"),
+        ("json_schema", {"type": "array", "maxItems": 10**6, "items": {"type": "array", "maxItems": 10**6}}),
+        ("json_schema", {"allOf": [{"anyOf": [{"required": [f"{i}{j}"]} for i in range(8)]} for j in range(12)]}),
+        ("grammar", "start: " + "(" * 3000 + '"a"' + ")" * 3000),
+    ],
+)
+@pytest.mark.timeout(5)
+def test_a_structure_that_explodes_costs_no_more_than_moments(kind: str, value: Any) -> None:
+    with suppress(RequestError):  # it may also be compiled
+        made(request(kind, value)).allowed_ids()
+
+
+def test_a_structure_is_compiled_once_and_rows_share_nothing_but_that() -> None:
+    first, second = (made(request("regex", "ab")) for _ in range(2))
+
+    first.advance(*encode("a"))
+
+    assert allows(first, encode("b")) == [True]
+    assert allows(second, encode("b")) == [False]
+
+
+def test_the_least_recently_used_grammar_is_compiled_again() -> None:
+    model = demo()
+    small = StructureCompiler(model.tokenizer, eos_ids(), model.vocab_size, cached_grammars=2)
+
+    for pattern in ("a", "b", "a", "c", "a", "b"):
+        small.constraint(request("regex", pattern), eos_ids())
+
+    assert small.num_compiled == 4
+
+
+def test_masks_of_many_rows_are_those_of_each_alone() -> None:
+    patterns = ("a+", "[0-9]{3}", "x|y", "a+")
+    constraints = [made(request("regex", pattern)) for pattern in patterns]
+
+    together = fill_masks(constraints, demo().vocab_size)
+
+    assert [row.tobytes() for row in together] == [each.allowed_ids() for each in constraints]
+
+
+def test_ids_without_a_token_are_never_allowed() -> None:
+    tokenizer = real_tokenizer()
+    wide = StructureCompiler(tokenizer, frozenset({257}), 264)
+    constraint = wide.constraint(request("regex", "(.|\n)*"), frozenset({257}))
+    assert constraint is not None
+
+    assert allows(constraint, range(261, 288)) == [False] * 27
+
+
+def test_a_model_with_fewer_ids_than_its_tokenizer_gets_masks_of_its_own_width() -> None:
+    narrow = StructureCompiler(real_tokenizer(), frozenset({5}), 65)
+    constraint = narrow.constraint(request("regex", "(.|\n)*"), frozenset({5}))
+    assert constraint is not None
+
+    a, b = real_tokenizer().encode("ab", add_special_tokens=False)
+    assert (a, b) == (64, 65)
+    assert len(constraint.allowed_ids()) == 12
+    assert allows(constraint, [a, b]) == [True, False]
+
+
+def test_a_tokenizer_that_llguidance_cannot_read_refuses_structures_only() -> None:
+    plain = StructureCompiler(llama_3(), frozenset({128009}), 128256)
+
+    assert plain.constraint(request(), frozenset({128009})) is None
+    with pytest.raises(RequestError, match="tokenizer"):
+        plain.constraint(request("regex", "a"), frozenset({128009}))
+
+
+# --- Tools ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("choice", "text", "expected"),
+    [
+        (ToolChoice(mode="required"), '{"name": "get_weather", "parameters": {"city": "Paris"}}', "complete"),
+        (ToolChoice(mode="required"), '{"name": "now", "parameters": {}}', "complete"),
+        (ToolChoice(mode="required"), '{"name": "other"', "refused"),
+        (ToolChoice(mode="required"), '{"name": "get_weather", "parameters": {}}', "refused"),
+        (ToolChoice(mode="required"), "It is", "refused"),
+        (ToolChoice(mode="required", name="now"), '{"name": "get_weather"', "refused"),
+        (ToolChoice(mode="required", name="now"), '{"name": "now", "parameters": {}}', "complete"),
+    ],
+)
+def test_a_forced_call_fits_a_tool_that_may_be_called(choice: ToolChoice, text: str, expected: str) -> None:
+    assert verdict(request(tools=(WEATHER, NOW), tool_choice=choice), text) == expected
+
+
+@pytest.mark.parametrize("text", ['{"name": "now", "parameters": {}}', "yes"])
+def test_a_structure_beside_tools_holds_the_answer_to_either(text: str) -> None:
+    asked = request("choice", ["yes"], tools=(NOW,))
+
+    assert verdict(asked, text) == "complete"
+    assert verdict(asked, "no") == "refused"
+
+
+def test_tool_choice_none_leaves_the_structure_alone() -> None:
+    asked = request("choice", ["yes"], tools=(NOW,), tool_choice=ToolChoice(mode="none"))
+
+    assert verdict(asked, '{"name"') == "refused"
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": ({"function": {"name": "f", "strict": True}},)}, "tools[0].function.strict"),
+        (
+            {"tools": ({"function": {"name": "f", "parameters": {"type": "string"}}},), "tool_choice": "required"},
+            "tools[0].function.parameters",
+        ),
+        ({"kind": "grammar", "value": 'start: "a"', "tools": (NOW,)}, "response_format"),
+    ],
+)
+def test_what_cannot_be_held_to_beside_tools_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    if "tool_choice" in fields:
+        fields = {**fields, "tool_choice": ToolChoice(mode=fields["tool_choice"])}
+
+    with pytest.raises(RequestError) as refused:
+        made(request(**fields))
+
+    assert refused.value.param == param
+
+
+def test_a_call_cannot_be_forced_on_a_model_whose_call_format_is_unknown() -> None:
+    unknown = StructureCompiler(demo().tokenizer, eos_ids(), demo().vocab_size, tool_format=None)
+
+    with pytest.raises(RequestError) as refused:
+        unknown.constraint(request(tools=(NOW,), tool_choice=ToolChoice(mode="required")), eos_ids())
+
+    assert refused.value.param == "tool_choice"
+
+
+# --- Reasoning ------------------------------------------------------------------------------------------------
+
+
+def thinking(*, is_open: bool) -> Reasoning:
+    return Reasoning(start_ids=tuple(encode("<")), end_ids=tuple(encode("/>")), is_open=is_open)
+
+
+def test_the_grammar_holds_only_behind_a_reasoning_part_which_no_eos_may_end() -> None:
+    constraint = made(request("choice", ["yes"]), thinking(is_open=True))
+
+    for token_id in encode("no /"):
+        assert allows(constraint, [token_id, *eos_ids()]) == [True, False, False, False]
+        constraint.advance(token_id)
+    constraint.advance(*encode(">"))
+
+    assert allows(constraint, [*encode("no")[:1], *encode("yes")[:1]]) == [False, True]
+
+
+def test_an_answer_may_begin_with_a_reasoning_part_or_without_one() -> None:
+    constraint = made(request("choice", ["yes"]), thinking(is_open=False))
+    at_start = allows(constraint, [*encode("<"), *encode("yes")[:1], *encode("n")])
+    for token_id in encode("<no/>"):
+        constraint.advance(token_id)
+
+    assert at_start == [True, True, False]
+    assert allows(constraint, [*encode("<"), *encode("yes")[:1]]) == [False, True]

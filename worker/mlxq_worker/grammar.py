@@ -1,0 +1,133 @@
+"""Writes down, in llguidance's grammar syntax, what a request's answer is held to; compiles nothing.
+
+A request can ask for a structure, for tool calls, or for either of them. What llguidance will say of the result is
+turned into an error that names the field which asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlxq.contract import Request, Structure
+from mlxq.errors import RequestError
+from mlxq_worker.tool_formats import ToolFormat, json_rule
+
+_ERROR_CODES = {
+    "json_object": "invalid_schema",
+    "json_schema": "invalid_schema",
+    "regex": "invalid_regex",
+    "choice": "invalid_choice",
+    "grammar": "invalid_grammar",
+}
+_LONGEST_QUOTE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """A grammar for llguidance, the field that asked for it, and the code of an error in it."""
+
+    source: str
+    param: str
+    code: str
+
+    def error(self, message: str) -> RequestError:
+        """The refusal that quotes the compiler."""
+        quoted = message.strip()
+        if len(quoted) > _LONGEST_QUOTE:
+            quoted = f"{quoted[:_LONGEST_QUOTE]}..."
+        return RequestError(f"{self.param} can't be compiled: {quoted}", param=self.param, code=self.code)
+
+
+def answer_grammar(request: Request, tool_format: ToolFormat | None) -> Grammar | None:
+    """What the answer is held to, or `None` for nothing.
+
+    Under tool_choice `required` it is one or more calls and nothing else. Under `auto` with a structure it is calls or
+    what fits the structure.
+
+    Raises:
+        RequestError: the request asks for something that can't be written down for this model.
+    """
+    tools = request.tools if request.tool_choice.mode != "none" else None
+    if tools and request.tool_choice.mode == "required":
+        return Grammar(f"start: {_CALLS}\n{_forced_calls(request, tool_format)}", "tool_choice", "invalid_schema")
+    if tools:
+        _refuse_strict(tools)
+    if request.structure is None:
+        return None
+    return _structure_or_calls(request, request.structure, tool_format) if tools else _alone(request.structure)
+
+
+_CALLS = "mlxq_calls"
+"""The rule of `call_rules` that stands for all calls of an answer."""
+
+
+def _forced_calls(request: Request, tool_format: ToolFormat | None) -> str:
+    if tool_format is None:
+        raise RequestError(
+            "no tool call format is known for this model's chat template, so none can be forced: use tool_choice auto",
+            param="tool_choice",
+            code="unsupported",
+        )
+    return tool_format.call_rules(_callable_tools(request), name=_CALLS, several=request.tool_choice.parallel)
+
+
+def _structure_or_calls(request: Request, structure: Structure, tool_format: ToolFormat | None) -> Grammar:
+    code = _ERROR_CODES[structure.kind]
+    if structure.kind == "grammar":
+        raise RequestError(
+            f"{structure.param} can't be a grammar beside tools that the model may call: set tool_choice to none",
+            param=structure.param,
+            code="unsupported",
+        )
+    rules = _forced_calls(request, tool_format)
+    return Grammar(f"start: {_CALLS} | mlxq_answer\nmlxq_answer: {_rule(structure)}\n{rules}", structure.param, code)
+
+
+def _alone(structure: Structure) -> Grammar:
+    source = _lark(structure) if structure.kind == "grammar" else f"start: {_rule(structure)}"
+    return Grammar(source, structure.param, _ERROR_CODES[structure.kind])
+
+
+def _rule(structure: Structure) -> str:
+    """What stands behind a rule's name in Lark for any structure but a grammar."""
+    from llguidance import regex_to_lark
+
+    match structure.kind:
+        case "json_object":
+            return json_rule({"type": "object"})
+        case "json_schema":
+            return json_rule(structure.value)
+        case "regex":
+            return f"/{regex_to_lark(structure.value, use_ascii='d')}/"
+        case _:
+            return " | ".join(map(json.dumps, structure.value))
+
+
+def _lark(structure: Structure) -> str:
+    """A grammar in Lark's syntax. Like vLLM, this takes what has no `start:` rule for EBNF as llama.cpp writes it."""
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    try:
+        return any_to_lark(structure.value)
+    except Exception as error:  # the converter raises bare ones
+        raise Grammar("", structure.param, "invalid_grammar").error(str(error)) from error
+
+
+def _callable_tools(request: Request) -> tuple[dict[str, Any], ...]:
+    """The tools that may be called, or the one that must."""
+    name = request.tool_choice.name
+    tools = request.tools or ()
+    return tuple(tool for tool in tools if name is None or tool["function"]["name"] == name)
+
+
+def _refuse_strict(tools: Sequence[dict[str, Any]]) -> None:
+    for index, tool in enumerate(tools):
+        if tool["function"].get("strict"):
+            raise RequestError(
+                "strict holds a call to its schema, which is possible with tool_choice required or a named tool only",
+                param=f"tools[{index}].function.strict",
+                code="unsupported",
+            )

@@ -1,0 +1,177 @@
+"""How models write tool calls: told from the chat template, read by mlx-lm's parsers, forced by grammar rules.
+
+A format whose calls hold their arguments as JSON can be forced; others can only be read. The bare JSON of Llama 3.1
+(and of the demo model), for which mlx-lm has no parser, is read here. Knows no requests and no results.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlxq.errors import RequestError
+from mlxq_worker.tokenizer import Tokenizer
+
+ParsedCall = Mapping[str, Any]
+"""`name` and `arguments`, as the model wrote them: both have to be checked."""
+ParseCalls = Callable[[str, Sequence[dict[str, Any]]], list[ParsedCall]]
+"""Reads the calls between the markers, given the request's tools; any exception means that these are none."""
+
+_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"
+"""What may stand between the parts of JSON. Bounded, since a model can lose itself in blanks that nothing ends."""
+
+
+def json_rule(schema: Mapping[str, Any]) -> str:
+    """What stands behind a Lark rule's name for JSON that fits a schema."""
+    options = {"whitespace_pattern": _WHITESPACE, "lenient": False}
+    return f"%json {json.dumps({**schema, 'x-guidance': options})}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallSyntax:
+    """The text of forced calls, all around the arguments: `before_all`, then for each call `before` (in which `{name}`
+    stands for the function), its arguments as JSON, and `after`; `between` two calls, or `None` if one is the most."""
+
+    before: str
+    after: str
+    before_all: str = ""
+    after_all: str = ""
+    between: str | None = None
+
+
+_TAGGED_JSON = CallSyntax(
+    before='<tool_call>\n{{"name": "{name}", "arguments": ', after="}\n</tool_call>", between="\n"
+)
+_MISTRAL_LIST = CallSyntax(
+    before_all="[TOOL_CALLS][", before='{{"name": "{name}", "arguments": ', after="}", between=", ", after_all="]"
+)
+_MISTRAL_ARGS = CallSyntax(before="[TOOL_CALLS]{name}[ARGS]", after="", between="")
+_BARE_JSON = CallSyntax(before='{{"name": "{name}", "parameters": ', after="}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolFormat:
+    """How one model writes its calls. They stand between `start` and `end`; an empty `start` means that the whole
+    answer is calls or none, an empty `end` that the last call goes to the end of the answer. `specials` are those of
+    the model's special tokens that have a text."""
+
+    name: str
+    start: str
+    end: str
+    parse: ParseCalls
+    specials: Mapping[str, int]
+    syntax: CallSyntax | None = None
+
+    def call_rules(self, tools: Sequence[dict[str, Any]], *, name: str, several: bool) -> str:
+        """Lark rules, of which `name` stands for one call of any of `tools`, or for `several`.
+
+        Raises:
+            RequestError: calls of this format can't be forced, or a tool's parameters are no object.
+        """
+        if self.syntax is None:
+            raise RequestError(
+                f"this model writes tool calls as {self.name} does, which can't be forced: use tool_choice auto",
+                param="tool_choice",
+                code="unsupported",
+            )
+        syntax = self.syntax
+        repeat = f" ({self._literal(syntax.between)} {name}_one)*" if several and syntax.between is not None else ""
+        one = " | ".join(f"{name}_{index}" for index in range(len(tools)))
+        return "\n".join(
+            [
+                f"{name}: {self._literal(syntax.before_all)} {name}_one{repeat} {self._literal(syntax.after_all)}",
+                f"{name}_one: {one}",
+                *(f"{name}_{index}: {self._call(syntax, index, tool)}" for index, tool in enumerate(tools)),
+                "",
+            ]
+        )
+
+    def _call(self, syntax: CallSyntax, index: int, tool: Mapping[str, Any]) -> str:
+        before = syntax.before.format(name=tool["function"]["name"])
+        arguments = json_rule(_arguments_schema(index, tool["function"]))
+        return f"{self._literal(before)} {arguments} {self._literal(syntax.after)}"
+
+    def _literal(self, text: str) -> str:
+        """Lark for exactly this text; a special token in it has to be that token."""
+        pieces = re.split("(" + "|".join(map(re.escape, self.specials)) + ")", text) if self.specials else [text]
+        return " ".join(
+            f"<[{self.specials[piece]}]>" if piece in self.specials else json.dumps(piece) for piece in pieces if piece
+        )
+
+
+def _arguments_schema(index: int, function: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A function without parameters takes none; anything else has to be an object, as arguments are."""
+    schema = function.get("parameters")
+    if schema is None:
+        return {"type": "object", "properties": {}, "additionalProperties": False}
+    if schema.get("type", "object") != "object":
+        raise RequestError(
+            f"the parameters of {function['name']} must be an object's schema, with type object",
+            param=f"tools[{index}].function.parameters",
+            code="invalid_schema",
+        )
+    return {**schema, "type": "object"}
+
+
+def tool_format_of(tokenizer: Any) -> ToolFormat | None:
+    """The format in which this model writes tool calls, or `None` if neither mlx-lm nor we know one.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+    """
+    # Late, since it imports mlx, and private: mlx-lm tells it of a model on disk only.
+    from mlx_lm.tokenizer_utils import _infer_tool_parser
+
+    template = tokenizer.chat_template
+    name = _infer_tool_parser(tokenizer)
+    if name is not None:
+        return _mlx_lm_format(name, template if isinstance(template, str) else "", _specials(tokenizer))
+    if isinstance(template, str) and all(part in template for part in ('{"name": "', '"parameters": ')):
+        return ToolFormat(
+            name="bare JSON", start="", end="", parse=_parse_bare_json, specials=_specials(tokenizer), syntax=_BARE_JSON
+        )
+    return None
+
+
+def _mlx_lm_format(name: str, template: str, specials: Mapping[str, int]) -> ToolFormat:
+    module = importlib.import_module(f"mlx_lm.tool_parsers.{name}")
+    mistral = _MISTRAL_ARGS if "[ARGS]" in template else _MISTRAL_LIST
+    syntax = {"json_tools": _TAGGED_JSON, "mistral": mistral}.get(name)
+
+    def parse(text: str, tools: Sequence[dict[str, Any]]) -> list[ParsedCall]:
+        parsed = module.parse_tool_call(text, list(tools))
+        return parsed if isinstance(parsed, list) else [parsed]
+
+    return ToolFormat(
+        name=name,
+        start=module.tool_call_start,
+        end=module.tool_call_end,
+        parse=parse,
+        specials=specials,
+        syntax=syntax,
+    )
+
+
+def _specials(tokenizer: Tokenizer | Any) -> dict[str, int]:
+    """The added tokens that text leaves out."""
+    return {
+        text: token_id
+        for text, token_id in tokenizer.get_added_vocab().items()
+        if text and not tokenizer.decode([token_id], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    }
+
+
+def _parse_bare_json(text: str, _tools: Iterable[dict[str, Any]]) -> list[ParsedCall]:
+    """Objects with `name` and `parameters`, with blanks or `;` between them, maybe behind Llama's call token."""
+    rest = text.strip().removeprefix("<|python_tag|>").lstrip()
+    decoder = json.JSONDecoder()
+    calls: list[ParsedCall] = []
+    while rest:
+        call, end = decoder.raw_decode(rest)
+        calls.append({"name": call["name"], "arguments": call["parameters"]})
+        rest = rest[end:].lstrip().removeprefix(";").lstrip()
+    return calls
