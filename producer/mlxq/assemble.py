@@ -199,9 +199,9 @@ def _check_structure_beside_tools(structure: Structure | None, choice: ToolChoic
     """A structure takes the whole answer, so there is no room for calls beside it."""
     if structure is None or choice.mode == "none" or not values.get("tools"):
         return
-    field = _field_of(structure)
-    text = f'{field} says what the whole answer must be, so no tool could be called; set tool_choice to "none"'
-    raise _conflict("tools" if choice.mode == "auto" else "tool_choice", text)
+    param = "tools" if choice.mode == "auto" else "tool_choice"
+    text = f"{param} can't be combined with {_field_of(structure)}, which sets the form of the whole answer"
+    raise _conflict(param, f'{text}; set tool_choice to "none" to hide the tools')
 
 
 def _template_kwargs(values: Mapping[str, Any]) -> dict[str, Any]:

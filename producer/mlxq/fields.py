@@ -69,8 +69,8 @@ def _logit_bias(value: Any, param: str) -> dict[int, float]:
 
 def _id_in_text(name: str, param: str) -> int:
     """The token id that JSON has as a string: digits only, so that no id has two names."""
-    number = int(name) if len(name) <= 10 and name.isascii() and name.isdigit() else -1
-    if str(number) != name or number > checks.MAX_INT32:
+    number = int(name) if len(name) <= 10 and name.isascii() and name.isdigit() else None
+    if str(number) != name or number is None or number > checks.MAX_INT32:
         raise checks.out_of_range(f"{param}.{_shortened(name)}", "named by a token id, such as 42", name)
     return number
 

@@ -13,8 +13,9 @@ from mlxq import openai, read_back
 from mlxq.contract import CHAT
 from mlxq.conversation import MESSAGE_FIELDS
 from mlxq.errors import RequestError
-from mlxq.fields import FIELDS
+from mlxq.fields import FIELDS, REPETITION_DETECTION_FIELDS
 from mlxq.openai import LINE_FIELDS, ParsedLine
+from mlxq.structures import JSON_SCHEMA_FIELDS, RESPONSE_FORMAT_FIELDS, STRUCTURED_OUTPUTS_FIELDS
 
 quick = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -27,7 +28,10 @@ scalars = (
     | st.text(max_size=5)
     | st.sampled_from(["text", "function", "user", "assistant", "tool", "POST", CHAT, 10**400, 2**63])
 )
-names = st.sampled_from([*FIELDS, *MESSAGE_FIELDS, *LINE_FIELDS, "type", "text", "function"]) | st.text(max_size=5)
+INNER = (*RESPONSE_FORMAT_FIELDS, *JSON_SCHEMA_FIELDS, *STRUCTURED_OUTPUTS_FIELDS, *REPETITION_DETECTION_FIELDS)
+names = st.sampled_from(
+    [*FIELDS, *MESSAGE_FIELDS, *LINE_FIELDS, *INNER, "type", "text", "function", "name", "7"]
+) | st.text(max_size=5)
 values = st.recursive(
     scalars,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(names, inner, max_size=3),
@@ -53,17 +57,75 @@ prompts = st.fixed_dictionaries({"prompt": st.text() | values}) | st.fixed_dicti
 fields = st.dictionaries(st.sampled_from(sorted(FIELDS)), values, max_size=4)
 bodies = st.tuples(fields, prompts).map(merged)
 lines = bodies | st.fixed_dictionaries({"body": bodies}, optional=dict.fromkeys(LINE_FIELDS[:4], values)) | values
-good_lines = st.fixed_dictionaries(
-    {"prompt": st.text(st.characters(codec="utf-8"), min_size=1) | st.lists(st.integers(0, 99), min_size=1)},
+
+texts = st.text(st.characters(codec="utf-8"), min_size=1, max_size=3)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+schemas = st.fixed_dictionaries({"type": st.just("object")}, optional={"properties": st.dictionaries(texts, st.none())})
+sampled = {
+    "temperature": st.floats(0, 1e308),
+    "top_p": st.floats(0.01, 1),
+    "top_k": st.integers(-1, 9),
+    "stop": st.lists(texts, max_size=3),
+    "presence_penalty": st.floats(-2, 2),
+    "frequency_penalty": st.floats(-2, 2) | st.integers(-2, 2),
+    "repetition_penalty": st.floats(0.01, 100),
+    "repetition_detection": st.builds(
+        lambda low, more, count: {"min_pattern_size": low, "max_pattern_size": low + more, "min_count": count},
+        st.integers(0, 9),
+        st.integers(0, 9),
+        st.integers(2, 9),
+    ),
+    "logit_bias": st.dictionaries(st.integers(0, 2**31 - 1).map(str), st.floats(-100, 100), max_size=3),
+    "bad_words": st.lists(texts, max_size=3),
+    "allowed_token_ids": st.lists(st.integers(0, 99), min_size=1, max_size=3),
+    "logprobs": st.booleans(),
+    "prompt_logprobs": st.integers(0, 20),
+}
+anyhow = {
+    "n": st.integers(1, 8),
+    "seed": st.integers(-(2**63), 2**63 - 1),
+    "min_tokens": st.integers(0, 3),
+    "max_tokens": st.integers(3, 9),
+    "ignore_eos": st.booleans(),
+    "return_token_ids": st.booleans(),
+    "metadata": st.dictionaries(st.text(st.characters(codec="utf-8")), finite, max_size=3),
+    "user": st.none() | texts,
+}
+structures = st.fixed_dictionaries(
+    {"response_format": st.sampled_from([{"type": "text"}, {"type": "json_object", "json_schema": None}])}
+) | st.fixed_dictionaries(
+    {
+        "structured_outputs": st.fixed_dictionaries({"json": schemas})
+        | st.fixed_dictionaries({"regex": texts, "choice": st.none()})
+        | st.fixed_dictionaries({"choice": st.lists(texts, min_size=1, max_size=3)})
+    }
+)
+called = st.fixed_dictionaries(
+    {
+        "tools": st.just([{"type": "function", "function": {"name": "f", "strict": True}}]),
+        "tool_choice": st.sampled_from(["none", "required", {"type": "function", "function": {"name": "f"}}]),
+    },
+    optional={"parallel_tool_calls": st.booleans(), "reasoning_effort": st.sampled_from(["none", "low", "max"])},
+)
+beams = st.fixed_dictionaries(
+    {"use_beam_search": st.just(True), "beam_width": st.integers(8, 32)},
     optional={
-        "temperature": st.floats(0, 1e308),
-        "seed": st.integers(-(2**63), 2**63 - 1),
-        "stop": st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=3), max_size=3),
-        "metadata": st.dictionaries(
-            st.text(st.characters(codec="utf-8")), st.floats(allow_nan=False, allow_infinity=False)
-        ),
+        "length_penalty": st.floats(-10, 10),
+        "early_stopping": st.sampled_from([True, False, "never"]),
+        "temperature": st.sampled_from([0, 1, 1.0]),
     },
 )
+nothing = st.just({})
+good_prompts = st.fixed_dictionaries(
+    {"prompt": st.text(st.characters(codec="utf-8"), min_size=1) | st.lists(st.integers(0, 99), min_size=1)}
+)
+good_chats = st.just({"messages": [{"role": "user", "content": "hi"}]})
+samplings = st.fixed_dictionaries({}, optional={**sampled, **anyhow})
+good_lines = (
+    st.tuples(samplings, good_prompts, structures | nothing)
+    | st.tuples(samplings, good_chats, structures | called | nothing)
+    | st.tuples(st.fixed_dictionaries({}, optional=anyhow), good_prompts | good_chats, beams)
+).map(merged)
 GOOD_LINE = json.dumps(
     {
         "custom_id": "r1",
@@ -71,7 +133,13 @@ GOOD_LINE = json.dumps(
         "url": CHAT,
         "body": {
             "messages": [{"role": "user", "content": [{"type": "text", "text": "é\n"}]}],
-            "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": {}, "strict": True}}],
+            "tool_choice": {"type": "function", "function": {"name": "f"}},
+            "repetition_detection": {"max_pattern_size": 9, "min_count": 3},
+            "logit_bias": {"7": -1.5},
+            "logprobs": True,
+            "top_logprobs": 3,
+            "n": 2,
             "stop": ["a"],
             "seed": -1,
             "temperature": 0.5,
