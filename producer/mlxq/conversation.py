@@ -157,4 +157,5 @@ TOOL_CHOICE_FIELDS = table(
         "the function to call",
         inside=table(honoured("name", checks.filled_string, "the function's name")),
     ),
+    refused("allowed_tools", doc="some of the tools; leave the others out of tools"),
 )
