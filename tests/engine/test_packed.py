@@ -8,17 +8,16 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tiny_models import VOCAB_SIZE, build
 
 from engine_runs import decode, run
 from mlxq.errors import RequestError
 from mlxq_worker.engine.engine import BatchEngine
+from mlxq_worker.engine.layout import Layout
 from mlxq_worker.engine.memory import measure_cost
 from mlxq_worker.engine.packed import packs
 from mlxq_worker.engine.row import RowSpec
-from mlxq_worker.engine.slots import OUTLIER_COST, Layout, SlotCache, window_width
+from mlxq_worker.engine.slots import SlotCache
 from row_specs import row_spec
 
 
@@ -97,7 +96,7 @@ def test_slots_in_use_move_together_when_rows_leave_and_nobody_follows(layouts: 
 
     outcome = run(BatchEngine(build("llama"), decode, max_num_seqs=6), specs)
 
-    windows = [layout.windows.num_slots for layout in layouts if layout.windows is not None]
+    windows = [window.num_slots for layout in layouts for window in layout.windows]
     assert max(windows) == 6
     assert windows[-1] == 3
     assert len({outcome.tokens[row_id][:9] for row_id in ("1", "4", "5")}) == 1  # same prompt, same answer
@@ -113,16 +112,6 @@ def test_prompts_go_through_the_model_without_a_single_padded_token(layouts: lis
     num_decoded = sum(len(tokens) - 1 for tokens in outcome.tokens.values())
     assert num_computed == num_prompt_tokens + num_decoded
     assert max(layout.positions.size for layout in layouts[2:]) <= 16
-
-
-@given(lengths=st.lists(st.integers(1, 5_000), min_size=1, max_size=12), num_holes=st.integers(0, 3))
-def test_the_window_is_the_cheapest_there_is(lengths: list[int], num_holes: int) -> None:
-    num_slots = len(lengths) + num_holes
-
-    def cost(width: int) -> int:
-        return num_slots * width + sum(length + OUTLIER_COST for length in lengths if length > width)
-
-    assert cost(window_width(lengths, num_slots)) == min(map(cost, lengths))
 
 
 def sharing_specs(seed: int) -> list[RowSpec]:
@@ -215,7 +204,7 @@ def caches(monkeypatch: pytest.MonkeyPatch) -> list[SlotCache]:
     return made
 
 
-def test_slots_take_no_more_room_than_the_rows_that_are_there(caches: list[SlotCache]) -> None:
+def test_rows_take_no_more_room_than_their_lengths_ask_for(caches: list[SlotCache]) -> None:
     engine = BatchEngine(build("llama"), decode, max_num_seqs=16, max_num_batched_tokens=1024)
     short = [row_spec(row_id=str(index), prompt_ids=(index,), max_tokens=60) for index in range(3)]
     sizes = []
@@ -229,12 +218,29 @@ def test_slots_take_no_more_room_than_the_rows_that_are_there(caches: list[SlotC
     engine.step(0.0)
 
     assert list(dict.fromkeys(sizes)) == [
-        "SlotCache(0 slots of 0 columns, 0 prefixes)",
-        "SlotCache(4 slots of 256 columns, 0 prefixes)",
-        "SlotCache(4 slots of 768 columns, 0 prefixes)",
+        "SlotCache(no slots; 0 prefixes)",
+        "SlotCache(3 slots of 256 columns; 0 prefixes)",
+        "SlotCache(3 slots of 256 columns, 1 slots of 768 columns; 0 prefixes)",
     ]
-    assert sizes[-1] == "SlotCache(4 slots of 256 columns, 0 prefixes)"
-    assert repr(caches[-1]) == "SlotCache(0 slots of 0 columns, 0 prefixes)"
+    assert sizes[-1] == "SlotCache(3 slots of 256 columns; 0 prefixes)"
+    assert repr(caches[-1]) == "SlotCache(no slots; 0 prefixes)"
+
+
+def test_rows_that_outgrow_their_slots_and_those_that_stay_get_the_tokens_that_they_get_alone() -> None:
+    model = build("llama", max_position_embeddings=2048)
+    lengths = {"stays": 10, "grows once": 250, "grows twice": 510, "long": 900, "leaves": 240, "follows": 30}
+    specs = [
+        row_spec(row_id=row_id, prompt_ids=tuple(Random(row_id).choices(range(VOCAB_SIZE), k=length)), max_tokens=limit)
+        for (row_id, length), limit in zip(lengths.items(), (40, 40, 40, 20, 20, 40), strict=True)
+    ]
+
+    together = run(BatchEngine(model, decode, max_num_seqs=5), specs).tokens
+    alone = {
+        spec.row_id: run(BatchEngine(model, decode, max_num_seqs=1, packed=False), [spec]).tokens[spec.row_id]
+        for spec in specs
+    }
+
+    assert together == alone
 
 
 def test_what_a_row_leaves_in_a_slot_does_not_reach_the_next_one(caches: list[SlotCache]) -> None:
@@ -246,8 +252,7 @@ def test_what_a_row_leaves_in_a_slot_does_not_reach_the_next_one(caches: list[Sl
     def overflow(step_index: int) -> None:
         if step_index == 4:
             for cache in caches[-2:]:  # both layers
-                assert cache._values is not None
-                cache._values[mx.array([1])] = mx.array(mx.nan)
+                cache._slabs[0]._values[mx.array([1])] = mx.array(mx.nan)
             engine.cancel("leaver")
             engine.admit(follower)
 

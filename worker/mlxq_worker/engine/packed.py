@@ -16,12 +16,14 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
+from mlxq_worker.engine.layout import Layout, Span
 from mlxq_worker.engine.logprobs import score_piece
+from mlxq_worker.engine.places import Places
 from mlxq_worker.engine.row import Row
 from mlxq_worker.engine.runner import Launched
 from mlxq_worker.engine.sampling import Sampler
 from mlxq_worker.engine.scheduler import Piece, Plan, PrefixPiece
-from mlxq_worker.engine.slots import Layout, SlotCache, Span, route_attention
+from mlxq_worker.engine.slots import SlotCache, route_attention
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +72,9 @@ class PackedRunner:
     def clear(self) -> None:
         """Drop the batch and free its memory."""
         self._packed = PackedModel(self._model)
-        self._slots: dict[Row, int] = {}
-        self._newest = mx.zeros((self.max_num_seqs,), dtype=mx.uint32)  # (slots,) newest token, computed or not
+        self._places = Places[Row]()
+        self._seats: dict[Row, int] = {}  # where in `_newest` a row's token is: unlike its place it stays
+        self._newest = mx.zeros((self.max_num_seqs,), dtype=mx.uint32)  # (seats,) newest token, computed or not
         self._sampler = Sampler()
         mx.clear_cache()
 
@@ -80,7 +83,7 @@ class PackedRunner:
         self._place(plan)
         if not (plan.rows or plan.prefixes):
             return None
-        decoding = sorted(plan.decoding, key=self._slots.__getitem__)
+        decoding = sorted(plan.decoding, key=self._places.__getitem__)
         layout = Layout(
             [self._span(row, row.decode_position, row.decode_position + 1) for row in decoding],
             [self._span(piece.row, piece.start, piece.stop) for piece in plan.prefill],
@@ -96,19 +99,19 @@ class PackedRunner:
         return Launched(rows, self._packed.logits(sampled), self._sampler, partial(self._keep_newest, rows))
 
     def _span(self, row: Row, start: int, stop: int) -> Span:
-        """Positions `start` to `stop` of a row's sequence as columns of its slot."""
+        """Positions `start` to `stop` of a row's sequence as columns of its place."""
         before = len(row.prefix) if row.prefix else 0
-        return Span(self._slots[row], start - before, stop - before, row.prefix)
+        return Span(self._places[row], start - before, stop - before, row.prefix)
 
     def _tokens(self, decoding: Sequence[Row], plan: Plan) -> mx.array:
         """The step's tokens (N,): the decoding rows' newest, then the prompts' pieces, then the prefixes'."""
         pieces: tuple[Piece | PrefixPiece, ...] = (*plan.prefill, *plan.prefixes)
         prompt_ids = [token_id for piece in pieces for token_id in piece.token_ids]
-        newest = self._newest[mx.array([self._slots[row] for row in decoding], dtype=mx.uint32)]
+        newest = self._newest[mx.array([self._seats[row] for row in decoding], dtype=mx.uint32)]
         return mx.concatenate([newest, mx.array(prompt_ids, dtype=mx.uint32)]) if prompt_ids else newest
 
     def _keep_newest(self, rows: tuple[Row, ...], tokens: mx.array) -> None:
-        self._newest[mx.array([self._slots[row] for row in rows])] = tokens
+        self._newest[mx.array([self._seats[row] for row in rows])] = tokens
 
     def _score_prompts(self, pieces: Sequence[Piece], hidden: mx.array, place: int) -> None:
         """Score the prompts of the rows that ask for it, as far as these pieces go; they begin at `place` of `hidden`
@@ -119,33 +122,24 @@ class PackedRunner:
             place += len(piece)
 
     def _place(self, plan: Plan) -> None:
-        """Give leaving rows' slots to joining rows; then close the holes, so that only slots in use are computed.
-
-        A row whose prefix is still being prefilled has no slot yet."""
+        """Give the plan's rows their places. A row whose prefix is still being prefilled has none yet."""
         for prefix in plan.evicted:
             for cache in self._packed.caches:
                 cache.evict(prefix)
-        staying = frozenset(plan.rows)
-        self._slots = {row: slot for row, slot in self._slots.items() if row in staying}
-        free = sorted(set(range(self.max_num_seqs)) - set(self._slots.values()), reverse=True)
-        joining = {row: free.pop() for row in plan.rows if row not in self._slots}
-        self._slots |= joining
-        if joining:
-            for cache in self._packed.caches:
-                cache.wipe(list(joining.values()))
-        for row in sorted(self._slots, key=self._slots.__getitem__, reverse=True):
-            if not free or free[-1] > self._slots[row]:
-                break
-            self._move(row, free.pop())
-        num_columns = max((len(row.spec.prompt_ids) + row.num_scheduled for row in self._slots), default=0)
+        columns = {row: _num_columns(row) for row in plan.rows}
+        changes = self._places.arrange(columns)
         for cache in self._packed.caches:
-            cache.fit(max(self._slots.values(), default=-1) + 1, num_columns)
+            cache.arrange(changes)
+        self._seats = {row: seat for row, seat in self._seats.items() if row in columns}
+        free = iter(sorted(set(range(self.max_num_seqs)) - set(self._seats.values())))
+        self._seats |= {row: next(free) for row in columns if row not in self._seats}
 
-    def _move(self, row: Row, slot: int) -> None:
-        source, self._slots[row] = self._slots[row], slot
-        for cache in self._packed.caches:
-            cache.move(source, slot)
-        self._newest[mx.array([slot])] = self._newest[mx.array([source])]
+
+def _num_columns(row: Row) -> int:
+    """How many columns of its place a row needs for now: its prompt's behind the prefix, and its tokens' up to this
+    step."""
+    before = len(row.prefix) if row.prefix else 0
+    return max(len(row.spec.prompt_ids), row.decode_position + 1) - before
 
 
 def packs(model: Any) -> bool:
@@ -174,8 +168,12 @@ _TOLERANCE = 0.05
 
 def _try_out(packed: PackedModel, ids: mx.array) -> mx.array:
     """The logits (2, V) that follow ids[:6] and ids[:4], each prefilled but for its last id, then decoded."""
-    packed.hidden(mx.concatenate([ids[:5], ids[:3]]), Layout([], [Span(0, 0, 5), Span(1, 0, 3)]))
-    return packed.logits(packed.hidden(ids[mx.array([5, 3])], Layout([Span(0, 5, 6), Span(1, 3, 4)])))
+    places = Places[int]()
+    changes = places.arrange({6: 6, 4: 4})
+    for cache in packed.caches:
+        cache.arrange(changes)
+    packed.hidden(mx.concatenate([ids[:5], ids[:3]]), Layout([], [Span(places[6], 0, 5), Span(places[4], 0, 3)]))
+    return packed.logits(packed.hidden(ids[mx.array([5, 3])], Layout([Span(places[6], 5, 6), Span(places[4], 3, 4)])))
 
 
 def _sampled_rows(decoding: Sequence[Row], plan: Plan) -> tuple[tuple[Row, ...], list[int]]:

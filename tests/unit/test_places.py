@@ -1,0 +1,86 @@
+"""Who lies where, and that what is copied about ends up there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlxq_worker.engine.places import COLUMN_STEP, Changes, Place, Places, SlabSize, slab_of, slab_sizes
+
+
+@pytest.mark.parametrize(("num_columns", "slab"), [(0, 0), (1, 0), (256, 0), (257, 1), (512, 1), (513, 2), (4096, 4)])
+def test_a_slab_is_for_rows_up_to_twice_as_long_as_those_of_the_one_before(num_columns: int, slab: int) -> None:
+    assert slab_of(num_columns) == slab
+    assert COLUMN_STEP << slab >= num_columns
+
+
+def test_a_long_row_takes_room_for_itself_alone() -> None:
+    sizes = slab_sizes([100] * 31 + [4000])
+
+    assert sizes == {0: SlabSize(32, 256), 4: SlabSize(1, 4096)}
+
+
+def test_a_row_moves_up_when_it_outgrows_its_slab_and_the_last_one_takes_its_slot() -> None:
+    places = Places[str]()
+    places.arrange({"a": 250, "b": 10, "c": 10})
+
+    changes = places.arrange({"a": 257, "b": 11, "c": 11})
+
+    assert changes.moves == ((Place(0, 0), Place(1, 0)), (Place(0, 2), Place(0, 0)))
+    assert changes.wiped == ()
+    assert repr(places) == "Places(0: 2, 1: 1)"
+
+
+def test_a_new_row_takes_the_slot_of_one_that_left_and_nothing_moves() -> None:
+    places = Places[str]()
+    places.arrange({"a": 1, "b": 1, "c": 1})
+
+    changes = places.arrange({"a": 2, "d": 9, "c": 2})
+
+    assert changes == Changes((), (Place(0, 1),), {0: SlabSize(3, 256)})
+    assert places["d"] == Place(0, 1)
+
+
+class Tape:
+    """Slabs that hold row names instead of numbers."""
+
+    def __init__(self) -> None:
+        self.places = Places[int]()
+        self.cells: dict[Place, int] = {}
+
+    def arrange(self, columns: Mapping[int, int]) -> Changes:
+        changes = self.places.arrange(columns)
+        for source, target in changes.moves:
+            self.cells[target] = self.cells[source]
+        self.cells.update(dict.fromkeys(changes.wiped, -1))
+        return changes
+
+
+@given(
+    steps=st.lists(
+        st.dictionaries(st.integers(0, 9), st.integers(1, 900), max_size=8),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_every_row_keeps_what_is_its_own_in_slots_without_holes(steps: list[dict[int, int]]) -> None:
+    tape, lengths = Tape(), dict[int, int]()
+
+    for growth in steps:
+        known = lengths
+        lengths = {row: known.get(row, 0) + more for row, more in growth.items()}
+        changes = tape.arrange(lengths)
+        for row in lengths:
+            place = tape.places[row]
+            assert tape.cells[place] == (row if row in known else -1)
+            tape.cells[place] = row
+            assert lengths[row] <= changes.sizes[place.slab].num_columns
+        in_slabs = sorted(tape.places[row] for row in lengths)
+        assert len(set(in_slabs)) == len(lengths)
+        for slab, size in changes.sizes.items():
+            slots = [place.slot for place in in_slabs if place.slab == slab]
+            assert slots == list(range(len(slots)))
+            assert len(slots) <= size.num_slots <= max(len(slots), len(slots) * 5 / 4)

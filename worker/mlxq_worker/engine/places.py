@@ -1,0 +1,126 @@
+"""Where rows lie: slabs of equally long slots, a slab for each size class of columns, so that a long row takes memory
+and time for itself and not for every other row.
+
+A row begins in the slab of its length and moves up when it outgrows that. A leaving row's slot goes to the next one
+that needs a slot of its slab, and what is left of holes is closed from the slab's end, so slots in use lie together.
+Plain Python: says who lies where, what has to move and how large the slabs are; `engine/slots` holds the arrays, and
+`engine/budget` counts them.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import count
+from typing import Generic, TypeVar
+
+R = TypeVar("R", bound=Hashable)
+
+COLUMN_STEP = 256
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Place:
+    """Slot `slot` of slab `slab`. Slab s holds rows of up to `COLUMN_STEP` times 2 to the power of s columns."""
+
+    slab: int
+    slot: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlabSize:
+    """Slots, and columns in each of them."""
+
+    num_slots: int
+    num_columns: int
+
+    @property
+    def area(self) -> int:
+        return self.num_slots * self.num_columns
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What brings the slabs to where the rows now lie: copies from place to place, one after another, then places of
+    new rows to wipe. `sizes` is what each slab needs after that; there are no others."""
+
+    moves: tuple[tuple[Place, Place], ...]
+    wiped: tuple[Place, ...]
+    sizes: Mapping[int, SlabSize]
+
+
+class Places(Generic[R]):
+    """The place of every row in the batch."""
+
+    def __init__(self) -> None:
+        self._places: dict[R, Place] = {}
+        self._used: defaultdict[int, set[int]] = defaultdict(set)
+
+    def __repr__(self) -> str:
+        return f"Places({', '.join(f'{slab}: {len(slots)}' for slab, slots in sorted(self._used.items()) if slots)})"
+
+    def __getitem__(self, row: R) -> Place:
+        return self._places[row]
+
+    def arrange(self, columns: Mapping[R, int]) -> Changes:
+        """Give each of these rows a place for its columns; all other rows have left."""
+        for row in [row for row in self._places if row not in columns]:
+            self._leave(row)
+        moves = [(self._places[row], self._rise(row, slab)) for row, slab in self._outgrown(columns)]
+        wiped = [self._take(row, slab_of(num)) for row, num in columns.items() if row not in self._places]
+        moves += [move for slab in self._used for move in self._closing_moves(slab)]
+        return Changes(tuple(moves), tuple(wiped), slab_sizes(columns.values()))
+
+    def _outgrown(self, columns: Mapping[R, int]) -> list[tuple[R, int]]:
+        """The rows that need another slab, and which; the longest first, since their places may be taken next."""
+        slabs = {row: slab_of(columns[row]) for row in self._places}
+        rising = [(row, slab) for row, slab in slabs.items() if slab != self._places[row].slab]
+        return sorted(rising, key=lambda each: each[1], reverse=True)
+
+    def _rise(self, row: R, slab: int) -> Place:
+        self._leave(row)
+        return self._take(row, slab)
+
+    def _take(self, row: R, slab: int) -> Place:
+        used = self._used[slab]
+        place = Place(slab, next(slot for slot in count() if slot not in used))
+        used.add(place.slot)
+        self._places[row] = place
+        return place
+
+    def _leave(self, row: R) -> None:
+        place = self._places.pop(row)
+        self._used[place.slab].remove(place.slot)
+
+    def _closing_moves(self, slab: int) -> list[tuple[Place, Place]]:
+        """Move the slab's last rows into its holes. New rows never move: they took the first holes."""
+        used = self._used[slab]
+        if not used or max(used) + 1 == len(used):
+            return []
+        last = sorted((row for row, place in self._places.items() if place.slab == slab), key=self._places.__getitem__)
+        moving = [row for row in reversed(last) if self._places[row].slot >= len(used)]
+        return [(self._places[row], self._rise(row, slab)) for row in moving]
+
+
+def slab_of(num_columns: int) -> int:
+    """The slab for a row of this many columns."""
+    return (max(0, num_columns - 1) // COLUMN_STEP).bit_length()
+
+
+def slab_sizes(lengths: Iterable[int]) -> dict[int, SlabSize]:
+    """What each slab needs for rows of these many columns."""
+    in_slabs: defaultdict[int, list[int]] = defaultdict(list)
+    for length in lengths:
+        in_slabs[slab_of(length)].append(length)
+    return {slab: SlabSize(_room(len(rows)), _rounded(max(rows))) for slab, rows in in_slabs.items()}
+
+
+def _rounded(num_columns: int) -> int:
+    return max(1, -(-num_columns // COLUMN_STEP)) * COLUMN_STEP
+
+
+def _room(num_slots: int) -> int:
+    """Up to a quarter more than this: slots are added one by one, and every growth copies."""
+    step = 1 << max(0, num_slots.bit_length() - 3)
+    return -(-num_slots // step) * step
