@@ -196,12 +196,15 @@ def _check_strict_tools(choice: ToolChoice, tools: Sequence[Mapping[str, Any]]) 
 
 
 def _check_structure_beside_tools(structure: Structure | None, choice: ToolChoice, values: Mapping[str, Any]) -> None:
-    """A structure takes the whole answer, so there is no room for calls beside it."""
-    if structure is None or choice.mode == "none" or not values.get("tools"):
+    """A demanded call is the whole answer. Where calls are the model's choice, an answer without any has the form."""
+    if structure is None:
         return
-    param = "tools" if choice.mode == "auto" else "tool_choice"
-    text = f"{param} can't be combined with {_field_of(structure)}, which sets the form of the whole answer"
-    raise _conflict(param, f'{text}; set tool_choice to "none" to hide the tools')
+    if choice.mode == "required":
+        text = f"{_field_of(structure)} gives the answer a form, but tool_choice demands a call; leave one of them out"
+        raise _conflict("tool_choice", text)
+    if structure.kind == "grammar" and choice.mode == "auto" and values.get("tools"):
+        text = f'{structure.param} leaves no room for calls; set tool_choice to "none" or use another form'
+        raise _conflict(structure.param, text)
 
 
 def _template_kwargs(values: Mapping[str, Any]) -> dict[str, Any]:

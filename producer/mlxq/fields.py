@@ -208,7 +208,13 @@ FIELDS = table(
         "hold the answer to a grammar",
         inside=structures.STRUCTURED_OUTPUTS_FIELDS,
     ),
-    honoured("tools", conversation.tools, "functions that the model may call", neutral=([],), chat_only=True),
+    honoured(
+        "tools",
+        conversation.tools,
+        "functions that the model may call; a strict one needs a tool_choice that demands a call",
+        neutral=([],),
+        chat_only=True,
+    ),
     honoured(
         "tool_choice",
         conversation.tool_choice,

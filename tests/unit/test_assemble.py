@@ -382,7 +382,11 @@ def test_a_tool_choice_says_whether_and_which(body: dict[str, Any], expected: To
         ),
         ({"tools": [SUB, STRICT]}, "tools[1].function.strict", "conflicting_fields"),
         ({"parallel_tool_calls": 1}, "parallel_tool_calls", "invalid_type"),
-        ({"tools": [ADD], "response_format": JSON_SCHEMA}, "tools", "conflicting_fields"),
+        (
+            {"tools": [ADD], "structured_outputs": {"grammar": "start: A"}},
+            "structured_outputs.grammar",
+            "conflicting_fields",
+        ),
         (
             {"tools": [ADD], "tool_choice": "required", "response_format": JSON_SCHEMA},
             "tool_choice",
@@ -405,6 +409,12 @@ def test_an_unknown_tool_is_answered_with_the_known_ones() -> None:
         chat(tools=[ADD, *many], tool_choice={"type": "function", "function": {"name": "ad" * 1000}})
     assert "(add, tool_0" in caught.value.message
     assert len(caught.value.message) < 300
+
+
+def test_a_form_goes_with_tools_that_the_model_need_not_call() -> None:
+    request = chat(tools=[ADD], response_format=JSON_SCHEMA)
+    assert request.structure is not None
+    assert request.tools == (ADD,)
 
 
 def test_a_form_goes_with_tools_that_are_hidden() -> None:
