@@ -9,6 +9,7 @@ import pytest
 
 from mlxq.contract import RepetitionDetection, StopDetails
 from mlxq_worker.engine.api import AbortReason
+from mlxq_worker.engine.reasoning import Reasoning
 from mlxq_worker.engine.row import Row, RowResult
 from row_specs import row_spec
 
@@ -226,6 +227,28 @@ def test_stop_strings_count_only_if_completed_after_min_tokens(
 
     assert result.stop_details == details("stop_string", len(tokens) - 1, string=stop)
     assert result.text == text
+
+
+THINKING = {"start_ids": (ord("<"),), "end_ids": (ord(">"),)}
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "token_ids", "text"),
+    [
+        (None, b"<a.", "<a"),
+        (Reasoning(**THINKING, is_open=False), b"<a.b>c.", "<a.b>c"),
+        (Reasoning(**THINKING, is_open=False), b"c.", "c"),
+        (Reasoning(**THINKING, is_open=True), b"a.b>c.", "a.b>c"),
+        (Reasoning(**THINKING, is_open=True), b"a.>.", "a.>"),
+    ],
+    ids=["none known", "begun by the model", "not begun", "opened by the prompt", "at its end"],
+)
+def test_stop_strings_are_looked_for_behind_the_reasoning_alone(
+    reasoning: Reasoning | None, token_ids: bytes, text: str
+) -> None:
+    result = ended([*token_ids], stop=(".",), reasoning=reasoning, end_tokens={})
+
+    assert (result.text, result.stop_details.string) == (text, ".")
 
 
 def test_end_tokens_are_masked_for_exactly_min_tokens_tokens() -> None:

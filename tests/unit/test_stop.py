@@ -258,3 +258,13 @@ def test_a_push_costs_the_same_however_long_the_noise_lasts() -> None:
 
         assert longest <= 2 * MAX_PENDING, kind
         assert text == "\ufffd" * 1_000 * token_id
+
+
+def test_what_is_passed_over_is_no_part_of_a_stop_string() -> None:
+    scanner = StopScanner(("ab", "b", "bc"))
+
+    scanner.push("x", armed=False)
+    scanner.pass_over("ab a")
+
+    assert scanner.push("bc") == StopMatch("b", 5, 6)
+    assert scanner.text == "xab abc"

@@ -14,6 +14,7 @@ from mlxq.contract import Beam, RepetitionDetection, StopDetails, StopType
 from mlxq_worker.engine.api import AbortReason
 from mlxq_worker.engine.constraint import Constraint
 from mlxq_worker.engine.prefix import Prefix
+from mlxq_worker.engine.reasoning import Reasoning, ReasoningState
 from mlxq_worker.engine.repetition import RepetitionWatch
 from mlxq_worker.engine.stop import StopScanner, TextStream
 
@@ -62,6 +63,7 @@ class RowSpec:
     `allowed_token_ids` are inside the vocabulary. `num_logprobs` and `num_prompt_logprobs` are numbers of alternatives,
     `None` asks for no scores. With a `beam` the spec stands for a whole beam search; its `num_beams_returned` best
     hypotheses end on one step, with the row ids `choice_row_id(row_id, 0)`, `choice_row_id(row_id, 1)`, and so on.
+    Inside `reasoning` no stop string is looked for; `None` if the model has no such part.
     `shares_prompt` says that other rows with exactly this prompt are being admitted beside this one (n > 1).
     """
 
@@ -87,6 +89,7 @@ class RowSpec:
     bad_words: tuple[tuple[int, ...], ...] = ()
     allowed_token_ids: frozenset[int] | None = None
     repetition_detection: RepetitionDetection | None = None
+    reasoning: Reasoning | None = None
     constraint: Constraint | None = None
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
@@ -169,6 +172,7 @@ class Row:
         "_admitted_s",
         "_decode",
         "_first_token_s",
+        "_reasoning",
         "_repetition",
         "_scanner",
         "_stream",
@@ -197,6 +201,7 @@ class Row:
         # Text is followed token by token only where a stop string needs it; other rows are decoded once, at the end.
         self._stream = TextStream(decode) if spec.stop else None
         self._scanner = StopScanner(spec.stop)
+        self._reasoning = ReasoningState(spec.reasoning) if spec.reasoning and spec.stop else None
         self._repetition = RepetitionWatch(spec.repetition_detection) if spec.repetition_detection else None
         self._admitted_s: float | None = None
         self._first_token_s: float | None = None
@@ -288,9 +293,12 @@ class Row:
         return is_looping and len(self.token_ids) >= self.spec.min_tokens
 
     def _scan(self, stream: TextStream, is_last: bool, now: float) -> bool:
-        """Follow the text by the newest token; end the row if that completes a stop string."""
+        """Follow the text by the newest token; end the row if that completes a stop string of the answer proper."""
         index = len(self.token_ids) - 1
         piece = stream.push(self.token_ids[index]) + (stream.flush() if is_last else "")
+        if self._reasoning and self._reasoning.push(self.token_ids[index]):
+            self._scanner.pass_over(piece)
+            return False
         match = self._scanner.push(piece, armed=index >= self.spec.min_tokens)
         if match is None:
             return False
