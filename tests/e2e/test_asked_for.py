@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections import Counter
@@ -44,6 +45,17 @@ def sampled(custom_id: str, seed: int, **body: Any) -> Line:
     return chat(custom_id, "Count from 3 to 7", seed=seed, **sampling, **body)
 
 
+def json_schema(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
+CITY = {
+    "type": "object",
+    "properties": {"city": {"enum": ["Paris", "Rome"]}, "size": {"type": "integer", "minimum": 0, "maximum": 99}},
+    "required": ["city", "size"],
+    "additionalProperties": False,
+}
+
 LINES = [
     sampled("three", SEED, n=3),
     *(sampled(f"seed-{SEED + index}", SEED + index) for index in range(3)),
@@ -61,9 +73,12 @@ LINES = [
         ignore_eos=True,
         repetition_detection={"max_pattern_size": 2, "min_count": 4},
     ),
+    chat("schema", "Count from 3 to 7", n=2, seed=SEED, max_tokens=200, response_format=json_schema(CITY)),
+    completion("regex", COUNTING, max_tokens=20, structured_outputs={"regex": "[0-9]{3}-[a-f]{2}"}),
     completion("no-such-id", COUNTING, logit_bias={"99999": 1}),
+    completion("no-regex", COUNTING, structured_outputs={"regex": "[0-9"}),
 ]
-REFUSED = {"no-such-id": "logit_bias"}
+REFUSED = {"no-such-id": "logit_bias", "no-regex": "structured_outputs.regex"}
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +167,16 @@ def test_forbidden_words_and_allowed_ids_are_kept(answers: dict[str, Line]) -> N
     assert text_of(answers["without-3"]).split()[:2] == ["1", "2"]
     (word,) = set(text_of(answers["only-one-id"]).split())
     assert text_of(answers["only-one-id"]) == f" {word}" * 5
+
+
+def test_answers_fit_the_schema_or_the_expression_that_holds_them(answers: dict[str, Line]) -> None:
+    for each in body(answers["schema"])["choices"]:
+        assert each["stop_details"]["type"] == "eos_token"
+        city = json.loads(each["message"]["content"])
+        assert city.keys() == {"city", "size"}
+        assert city["city"] in ("Paris", "Rome")
+        assert 0 <= city["size"] <= 99
+    assert re.fullmatch("[0-9]{3}-[a-f]{2}", text_of(answers["regex"]))
 
 
 def test_a_loop_ends_as_such(answers: dict[str, Line]) -> None:

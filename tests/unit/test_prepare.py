@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 import pytest
 
-from mlxq.contract import FINISH_REASONS, EosEntry, Request, SamplingParams, StopDetails, StopType
+from mlxq.contract import FINISH_REASONS, EosEntry, Request, SamplingParams, StopDetails, StopType, Structure
 from mlxq.errors import RequestError
 from mlxq.openai import parse_object
 from mlxq_worker.engine.row import RowResult, RowSpec
@@ -342,6 +343,20 @@ def test_each_of_several_answers_is_a_row_with_a_seed_of_its_own() -> None:
     assert first == replace(third, row_id=first.row_id, seed=first.seed), "all else is the same"
     assert first.shares_prompt
     assert not only_row(preparer(), completion()).shares_prompt
+
+
+def test_each_of_several_answers_has_its_own_state_of_the_grammar() -> None:
+    request = msgspec.structs.replace(
+        completion(n=2), structure=Structure(kind="regex", value="ab", param="structured_outputs.regex")
+    )
+
+    first, second = preparer(real_tokenizer()).prepare(request, "r1")
+    (a,) = real_tokenizer().encode("a", add_special_tokens=False)
+
+    assert first.constraint is not None
+    assert second.constraint is not None
+    first.constraint.advance(a)
+    assert first.constraint.allowed_ids() != second.constraint.allowed_ids()
 
 
 def test_a_drawn_seed_survives_a_reader_that_keeps_numbers_as_doubles() -> None:

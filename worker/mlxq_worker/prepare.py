@@ -17,7 +17,9 @@ from mlxq_worker.answer import AnswerBuilder
 from mlxq_worker.engine.row import RowResult, RowSpec, choice_row_id
 from mlxq_worker.eos import EosSet
 from mlxq_worker.prompt import PromptReader
+from mlxq_worker.structure import StructureCompiler
 from mlxq_worker.tokenizer import Tokenizer, token_text
+from mlxq_worker.tool_formats import ToolFormat
 from mlxq_worker.vocabulary import bad_word_ids, check_ids
 
 _DRAWN_SEEDS = 2**53
@@ -37,6 +39,7 @@ class Preparer:
         context_length: how many tokens prompt and answer may have together.
         default_max_tokens: the limit of a request that sets none; never more than the context leaves.
         model_name: what answers report.
+        tool_format: how the model writes tool calls, if that is known.
         draw_seed: gives the seed of a request that has none.
     """
 
@@ -49,6 +52,7 @@ class Preparer:
         context_length: int,
         default_max_tokens: int,
         model_name: str,
+        tool_format: ToolFormat | None = None,
         draw_seed: Callable[[], int] = draw_seed,
     ) -> None:
         self._tokenizer = tokenizer
@@ -60,6 +64,7 @@ class Preparer:
         self._prompts = PromptReader(
             tokenizer, vocab_size=vocab_size, context_length=context_length, model_name=model_name
         )
+        self._structures = StructureCompiler(tokenizer, eos.ids(chat=True), vocab_size, tool_format)
         self._answers = AnswerBuilder(tokenizer, eos, model_name=model_name)
 
     def prepare(self, request: Request, row_id: str) -> tuple[RowSpec, ...]:
@@ -75,11 +80,7 @@ class Preparer:
         _check_supported(request)
         if first.beam:
             return (first,)
-        others = replace(first, num_prompt_logprobs=None)
-        return first, *(
-            replace(others, row_id=choice_row_id(row_id, index), seed=(first.seed + index) % _SEEDS)
-            for index in range(1, request.sampling.n)
-        )
+        return first, *(self._further_row(request, first, index) for index in range(1, request.sampling.n))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of generated tokens, special tokens left out."""
@@ -127,11 +128,22 @@ class Preparer:
             bad_words=bad_word_ids(self._tokenizer, sampling.bad_words, self._vocab_size),
             allowed_token_ids=None if allowed is None else frozenset(allowed),
             repetition_detection=sampling.repetition_detection,
+            constraint=self._structures.constraint(request, eos_ids),
             num_logprobs=sampling.logprobs,
             num_prompt_logprobs=sampling.prompt_logprobs,
             shares_prompt=sampling.n > 1 and not sampling.beam,
             beam=sampling.beam,
             num_beams_returned=sampling.n if sampling.beam else 1,
+        )
+
+    def _further_row(self, request: Request, first: RowSpec, index: int) -> RowSpec:
+        """The row of answer `index`. A grammar's state is its row's own."""
+        return replace(
+            first,
+            row_id=choice_row_id(first.row_id, index),
+            seed=(first.seed + index) % _SEEDS,
+            constraint=self._structures.constraint(request, first.eos_ids),
+            num_prompt_logprobs=None,
         )
 
     def _check_token_ids(self, sampling: SamplingParams) -> None:
@@ -161,7 +173,6 @@ class Preparer:
 _NOT_YET: Mapping[str, Callable[[Request], object]] = {
     "use_beam_search": lambda request: request.sampling.beam,
     "tool_choice": lambda request: request.tool_choice.mode == "required",
-    "response_format": lambda request: request.structure,
 }
 """What this worker doesn't honour: the field, and whether a request asks for it."""
 
