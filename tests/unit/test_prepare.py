@@ -170,6 +170,25 @@ def test_the_arguments_of_tool_calls_reach_the_template_as_an_object(arguments: 
 # --- Prompts that this model can't run ------------------------------------------------------------------------
 
 
+USER = {"role": "user", "content": "?"}
+
+
+def test_an_effort_is_refused_by_a_template_that_would_leave_it_aside() -> None:
+    request = parse_object({"messages": [USER], "reasoning_effort": "low"}, default_custom_id="c")
+
+    error = rejected(preparer(echo("{{ messages[0].content }}")), request.request)
+
+    assert (error.param, error.code) == ("reasoning_effort", "unsupported")
+
+
+@pytest.mark.parametrize(("name", "written"), [("reasoning_effort", "low"), ("enable_thinking", "True")])
+def test_an_effort_goes_to_a_template_that_reads_one_of_its_names(name: str, written: str) -> None:
+    tokenizer = echo("{{ " + name + " }}{{ messages[0].content }}")
+    request = parse_object({"messages": [USER], "reasoning_effort": "low"}, default_custom_id="c")
+
+    assert shown(tokenizer, only_row(preparer(tokenizer), request.request)) == f"{written}?"
+
+
 def test_a_model_without_a_chat_template_refuses_messages_and_says_what_it_takes() -> None:
     error = rejected(preparer(llama_3(chat_template=None)), chat())
 

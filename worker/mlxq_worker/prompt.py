@@ -5,7 +5,7 @@ Plain Python over a tokenizer: knows no sampling parameters, no arrays and no qu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mlxq.contract import Request
 from mlxq.errors import RequestError
@@ -13,6 +13,7 @@ from mlxq_worker.chat import render
 from mlxq_worker.tokenizer import Tokenizer
 from mlxq_worker.vocabulary import check_ids
 
+_EFFORT_VARIABLES = ("reasoning_effort", "enable_thinking")
 _START_CHARS_PER_TOKEN = 16
 """Several times what languages need, so that the start of a text that doesn't fit is enough to tell."""
 _LONGEST_TOKEN_CHARS = 1024
@@ -72,6 +73,7 @@ class PromptReader:
                 param="messages",
                 code="no_chat_template",
             )
+        self._check_effort(request, self._tokenizer.chat_template)
         if not request.tools:
             return self._render(request, with_tools=False)
         text = self._render(request, with_tools=True)
@@ -82,6 +84,18 @@ class PromptReader:
                 code="unsupported",
             )
         return text
+
+    def _check_effort(self, request: Request, template: str | Mapping[str, str]) -> None:
+        """Refuse a `reasoning_effort` that the template reads under neither of its names, and so would leave aside."""
+        texts = (template,) if isinstance(template, str) else tuple(template.values())
+        if "reasoning_effort" in request.chat_template_kwargs and not any(
+            name in text for text in texts for name in _EFFORT_VARIABLES
+        ):
+            raise RequestError(
+                f"the chat template of {self._model_name} has no reasoning_effort, and no thinking to switch off",
+                param="reasoning_effort",
+                code="unsupported",
+            )
 
     def _render(self, request: Request, *, with_tools: bool) -> str:
         return render(
