@@ -10,10 +10,11 @@ from typing import Any
 
 from mlxq.errors import RequestError
 from mlxq_worker.engine.api import AbortReason
+from mlxq_worker.engine.beam_rows import new_row
 from mlxq_worker.engine.memory import measure_budget
 from mlxq_worker.engine.packed import PackedRunner, packs
 from mlxq_worker.engine.padded import PaddedRunner
-from mlxq_worker.engine.row import Decode, Row, RowSpec, StepReport
+from mlxq_worker.engine.row import Decode, RowSpec, StepReport
 from mlxq_worker.engine.runner import Launched, Runner
 from mlxq_worker.engine.sampling import NO_TOKENS
 from mlxq_worker.engine.scheduler import Scheduler
@@ -50,6 +51,7 @@ class BatchEngine:
         pipelined: bool = True,
     ) -> None:
         self._decode = decode
+        self._max_num_seqs = max_num_seqs
         self._runner: Runner
         if packed and packs(model):
             self._runner = PackedRunner(
@@ -77,17 +79,30 @@ class BatchEngine:
         """Put a row in the waiting line; it joins the batch at a later `step`, in order.
 
         Raises:
-            RequestError: the row would not fit in memory even by itself.
+            RequestError: the row would not fit in memory even by itself, or its beam search is wider than the batch.
         """
-        if not self._budget.fits([spec.num_tokens]):
-            needed, limit = self._budget.cost.of_row(spec.num_tokens), self._budget.limit_bytes
+        if spec.num_rows > self._runner.max_num_seqs:
+            raise self._too_wide(spec.num_rows)
+        if not self._budget.fits([spec.num_tokens] * spec.num_rows):
+            needed, limit = self._budget.cost.of_row(spec.num_tokens) * spec.num_rows, self._budget.limit_bytes
+            times = f", {spec.num_rows} times for as many beams," if spec.beam else ""
             raise RequestError(
-                f"{len(spec.prompt_ids)} prompt tokens and up to {spec.limit} generated ones need {needed / 2**20:.0f} "
-                f"MiB of KV cache, and there are {limit / 2**20:.0f}; ask for fewer tokens",
+                f"{len(spec.prompt_ids)} prompt tokens and up to {spec.limit} generated ones{times} need "
+                f"{needed / 2**20:.0f} MiB of KV cache, and there are {limit / 2**20:.0f}; ask for fewer tokens",
                 param="max_tokens",
                 code="kv_cache_exceeded",
             )
-        self._scheduler.add(Row(spec, self._decode))
+        self._scheduler.add(new_row(spec, self._decode))
+
+    def _too_wide(self, width: int) -> RequestError:
+        width_here = self._runner.max_num_seqs
+        because = "" if width_here == self._max_num_seqs else " because its model's caches can't be batched"
+        return RequestError(
+            f"a beam search of width {width} takes {width} rows of the batch, and this worker decodes {width_here} at "
+            f"most (max_num_seqs){because}",
+            param="beam_width",
+            code="beam_too_wide",
+        )
 
     def cancel(self, row_id: str, reason: AbortReason = "cancelled") -> None:
         """End a waiting or running row at the next `step`, keeping the text it has."""

@@ -15,7 +15,7 @@ import mlx.core as mx
 from mlxq_worker.engine.row import Row, TokenScores
 
 MAX_TOP = 20
-"""How many alternatives are looked for, however few a row asks for: what is found must not depend on its company."""
+"""How many alternatives are looked for where a row asks for fewer: what is found must not depend on its company."""
 LEAST_LOGPROB = -9999.0
 """What an impossible token is reported with, as in vLLM: JSON has no infinity."""
 
@@ -33,13 +33,13 @@ class Scores:
     top_logprobs: mx.array  # (P, K)
 
     @classmethod
-    def of(cls, logits: mx.array, token_ids: mx.array, *, with_top: bool) -> Scores:
-        """Score tokens (P,) by logits (P, V)."""
+    def of(cls, logits: mx.array, token_ids: mx.array, num_top: int) -> Scores:
+        """Score tokens (P,) by logits (P, V), with `num_top` alternatives for each place."""
         logits = logits.astype(mx.float32)
         normaliser = mx.logsumexp(logits, axis=-1, keepdims=True)  # (P, 1)
         own = mx.take_along_axis(logits, token_ids[:, None], axis=-1)  # (P, 1)
         ranks = (logits > own).sum(axis=-1) + 1
-        top_ids = _top_ids(logits) if with_top else mx.zeros((logits.shape[0], 0), dtype=mx.uint32)
+        top_ids = _top_ids(logits, num_top) if num_top else mx.zeros((logits.shape[0], 0), dtype=mx.uint32)
         top_logprobs = mx.take_along_axis(logits, top_ids, axis=-1) - normaliser
         return cls(token_ids, (own - normaliser)[:, 0], ranks, top_ids, top_logprobs)
 
@@ -68,16 +68,22 @@ def score_piece(row: Row, start: int, places: mx.array, head: Callable[[mx.array
             of a long prompt never stand in memory together.
     """
     num_top = row.spec.num_prompt_logprobs or 0
+    num_found = num_alternatives(num_top)
     token_ids = row.spec.prompt_ids[start + 1 : start + 1 + len(places)]
     for first in range(0, len(token_ids), _PLACES_AT_ONCE):
         targets = list(token_ids[first : first + _PLACES_AT_ONCE])
-        scores = Scores.of(head(places[first : first + len(targets)]), mx.array(targets), with_top=num_top > 0)
+        scores = Scores.of(head(places[first : first + len(targets)]), mx.array(targets), num_found)
         row.prompt_scores += scores.read([num_top] * len(targets))
 
 
-def _top_ids(logits: mx.array) -> mx.array:
-    """The ids of the `MAX_TOP` best logits (P, V), in no order: (P, K)."""
-    num_top = min(MAX_TOP, logits.shape[-1])
+def num_alternatives(num_top: int) -> int:
+    """How many alternatives are looked for, for a row that asks for `num_top`."""
+    return max(MAX_TOP, num_top) if num_top else 0
+
+
+def _top_ids(logits: mx.array, num_top: int) -> mx.array:
+    """The ids of the `num_top` best logits (P, V), or of all that there are, in no order: (P, K)."""
+    num_top = min(num_top, logits.shape[-1])
     return mx.argpartition(-logits, kth=num_top - 1, axis=-1)[:, :num_top]
 
 

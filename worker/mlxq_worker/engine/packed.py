@@ -19,7 +19,7 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlxq_worker.engine.layout import Layout, Span
 from mlxq_worker.engine.logprobs import score_piece
 from mlxq_worker.engine.places import Places
-from mlxq_worker.engine.row import Row
+from mlxq_worker.engine.row import Fork, Row
 from mlxq_worker.engine.runner import Launched
 from mlxq_worker.engine.sampling import Sampler
 from mlxq_worker.engine.scheduler import Piece, Plan, PrefixPiece
@@ -81,6 +81,8 @@ class PackedRunner:
     def launch(self, plan: Plan) -> Launched | None:
         """Bring the slots to `plan` and start computing it. Nothing is launched if no row is due a token."""
         self._place(plan)
+        if plan.forks:
+            self._fork(plan.forks)
         if not (plan.rows or plan.prefixes):
             return None
         decoding = sorted(plan.decoding, key=self._places.__getitem__)
@@ -126,13 +128,22 @@ class PackedRunner:
         for prefix in plan.evicted:
             for cache in self._packed.caches:
                 cache.evict(prefix)
-        columns = {row: _num_columns(row) for row in plan.rows}
+        columns = {row: _num_columns(row) for row in (*plan.rows, *plan.resting)}
         changes = self._places.arrange(columns)
         for cache in self._packed.caches:
             cache.arrange(changes)
         self._seats = {row: seat for row, seat in self._seats.items() if row in columns}
         free = iter(sorted(set(range(self.max_num_seqs)) - set(self._seats.values())))
         self._seats |= {row: next(free) for row in columns if row not in self._seats}
+
+    def _fork(self, forks: Sequence[Fork]) -> None:
+        """Give rows what others have computed, and the tokens to go on with."""
+        for fork in forks:
+            if fork.source is not fork.row:
+                for cache in self._packed.caches:
+                    cache.move(self._places[fork.source], self._places[fork.row])
+        seats = mx.array([self._seats[fork.row] for fork in forks])
+        self._newest[seats] = mx.array([fork.token_id for fork in forks], dtype=mx.uint32)
 
 
 def _num_columns(row: Row) -> int:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxq_worker.engine.logprobs import score_piece
-from mlxq_worker.engine.row import Row
+from mlxq_worker.engine.row import Fork, Row
 from mlxq_worker.engine.runner import Launched
 from mlxq_worker.engine.sampling import Sampler
 from mlxq_worker.engine.scheduler import Plan
@@ -30,8 +31,63 @@ _MAX_PADDING_SHARE = 0.25
 _STATE_EVAL_INTERVAL = 64
 
 
+class Batch:
+    """Rows that go through the model together, padded on the left to the longest one, and what they have computed."""
+
+    def __init__(self) -> None:
+        self.rows: tuple[Row, ...] = ()
+        self.tokens = mx.zeros((0,), dtype=mx.uint32)  # (B,) the newest token of every row, computed or not
+        self._caches: list[Cache] = []
+        self._num_steps = 0
+
+    def keep(self, kept: frozenset[Row]) -> None:
+        """Take every other row out of the batch."""
+        places = [place for place, row in enumerate(self.rows) if row in kept]
+        if len(places) == len(self.rows):
+            return
+        self.rows = tuple(self.rows[place] for place in places)
+        self.tokens = self.tokens[mx.array(places)] if places else self.tokens[:0]
+        self._gather(places)
+
+    def join(self, rows: Sequence[Row], caches: list[Cache]) -> None:
+        """Put prefilled rows at the end of the batch."""
+        last_ids = mx.array([row.spec.prompt_ids[-1] for row in rows], dtype=mx.uint32)  # (b,)
+        self.tokens = mx.concatenate([self.tokens, last_ids])
+        if self.rows:
+            for cache, other in zip(self._caches, caches, strict=True):
+                cache.extend(other)
+        else:
+            self._caches = caches
+        self.rows += tuple(rows)
+
+    def fork(self, forks: Sequence[Fork]) -> None:
+        """Have just these rows, each with what its source has computed and with the token to go on with."""
+        places = [self.rows.index(fork.source) for fork in forks]
+        if places != list(range(len(self.rows))):
+            self._gather(places)
+        self.rows = tuple(fork.row for fork in forks)
+        self.tokens = mx.array([fork.token_id for fork in forks], dtype=mx.uint32)
+
+    def decode(self, model: Any) -> mx.array:
+        """Run every row's newest token through the model: logits (B, V)."""
+        logits: mx.array = model(self.tokens[:, None], cache=self._caches)[:, -1, :]
+        self._num_steps += 1
+        if self._num_steps % _STATE_EVAL_INTERVAL == 0:
+            # Parts of a cache that no output depends on would otherwise grow an unevaluated graph without end.
+            mx.async_eval(logits, [cache.state for cache in self._caches])
+        return logits
+
+    def _gather(self, places: Sequence[int]) -> None:
+        """Keep what is in these places, in this order; one may come several times."""
+        if not places:
+            self._caches = []
+        for cache in self._caches:
+            cache.filter(mx.array(list(places)))
+
+
 class PaddedRunner:
-    """A batch whose rows are padded on the left to the longest one.
+    """A batch of mlx-lm's caches, and one more for each beam search: what all rows of a batch have computed grows by a
+    token on every step, and beams sit out every other one.
 
     Args:
         model: an mlx-lm model; called with token ids (B, L) and a list of caches it returns logits (B, L, V).
@@ -52,34 +108,41 @@ class PaddedRunner:
 
     def clear(self) -> None:
         """Drop the batch and free its memory."""
-        self._rows: tuple[Row, ...] = ()
-        self._tokens = mx.zeros((0,), dtype=mx.uint32)  # (B,) the newest token of every row, computed or not
-        self._caches: list[Cache] = []
+        self._batch = Batch()
+        self._searches: dict[Row, Batch] = {}  # by their first rows
         self._sampler = Sampler()
-        self._num_steps = 0
         mx.clear_cache()
 
     def launch(self, plan: Plan) -> Launched | None:
         """Bring the batch to `plan`, whose prompts come in one piece, and start computing a token for every row."""
-        self._keep(frozenset(plan.decoding))
-        for group in prefill_groups([piece.row for piece in plan.prefill], self._prefill_chunk):
-            self._join(group, self._prefill(group))
-        return self._decode() if self._rows else None
+        self._batch.keep(frozenset(plan.decoding))
+        for group in prefill_groups(
+            [piece.row for piece in plan.prefill if not piece.row.spec.beam], self._prefill_chunk
+        ):
+            self._batch.join(group, self._prefill(group))
+        batches = [self._batch, *self._search(plan)] if self._batch.rows else self._search(plan)
+        if not batches:
+            return None
+        logits = [batch.decode(self._model) for batch in batches]
+        rows = tuple(chain.from_iterable(batch.rows for batch in batches))
+        return Launched(
+            rows, logits[0] if len(logits) == 1 else mx.concatenate(logits), self._sampler, self._keep_newest
+        )
 
-    def _keep(self, kept: frozenset[Row]) -> None:
-        """Take every other row out of the batch."""
-        places = [place for place, row in enumerate(self._rows) if row in kept]
-        if len(places) == len(self._rows):
-            return
-        self._rows = tuple(self._rows[place] for place in places)
-        if not places:
-            self._caches = []
-            self._tokens = self._tokens[:0]
-            return
-        keep = mx.array(places)
-        self._tokens = self._tokens[keep]
-        for cache in self._caches:
-            cache.filter(keep)
+    def _search(self, plan: Plan) -> list[Batch]:
+        """Bring the batches of beam searches to `plan`; returns those that take part in it."""
+        forks: dict[Row, list[Fork]] = {}
+        for fork in plan.forks:
+            forks.setdefault(fork.row.first, []).append(fork)
+        going_on = {row.first for row in plan.resting} | forks.keys()
+        self._searches = {first: batch for first, batch in self._searches.items() if first in going_on}
+        for first, own in forks.items():
+            self._searches[first].fork(own)
+        begun = [piece.row for piece in plan.prefill if piece.row.spec.beam]
+        for first in begun:
+            self._searches[first] = Batch()
+            self._searches[first].join([first], self._prefill([first]))
+        return [self._searches[first] for first in (*forks, *begun)]
 
     def _prefill(self, rows: Sequence[Row]) -> list[Cache]:
         """Run all but the last token of the rows' prompts through the model, equal ones once; the last one is decoded
@@ -124,27 +187,9 @@ class PaddedRunner:
             return list(single[0])
         return [layer[0].merge(list(layer)) for layer in zip(*single, strict=True)]
 
-    def _join(self, rows: Sequence[Row], caches: list[Cache]) -> None:
-        """Put prefilled rows at the end of the batch."""
-        last_ids = mx.array([row.spec.prompt_ids[-1] for row in rows], dtype=mx.uint32)  # (b,)
-        self._tokens = mx.concatenate([self._tokens, last_ids])
-        if self._rows:
-            for cache, other in zip(self._caches, caches, strict=True):
-                cache.extend(other)
-        else:
-            self._caches = caches
-        self._rows += tuple(rows)
-
-    def _decode(self) -> Launched:
-        logits = self._model(self._tokens[:, None], cache=self._caches)[:, -1, :]  # (B, V)
-        self._num_steps += 1
-        if self._num_steps % _STATE_EVAL_INTERVAL == 0:
-            # Parts of a cache that no output depends on would otherwise grow an unevaluated graph without end.
-            mx.async_eval(logits, [cache.state for cache in self._caches])
-        return Launched(self._rows, logits, self._sampler, self._keep_newest)
-
     def _keep_newest(self, tokens: mx.array) -> None:
-        self._tokens = tokens
+        """Beams are given their tokens by the plan; the others go on with what was sampled, and come first."""
+        self._batch.tokens = tokens[: len(self._batch.rows)]
 
 
 def _as_they_are(logits: mx.array) -> mx.array:

@@ -119,6 +119,11 @@ class RowSpec:
         return self.constraint is not None or self.has_penalties or any(len(word) > 1 for word in self.bad_words)
 
     @property
+    def num_rows(self) -> int:
+        """How many places of the batch it takes."""
+        return self.beam.width if self.beam else 1
+
+    @property
     def num_tokens(self) -> int:
         """Prompt and answer together, if the answer gets as long as it may."""
         return len(self.prompt_ids) + self.limit
@@ -132,6 +137,11 @@ class RowSpec:
     def limit_type(self) -> StopType:
         """Which limit that is; on a tie the request's own."""
         return "max_tokens" if self.limit == self.max_tokens else "context_length"
+
+    def ended_on(self, token_id: int, index: int) -> StopDetails:
+        """What is said of a sequence that ended on this end token."""
+        kind: StopType = "eos_token" if token_id in self.eos_ids else "stop_token"
+        return StopDetails(type=kind, token_id=token_id, token=self.end_tokens[token_id], token_index=index)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +167,15 @@ class RowResult:
     prompt_logprobs: tuple[TokenScores | None, ...] | None = None
     beam_score: float | None = None
     error_code: RowError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """A row goes on from what `source`, itself or another row of the batch, has computed, with the token given."""
+
+    row: Row
+    source: Row
+    token_id: int
 
 
 class Row:
@@ -215,8 +234,28 @@ class Row:
         return self.result is not None
 
     @property
+    def results(self) -> Sequence[RowResult]:
+        """What the row reports when it has ended."""
+        return () if self.result is None else (self.result,)
+
+    @property
+    def first(self) -> Row:
+        """The row that stands for those that entered the batch as one."""
+        return self
+
+    @property
+    def others(self) -> Sequence[Row]:
+        """The rows that enter the batch with this one and are part of it."""
+        return ()
+
+    @property
+    def fork(self) -> Fork | None:
+        """Where the row has to be brought before it decodes, if not on from where it is."""
+        return None
+
+    @property
     def wants_token(self) -> bool:
-        """Whether one more token should be asked of the device: not once the limit is on its way."""
+        """Whether one more token should be asked of the device, now or later: not once the limit is on its way."""
         return not self.finished and self.num_scheduled < self.spec.limit
 
     @property
@@ -227,6 +266,16 @@ class Row:
     @property
     def wants_prompt_scores(self) -> bool:
         return self.spec.num_prompt_logprobs is not None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a token can be asked of the device on this step."""
+        return self.is_prefilled and self.wants_token
+
+    @property
+    def is_resting(self) -> bool:
+        """Whether the row only keeps what it has computed on a step that it isn't due on."""
+        return False
 
     @property
     def scheduled_position(self) -> int:
@@ -308,8 +357,7 @@ class Row:
         return True
 
     def _end_on_token(self, token_id: int, index: int, now: float) -> None:
-        kind: StopType = "eos_token" if token_id in self.spec.eos_ids else "stop_token"
-        details = StopDetails(type=kind, token_id=token_id, token=self.spec.end_tokens[token_id], token_index=index)
+        details = self.spec.ended_on(token_id, index)
         self._end(details, self._decode(self.token_ids[:-1]), now)
 
     @property
@@ -321,8 +369,7 @@ class Row:
 
     def _end(self, details: StopDetails, text: str, now: float, error_code: RowError | None = None) -> None:
         assert self.result is None, f"{self!r} ended twice"
-        admitted_s = self._admitted_s if self._admitted_s is not None else now
-        first_token_s = self._first_token_s if self._first_token_s is not None else now
+        prefill_s, decode_s = self.durations(now)
         self.result = RowResult(
             row_id=self.spec.row_id,
             token_ids=tuple(self.token_ids),
@@ -330,12 +377,18 @@ class Row:
             stop_details=details,
             num_prompt_tokens=len(self.spec.prompt_ids),
             seed=self.spec.seed,
-            prefill_s=first_token_s - admitted_s,
-            decode_s=now - first_token_s,
+            prefill_s=prefill_s,
+            decode_s=decode_s,
             logprobs=tuple(self.scores) if self.spec.num_logprobs is not None else None,
             prompt_logprobs=self._all_prompt_scores(),
             error_code=error_code,
         )
+
+    def durations(self, now: float) -> tuple[float, float]:
+        """Seconds from admission to the first token, and from there to now."""
+        admitted_s = self._admitted_s if self._admitted_s is not None else now
+        first_token_s = self._first_token_s if self._first_token_s is not None else now
+        return first_token_s - admitted_s, now - first_token_s
 
     def _all_prompt_scores(self) -> tuple[TokenScores | None, ...] | None:
         """One for each prompt token, unless the row ended before all were computed."""

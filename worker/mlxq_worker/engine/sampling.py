@@ -9,13 +9,13 @@ works on what the one before left.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import mlx.core as mx
 
-from mlxq_worker.engine.logprobs import Scores
+from mlxq_worker.engine.logprobs import Scores, num_alternatives
 from mlxq_worker.engine.processors import Processors
 from mlxq_worker.engine.row import Row, RowError, RowSpec, TokenScores
 from mlxq_worker.engine.uniform import uniform
@@ -41,20 +41,23 @@ class Sampled:
     rows: tuple[Row, ...]
     tokens: mx.array  # (B,)
     peaks: mx.array  # (B,) each row's largest logit, NaN where it has one
-    scored: tuple[Row, ...]
-    scores: Scores | None
+    scores: dict[tuple[Row, ...], Scores]
 
     def start(self) -> None:
         """Have them computed."""
         mx.async_eval(self.tokens, self.peaks)
-        if self.scores:
-            self.scores.start()
+        for scores in self.scores.values():
+            scores.start()
 
     def read(self) -> Tokens:
         """Wait for them."""
         token_ids, peaks = cast(list[int], self.tokens.tolist()), cast(list[float], self.peaks.tolist())
-        scores = self.scores.read([row.spec.num_logprobs or 0 for row in self.scored]) if self.scores else ()
-        return Tokens(token_ids, dict(zip(self.scored, scores, strict=True)), _errors(self.rows, peaks))
+        scores = {
+            row: score
+            for rows, group in self.scores.items()
+            for row, score in zip(rows, group.read([row.spec.num_logprobs or 0 for row in rows]), strict=True)
+        }
+        return Tokens(token_ids, scores, _errors(self.rows, peaks))
 
 
 class Sampler:
@@ -84,22 +87,26 @@ class Sampler:
             self._take(rows)
         processed = self._processors.apply(logits)
         tokens = self._choice.choose(processed).astype(mx.uint32)
-        scores = self._score(logits, tokens) if self._scored else None
-        return Sampled(rows, tokens, largest(processed), self._scored, scores)
+        scores = {rows: Scores.of(logits[index], tokens[index], top) for rows, (index, top) in self._scored.items()}
+        return Sampled(rows, tokens, largest(processed), scores)
 
     def _take(self, rows: tuple[Row, ...]) -> None:
         self._rows = rows
         self._samples_late = any(row.spec.is_sampled_late for row in rows)
         self._processors.take(rows)
         self._choice = Choice(rows)
-        scored = [(index, row) for index, row in enumerate(rows) if row.spec.num_logprobs is not None]
-        self._scored = tuple(row for _, row in scored)
-        self._scored_index = mx.array([index for index, _ in scored])  # (P,)
+        self._scored = dict(_scored_rows(rows))
 
-    def _score(self, logits: mx.array, tokens: mx.array) -> Scores:
-        index = self._scored_index
-        with_top = any(row.spec.num_logprobs for row in self._scored)
-        return Scores.of(logits[index], tokens[index], with_top=with_top)
+
+def _scored_rows(rows: Sequence[Row]) -> Iterator[tuple[tuple[Row, ...], tuple[mx.array, int]]]:
+    """The rows that ask for scores, those together that as many alternatives are looked for, with their indices (P,)
+    and that number."""
+    groups: dict[int, list[tuple[int, Row]]] = {}
+    for index, row in enumerate(rows):
+        if row.spec.num_logprobs is not None:
+            groups.setdefault(num_alternatives(row.spec.num_logprobs), []).append((index, row))
+    for num_top, group in groups.items():
+        yield tuple(row for _, row in group), (mx.array([index for index, _ in group]), num_top)
 
 
 class Choice:

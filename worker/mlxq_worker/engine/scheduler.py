@@ -16,7 +16,7 @@ from typing import Any
 from mlxq_worker.engine.api import AbortReason
 from mlxq_worker.engine.budget import KvBudget
 from mlxq_worker.engine.prefix import Prefix, PrefixTable
-from mlxq_worker.engine.row import Row, RowError, RowResult, TokenScores
+from mlxq_worker.engine.row import Fork, Row, RowError, RowResult, TokenScores
 
 _NONE: Mapping[Any, Any] = MappingProxyType({})
 
@@ -60,13 +60,14 @@ class PrefixPiece:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One step: the `decoding` rows get one more token each, and pieces of prompts and of shared prefixes are
-    prefilled. `evicted` prefixes are used by nobody any more."""
+    """One step: the `decoding` rows get one more token each, after the `forks`, and pieces of prompts and of shared
+    prefixes are prefilled. `resting` rows keep their places; `evicted` prefixes are used by nobody any more."""
 
     decoding: tuple[Row, ...] = ()
     prefill: tuple[Piece, ...] = ()
     prefixes: tuple[PrefixPiece, ...] = ()
     evicted: tuple[Prefix, ...] = ()
+    resting: tuple[Row, ...] = ()
 
     @property
     def num_prefilled(self) -> int:
@@ -75,8 +76,14 @@ class Plan:
 
     @property
     def rows(self) -> tuple[Row, ...]:
-        """Every row that is in the batch on this step, each once."""
+        """Every row that is computed on this step, each once."""
         return self.decoding + tuple(piece.row for piece in self.prefill)
+
+    @property
+    def forks(self) -> tuple[Fork, ...]:
+        """What decoding rows go on from where it isn't simply their own newest token. No row that is forked onto is the
+        source of another."""
+        return tuple(row.fork for row in self.decoding if row.fork)
 
 
 class Scheduler:
@@ -120,10 +127,14 @@ class Scheduler:
         return len(self._waiting)
 
     @property
+    def _num_places(self) -> int:
+        """How many places of the batch are free."""
+        return self._max_num_seqs - sum(row.wants_token for row in self._running)
+
+    @property
     def free_rows(self) -> int:
         """How many more rows could decode at once, the waiting ones counted as if they did."""
-        wanting = sum(row.wants_token for row in self._running)
-        return max(0, self._max_num_seqs - wanting - len(self._waiting))
+        return max(0, self._num_places - sum(row.spec.num_rows for row in self._waiting))
 
     def add(self, row: Row) -> None:
         """Put a row at the end of the waiting line."""
@@ -140,11 +151,12 @@ class Scheduler:
     def schedule(self, now: float) -> tuple[Plan, list[RowResult]]:
         """Drop what was cancelled or is overdue, fill the free places, and plan the next step."""
         dropped = self._drop(now)
-        decoding = tuple(row for row in self._running if row.is_prefilled and row.wants_token)
+        decoding = tuple(row for row in self._running if row.is_due)
+        resting = tuple(row for row in self._running if row.is_resting)
         prefill, prefixes = self._prefill(len(decoding), now)
         for row in (*decoding, *(piece.row for piece in prefill if piece.is_last)):
             row.num_scheduled += 1
-        return Plan(decoding, tuple(prefill), tuple(prefixes), self._prefixes.take_evicted()), dropped
+        return Plan(decoding, tuple(prefill), tuple(prefixes), self._prefixes.take_evicted(), resting), dropped
 
     def commit(
         self,
@@ -184,18 +196,18 @@ class Scheduler:
         pieces: list[Piece] = []
         prefix_pieces: list[PrefixPiece] = []
         begun = deque(row for row in self._running if not row.is_prefilled)
-        num_places = self._max_num_seqs - num_decoding - len(begun)
+        num_places = self._num_places
         # At least one token even where the decoding rows fill the step, or a prompt would never get on.
         limit = self._max_num_batched_tokens
         room = sys.maxsize if limit is None else max(1, limit - num_decoding)
-        while room > 0 and (begun or (self._waiting and num_places > 0)):
+        while room > 0 and (begun or (self._waiting and num_places >= self._waiting[0].spec.num_rows)):
             if begun:
                 row = begun.popleft()
             elif not self._fits(self._waiting[0]):
                 break
             else:
                 row = self._admit(now)
-                num_places -= 1
+                num_places -= row.spec.num_rows
             for prefix in row.prefix.unfilled() if row.prefix else ():
                 if room > 0:
                     prefix_pieces.append(PrefixPiece(prefix, *_prefill(prefix, len(prefix), room)))
@@ -209,20 +221,23 @@ class Scheduler:
         """Whether the row fits beside those that run. One that runs alone always does: `BatchEngine.admit` asked."""
         if self._budget is None or not self._running:
             return True
-        return self._budget.fits(each.spec.num_tokens for each in (*self._running, row))
+        return self._budget.fits(each.spec.num_tokens for each in (*self._running, row, *row.others))
 
     def _admit(self, now: float) -> Row:
         row = self._waiting.popleft()
-        # The scores of a prompt's tokens come from computing them, so such a row shares nobody's prefix.
-        row.admit(now, None if row.wants_prompt_scores else self._prefixes.acquire(row.spec.prompt_ids))
-        self._running.append(row)
+        for other in row.others:
+            self._prefixes.expect(other.spec.prompt_ids)
+        for each in (row, *row.others):
+            # The scores of a prompt's tokens come from computing them, so such a row shares nobody's prefix.
+            each.admit(now, None if each.wants_prompt_scores else self._prefixes.acquire(each.spec.prompt_ids))
+            self._running.append(each)
         return row
 
     def _drop(self, now: float) -> list[RowResult]:
         candidates = [*self._running, *(self._waiting if self._has_aborts else ())]
         for row in candidates:
             reason: AbortReason | None = row.abort_reason or ("deadline" if row.overdue(now) else None)
-            if reason:
+            if reason and not row.finished:
                 row.abort(reason, now)
         if self._has_aborts:
             self._waiting = deque(row for row in self._waiting if not row.finished)
@@ -238,7 +253,7 @@ class Scheduler:
                 self._prefixes.release(row.prefix)
         if ended:
             self._running = [row for row in self._running if not row.finished]
-        return [row.result for row in ended if row.result]
+        return [result for row in ended for result in row.results]
 
 
 def _prefill(what: Row | Prefix, length: int, room: int) -> tuple[int, int]:
