@@ -20,6 +20,8 @@ TASKS: tuple[Task, ...] = ("chat", "count", "tool", "count", "plain", "count")
 """In turn. Half of all requests count, which takes 4 to 200 tokens; the others are short."""
 SEEDED_EVERY = 5
 """One request in so many is sampled with a seed of its own; the others are greedy."""
+SEVERAL_UP_TO = 3
+"""How many answers the sampled requests ask for, in turn from 1 on."""
 PLAIN_RUN_DEADLINE_S = 600.0
 
 
@@ -68,13 +70,16 @@ def undisturbed(lines: Iterable[Line], files: Files) -> dict[str, Line]:
 
 
 def essence(line: Mapping[str, Any]) -> Line:
-    """What two runs must agree on: the choices with their texts and ends, and the token counts."""
+    """What two runs must agree on: the choices with their texts and ends, and the token counts. Not the seeds: a greedy
+    request has none of its own, and each run draws it one."""
     body = line["response"]["body"]
-    return {"choices": body["choices"], "usage": body["usage"]}
+    choices = [{name: value for name, value in choice.items() if name != "seed"} for choice in body["choices"]]
+    return {"choices": choices, "usage": body["usage"]}
 
 
 def _request(index: int, example: Example) -> Line:
     is_seeded = index % SEEDED_EVERY == 0
-    body = {**example.body, "temperature": 1.0, "seed": 1000 + index} if is_seeded else example.body
+    sampled = {"temperature": 1.0, "seed": 1000 + index, "n": 1 + index % SEVERAL_UP_TO}
+    body = {**example.body, **sampled} if is_seeded else example.body
     kind = "seeded" if is_seeded else "greedy"
     return {"custom_id": f"{kind}-{example.task}-{index}", "url": example.url, "body": body}

@@ -135,6 +135,28 @@ def test_a_cancelled_row_ends_at_the_next_step_and_a_waiting_one_at_once() -> No
     assert (result.row_id, result.stop_details.type, result.text) == ("a", "cancelled", "x")
 
 
+def test_the_rows_of_a_job_enter_together_and_the_next_job_waits_for_room() -> None:
+    rig = Rig()
+
+    first = rig.turn(rows("a", "a#1", "a#2"), rows("b"))
+    entered = set(rig.engines[0].rows)
+    rest = [rig.turn() for _ in range(4)]
+
+    assert entered == {"a", "a#1", "a#2"}, "an engine two rows wide has three of them, and shares their prompt"
+    assert ended(first) == []
+    assert [name for sent in rest for name in ended(sent)] == ["a", "a#1", "a#2", "b"]
+
+
+def test_cancelling_a_job_ends_all_its_rows_wherever_they_are() -> None:
+    rig = Rig()
+    rig.turn(rows("a", "a#1", max_tokens=9), rows("b", "b#1"))
+
+    sent = rig.turn(Cancel(("a", "a#1")), Cancel(("b", "b#1")))
+
+    assert [message for message in sent if isinstance(message, Dropped)] == [Dropped(("b", "b#1"))]
+    assert ended(sent) == ["a", "a#1"]
+
+
 def test_stopping_returns_the_waiting_rows_and_those_that_still_come() -> None:
     rig = Rig()
     rig.turn(*(rows(name, max_tokens=3) for name in "abc"))
