@@ -73,6 +73,8 @@ LINES = [
         ignore_eos=True,
         repetition_detection={"max_pattern_size": 2, "min_count": 4},
     ),
+    completion("beams", COUNTING, max_tokens=30, n=2, use_beam_search=True, beam_width=3, return_token_ids=True),
+    completion("greedy", COUNTING, max_tokens=30, temperature=0, return_token_ids=True),
     chat("schema", "Count from 3 to 7", n=2, seed=SEED, max_tokens=200, response_format=json_schema(CITY)),
     completion("regex", COUNTING, max_tokens=20, structured_outputs={"regex": "[0-9]{3}-[a-f]{2}"}),
     completion("no-such-id", COUNTING, logit_bias={"99999": 1}),
@@ -167,6 +169,16 @@ def test_forbidden_words_and_allowed_ids_are_kept(answers: dict[str, Line]) -> N
     assert text_of(answers["without-3"]).split()[:2] == ["1", "2"]
     (word,) = set(text_of(answers["only-one-id"]).split())
     assert text_of(answers["only-one-id"]) == f" {word}" * 5
+
+
+def test_a_beam_search_returns_its_best_answers_best_first(answers: dict[str, Line]) -> None:
+    first, second = body(answers["beams"])["choices"]
+
+    assert (first["index"], second["index"]) == (0, 1)
+    assert first["beam_score"] >= second["beam_score"]
+    assert first["token_ids"] == choice(answers["greedy"])["token_ids"], "the demo model is sure of how to count"
+    assert first["stop_details"]["type"] == "eos_token"
+    assert body(answers["beams"])["usage"]["completion_tokens"] == len(first["token_ids"]) + len(second["token_ids"])
 
 
 def test_answers_fit_the_schema_or_the_expression_that_holds_them(answers: dict[str, Line]) -> None:

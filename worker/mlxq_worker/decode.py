@@ -201,7 +201,7 @@ class DecodeLoop:
             self._channel.to_io.put(Refused(spec.row_id, error))
             return 0
         self._running.add(spec.row_id)
-        return spec.width
+        return spec.num_rows
 
     def _step(self, now: float) -> None:
         self._watch.begin(now)

@@ -46,7 +46,7 @@ class Held:
     @property
     def num_open_rows(self) -> int:
         """How many rows of a batch this job still takes."""
-        return sum(spec.width for spec in self.specs if spec.row_id in self.open_ids)
+        return sum(spec.num_rows for spec in self.specs if spec.row_id in self.open_ids)
 
     def prepared(self, request: Request, specs: tuple[RowSpec, ...]) -> None:
         self.request, self.specs = request, specs
@@ -92,7 +92,7 @@ class HeldJobs:
     @property
     def rows_per_job(self) -> float:
         """How many rows the prepared jobs have on average; 1 if there are none."""
-        counts = [sum(spec.width for spec in held.specs) for held in self._jobs.values() if held.specs]
+        counts = [sum(spec.num_rows for spec in held.specs) for held in self._jobs.values() if held.specs]
         return sum(counts) / len(counts) if counts else 1.0
 
     def add(self, held: Held) -> None:

@@ -171,7 +171,6 @@ class Preparer:
 
 
 _NOT_YET: Mapping[str, Callable[[Request], object]] = {
-    "use_beam_search": lambda request: request.sampling.beam,
     "tool_choice": lambda request: request.tool_choice.mode == "required",
 }
 """What this worker doesn't honour: the field, and whether a request asks for it."""

@@ -104,11 +104,6 @@ class RowSpec:
         return self.temperature < _LEAST_TEMPERATURE
 
     @property
-    def width(self) -> int:
-        """How many rows of the batch this takes: a beam search one for each hypothesis that it follows."""
-        return self.beam.width if self.beam else 1
-
-    @property
     def has_penalties(self) -> bool:
         """Whether the tokens that the row has change what its next one may be worth."""
         return bool(self.presence_penalty or self.frequency_penalty or self.repetition_penalty != 1)
@@ -120,7 +115,7 @@ class RowSpec:
 
     @property
     def num_rows(self) -> int:
-        """How many places of the batch it takes."""
+        """How many places of the batch it takes: a beam search one for each hypothesis that it follows."""
         return self.beam.width if self.beam else 1
 
     @property
