@@ -25,6 +25,7 @@ MLX = frozenset({"mlx", "mlx_lm"})
 MLX_CALLERS = frozenset(
     {
         "mlxq_worker.model",
+        "mlxq_worker.reasoning",
         "mlxq_worker.tool_formats",
         "mlxq_worker.engine.attention",
         "mlxq_worker.engine.layout",

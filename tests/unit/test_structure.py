@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.tokenizers_for_tests import llama_3, real_tokenizer
 
 from mlxq.contract import Request, SamplingParams, Structure, ToolChoice
 from mlxq.errors import RequestError
@@ -18,6 +17,7 @@ from mlxq_worker.engine.reasoning import Reasoning
 from mlxq_worker.model import DescribedModel, load_tokenizer_only
 from mlxq_worker.structure import StructureCompiler
 from mlxq_worker.tool_formats import tool_format_of
+from tokenizers_for_tests import llama_3, real_tokenizer
 
 WEATHER = {
     "type": "function",

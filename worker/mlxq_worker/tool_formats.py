@@ -56,14 +56,15 @@ _BARE_JSON = CallSyntax(before='{{"name": "{name}", "parameters": ', after="}")
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ToolFormat:
     """How one model writes its calls. They stand between `start` and `end`; an empty `start` means that the whole
-    answer is calls or none, an empty `end` that the last call goes to the end of the answer. `specials` are those of
-    the model's special tokens that have a text."""
+    answer is calls or none, an empty `end` that the last call goes to the end of the answer. `added` are the model's
+    added tokens by their texts, `specials` those of them that text leaves out."""
 
     name: str
     start: str
     end: str
     parse: ParseCalls
-    specials: Mapping[str, int]
+    added: Mapping[str, int]
+    specials: frozenset[str]
     syntax: CallSyntax | None = None
 
     def call_rules(self, tools: Sequence[dict[str, Any]], *, name: str, several: bool) -> str:
@@ -96,10 +97,12 @@ class ToolFormat:
         return f"{self._literal(before)} {arguments} {self._literal(syntax.after)}"
 
     def _literal(self, text: str) -> str:
-        """Lark for exactly this text; a special token in it has to be that token."""
-        pieces = re.split("(" + "|".join(map(re.escape, self.specials)) + ")", text) if self.specials else [text]
+        """Lark for exactly this text. An added token in it is asked for by its id: llguidance takes most of them for
+        special ones, which text never gives."""
+        longest_first = sorted(self.added, key=len, reverse=True)
+        pieces = re.split(f"({'|'.join(map(re.escape, longest_first))})", text) if longest_first else [text]
         return " ".join(
-            f"<[{self.specials[piece]}]>" if piece in self.specials else json.dumps(piece) for piece in pieces if piece
+            f"<[{self.added[piece]}]>" if piece in self.added else json.dumps(piece) for piece in pieces if piece
         )
 
 
@@ -126,18 +129,16 @@ def tool_format_of(tokenizer: Any) -> ToolFormat | None:
     # Late, since it imports mlx, and private: mlx-lm tells it of a model on disk only.
     from mlx_lm.tokenizer_utils import _infer_tool_parser
 
-    template = tokenizer.chat_template
     name = _infer_tool_parser(tokenizer)
+    template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
     if name is not None:
-        return _mlx_lm_format(name, template if isinstance(template, str) else "", _specials(tokenizer))
-    if isinstance(template, str) and all(part in template for part in ('{"name": "', '"parameters": ')):
-        return ToolFormat(
-            name="bare JSON", start="", end="", parse=_parse_bare_json, specials=_specials(tokenizer), syntax=_BARE_JSON
-        )
+        return _mlx_lm_format(name, template, tokenizer)
+    if all(part in template for part in ('{"name": "', '"parameters": ')):
+        return _format("bare JSON", tokenizer, start="", end="", parse=_parse_bare_json, syntax=_BARE_JSON)
     return None
 
 
-def _mlx_lm_format(name: str, template: str, specials: Mapping[str, int]) -> ToolFormat:
+def _mlx_lm_format(name: str, template: str, tokenizer: Tokenizer) -> ToolFormat:
     module = importlib.import_module(f"mlx_lm.tool_parsers.{name}")
     mistral = _MISTRAL_ARGS if "[ARGS]" in template else _MISTRAL_LIST
     syntax = {"json_tools": _TAGGED_JSON, "mistral": mistral}.get(name)
@@ -146,23 +147,19 @@ def _mlx_lm_format(name: str, template: str, specials: Mapping[str, int]) -> Too
         parsed = module.parse_tool_call(text, list(tools))
         return parsed if isinstance(parsed, list) else [parsed]
 
-    return ToolFormat(
-        name=name,
-        start=module.tool_call_start,
-        end=module.tool_call_end,
-        parse=parse,
-        specials=specials,
-        syntax=syntax,
+    return _format(name, tokenizer, start=module.tool_call_start, end=module.tool_call_end, parse=parse, syntax=syntax)
+
+
+def _format(
+    name: str, tokenizer: Tokenizer, *, start: str, end: str, parse: ParseCalls, syntax: CallSyntax | None
+) -> ToolFormat:
+    added = {text: token_id for text, token_id in tokenizer.get_added_vocab().items() if text}
+    specials = frozenset(
+        text
+        for text, token_id in added.items()
+        if not tokenizer.decode([token_id], skip_special_tokens=True, clean_up_tokenization_spaces=False)
     )
-
-
-def _specials(tokenizer: Tokenizer | Any) -> dict[str, int]:
-    """The added tokens that text leaves out."""
-    return {
-        text: token_id
-        for text, token_id in tokenizer.get_added_vocab().items()
-        if text and not tokenizer.decode([token_id], skip_special_tokens=True, clean_up_tokenization_spaces=False)
-    }
+    return ToolFormat(name=name, start=start, end=end, parse=parse, added=added, specials=specials, syntax=syntax)
 
 
 def _parse_bare_json(text: str, _tools: Iterable[dict[str, Any]]) -> list[ParsedCall]:

@@ -48,6 +48,11 @@ class ReasoningState:
         """The id that would begin the reasoning part, or go on with its start marker."""
         return self._reasoning.start_ids[self.num_tokens] if self._starting else None
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the answer has a reasoning part, or had one; not while its start marker is still coming."""
+        return self.is_inside or (self.num_tokens > 0 and not self._starting)
+
     def push(self, token_id: int) -> bool:
         """Take the answer's next token; returns whether it belongs to the reasoning part."""
         if self._starting:

@@ -1,0 +1,152 @@
+"""Where a reasoning part begins and ends, token by token and in the finished answer, by tokenizers built here."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+
+from mlxq_worker.engine.reasoning import Reasoning, ReasoningState
+from mlxq_worker.engine.row import Row
+from mlxq_worker.reasoning import ReasoningMarkers, reasoning_markers_of, split_reasoning
+from row_specs import row_spec
+from tokenizers_for_tests import CHATML_TEMPLATE, real_tokenizer
+
+
+@cache
+def tokenizer(*, special: bool = False) -> Any:
+    """Qwen 3's way: the think tokens are added ones, and have a text unless they are `special`."""
+    thinking = real_tokenizer(chat_template=CHATML_TEMPLATE)
+    thinking.add_tokens(["<think>", "</think>"], special_tokens=special)
+    return thinking
+
+
+def encode(text: str, *, special: bool = False) -> tuple[int, ...]:
+    return tuple(tokenizer(special=special).encode(text, add_special_tokens=False))
+
+
+def decode(token_ids: Any, *, special: bool = False) -> str:
+    return str(tokenizer(special=special).decode(list(token_ids), skip_special_tokens=True))
+
+
+@cache
+def markers() -> ReasoningMarkers:
+    found = reasoning_markers_of(tokenizer())
+    assert found is not None
+    return found
+
+
+OPEN = Reasoning(start_ids=(7, 8), end_ids=(9, 9), is_open=True)
+POSSIBLE = Reasoning(start_ids=(7, 8), end_ids=(9, 9), is_open=False)
+
+
+def belongs(reasoning: Reasoning, token_ids: list[int]) -> list[bool]:
+    state = ReasoningState(reasoning)
+    return [state.push(token_id) for token_id in token_ids]
+
+
+@pytest.mark.parametrize(
+    ("reasoning", "token_ids", "expected"),
+    [
+        (OPEN, [1, 9, 2, 9, 9, 3, 9, 9], "TTTTTFFF"),
+        (POSSIBLE, [7, 8, 1, 9, 9, 3], "TTTTTF"),
+        (POSSIBLE, [1, 7, 8, 9, 9], "FFFFF"),
+        (POSSIBLE, [7, 1, 8, 9, 9], "TFFFF"),
+        (OPEN, [9, 9, 7, 8, 1], "TTFFF"),
+    ],
+)
+def test_each_token_belongs_to_the_reasoning_part_or_not(
+    reasoning: Reasoning, token_ids: list[int], expected: str
+) -> None:
+    assert belongs(reasoning, token_ids) == [letter == "T" for letter in expected]
+
+
+def test_markers_are_found_in_the_vocabulary_or_there_are_none() -> None:
+    assert (markers().start_ids, markers().end_ids) == (encode("<think>"), encode("</think>"))
+    assert reasoning_markers_of(real_tokenizer()) is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "is_open"),
+    [
+        ("Why?<think>\n", True),
+        ("Why?<think>", True),
+        ("Why?", False),
+        ("What does <think> mean?", False),
+        ("What does <think> x </think> mean?", False),
+    ],
+)
+def test_a_prompt_has_opened_the_part_only_if_it_ends_with_the_marker(prompt: str, is_open: bool) -> None:
+    reasoning = markers().after_prompt(encode(prompt), decode)
+
+    assert reasoning is not None
+    assert reasoning.is_open == is_open
+
+
+@pytest.mark.parametrize("special", [False, True])
+def test_a_prompt_that_has_closed_the_part_leaves_no_reasoning(special: bool) -> None:
+    prompt_ids = encode("Why?<think>\n\n</think>\n\n", special=special)
+
+    def decode_these(token_ids: Any) -> str:
+        return decode(token_ids, special=special)
+
+    assert markers().after_prompt(prompt_ids, decode_these) is None
+
+
+@pytest.mark.parametrize(
+    ("is_open", "answer", "reasoning", "text"),
+    [
+        (True, "\nHm, é.\n</think>\n\nYes.", "Hm, é.", "Yes."),
+        (False, "<think>\nHm.\n</think>\n\nYes.", "Hm.", "Yes."),
+        (False, "Yes, </think> no.", None, "Yes, </think> no."),
+        (True, "Hm, and", "Hm, and", ""),
+        (False, "<think>Hm", "Hm", ""),
+        (True, "</think>Yes.", "", "Yes."),
+    ],
+)
+@pytest.mark.parametrize("special", [False, True])
+def test_an_answer_is_split_at_its_markers(
+    is_open: bool, answer: str, reasoning: str | None, text: str, special: bool
+) -> None:
+    def decode_these(token_ids: Any) -> str:
+        return decode(token_ids, special=special)
+
+    ids = encode(answer, special=special)
+    marked = Reasoning(start_ids=markers().start_ids, end_ids=markers().end_ids, is_open=is_open)
+    whole = decode_these(ids)
+
+    parts = split_reasoning(marked, ids, whole, decode_these)
+
+    assert parts.reasoning == reasoning
+    assert parts.text == (whole if reasoning is None else text)
+
+
+def test_a_model_without_markers_keeps_its_text_whole() -> None:
+    parts = split_reasoning(None, encode("\nYes."), "\nYes.", decode)
+
+    assert (parts.reasoning, parts.text) == (None, "\nYes.")
+
+
+def stopped(answer: str, stop: str, *, is_open: bool = True) -> tuple[str, str | None]:
+    """Text and stop string of a row that generates `answer`."""
+    reasoning = Reasoning(start_ids=markers().start_ids, end_ids=markers().end_ids, is_open=is_open)
+    ids = encode(answer)
+    row = Row(row_spec(stop=(stop,), reasoning=reasoning, max_tokens=len(ids)), decode)
+    for token_id in ids:
+        if not row.finished:
+            row.commit(token_id, now=0.0)
+    assert row.result is not None
+    return row.result.text, row.result.stop_details.string
+
+
+def test_a_stop_string_counts_behind_the_reasoning_part_only() -> None:
+    assert stopped("a. b.</think>c. d", ".") == ("a. b.</think>c", ".")
+
+
+def test_a_stop_string_does_not_begin_inside_the_reasoning_part() -> None:
+    assert stopped("ab</think>cd", "</think>cd") == ("ab</think>cd", None)
+
+
+def test_a_stop_string_counts_from_the_start_of_an_answer_without_reasoning() -> None:
+    assert stopped("a. b", ".", is_open=False) == ("a", ".")

@@ -1,0 +1,282 @@
+"""Tool calls are read out of an answer whole and well-formed, or its text stays as it is."""
+
+from __future__ import annotations
+
+import json
+import random
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mlxq.contract import Request, SamplingParams, StopDetails, StopType, ToolChoice
+from mlxq_worker.answer_parts import AnswerParts, AnswerReader
+from mlxq_worker.engine.constraint import Constraint
+from mlxq_worker.engine.reasoning import Reasoning
+from mlxq_worker.engine.row import RowResult
+from mlxq_worker.model import load_tokenizer_only
+from mlxq_worker.structure import StructureCompiler
+from mlxq_worker.tool_calls import ToolAnswer, split_answer
+from mlxq_worker.tool_formats import ToolFormat, tool_format_of
+from row_specs import row_spec
+from tokenizers_for_tests import real_tokenizer
+
+CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+TOOLS = (
+    {"type": "function", "function": {"name": "get_weather", "parameters": CITY}},
+    {"type": "function", "function": {"name": "now"}},
+)
+
+TEMPLATES = {
+    "json_tools": '<tool_call>{"name": {{ tool_call.name }}, "arguments": {{ tool_call.arguments }}}</tool_call>',
+    "mistral list": "[TOOL_CALLS] [",
+    "mistral": "[TOOL_CALLS]{{ name }}[ARGS]",
+    "pythonic": "<|tool_call_start|>",
+    "qwen3_coder": "<tool_call>\n<function=",
+    "bare JSON": '{"name": "{{ name }}", "parameters": {{ arguments }}}',
+}
+"""As much of each family's chat template as its format is told by."""
+SPECIALS = {
+    "json_tools": [],
+    "qwen3_coder": [],
+    "mistral": ["[TOOL_CALLS]", "[ARGS]"],
+    "mistral list": ["[TOOL_CALLS]"],
+    "pythonic": ["<|tool_call_start|>", "<|tool_call_end|>"],
+    "bare JSON": ["<|python_tag|>"],
+}
+
+
+@cache
+def tokenizer(family: str) -> Any:
+    made = real_tokenizer(chat_template=TEMPLATES[family])
+    made.add_tokens(SPECIALS[family], special_tokens=True)
+    made.add_tokens(["<tool_call>", "</tool_call>"])  # with a text, as in Qwen
+    return made
+
+
+@cache
+def format_of(family: str) -> ToolFormat:
+    found = tool_format_of(tokenizer(family))
+    assert found is not None
+    return found
+
+
+def split(family: str, raw: str, *, several: bool = True) -> ToolAnswer | None:
+    ids = iter(range(10))
+    return split_answer(raw, TOOLS, format_of(family), several=several, draw_id=lambda: f"call_{next(ids)}")
+
+
+def calls(answer: ToolAnswer | None) -> list[tuple[str, Any]]:
+    assert answer is not None
+    return [(call.name, json.loads(call.arguments)) for call in answer.calls]
+
+
+PARIS = ("get_weather", {"city": "Paris"})
+
+
+@pytest.mark.parametrize(
+    ("family", "raw"),
+    [
+        ("json_tools", '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Paris"}}\n</tool_call>'),
+        ("json_tools", '<tool_call>{"name": "get_weather", "arguments": "{\\"city\\": \\"Paris\\"}"}'),
+        ("mistral list", '[TOOL_CALLS] [{"name": "get_weather", "arguments": {"city": "Paris"}}]'),
+        ("mistral", '[TOOL_CALLS]get_weather[ARGS]{"city": "Paris"}'),
+        ("pythonic", '<|tool_call_start|>[get_weather(city="Paris")]<|tool_call_end|>'),
+        (
+            "qwen3_coder",
+            "<tool_call>\n<function=get_weather>\n<parameter=city>\nParis\n</parameter>\n</function>\n</tool_call>",
+        ),
+        ("bare JSON", '{"name": "get_weather", "parameters": {"city": "Paris"}}'),
+        ("bare JSON", '<|python_tag|>{"name": "get_weather", "parameters": {"city": "Paris"}}'),
+    ],
+)
+def test_a_call_is_read_in_the_models_own_format(family: str, raw: str) -> None:
+    answer = split(family, raw)
+
+    assert calls(answer) == [PARIS]
+    assert answer is not None
+    assert answer.text == ""
+
+
+@pytest.mark.parametrize(
+    ("family", "raw"),
+    [
+        (
+            "json_tools",
+            """<tool_call>{"name": "get_weather", "arguments": {"city": "Paris"}}</tool_call>
+            <tool_call>{"name": "now", "arguments": {}}</tool_call>""",
+        ),
+        ("mistral", '[TOOL_CALLS]get_weather[ARGS]{"city": "Paris"}[TOOL_CALLS]now[ARGS]{}'),
+        ("bare JSON", '{"name": "get_weather", "parameters": {"city": "Paris"}}; {"name": "now", "parameters": {}}'),
+    ],
+)
+def test_several_calls_keep_their_order_or_the_first_is_taken(family: str, raw: str) -> None:
+    assert calls(split(family, raw)) == [PARIS, ("now", {})]
+    assert calls(split(family, raw, several=False)) == [PARIS]
+
+
+def test_what_stands_outside_the_calls_is_the_text_without_special_tokens() -> None:
+    answer = split("pythonic", "Let me see.\n<|tool_call_start|>[now()]<|tool_call_end|> So.<|end_header_id|>")
+
+    assert answer is not None
+    assert (answer.text, [call.id for call in answer.calls]) == ("Let me see.\n So.", ["call_0"])
+
+
+@pytest.mark.parametrize(
+    ("family", "raw"),
+    [
+        ("json_tools", "<tool_call>{not JSON}</tool_call>"),
+        ("json_tools", '<tool_call>{"name": "other", "arguments": {}}</tool_call>'),
+        ("json_tools", '<tool_call>{"name": "now", "arguments": [1]}</tool_call>'),
+        ("json_tools", '<tool_call>{"name": "now", "arguments": {"x": NaN}}</tool_call>'),
+        ("json_tools", "<tool_call>[]</tool_call>"),
+        ("json_tools", "It is noon."),
+        ("pythonic", "<|tool_call_start|>nothing<|tool_call_end|>"),
+        ("bare JSON", '{"name": "now"}'),
+        ("bare JSON", '{"name": "now", "parameters": {}} is what I would call'),
+        ("bare JSON", "null"),
+        ("bare JSON", ""),
+    ],
+)
+def test_what_is_no_call_of_an_offered_tool_is_none(family: str, raw: str) -> None:
+    assert split(family, raw) is None
+
+
+def test_a_malformed_call_beside_a_good_one_stays_in_the_text() -> None:
+    answer = split("json_tools", '<tool_call>{oops</tool_call><tool_call>{"name": "now"}</tool_call>')
+
+    assert answer is not None
+    assert (answer.text, calls(answer)) == ("<tool_call>{oops</tool_call>", [("now", {})])
+
+
+def test_the_demo_models_calls_are_known_and_a_template_without_calls_is_not() -> None:
+    demo = tool_format_of(load_tokenizer_only().tokenizer)
+
+    assert demo is not None
+    assert demo.name == "bare JSON"
+    assert tool_format_of(real_tokenizer(chat_template="{{ messages }}")) is None
+    assert tool_format_of(real_tokenizer(chat_template=None)) is None
+
+
+@pytest.mark.parametrize("family", ["json_tools", "mistral list", "mistral", "bare JSON"])
+@pytest.mark.parametrize("several", [False, True])
+def test_the_calls_that_a_grammar_forces_are_read_back(family: str, several: bool) -> None:
+    eos = frozenset({257})
+    compiler = StructureCompiler(tokenizer(family), eos, len(tokenizer(family)), format_of(family))
+    asked = request(tool_choice=ToolChoice(mode="required", parallel=several))
+
+    for seed in range(5):
+        constraint = compiler.constraint(asked, eos)
+        assert constraint is not None
+
+        answer = split(family, tokenizer(family).decode(random_answer(constraint, eos, seed)))
+        assert answer is not None
+        assert answer.text == ""
+        assert len(answer.calls) == 1 or several
+
+
+def random_answer(constraint: Constraint, eos: frozenset[int], seed: int) -> list[int]:
+    """One of the answers that a constraint allows, ended as soon as it may be."""
+    choose = random.Random(seed)
+    ids: list[int] = []
+    while True:
+        bits = np.unpackbits(np.frombuffer(constraint.allowed_ids(), np.uint8), bitorder="little")
+        allowed = np.flatnonzero(bits).tolist()
+        if not eos.isdisjoint(allowed):
+            return ids
+        ids.append(choose.choice(allowed))
+        constraint.advance(ids[-1])
+
+
+@pytest.mark.parametrize("family", ["pythonic", "qwen3_coder"])
+def test_a_format_without_json_arguments_cannot_be_forced(family: str) -> None:
+    compiler = StructureCompiler(tokenizer(family), frozenset({257}), 300, format_of(family))
+
+    with pytest.raises(Exception, match="can't be forced") as refused:
+        compiler.constraint(request(tool_choice=ToolChoice(mode="required")), frozenset({257}))
+
+    assert getattr(refused.value, "param", None) == "tool_choice"
+
+
+# --- The whole answer -----------------------------------------------------------------------------------------
+
+
+def request(**fields: Any) -> Request:
+    return Request(
+        custom_id="r",
+        endpoint="/v1/chat/completions",
+        sampling=SamplingParams(),
+        content_hash="",
+        messages=(),
+        **{"tools": TOOLS, **fields},
+    )
+
+
+def read(
+    text: str, *, family: str = "mistral", end: StopType = "eos_token", spec: Any = None, **fields: Any
+) -> AnswerParts:
+    model = tokenizer(family)
+
+    def decode(token_ids: Any) -> str:
+        return str(model.decode(list(token_ids), skip_special_tokens=True))
+
+    ids = model.encode(text, add_special_tokens=False)
+    result = RowResult(
+        row_id="row",
+        token_ids=tuple(ids) + ((257,) if end == "eos_token" else ()),
+        text=decode(ids),
+        stop_details=StopDetails(type=end),
+        num_prompt_tokens=1,
+        seed=0,
+        prefill_s=0.0,
+        decode_s=0.0,
+    )
+    return AnswerReader(model, decode, format_of(family)).read(request(**fields), spec or row_spec(), result)
+
+
+CALL = '[TOOL_CALLS]get_weather[ARGS]{"city": "Paris"}'
+
+
+def test_an_answer_with_calls_finishes_with_tool_calls() -> None:
+    parts = read(CALL)
+
+    (call,) = parts.tool_calls
+    assert (parts.finish_reason, parts.text, call.name, call.arguments) == (
+        "tool_calls",
+        "",
+        "get_weather",
+        '{"city": "Paris"}',
+    )
+    assert call.id.startswith("call_")
+
+
+def test_a_call_that_a_limit_cut_off_is_length_and_keeps_its_raw_text() -> None:
+    parts = read(CALL[:-3], end="max_tokens")
+
+    assert (parts.finish_reason, parts.text, parts.tool_calls) == ("length", CALL[:-3], ())
+
+
+def test_a_malformed_call_stays_the_text_that_it_was() -> None:
+    parts = read("[TOOL_CALLS]get_weather[ARGS]{oops")
+
+    assert (parts.finish_reason, parts.text) == ("stop", "get_weather{oops")
+
+
+@pytest.mark.parametrize("fields", [{"tools": None}, {"tool_choice": ToolChoice(mode="none")}])
+def test_without_tools_on_offer_nothing_is_a_call(fields: dict[str, Any]) -> None:
+    assert read(CALL, **fields).tool_calls == ()
+
+
+def test_without_parallel_calls_the_first_is_taken() -> None:
+    assert len(read(CALL * 2, tool_choice=ToolChoice(parallel=False)).tool_calls) == 1
+
+
+def test_calls_are_looked_for_behind_the_reasoning_part_only() -> None:
+    (bar,) = tokenizer("mistral").encode("|", add_special_tokens=False)
+    spec = row_spec(reasoning=Reasoning(start_ids=(bar,), end_ids=(bar,), is_open=True))
+
+    parts = read(f"{CALL}|{CALL}", spec=spec)
+
+    assert parts.reasoning_content == 'get_weather{"city": "Paris"}'
+    assert len(parts.tool_calls) == 1
