@@ -22,7 +22,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import click
 from redis import Redis
 from rq import Queue
 from rq.job import Job
@@ -37,9 +36,9 @@ from mlxq.files import read_requests
 from mlxq_worker.blas import LIBRARY
 from mlxq_worker.commands.run import worker_command
 from mlxq_worker.redis_server import private_redis
-from mlxq_worker.worker_process import WorkerProcess
 
 Run = Callable[[Workload], Outcome]
+Process = subprocess.Popen[bytes]
 START_TIMEOUT_S = 120.0
 
 
@@ -49,9 +48,8 @@ def mlxq_run(bench: BenchModel, width: int, max_inflight: int = bulk.DEFAULT_MAX
     with tempfile.TemporaryDirectory() as folder, private_redis() as redis:
         client = Client(redis.url)
         command = worker_command("mlxq", model=str(bench.path), max_num_seqs=width)
-        tell = partial(click.echo, err=True)
-        with WorkerProcess(command, {"MLXQ_URL": redis.url}, tell=tell) as worker:
-            yield partial(_through_files, client, worker, Path(folder), max_inflight)
+        with process(command, {"MLXQ_URL": redis.url}) as worker:
+            yield partial(through_files, client, worker, Path(folder), max_inflight=max_inflight)
         client.close()
 
 
@@ -61,8 +59,8 @@ def stock_rq(bench: BenchModel, width: int) -> Iterator[Run]:
     variables = {stock_job.MODEL_VARIABLE: str(bench.path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with private_redis() as redis:
         command = [sys.executable, "-m", "rq.cli", "worker", "--worker-class", "rq.worker.SimpleWorker"]
-        with _process([*command, "--url", redis.url, "--quiet", "bench"], variables) as process:
-            yield partial(_through_jobs, bench, Redis.from_url(redis.url), process)
+        with process([*command, "--url", redis.url, "--quiet", "bench"], variables) as running:
+            yield partial(_through_jobs, bench, Redis.from_url(redis.url), running)
 
 
 @contextmanager
@@ -71,8 +69,8 @@ def mlx_lm_server(bench: BenchModel, width: int) -> Iterator[Run]:
     port = _free_port()
     command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(bench.path), "--port", str(port)]
     command += ["--decode-concurrency", str(width), "--prompt-concurrency", str(min(8, width)), "--log-level", "ERROR"]
-    with _process(command, {}) as process:
-        _wait_for_port(port, process)
+    with process(command, {}) as running:
+        _wait_for_port(port, running)
         yield partial(_through_http, bench, port, width)
 
 
@@ -83,9 +81,15 @@ SERVICES: dict[str, Callable[[BenchModel, int], AbstractContextManager[Run]]] = 
 }
 
 
-def _through_files(
-    client: Client, worker: WorkerProcess, folder: Path, max_inflight: int, workload: Workload
+def through_files(
+    client: Client,
+    worker: Process,
+    folder: Path,
+    workload: Workload,
+    *,
+    max_inflight: int = bulk.DEFAULT_MAX_INFLIGHT,
 ) -> Outcome:
+    """What `mlxq run` does with a file, for a worker that is there already."""
     source, target = folder / "requests.jsonl", folder / "answers.jsonl"
     source.write_text("".join(json.dumps(line) + "\n" for line in request_lines(workload)))
     start = time.perf_counter()
@@ -94,14 +98,14 @@ def _through_files(
         read_requests(source),
         target,
         folder / "errors.jsonl",
-        on_turn=lambda tally: _check(worker, tally.succeeded + tally.failed),
+        on_turn=lambda _: worker.poll() is None,
         max_inflight=max_inflight,
         resume=False,
         ordered=True,
     )
     seconds = time.perf_counter() - start
-    if summary.failed:
-        raise RuntimeError(f"{summary.failed} requests failed")
+    if summary.failed or summary.interrupted:
+        raise RuntimeError(f"{summary.failed} requests failed, or the worker did")
     return Outcome(tuple(map(_text, target.read_text().splitlines())), workload.num_tokens, seconds)
 
 
@@ -112,31 +116,24 @@ def request_lines(workload: Workload) -> Iterator[dict[str, Any]]:
         yield {"custom_id": str(index), "body": {**asked, **asdict(item.sampling)}}
 
 
-def _check(worker: WorkerProcess, num_done: int) -> bool:
-    worker.check(num_done)
-    return True
-
-
 def _text(line: str) -> str:
     text: str = json.loads(line)["response"]["body"]["choices"][0]["text"]
     return text
 
 
-def _through_jobs(
-    bench: BenchModel, connection: Redis, process: subprocess.Popen[bytes], workload: Workload
-) -> Outcome:
+def _through_jobs(bench: BenchModel, connection: Redis, worker: Process, workload: Workload) -> Outcome:
     queue = Queue("bench", connection=connection)
     start = time.perf_counter()
     jobs = [queue.enqueue(stock_job.generate, list(item.prompt), item.num_tokens) for item in workload.items]
-    generated = [_result(job, process) for job in jobs]
+    generated = [_result(job, worker) for job in jobs]
     seconds = time.perf_counter() - start
     return Outcome(tuple(map(bench.text, generated)), workload.num_tokens, seconds)
 
 
-def _result(job: Job, process: subprocess.Popen[bytes]) -> list[int]:
+def _result(job: Job, worker: Process) -> list[int]:
     """The worker takes the jobs in order, so waiting for one after another is as fast as for all."""
     while not (result := job.latest_result()):
-        if process.poll() is not None or job.is_failed:
+        if worker.poll() is not None or job.is_failed:
             raise RuntimeError("the stock worker has failed")
         time.sleep(0.005)
     if result.type != result.Type.SUCCESSFUL:
@@ -165,17 +162,18 @@ def _post(port: int, prompt: str, item: Item) -> tuple[str, int]:
 
 
 @contextmanager
-def _process(command: list[str], variables: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def process(command: list[str], variables: dict[str, str]) -> Iterator[Process]:
+    """Run a command for the block, with OpenBLAS as its BLAS."""
     preload = {"LD_PRELOAD": LIBRARY} if sys.platform == "linux" else {}
     # What they say is a line for each request; a failure shows in their answers.
-    process = subprocess.Popen(
+    running = subprocess.Popen(
         command, env={**os.environ, **preload, **variables}, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        yield process
+        yield running
     finally:
-        process.terminate()
-        process.wait(30)
+        running.terminate()
+        running.wait(30)
 
 
 def _free_port() -> int:
@@ -185,10 +183,10 @@ def _free_port() -> int:
         return port
 
 
-def _wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
+def _wait_for_port(port: int, server: Process) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        if process.poll() is not None:
+        if server.poll() is not None:
             raise RuntimeError("mlx_lm.server has ended")
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
