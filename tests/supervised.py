@@ -13,6 +13,11 @@ from redis import Redis
 from mlxq_worker.config import WorkerConfig
 
 
+def variables(**given: str) -> dict[str, str]:
+    """With which it finds what this process can import."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **given}
+
+
 def command(worker: type) -> list[str]:
     """What to run for a worker of this class."""
     return [sys.executable, __file__, f"{worker.__module__}:{worker.__qualname__}"]
