@@ -22,6 +22,10 @@ GOOD = requests(EXAMPLES)
 HALF = len(GOOD) // 2
 PRIMARY_EOS = "<|eot_id|>"
 
+USER = {"role": "user", "content": "Which time is it?"}
+CLOCK = {"type": "function", "function": {"name": "clock"}}
+OTHER_TOOL = {"type": "function", "function": {"name": "calendar"}}
+
 
 @dataclass(frozen=True, slots=True)
 class Bad:
@@ -41,6 +45,28 @@ BAD = (
     Bad({"id": "no stop id", "prompt": "a", "stop_token_ids": [1705]}, "no stop id", "stop_token_ids", "out_of_range"),
     Bad({"id": "chat-0", "prompt": "a"}, "chat-0", "custom_id", "duplicate_custom_id"),
     Bad({"id": "empty", "prompt": ""}, "empty", "prompt", "out_of_range"),
+    Bad({"id": "cold", "prompt": "a", "temperature": -1}, "cold", "temperature", "out_of_range"),
+    Bad({"id": "no choice", "prompt": "a", "top_p": 0}, "no choice", "top_p", "out_of_range"),
+    Bad({"id": "no answers", "prompt": "a", "n": 0}, "no answers", "n", "out_of_range"),
+    Bad({"id": "no bias id", "prompt": "a", "logit_bias": {"1705": 1}}, "no bias id", "logit_bias", "out_of_range"),
+    Bad(
+        {"id": "no schema", "prompt": "a", "structured_outputs": {"json": {"type": "objekt"}}},
+        "no schema",
+        "structured_outputs.json",
+        "invalid_schema",
+    ),
+    Bad(
+        {"id": "no regex", "prompt": "a", "structured_outputs": {"regex": "(a"}},
+        "no regex",
+        "structured_outputs.regex",
+        "invalid_regex",
+    ),
+    Bad(
+        {"id": "no tool", "messages": [USER], "tools": [CLOCK], "tool_choice": OTHER_TOOL},
+        "no tool",
+        "tool_choice.function.name",
+        "unknown_tool",
+    ),
 )
 
 
