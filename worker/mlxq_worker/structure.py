@@ -15,7 +15,7 @@ import numpy as np
 
 from mlxq.contract import Request
 from mlxq.errors import RequestError
-from mlxq_worker.engine.constraint import Masks
+from mlxq_worker.engine.constraint import Words, num_words
 from mlxq_worker.engine.reasoning import Reasoning, ReasoningState
 from mlxq_worker.grammar import Grammar, answer_grammar
 from mlxq_worker.tokenizer import Tokenizer
@@ -139,7 +139,7 @@ class GrammarConstraint:
     __slots__ = ("_end_words", "_matcher", "_reasoning", "batch")
 
     def __init__(
-        self, matcher: LLMatcher, end_words: Masks, reasoning: ReasoningState | None, batch: GrammarMasks
+        self, matcher: LLMatcher, end_words: Words, reasoning: ReasoningState | None, batch: GrammarMasks
     ) -> None:
         self._matcher = matcher
         self._end_words = end_words  # (W,)
@@ -160,7 +160,7 @@ class GrammarConstraint:
         """The grammar that says what may come next; none inside the reasoning part."""
         return None if self._reasoning and self._reasoning.is_inside else self._matcher
 
-    def complete(self, words: Masks) -> None:
+    def complete(self, words: Words) -> None:
         """Turn the grammar's own mask (W,) into the row's: with its end ids, and with the reasoning part's start."""
         if self.held_by is None:
             return
@@ -185,29 +185,25 @@ class GrammarMasks:
         self._vocab_size = vocab_size
         self._text_words = self.bits(range(vocab_size)) & ~self.bits(eos_ids)  # (W,)
 
-    def empty(self, num_rows: int) -> Masks:
-        """Masks that allow nothing: (num_rows, W)."""
-        return np.zeros((num_rows, _num_words(self._vocab_size)), dtype=np.uint32)
+    def empty(self, num_rows: int) -> Words:
+        """Words that allow nothing: (num_rows, W)."""
+        return np.zeros((num_rows, num_words(self._vocab_size)), dtype=np.uint32)
 
-    def bits(self, ids: Iterable[int]) -> Masks:
+    def bits(self, ids: Iterable[int]) -> Words:
         """The mask (W,) that allows exactly these ids."""
-        allowed = np.zeros(32 * _num_words(self._vocab_size), dtype=np.uint8)
+        allowed = np.zeros(32 * num_words(self._vocab_size), dtype=np.uint8)
         allowed[list(ids)] = 1
         return np.packbits(allowed, bitorder="little").view("<u4").astype(np.uint32)
 
-    def fill(self, constraints: Sequence[GrammarConstraint], masks: Masks) -> None:
+    def fill(self, constraints: Sequence[GrammarConstraint], masks: Words) -> None:
         """Write each constraint's mask into its row of `masks` (C, W)."""
         from llguidance.numpy import fill_next_token_bitmask_par
 
         # llguidance writes as many words as its tokenizer has, which may be more than the model's.
-        every = np.full((len(constraints), _num_words(self.tokenizer.vocab_size)), -1, dtype=np.int32)
+        every = np.full((len(constraints), num_words(self.tokenizer.vocab_size)), -1, dtype=np.int32)
         held = [(matcher, index) for index, each in enumerate(constraints) if (matcher := each.held_by)]
         if held:
             fill_next_token_bitmask_par(self._executor, held, every)
         masks[:] = every.view(np.uint32)[:, : masks.shape[1]] & self._text_words
         for constraint, words in zip(constraints, masks, strict=True):
             constraint.complete(words)
-
-
-def _num_words(num_ids: int) -> int:
-    return -(-num_ids // 32)

@@ -13,8 +13,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-Masks = NDArray[np.uint32]
-"""(C, W): the ids that C rows allow, as bits; id `i` is bit `i % 32` of word `i // 32`, so W is V / 32, rounded up."""
+Words = NDArray[np.uint32]
+"""(W,) or (C, W): ids as bits, of one row or of C; id `i` is bit `i % 32` of word `i // 32`."""
+
+
+def num_words(num_ids: int) -> int:
+    """How many words W a vocabulary needs."""
+    return -(-num_ids // 32)
 
 
 class Constraint(Protocol):
@@ -34,7 +39,7 @@ class Constraint(Protocol):
 class MaskBatch(Protocol):
     """Makes the masks of many constraints at once."""
 
-    def fill(self, constraints: Sequence[Any], masks: Masks) -> None:
+    def fill(self, constraints: Sequence[Any], masks: Words) -> None:
         """Write each constraint's mask into its row of `masks` (C, W)."""
 
 
@@ -46,15 +51,15 @@ class BatchedConstraint(Protocol):
     def batch(self) -> MaskBatch: ...
 
 
-def fill_masks(constraints: Sequence[Constraint], vocab_size: int) -> Masks:
+def fill_masks(constraints: Sequence[Constraint], vocab_size: int) -> Words:
     """The masks of many rows, (C, W), in their order. Ids beyond a constraint's own vocabulary are not allowed."""
-    masks = np.zeros((len(constraints), -(-vocab_size // 32)), dtype=np.uint32)
+    masks = np.zeros((len(constraints), num_words(vocab_size)), dtype=np.uint32)
     together: defaultdict[MaskBatch, list[int]] = defaultdict(list)
     for index, constraint in enumerate(constraints):
         if isinstance(constraint, BatchedConstraint):
             together[constraint.batch].append(index)
         else:
-            words = np.frombuffer(constraint.allowed_ids(), dtype="<u4")
+            words = np.frombuffer(constraint.allowed_ids(), dtype="<u4")[: masks.shape[1]]
             masks[index, : len(words)] = words
     for batch, indices in together.items():
         part = np.zeros((len(indices), masks.shape[1]), dtype=np.uint32)

@@ -13,25 +13,15 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
-from numpy.typing import NDArray
 
-Words = NDArray[np.uint32]
-"""(W,) or (C, W): enough words for a vocabulary, W = ceil(V / 32)."""
+from mlxq_worker.engine.constraint import Words, num_words
 
 
 def words_of_ids(ids: Iterable[int], num_ids: int) -> Words:
     """A mask that lets `ids` through, in a vocabulary of `num_ids`: (W,)."""
-    allowed = np.zeros((_num_words(num_ids) * 32,), np.bool_)
+    allowed = np.zeros((num_words(num_ids) * 32,), np.bool_)
     allowed[np.fromiter(ids, np.int64)] = True
     return np.packbits(allowed, bitorder="little").view(np.uint32)
-
-
-def words_of_bytes(mask: bytes, num_ids: int) -> Words:
-    """A mask as it comes from a grammar, cut or filled up with forbidden ids to a vocabulary of `num_ids`: (W,)."""
-    words = np.zeros((_num_words(num_ids),), np.uint32)
-    given = np.frombuffer(mask, np.uint32)[: len(words)]
-    words[: len(given)] = given
-    return words
 
 
 def mask_logits(logits: mx.array, rows: Sequence[int], words: Words) -> mx.array:
@@ -45,10 +35,6 @@ def mask_logits(logits: mx.array, rows: Sequence[int], words: Words) -> mx.array
     index = mx.array(list(rows))
     logits[index] = mx.where(allowed, logits[index], -mx.inf)
     return logits
-
-
-def _num_words(num_ids: int) -> int:
-    return -(-num_ids // 32)
 
 
 def _mask_on_metal(logits: mx.array, rows: Sequence[int], words: Words) -> mx.array:

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import mlx.core as mx
 import numpy as np
 
+from mlxq_worker.engine.constraint import Words, fill_masks, num_words
 from mlxq_worker.engine.edits import RowEdits, is_edited, joined
-from mlxq_worker.engine.masks import Words, mask_logits, words_of_bytes, words_of_ids
+from mlxq_worker.engine.masks import mask_logits, words_of_ids
 from mlxq_worker.engine.row import Row
 
 
@@ -42,7 +43,7 @@ class Processors:
         if self._edits:
             logits = self._edit(logits)
         if masked:
-            words = np.stack([self._words(row, logits.shape[1]) for _, row in masked])  # (C, W)
+            words = self._words([row for _, row in masked], logits.shape[1])  # (C, W)
             logits = mask_logits(logits, [index for index, _ in masked], words)
         return logits
 
@@ -63,16 +64,25 @@ class Processors:
         placed = [(index, self._edits[row]) for index, row in enumerate(self._rows) if row in self._edits]
         return tuple(map(mx.array, joined(placed))) if placed else ()
 
-    def _words(self, row: Row, num_ids: int) -> Words:
-        """The mask of one row: (W,)."""
-        spec, masks = row.spec, []
-        if spec.allowed_token_ids is not None:
-            if row not in self._allowed:
-                self._allowed[row] = words_of_ids(spec.allowed_token_ids, num_ids)
-            masks.append(self._allowed[row])
-        if spec.constraint is not None:
-            masks.append(words_of_bytes(spec.constraint.allowed_ids(), num_ids))
-        return masks[0] if len(masks) == 1 else masks[0] & masks[1]
+    def _words(self, rows: Sequence[Row], num_ids: int) -> Words:
+        """The masks of C rows: (C, W)."""
+        held = [(index, each) for index, row in enumerate(rows) if (each := row.spec.constraint) is not None]
+        words = np.full((len(rows), num_words(num_ids)), _EVERY_ID, dtype=np.uint32)
+        if held:
+            words[[index for index, _ in held]] = fill_masks([constraint for _, constraint in held], num_ids)
+        for row, its_words in zip(rows, words, strict=True):
+            if row.spec.allowed_token_ids is not None:
+                its_words &= self._allowed_words(row, row.spec.allowed_token_ids, num_ids)
+        return words
+
+    def _allowed_words(self, row: Row, allowed_ids: frozenset[int], num_ids: int) -> Words:
+        """The mask of a row's own list: (W,)."""
+        if row not in self._allowed:
+            self._allowed[row] = words_of_ids(allowed_ids, num_ids)
+        return self._allowed[row]
+
+
+_EVERY_ID = 0xFFFFFFFF
 
 
 def _is_masked(row: Row) -> bool:
