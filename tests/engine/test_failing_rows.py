@@ -13,9 +13,9 @@ from tiny_models import VOCAB_SIZE, build
 
 from engine_runs import decode, run
 from mlxq.contract import StopDetails
+from mlxq_worker.engine.choice import best_ids
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.row import RowSpec
-from mlxq_worker.engine.sampling import largest
 from row_specs import row_spec
 
 EVERY_WAY = pytest.mark.parametrize(
@@ -97,11 +97,15 @@ def test_a_row_that_nothing_may_follow_keeps_what_it_has(architecture: str, pack
 
 @pytest.mark.parametrize("num_ids", [1, 7, 64, 128, 1000, 1280, 50257])
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
-def test_the_largest_logit_is_found_and_not_a_number_wherever_one_stands(num_ids: int, dtype: mx.Dtype) -> None:
+def test_the_best_id_is_the_first_of_equals_and_no_number_hides(num_ids: int, dtype: mx.Dtype) -> None:
     logits = mx.random.normal((4, num_ids), key=mx.random.key(num_ids)).astype(dtype)
+    logits[1] = mx.floor(logits[1])  # many equals
 
-    assert mx.array_equal(largest(logits), logits.max(axis=-1))
+    best, peaks = best_ids(logits)
+
+    assert mx.array_equal(best, mx.argmax(logits, axis=-1))
+    assert mx.array_equal(peaks, logits.max(axis=-1))
     for place in {0, num_ids // 3, num_ids - 1}:
         poisoned = mx.array(logits)
         poisoned[2, place] = mx.nan
-        assert mx.isnan(largest(poisoned)).tolist() == [False, False, True, False]
+        assert mx.isnan(best_ids(poisoned)[1]).tolist() == [False, False, True, False]

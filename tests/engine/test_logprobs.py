@@ -124,7 +124,7 @@ def test_a_prompt_that_was_cut_short_has_no_scores() -> None:
 def test_equals_are_ordered_by_id_and_impossible_ids_have_a_finite_score() -> None:
     logits = mx.array([[0.0, 2.0, -mx.inf, 2.0, 0.0]])
 
-    (scores,) = Scores.of(logits, mx.array([2]), with_top=True).read([5])
+    (scores,) = Scores.of(logits, mx.array([2]), 20).read([5])
 
     assert [token_id for token_id, _ in scores.top] == [1, 3, 0, 4, 2]
     assert scores.logprob == scores.top[-1][1] == LEAST_LOGPROB

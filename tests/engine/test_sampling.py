@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from tiny_models import VOCAB_SIZE, build
 
 from engine_runs import decode, run
+from mlxq_worker.engine.choice import Filter
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.row import Row, RowSpec
 from mlxq_worker.engine.sampling import Sampler
@@ -97,6 +98,50 @@ def test_every_row_gets_the_token_of_the_reference(parameters: list[dict[str, An
         assert chosen == [reference_token(row, spec, position) for row, spec in rows]
 
 
+LARGE_VOCABULARY: list[dict[str, Any]] = [
+    {"temperature": 1.0, "top_k": 128},
+    {"temperature": 1.5, "top_k": 129},
+    {"temperature": 2.0, "top_k": 600, "top_p": 0.8},
+    {"temperature": 2.0, "top_k": 100, "top_p": 0.8, "min_p": 0.01},
+    {"temperature": 1.0, "top_p": 0.95},
+    {"temperature": 5.0, "top_p": 0.99},
+    {"temperature": 0.7, "min_p": 0.001, "top_p": 0.999},
+    {"temperature": 1.0, "min_p": 0.02},
+]
+
+
+@pytest.mark.parametrize("searching", [True, False], ids=["by search", "by sorting"])
+@pytest.mark.parametrize("num_ids", [1000, 1024, 1021])
+def test_in_large_vocabularies_too_the_least_weights_are_those_of_the_reference(
+    searching: bool, num_ids: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlxq_worker.engine.choice.searches", lambda num_ids: searching)
+    specs = [row_spec(seed=seed, **each) for seed in range(4) for each in LARGE_VOCABULARY]
+    logits = random_logits(len(specs), num_ids, seed=num_ids)
+
+    chosen = sample(specs, logits)
+
+    rows = zip(np.array(logits), specs, strict=True)
+    assert chosen == [reference_token(row, spec, 0) for row, spec in rows]
+
+
+@pytest.mark.parametrize("searching", [True, False], ids=["by search", "by sorting"])
+@pytest.mark.parametrize(
+    ("parameters", "kept"),
+    [({"top_k": 1}, 2), ({"top_k": 3}, 5), ({"top_k": 200}, 300), ({"top_p": 0.02}, 2), ({"min_p": 0.9}, 2)],
+    ids=str,
+)
+def test_equals_of_the_last_one_kept_are_kept_with_it(
+    parameters: dict[str, Any], kept: int, searching: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlxq_worker.engine.choice.searches", lambda num_ids: searching)
+    weights = mx.array([[1.0, 1.0, *[0.5] * 3, *[0.25] * 295, *[0.125] * 20]])
+
+    left = Filter([row_spec(temperature=1.0, **parameters)]).apply(weights)
+
+    assert (left > 0).tolist() == [[True] * kept + [False] * (320 - kept)]
+
+
 @pytest.mark.parametrize("parameters", UNFILTERED + FILTERED + GREEDY, ids=str)
 def test_a_row_samples_the_same_alone_and_beside_rows_of_every_other_kind(parameters: dict[str, Any]) -> None:
     neighbours = [row_spec(seed=100 + index, **each) for index, each in enumerate(UNFILTERED + FILTERED + GREEDY)]
@@ -154,7 +199,7 @@ def test_half_precision_logits_are_sampled_as_what_they_are_in_float32() -> None
 def test_no_draw_picks_an_impossible_token(
     parameters: dict[str, Any], draw: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlxq_worker.engine.sampling.uniform", lambda seed, position: draw)
+    monkeypatch.setattr("mlxq_worker.engine.choice.uniform", lambda seed, position: draw)
     first_and_last = {0: "first", VOCAB_SIZE - 1: "last"}
     spec = row_spec(min_tokens=1, end_tokens=first_and_last, **parameters)
     logits = random_logits(50)

@@ -28,6 +28,7 @@ MLX_CALLERS = frozenset(
         "mlxq_worker.reasoning",
         "mlxq_worker.tool_formats",
         "mlxq_worker.engine.attention",
+        "mlxq_worker.engine.choice",
         "mlxq_worker.engine.layout",
         "mlxq_worker.engine.logprobs",
         "mlxq_worker.engine.masks",

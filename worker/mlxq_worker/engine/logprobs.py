@@ -6,6 +6,7 @@ that ask are looked at, and nothing of vocabulary size is kept.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,9 @@ class Scores:
     def of(cls, logits: mx.array, token_ids: mx.array, num_top: int) -> Scores:
         """Score tokens (P,) by logits (P, V), with `num_top` alternatives for each place."""
         logits = logits.astype(mx.float32)
-        normaliser = mx.logsumexp(logits, axis=-1, keepdims=True)  # (P, 1)
+        peak = logits.max(axis=-1, keepdims=True)
+        # Through powers of two: on a CPU mlx's exp takes three to four times as long.
+        normaliser = peak + mx.log(mx.power(2, (logits - peak) / math.log(2)).sum(axis=-1, keepdims=True))  # (P, 1)
         own = mx.take_along_axis(logits, token_ids[:, None], axis=-1)  # (P, 1)
         ranks = (logits > own).sum(axis=-1) + 1
         top_ids = _top_ids(logits, num_top) if num_top else mx.zeros((logits.shape[0], 0), dtype=mx.uint32)
