@@ -226,8 +226,8 @@ def test_hypotheses_that_outgrow_their_slots_take_what_they_have_with_them() -> 
     spec, model = beam_spec(250, end_tokens={}, eos_ids=frozenset()), build("llama")
 
     outcomes = [
-        run(BatchEngine(model, decode, max_num_seqs=6, max_prefix_tokens=max_prefix_tokens), [spec, *plain_specs()])
-        for max_prefix_tokens in (0, 1000)  # 256 columns are outgrown only where the prompt lies in them
+        run(BatchEngine(model, decode, max_num_seqs=6, max_prefix_bytes=max_prefix_bytes), [spec, *plain_specs()])
+        for max_prefix_bytes in (0, 1_000_000)  # 256 columns are outgrown only where the prompt lies in them
     ]
 
     assert outcomes[0].tokens == outcomes[1].tokens

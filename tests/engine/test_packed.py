@@ -144,7 +144,7 @@ def test_rows_that_share_a_prefix_get_the_tokens_that_they_get_without_sharing(
                 decode,
                 max_num_seqs=width,
                 max_num_batched_tokens=max_num_batched_tokens,
-                max_prefix_tokens=max_prefix_tokens,
+                max_prefix_bytes=max_prefix_tokens * measure_cost(model).bytes_per_token,
             ),
             specs,
             one_per_step=one_per_step,
@@ -187,7 +187,7 @@ def test_a_prefix_takes_over_what_was_computed_for_the_shorter_one_that_more_row
 
     num_computed = sum(layout.positions.size for layout in layouts[2:])
     assert num_computed == len(few_shot) + (len(question) - 1) + len(specs) + sum(spec.limit - 1 for spec in specs)
-    assert outcome.tokens == run(BatchEngine(model, decode, max_num_seqs=6, max_prefix_tokens=0), specs).tokens
+    assert outcome.tokens == run(BatchEngine(model, decode, max_num_seqs=6, max_prefix_bytes=0), specs).tokens
 
 
 @pytest.fixture
@@ -202,6 +202,22 @@ def caches(monkeypatch: pytest.MonkeyPatch) -> list[SlotCache]:
 
     monkeypatch.setattr(SlotCache, "__init__", init)
     return made
+
+
+def test_a_shared_prefix_is_still_there_for_the_next_batch(layouts: list[Layout]) -> None:
+    prefix = tuple(index % VOCAB_SIZE for index in range(128))
+    batches = [
+        [row_spec(row_id=str(index), prompt_ids=(*prefix, index), max_tokens=1) for index in indices]
+        for indices in (range(2), range(2, 4))
+    ]
+    engine = BatchEngine(build("llama"), decode, max_num_seqs=4)
+    run(engine, batches[0])
+    seen = len(layouts)
+
+    outcome = run(engine, batches[1])
+
+    assert sum(layout.positions.size for layout in layouts[seen:]) == 2
+    assert outcome.tokens == run(BatchEngine(build("llama"), decode, max_num_seqs=1), batches[1]).tokens
 
 
 def test_rows_take_no_more_room_than_their_lengths_ask_for(caches: list[SlotCache]) -> None:

@@ -15,7 +15,22 @@ def test_a_row_costs_its_tokens_its_windows_and_its_states(num_tokens: int, num_
     assert KvCost(bytes_per_token=10, windows=((3, 8),), fixed_bytes=7).of_row(num_tokens) == num_bytes
 
 
-def test_every_row_counts_as_much_as_the_longest() -> None:
+def test_a_row_in_slabs_counts_for_itself_alone() -> None:
+    budget = KvBudget(KvCost(bytes_per_token=1), limit_bytes=31 * 256 + 4096 + 256, in_slabs=True)
+
+    assert budget.taken([100] * 31 + [4000]) == 32 * 256 + 4096
+    assert budget.fits([100] * 31 + [4000])
+    assert not budget.fits([100] * 31 + [4000], num_prefix_tokens=1)
+    assert budget.spare_tokens([100] * 31) == 4096
+    assert budget.spare_tokens([100] * 200) == 0
+
+
+@pytest.mark.parametrize(("given", "num_tokens"), [(None, 1000 // 8 // 10), (305, 30), (0, 0)])
+def test_prefixes_get_the_bytes_that_are_given_or_a_share(given: int | None, num_tokens: int) -> None:
+    assert KvBudget(KvCost(bytes_per_token=10), limit_bytes=1000).prefix_tokens(given) == num_tokens
+
+
+def test_every_padded_row_counts_as_much_as_the_longest() -> None:
     budget = KvBudget(KvCost(bytes_per_token=10), limit_bytes=600)
 
     assert budget.fits([20, 5, 5])
@@ -37,3 +52,37 @@ def test_a_row_waits_until_it_fits_beside_the_others_and_keeps_its_turn() -> Non
         scheduler.commit(plan.rows, [7] * len(plan.rows), 0.0)
 
     assert list(dict.fromkeys(batches)) == ["a+b", "long", "c", ""]
+
+
+def sharing_scheduler(limit_bytes: int) -> Scheduler:
+    """Two rows of 100 tokens behind a prefix of 64, a byte a token."""
+    scheduler = Scheduler(4, max_prefix_tokens=100, budget=KvBudget(KvCost(bytes_per_token=1), limit_bytes))
+    for index in range(2):
+        spec = row_spec(row_id=str(index), prompt_ids=(*range(64), 100 + index), max_tokens=35)
+        scheduler.add(Row(spec, lambda ids: ""))
+    return scheduler
+
+
+@pytest.mark.parametrize(("limit_bytes", "num_running"), [(64 + 36 + 36, 2), (64 + 36 + 35, 1)])
+def test_a_prefix_in_use_counts_once(limit_bytes: int, num_running: int) -> None:
+    scheduler = sharing_scheduler(limit_bytes)
+
+    scheduler.schedule(0.0)
+
+    assert scheduler.num_running == num_running
+
+
+def test_a_prefix_that_nobody_uses_makes_room_for_a_row() -> None:
+    scheduler = sharing_scheduler(limit_bytes=136)
+    plan, _ = scheduler.schedule(0.0)
+    shared = plan.prefixes[0].prefix
+    for row_id in ("0", "1"):
+        scheduler.abort(row_id, "cancelled")
+    idle, _ = scheduler.schedule(1.0)
+
+    scheduler.add(Row(row_spec(row_id="big", prompt_ids=(9,), max_tokens=99), lambda ids: ""))
+    full, _ = scheduler.schedule(2.0)
+
+    assert idle.evicted == ()
+    assert full.evicted == (shared,)
+    assert [row.spec.row_id for row in full.rows] == ["big"]

@@ -28,6 +28,8 @@ def test_every_variable_reaches_its_field() -> None:
             "MLXQ_BURST": "yes",
             "MLXQ_MAX_NUM_SEQS": "8",
             "MLXQ_MAX_NUM_BATCHED_TOKENS": "256",
+            "MLXQ_MAX_PREFIX_BYTES": "0",
+            "MLXQ_LONGEST_FIRST": "1",
             "MLXQ_DEFAULT_MAX_TOKENS": "10",
             "MLXQ_EXTRA_EOS_TOKEN": "<a> <b>",
             "MLXQ_ALLOW_NO_EOS": "1",
@@ -52,7 +54,7 @@ def test_every_variable_reaches_its_field() -> None:
         grace_s=0.0,
         maintenance_s=7.0,
         step_timeout_s=60.0,
-        engine=EngineConfig(max_num_seqs=8, max_num_batched_tokens=256),
+        engine=EngineConfig(max_num_seqs=8, max_num_batched_tokens=256, max_prefix_bytes=0, longest_first=True),
     )
 
 
@@ -77,6 +79,8 @@ def test_given_values_win_and_none_is_not_given() -> None:
         ("MLXQ_MAX_NUM_SEQS", "many"),
         ("MLXQ_MAX_NUM_SEQS", "0"),
         ("MLXQ_MAX_NUM_BATCHED_TOKENS", "-1"),
+        ("MLXQ_MAX_PREFIX_BYTES", "-1"),
+        ("MLXQ_LONGEST_FIRST", "perhaps"),
         ("MLXQ_LEASE_S", "soon"),
         ("MLXQ_LEASE_S", "0.1"),
         ("MLXQ_LEASE_S", "nan"),

@@ -71,6 +71,8 @@ def load_backend(config: WorkerConfig) -> Backend:
             preparer.decode,
             max_num_seqs=config.engine.max_num_seqs,
             max_num_batched_tokens=config.engine.max_num_batched_tokens,
+            max_prefix_bytes=config.engine.max_prefix_bytes,
+            longest_first=config.engine.longest_first,
             kv_bytes=room_for_rows(limit_bytes, used_bytes()),
         )
 

@@ -29,6 +29,9 @@ class EngineConfig:
     Args:
         max_num_seqs: rows decoded at once, at most.
         max_num_batched_tokens: tokens, of prompts and decoding rows together, that one step takes through the model.
+        max_prefix_bytes: what prefixes that rows share may take of the memory for keys and values, which they leave to
+            rows where it is short; 0 shares nothing, `None` is an eighth.
+        longest_first: admit the longest waiting prompts first, and not those that came first.
 
     Raises:
         ConfigError: a value is out of range.
@@ -36,10 +39,13 @@ class EngineConfig:
 
     max_num_seqs: int = 32
     max_num_batched_tokens: int = 512
+    max_prefix_bytes: int | None = None
+    longest_first: bool = False
 
     def __post_init__(self) -> None:
         _check(self, "max_num_seqs", self.max_num_seqs >= 1, "at least 1")
         _check(self, "max_num_batched_tokens", self.max_num_batched_tokens >= 1, "at least 1")
+        _check(self, "max_prefix_bytes", (self.max_prefix_bytes or 0) >= 0, "not negative")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +201,8 @@ _VARIABLES: Mapping[str, tuple[str, _Parser]] = {
     "burst": ("MLXQ_BURST", _flag),
     "max_num_seqs": ("MLXQ_MAX_NUM_SEQS", _integer),
     "max_num_batched_tokens": ("MLXQ_MAX_NUM_BATCHED_TOKENS", _integer),
+    "max_prefix_bytes": ("MLXQ_MAX_PREFIX_BYTES", _integer),
+    "longest_first": ("MLXQ_LONGEST_FIRST", _flag),
     "default_max_tokens": ("MLXQ_DEFAULT_MAX_TOKENS", _integer),
     "extra_eos_tokens": ("MLXQ_EXTRA_EOS_TOKEN", _words),
     "allow_no_eos": ("MLXQ_ALLOW_NO_EOS", _flag),

@@ -34,6 +34,19 @@ if TYPE_CHECKING:
     "--max-num-seqs", type=click.IntRange(1), envvar="MLXQ_MAX_NUM_SEQS", help="Rows decoded at once.  [default: 32]"
 )
 @click.option(
+    "--max-prefix-bytes",
+    type=click.IntRange(0),
+    envvar="MLXQ_MAX_PREFIX_BYTES",
+    help="Memory for prefixes that prompts share; 0 shares none.  [default: an eighth of that for keys and values]",
+)
+@click.option(
+    "--longest-first",
+    is_flag=True,
+    default=None,
+    envvar="MLXQ_LONGEST_FIRST",
+    help="Start the longest waiting prompts first.",
+)
+@click.option(
     "--default-max-tokens",
     type=click.IntRange(1),
     envvar="MLXQ_DEFAULT_MAX_TOKENS",

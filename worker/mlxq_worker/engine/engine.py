@@ -32,8 +32,10 @@ class BatchEngine:
         decode: token ids to text, special tokens left out.
         max_num_seqs: how many rows decode together at most; 1 for models whose caches can't be batched.
         max_num_batched_tokens: how many tokens, prompts' and decoding rows' together, go through the model in one step.
-        max_prefix_tokens: how many tokens of prefixes that rows share are kept, each once; 0 shares nothing.
-        kv_bytes: how much memory the rows' keys and values may take; by default most of what the machine has left.
+        kv_bytes: how much memory keys and values may take; by default most of what the machine has left.
+        max_prefix_bytes: how much of it prefixes that rows share may take, each of them once; 0 shares nothing, by
+            default it is an eighth.
+        longest_first: admit the longest prompts first, and not those that came first.
         packed: false keeps to mlx-lm's own caches; slower, the oracle in tests.
         pipelined: false looks at every token before the next step starts; slower, the oracle in tests.
     """
@@ -45,29 +47,32 @@ class BatchEngine:
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int = 512,
-        max_prefix_tokens: int = 16384,
         kv_bytes: int | None = None,
+        max_prefix_bytes: int | None = None,
+        longest_first: bool = False,
         packed: bool = True,
         pipelined: bool = True,
     ) -> None:
         self._decode = decode
         self._max_num_seqs = max_num_seqs
+        is_packed = packed and packs(model)
+        self._budget = measure_budget(model, kv_bytes, in_slabs=is_packed)
         self._runner: Runner
-        if packed and packs(model):
+        if is_packed:
             self._runner = PackedRunner(
                 model,
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=max_num_batched_tokens,
-                max_prefix_tokens=max_prefix_tokens,
+                max_prefix_tokens=self._budget.prefix_tokens(max_prefix_bytes),
             )
         else:
             self._runner = PaddedRunner(model, max_num_seqs=max_num_seqs, prefill_chunk=max_num_batched_tokens)
-        self._budget = measure_budget(model, kv_bytes)
         self._scheduler = Scheduler(
             self._runner.max_num_seqs,
             self._runner.max_num_batched_tokens,
             self._runner.max_prefix_tokens,
             self._budget,
+            longest_first=longest_first,
         )
         self._pipelined = pipelined
         self._in_flight: Launched | None = None
@@ -84,7 +89,7 @@ class BatchEngine:
         if spec.num_rows > self._runner.max_num_seqs:
             raise self._too_wide(spec.num_rows)
         if not self._budget.fits([spec.num_tokens] * spec.num_rows):
-            needed, limit = self._budget.cost.of_row(spec.num_tokens) * spec.num_rows, self._budget.limit_bytes
+            needed, limit = self._budget.taken([spec.num_tokens] * spec.num_rows), self._budget.limit_bytes
             times = f", {spec.num_rows} times for as many beams," if spec.beam else ""
             raise RequestError(
                 f"{len(spec.prompt_ids)} prompt tokens and up to {spec.limit} generated ones{times} need "

@@ -20,15 +20,16 @@ _CPU_SHARE = 0.5
 BUFFER_CACHE_BYTES = 1 << 30
 
 
-def measure_budget(model: Any, limit_bytes: int | None = None) -> KvBudget:
-    """The budget for rows of `model`; by default what the machine has left beside what is allocated now.
+def measure_budget(model: Any, limit_bytes: int | None = None, *, in_slabs: bool = False) -> KvBudget:
+    """The budget for rows of `model`, in slabs or padded; by default what the machine has left beside what is
+    allocated now.
 
     Also bounds the memory that MLX keeps for reuse, which is otherwise nearly all there is.
     """
     mx.set_cache_limit(BUFFER_CACHE_BYTES)
     if limit_bytes is None:
         limit_bytes = room_for_rows(usable_bytes(), active_bytes())
-    return KvBudget(measure_cost(model), limit_bytes)
+    return KvBudget(measure_cost(model), limit_bytes, in_slabs)
 
 
 def room_for_rows(limit_bytes: int, used_bytes: int) -> int:

@@ -9,6 +9,7 @@ runner's business.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import count
@@ -70,6 +71,11 @@ class PrefixTable:
     def num_tokens(self) -> int:
         return sum(map(len, self._prefixes.values()))
 
+    @property
+    def num_locked_tokens(self) -> int:
+        """Tokens of the prefixes that are in use."""
+        return sum(len(prefix) for prefix in self._prefixes.values() if prefix.num_users)
+
     def expect(self, prompt_ids: tuple[int, ...]) -> None:
         """A row with this prompt has come."""
         self._rows.update(self._chain(prompt_ids))
@@ -93,10 +99,10 @@ class PrefixTable:
         """One row less uses this prefix."""
         prefix.num_users -= 1
 
-    def take_evicted(self) -> tuple[Prefix, ...]:
-        """Drop what is over the limit and in nobody's use; the runner can free it."""
-        evicted = []
-        while self.num_tokens > self._max_tokens:
+    def take_evicted(self, num_spare_tokens: int = sys.maxsize) -> tuple[Prefix, ...]:
+        """Drop what nobody uses and is over the limit, or more than there is room for; the runner can free it."""
+        evicted, limit = [], min(self._max_tokens, num_spare_tokens)
+        while self.num_tokens > limit:
             unused = [(prefix.last_use, key) for key, prefix in self._prefixes.items() if not prefix.num_users]
             if not unused:
                 break

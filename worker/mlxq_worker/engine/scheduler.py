@@ -1,14 +1,14 @@
 """Decides who is dropped, admitted, prefilled and decoded on a step, and gives rows the tokens that come back.
 
-Plain Python over `Row` objects: no arrays, so every decision can be tested without a model. Rows are admitted in
-the order in which they arrived.
+Plain Python over `Row` objects: no arrays, so every decision can be tested without a model. `engine/waiting` says
+whose turn it is, `engine/budget` who fits.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -17,6 +17,7 @@ from mlxq_worker.engine.api import AbortReason
 from mlxq_worker.engine.budget import KvBudget
 from mlxq_worker.engine.prefix import Prefix, PrefixTable
 from mlxq_worker.engine.row import Fork, Row, RowError, RowResult, TokenScores
+from mlxq_worker.engine.waiting import WaitingLine
 
 _NONE: Mapping[Any, Any] = MappingProxyType({})
 
@@ -98,6 +99,7 @@ class Scheduler:
             longer prompts are prefilled over several steps. `None`: a row's prompt is prefilled on one step.
         max_prefix_tokens: how many tokens of shared prefixes are kept; 0 shares none.
         budget: what rows may take together; `None` for no bound.
+        longest_first: admit the longest prompts first, and not those that came first.
     """
 
     def __init__(
@@ -106,14 +108,17 @@ class Scheduler:
         max_num_batched_tokens: int | None = None,
         max_prefix_tokens: int = 0,
         budget: KvBudget | None = None,
+        *,
+        longest_first: bool = False,
     ) -> None:
         self._max_num_seqs = max_num_seqs
         self._budget = budget
         self._max_num_batched_tokens = max_num_batched_tokens
         self._prefixes = PrefixTable(max_prefix_tokens)
-        self._waiting: deque[Row] = deque()
+        self._waiting = WaitingLine(longest_first=longest_first)
         self._running: list[Row] = []
         self._has_aborts = False
+        self._is_full = False  # nobody fits until a row ends or comes
 
     def __repr__(self) -> str:
         return f"Scheduler(running={self.num_running}/{self._max_num_seqs} waiting={self.num_waiting})"
@@ -138,7 +143,8 @@ class Scheduler:
 
     def add(self, row: Row) -> None:
         """Put a row at the end of the waiting line."""
-        self._waiting.append(row)
+        self._waiting.add(row)
+        self._is_full = False
         self._prefixes.expect(row.spec.prompt_ids)
 
     def abort(self, row_id: str, reason: AbortReason) -> None:
@@ -156,7 +162,7 @@ class Scheduler:
         prefill, prefixes = self._prefill(len(decoding), now)
         for row in (*decoding, *(piece.row for piece in prefill if piece.is_last)):
             row.num_scheduled += 1
-        return Plan(decoding, tuple(prefill), tuple(prefixes), self._prefixes.take_evicted(), resting), dropped
+        return Plan(decoding, tuple(prefill), tuple(prefixes), self._evicted(), resting), dropped
 
     def commit(
         self,
@@ -200,14 +206,14 @@ class Scheduler:
         # At least one token even where the decoding rows fill the step, or a prompt would never get on.
         limit = self._max_num_batched_tokens
         room = sys.maxsize if limit is None else max(1, limit - num_decoding)
-        while room > 0 and (begun or (self._waiting and num_places >= self._waiting[0].spec.num_rows)):
+        while room > 0 and (begun or (self._waiting and num_places >= self._waiting.next.spec.num_rows)):
             if begun:
                 row = begun.popleft()
-            elif not self._fits(self._waiting[0]):
-                break
-            else:
-                row = self._admit(now)
+            elif admitted := self._admit(now):
+                row = admitted
                 num_places -= row.spec.num_rows
+            else:
+                break
             for prefix in row.prefix.unfilled() if row.prefix else ():
                 if room > 0:
                     prefix_pieces.append(PrefixPiece(prefix, *_prefill(prefix, len(prefix), room)))
@@ -217,21 +223,52 @@ class Scheduler:
                 room -= len(pieces[-1])
         return pieces, prefix_pieces
 
-    def _fits(self, row: Row) -> bool:
-        """Whether the row fits beside those that run. One that runs alone always does: `BatchEngine.admit` asked."""
-        if self._budget is None or not self._running:
-            return True
-        return self._budget.fits(each.spec.num_tokens for each in (*self._running, row, *row.others))
-
-    def _admit(self, now: float) -> Row:
-        row = self._waiting.popleft()
+    def _admit(self, now: float) -> Row | None:
+        """Let the next row into the batch, with all its beams, if they fit beside the rows that run."""
+        if self._is_full:
+            return None
+        row = self._waiting.next
         for other in row.others:
             self._prefixes.expect(other.spec.prompt_ids)
-        for each in (row, *row.others):
-            # The scores of a prompt's tokens come from computing them, so such a row shares nobody's prefix.
-            each.admit(now, None if each.wants_prompt_scores else self._prefixes.acquire(each.spec.prompt_ids))
+        joining = [(each, self._prefix_for(each)) for each in (row, *row.others)]
+        if not self._fits(joining):
+            self._is_full = True
+            self._give_back(joining)
+            return None
+        self._waiting.remove(row)
+        for each, prefix in joining:
+            each.admit(now, prefix)
             self._running.append(each)
         return row
+
+    def _prefix_for(self, row: Row) -> Prefix | None:
+        """The scores of a prompt's tokens come from computing them, so a row that wants them shares nobody's prefix."""
+        return None if row.wants_prompt_scores else self._prefixes.acquire(row.spec.prompt_ids)
+
+    def _give_back(self, joining: Sequence[tuple[Row, Prefix | None]]) -> None:
+        """As if these rows, the first of which waits on, had not been looked at."""
+        for _, prefix in joining:
+            if prefix:
+                self._prefixes.release(prefix)
+        for other, _ in joining[1:]:
+            self._prefixes.forget(other.spec.prompt_ids)
+
+    def _fits(self, joining: Iterable[tuple[Row, Prefix | None]]) -> bool:
+        """Whether the rows fit behind their prefixes, beside those that run and the prefixes in use. What runs alone
+        always does: `BatchEngine.admit` asked."""
+        if self._budget is None or not self._running:
+            return True
+        lengths = [*self._own_lengths(), *(_own_length(row, prefix) for row, prefix in joining)]
+        return self._budget.fits(lengths, self._prefixes.num_locked_tokens)
+
+    def _own_lengths(self) -> Iterator[int]:
+        return (_own_length(row, row.prefix) for row in self._running)
+
+    def _evicted(self) -> tuple[Prefix, ...]:
+        """The prefixes that have to go: they are kept only where there is room beside the rows."""
+        if self._budget is None or not self._prefixes.num_tokens:
+            return self._prefixes.take_evicted()
+        return self._prefixes.take_evicted(self._budget.spare_tokens(self._own_lengths()))
 
     def _drop(self, now: float) -> list[RowResult]:
         candidates = [*self._running, *(self._waiting if self._has_aborts else ())]
@@ -240,7 +277,7 @@ class Scheduler:
             if reason and not row.finished:
                 row.abort(reason, now)
         if self._has_aborts:
-            self._waiting = deque(row for row in self._waiting if not row.finished)
+            self._waiting.drop_finished()
             self._has_aborts = False
         return self._remove_ended(candidates)
 
@@ -253,7 +290,13 @@ class Scheduler:
                 self._prefixes.release(row.prefix)
         if ended:
             self._running = [row for row in self._running if not row.finished]
+            self._is_full = False
         return [result for row in ended for result in row.results]
+
+
+def _own_length(row: Row, prefix: Prefix | None) -> int:
+    """How many tokens the row may take behind this prefix."""
+    return row.spec.num_tokens - (len(prefix) if prefix else 0)
 
 
 def _prefill(what: Row | Prefix, length: int, room: int) -> tuple[int, int]:
