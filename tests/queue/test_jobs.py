@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Iterator
 from threading import Thread
 
@@ -19,7 +20,7 @@ from mlxq.contract import Choice, Result, RunInfo, StopDetails, Usage
 from mlxq.errors import RequestError
 from mlxq_worker import endings
 from mlxq_worker.endings import Ending
-from mlxq_worker.job_data import Claimed
+from mlxq_worker.job_data import MAX_DATA_BYTES, Claimed
 from mlxq_worker.jobs import MAX_STRIKES, JobStore
 from redis_fixture import redis_server_url, redis_url  # noqa: F401 - fixtures
 from worker_helpers import answer, enqueue_plain, events, fetch, queue_of, status, submit
@@ -199,6 +200,103 @@ def test_a_job_whose_id_is_not_text_ends_no_worker(connection: Redis) -> None:
     assert worker.end([finished(claimed)], now()) == [False]
     assert worker.release_strays([claimed], now()) == 0
     assert worker.recover_expired(now() + LEASE_S + 1).num_requeued == 1
+
+
+KEYS_OF_A_JOB = ("rq:job:{}", "rq:results:{}", "rq:executions:{}", "rq:job:{}:dependents")
+
+
+@pytest.mark.parametrize("key", KEYS_OF_A_JOB)
+@pytest.mark.parametrize("at", ["queued", "claimed"])
+def test_a_key_of_the_wrong_type_under_a_jobs_id_costs_no_worker_anything(connection: Redis, key: str, at: str) -> None:
+    batch = submit(connection, "a", "b")
+    worker, bad_key = store(connection), key.format(batch.job_id("r0"))
+    if at == "queued":
+        connection.delete(bad_key)
+        connection.set(bad_key, "wrong")
+    claimed = worker.claim(2, now()).jobs
+    connection.delete(bad_key)
+    connection.set(bad_key, "wrong")
+
+    worker.beat(claimed, now() + LEASE_S / 2)
+    worker.recover_expired(now() + 2 * LEASE_S)
+    worker.release(worker.claim(2, now()).jobs, now())
+    written = worker.end([finished(job) for job in worker.claim(2, now()).jobs], now())
+
+    assert all(written)
+    assert status(connection, batch.job_id("r1")) == "finished"
+    assert connection.zcard("rq:wip:mlxq") == 0
+
+
+@pytest.mark.parametrize("field", ["finished", "prompt_tokens"])
+def test_garbage_in_the_counts_of_a_batch_costs_no_worker_anything(connection: Redis, field: str) -> None:
+    batch = submit(connection, "a")
+    connection.hset(keys.batch(batch.id), field, "many")
+    worker = store(connection)
+
+    assert worker.end([finished(job) for job in worker.claim(1, now()).jobs], now()) == [True]
+    assert connection.hget(keys.batch(batch.id), field) in (b"1", b"5")
+
+
+def test_a_job_without_data_or_status_is_claimed_so_that_somebody_ends_it(connection: Redis) -> None:
+    jobs = [enqueue_plain(connection) for _ in range(2)]
+    connection.hdel(jobs[0].key, "data")
+    connection.hdel(jobs[1].key, "status")
+
+    claimed = store(connection).claim(5, now()).jobs
+
+    assert [job.job_id for job in claimed] == [job.id for job in jobs]
+    with pytest.raises(RequestError, match="not JSON"):
+        claimed[0].line()
+
+
+def test_what_is_no_execution_among_the_leases_is_thrown_out(connection: Redis) -> None:
+    enqueue_plain(connection)
+    worker = store(connection)
+    worker.claim(1, now())
+    connection.zadd("rq:wip:mlxq", {"no colon": 1.0, ":": 2.0, "": 3.0})
+
+    assert worker.recover_expired(now() + LEASE_S + 1).num_requeued == 1
+    assert connection.zcard("rq:wip:mlxq") == 0
+
+
+@pytest.mark.parametrize("hit", ["data", "meta", "created_at"])
+def test_dependents_that_can_not_be_read_go_on_waiting_and_end_no_worker(connection: Redis, hit: str) -> None:
+    parent = enqueue_plain(connection)
+    child = enqueue_plain(connection, depends_on=parent)
+    connection.hset(child.key, hit, b"\x80\x04\xff")
+    worker = store(connection)
+
+    written = worker.end([finished(job) for job in worker.claim(5, now()).jobs], now())
+
+    assert written == [True]
+    assert status(connection, parent.id) == "finished"
+
+
+def test_scripts_that_redis_has_forgotten_are_sent_again(connection: Redis) -> None:
+    ids = [enqueue_plain(connection).id for _ in range(3)]
+    worker = store(connection)
+
+    connection.script_flush()
+    claimed = worker.claim(3, now()).jobs
+    connection.script_flush()
+    worker.beat(claimed, now())
+    connection.script_flush()
+    written = worker.end([finished(job) for job in claimed[:1]], now())
+    connection.script_flush()
+    worker.release(claimed[1:], now())
+
+    assert written == [True]
+    assert queue_of(connection).job_ids == ids[1:]
+
+
+def test_a_small_payload_that_unpacks_to_hundreds_of_megabytes_is_refused_unpacked(connection: Redis) -> None:
+    job = enqueue_plain(connection)
+    connection.hset(job.key, "data", zlib.compress(b" " * (MAX_DATA_BYTES + 2)))
+
+    [claimed] = store(connection).claim(1, now()).jobs
+
+    with pytest.raises(RequestError, match="longer than 64 MiB"):
+        claimed.line()
 
 
 # --- What a job may carry -------------------------------------------------------------------------------------
@@ -381,7 +479,7 @@ def test_a_running_job_that_rq_cancels_gets_its_answer_and_its_event_from_the_wo
     fetch(connection, claimed.job_id).cancel()
 
     states = worker.beat([claimed], now())
-    written = worker.end([endings.cancelled(claimed, "canceled", "cancelled", "was cancelled")], now())
+    written = worker.end([endings.cancelled(claimed, "canceled", with_batch=False)], now())
 
     assert (states, written) == (["canceled"], [True])
     assert status(connection, claimed.job_id) == "canceled"

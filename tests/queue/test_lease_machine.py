@@ -105,8 +105,8 @@ class Fleet(RuleBasedStateMachine):
 
     redis: Redis
 
-    @initialize()
-    def begin(self) -> None:
+    def __init__(self) -> None:
+        super().__init__()
         self.redis.flushall()
         self.now = START
         self.batch = Client(self.redis).open("batch")
@@ -114,6 +114,9 @@ class Fleet(RuleBasedStateMachine):
         self.num_starts = 0
         self.workers = {place: self.new_worker(place) for place in "ab"}
         self.ghosts: list[tuple[Worker, Claimed]] = []
+
+    @initialize()
+    def begin(self) -> None:
         self.submit(count=4)
         for place in self.workers:
             self.claim(place, limit=1, is_heard=True)

@@ -84,6 +84,22 @@ def test_the_desk_hears_how_long_redis_was_away_from_the_first_failed_try_on(mon
     assert 0.01 + 0.02 + 0.04 <= desk.absences_s[-1] <= time.monotonic() - started
 
 
+def test_a_script_that_redis_forgot_in_the_wrong_moment_is_no_reason_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlxq_worker.io_thread.FIRST_BACKOFF_S", 0.01)
+    errors = [redis_errors.NoScriptError("No matching script.")]
+
+    def forget_once() -> None:
+        if errors:
+            raise errors.pop()
+
+    desk = FakeDesk(on_turn=forget_once)
+    thread, _ = a_thread(desk)
+
+    thread.start()
+    wait_until(lambda: desk.absences_s, "the turn after the failed one")
+    thread.close()
+
+
 def test_a_redis_that_stays_away_while_closing_is_given_up_and_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

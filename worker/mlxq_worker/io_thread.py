@@ -35,6 +35,7 @@ _PASSING_ERRORS = (
     redis_errors.TimeoutError,
     redis_errors.ReadOnlyError,
     redis_errors.OutOfMemoryError,
+    redis_errors.NoScriptError,  # flushed between loading a script and running it; the next try loads it again
 )
 _PASSING_REPLIES = ("LOADING", "MISCONF", "MASTERDOWN", "OOM", "READONLY", "TRYAGAIN")
 """How Redis's answer begins when it can't do now what it could do before."""

@@ -14,11 +14,14 @@ from typing import Any
 import msgspec
 from rq.utils import str_to_date
 
-from mlxq import keys
+from mlxq import checks, keys, openai
 from mlxq.errors import RequestError
 
 NOT_JSON = "not_json"
 """The error code of a job that was written with another serializer; its producer can't read a JSON answer."""
+
+MAX_DATA_BYTES = 4 * openai.MAX_LINE_BYTES
+"""Of a job's JSON. RQ escapes all but ASCII, which makes a line of text up to three times as long."""
 
 RQ_FEATURES = ("a success callback", "a failure callback", "a stopped callback", "webhooks", "repetitions")
 """What RQ can hang on a job and this worker doesn't do, in the order in which the scripts report it."""
@@ -72,7 +75,7 @@ class Claimed:
         function, args, kwargs = self._call()
         if function != keys.FUNCTION_NAME:
             raise RequestError(
-                f"this worker runs {keys.FUNCTION_NAME} and nothing else; the job calls {function!r}",
+                f"this worker runs {keys.FUNCTION_NAME} and nothing else; the job calls {checks.show(function)}",
                 code="function_not_allowed",
             )
         if self.rq_features:
@@ -85,9 +88,13 @@ class Claimed:
         return values[0]
 
     def _call(self) -> tuple[str, list[Any], dict[str, Any]]:
+        data = _decompressed(self.data)
+        if len(data) > MAX_DATA_BYTES:
+            message = f"the job's data is longer than {MAX_DATA_BYTES // 2**20} MiB"
+            raise RequestError(message, code="job_too_large", status_code=413)
         try:
             function, _, args, kwargs = msgspec.json.decode(
-                _decompressed(self.data), type=tuple[str, str | None, list[Any], dict[str, Any]]
+                data, type=tuple[str, str | None, list[Any], dict[str, Any]]
             )
         except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
             message = "the job's data is not JSON as RQ's JSONSerializer writes it: enqueue with serializer='json'"
@@ -116,8 +123,9 @@ def _timestamp(date: bytes | None, default: float) -> float:
 
 
 def _decompressed(data: bytes) -> bytes:
+    """At most one byte more than the limit: a few kilobytes can stand for gigabytes."""
     try:
-        return zlib.decompress(data)
+        return zlib.decompressobj().decompress(data, MAX_DATA_BYTES + 1)
     except zlib.error:
         return data  # RQ reads uncompressed data, too
 

@@ -9,6 +9,7 @@ clocks differ.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from uuid import uuid4
 
 import msgspec
 from redis import Redis
+from redis import exceptions as redis_errors
 from redis.commands.core import Script
 from rq.defaults import RQ_KEY_PREFIX
 from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
@@ -33,6 +35,8 @@ from mlxq import keys
 from mlxq_worker.endings import Ending
 from mlxq_worker.job_data import Claimed
 
+logger = logging.getLogger("rq.worker")
+
 LeaseState = Literal["held", "canceled", "lost"]
 _LEASE_STATES: tuple[LeaseState, ...] = ("held", "canceled", "lost")
 
@@ -40,6 +44,8 @@ SUSPECT_STRIKES = 2
 """With this many strikes a job runs alone."""
 MAX_STRIKES = 3
 """With this many it fails."""
+_WRONG_TYPE = "WRONGTYPE"
+
 RECOVER_LIMIT = 500
 """Expired leases per call and queue, so that one call can't block Redis for long."""
 
@@ -123,7 +129,10 @@ class JobStore:
         with self._redis.pipeline(transaction=False) as pipe:
             for name in names:
                 pipe.hget(keys.batch(name), "cancelled")
-            flags = pipe.execute()
+            flags = pipe.execute(raise_on_error=False)
+        for flag in flags:
+            if isinstance(flag, Exception) and not str(flag).startswith(_WRONG_TYPE):  # that is no batch of ours
+                raise flag
         return {name for name, flag in zip(names, flags, strict=True) if flag == b"1"}
 
     def end(self, endings: Sequence[Ending], now: float) -> list[bool]:
@@ -214,10 +223,16 @@ class JobStore:
         self._release(args=self._args(now, strikes=strikes, **place), client=pipe)
 
     def _follow_up(self, job: Claimed) -> None:
-        """What RQ does after a job has ended, for the few jobs that others wait for."""
-        ended = Job.fetch(job.job_id, connection=self._redis, serializer=JSONSerializer)
-        self._queue(job.queue).enqueue_dependents(ended)
-        release_slot(ended)
+        """What RQ does after a job has ended, for the few jobs that others wait for. Those may be of any make, and
+        what can't be read of them must not end a worker: they go on waiting."""
+        try:
+            ended = Job.fetch(job.job_id, connection=self._redis, serializer=JSONSerializer)
+            release_slot(ended)
+            self._queue(job.queue).enqueue_dependents(ended)
+        except (redis_errors.ConnectionError, redis_errors.TimeoutError):
+            raise  # to be repeated
+        except Exception:
+            logger.exception("What waits for job %s can't be enqueued", job.job_id)
 
     def _queue(self, name: str) -> Queue:
         return Queue(name, connection=self._redis, serializer=JSONSerializer)

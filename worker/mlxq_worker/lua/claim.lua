@@ -9,6 +9,13 @@ local function num_queued()
   return total
 end
 
+-- A job that has lost its status or its data is taken, too: else nobody would ever end it.
+local function is_waiting(job)
+  if redis.call('EXISTS', job_key(job)) == 0 or not is_a('hash', job_key(job)) then return false end
+  local status = redis.call('HGET', job_key(job), 'status')
+  return not status or status == 'queued'
+end
+
 if redis.call('EXISTS', rq .. ':suspended') == 1 then return {1, num_queued(), {}} end
 
 local claimed, pops = {}, 0
@@ -17,8 +24,7 @@ for _, queue in ipairs(p.queues) do
     local job = redis.call('LPOP', queue_key(queue))
     if not job then break end
     pops = pops + 1
-    local fields = redis.call('HMGET', job_key(job), 'status', 'data')
-    if fields[1] == 'queued' and fields[2] then
+    if is_waiting(job) then
       local suspect = strikes_of(job) >= p.suspect_at
       if suspect and p.num_held + #claimed > 0 then
         redis.call('LPUSH', queue_key(queue), job)

@@ -10,6 +10,17 @@ local function execution_key(job, execution) return rq .. ':execution:' .. job .
 local function executions_key(job) return rq .. ':executions:' .. job end
 local function worker_executions_key(worker) return rq .. ':worker:' .. worker .. ':executions' end
 
+-- Anybody may have put anything under a job's keys. A job whose hash is something else is gone; what lies under the keys
+-- that only RQ uses beside it makes room.
+local function is_a(kind, key)
+  local found = redis.call('TYPE', key)
+  found = type(found) == 'table' and found.ok or found
+  return found == kind or found == 'none'
+end
+local function make_room(kind, key)
+  if not is_a(kind, key) then redis.call('DEL', key) end
+end
+
 -- A field of a job as a whole number, or nil. Anybody may have written anything into the hash, and neither HINCRBY nor
 -- EXPIRE takes fractions or numbers of many digits.
 local function whole_number(value)
@@ -19,6 +30,12 @@ end
 
 local function strikes_of(job)
   return math.max(0, whole_number(redis.call('HGET', job_key(job), 'mlxq_strikes')) or 0)
+end
+
+-- Like HINCRBY, which refuses a field that is no whole number.
+local function count(key, field, amount)
+  local reply = redis.pcall('HINCRBY', key, field, amount)
+  if type(reply) == 'table' and reply.err then redis.call('HSET', key, field, amount) end
 end
 
 -- Returns how many the job has then.
@@ -46,6 +63,7 @@ local function extend_lease(queue, job, execution)
   redis.call('ZADD', wip_key(queue), string.format('%.6f', now + lease), job .. ':' .. execution)
   redis.call('HSET', execution_key(job, execution), 'last_heartbeat', p.now)
   redis.call('EXPIRE', execution_key(job, execution), ttl)
+  make_room('zset', executions_key(job))
   redis.call('ZADD', executions_key(job), string.format('%.6f', now + lease + 60), execution)
   redis.call('EXPIRE', executions_key(job), ttl + 60)
   redis.call('HSET', job_key(job), 'last_heartbeat', p.now_iso)
@@ -64,6 +82,7 @@ end
 
 -- What rq.executions.Execution.delete removes.
 local function close_execution(queue, job, execution, worker)
+  make_room('zset', executions_key(job))
   redis.call('DEL', execution_key(job, execution))
   redis.call('ZREM', wip_key(queue), job .. ':' .. execution)
   redis.call('ZREM', executions_key(job), execution)

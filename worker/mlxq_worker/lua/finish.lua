@@ -15,6 +15,10 @@ local function code()
   return (redis.call('EXISTS', dependents) == 1 or (limited and limited ~= '')) and 2 or 1
 end
 
+if not is_a('hash', key) then
+  close_execution(p.queue, p.job, p.execution, p.worker)
+  return 0
+end
 if redis.call('HGET', key, 'mlxq_ended_by') == p.execution then return code() end
 if not holds_lease(p.queue, p.job, p.execution) then
   -- Job.cancel ends the lease but leaves the execution. Nobody else writes that job's answer, so we do.
@@ -36,6 +40,7 @@ local function write_result(ttl)
     'execution_started_at', p.started, 'execution_ended_at', p.now}
   if ARGV[3] ~= '' then table.insert(entry, 'return_value') table.insert(entry, ARGV[3]) end
   if ARGV[4] ~= '' then table.insert(entry, 'exc_string') table.insert(entry, ARGV[4]) end
+  make_room('stream', results)
   redis.call('XADD', results, 'MAXLEN', '~', 10, '*', unpack(entry))
   expire(results, ttl)
 end
@@ -55,16 +60,17 @@ end
 local function count_for_worker()
   local worker = rq .. ':worker:' .. p.worker
   if redis.call('EXISTS', worker) == 0 then return end
-  redis.call('HINCRBY', worker, outcome == 'finished' and 'successful_job_count' or 'failed_job_count', 1)
+  count(worker, outcome == 'finished' and 'successful_job_count' or 'failed_job_count', 1)
   redis.call('HINCRBYFLOAT', worker, 'total_working_time', tonumber(p.now) - tonumber(p.started))
 end
 
 -- A job that ends again after somebody requeued it moves from one count to the other; the sum stays right.
 local function count_for_batch(before)
   if not p.batch or before == outcome or redis.call('EXISTS', p.batch) == 0 then return end
-  if COUNTS[before] then redis.call('HINCRBY', p.batch, COUNTS[before], -1) end
-  redis.call('HINCRBY', p.batch, COUNTS[outcome], 1)
-  for name, amount in pairs(p.counts) do redis.call('HINCRBY', p.batch, name, amount) end
+  if not is_a('hash', p.batch) or not is_a('stream', p.batch_events) then return end -- none of ours
+  if COUNTS[before] then count(p.batch, COUNTS[before], -1) end
+  count(p.batch, COUNTS[outcome], 1)
+  for name, amount in pairs(p.counts) do count(p.batch, name, amount) end
   redis.call('XADD', p.batch_events, '*', 'job', p.job, 'status', outcome)
   for _, name in ipairs({p.batch, p.batch_jobs, p.batch_events}) do redis.call('EXPIRE', name, p.batch_ttl) end
 end

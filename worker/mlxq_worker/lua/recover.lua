@@ -12,11 +12,15 @@ end
 
 local function expired_leases(queue)
   local leases, now = {}, string.format('%.6f', lease_now())
-  for i, entry in ipairs(redis.call('ZRANGEBYSCORE', wip_key(queue), 0, now, 'LIMIT', 0, p.limit)) do
+  for _, entry in ipairs(redis.call('ZRANGEBYSCORE', wip_key(queue), 0, now, 'LIMIT', 0, p.limit)) do
     local job, execution = string.match(entry, '^([^:]*):(.*)$')
-    local fields = redis.call('HMGET', job_key(job), 'status', 'worker_name', 'started_at')
-    leases[i] = {job = job, execution = execution, status = fields[1], worker = fields[2] or '',
-      started = fields[3] or '', number = tonumber(string.match(execution, '%-(%d+)$')) or 0}
+    if not job or not is_a('hash', job_key(job)) then
+      redis.call('ZREM', wip_key(queue), entry) -- not an execution, or one of a job that is gone
+    else
+      local fields = redis.call('HMGET', job_key(job), 'status', 'worker_name', 'started_at')
+      leases[#leases + 1] = {job = job, execution = execution, status = fields[1], worker = fields[2] or '',
+        started = fields[3] or '', number = tonumber(string.match(execution, '%-(%d+)$')) or 0}
+    end
   end
   table.sort(leases, earlier)
   return leases
