@@ -16,6 +16,13 @@ from mlxq.errors import RequestError
 from mlxq.field import honoured, read_object, refused, table
 
 _ROLES = {role: role for role in ("system", "user", "assistant", "tool")} | {"developer": "system"}
+_ROLE_OF = {
+    "tool_calls": "assistant",
+    "reasoning_content": "assistant",
+    "reasoning": "assistant",
+    "tool_call_id": "tool",
+}
+"""Fields of a message that go with one role only."""
 _TOOL_MODES: dict[str, ToolMode] = {"none": "none", "auto": "auto", "required": "required"}
 _TOOL_CHOICES = 'one of none, auto, required, or {"type": "function", "function": {"name": "..."}}'
 
@@ -43,14 +50,6 @@ def _check_message(message: Mapping[str, Any], param: str) -> None:
         raise RequestError(text, param=f"{param}.reasoning")
     if "content" not in message and "tool_calls" not in message:
         raise checks.missing(f"{param}.content", f"{param}.content is missing")
-
-
-_ROLE_OF = {
-    "tool_calls": "assistant",
-    "reasoning_content": "assistant",
-    "reasoning": "assistant",
-    "tool_call_id": "tool",
-}
 
 
 def _content(value: Any, param: str) -> str:
