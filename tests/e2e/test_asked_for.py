@@ -49,12 +49,24 @@ def json_schema(schema: dict[str, Any]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
 
 
+def tool(name: str, parameters: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name, "parameters": parameters}}
+
+
+def named(name: str) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": name}}
+
+
 CITY = {
     "type": "object",
     "properties": {"city": {"enum": ["Paris", "Rome"]}, "size": {"type": "integer", "minimum": 0, "maximum": 99}},
     "required": ["city", "size"],
     "additionalProperties": False,
 }
+
+WEATHER = tool("get_weather", {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]})
+CLOCK = tool("clock", {"type": "object", "properties": {"zone": {"enum": ["CET", "UTC"]}}, "required": ["zone"]})
+ASK_WEATHER = "What is the weather in Paris?"
 
 LINES = [
     sampled("three", SEED, n=3),
@@ -77,6 +89,11 @@ LINES = [
     completion("greedy", COUNTING, max_tokens=30, temperature=0, return_token_ids=True),
     chat("schema", "Count from 3 to 7", n=2, seed=SEED, max_tokens=200, response_format=json_schema(CITY)),
     completion("regex", COUNTING, max_tokens=20, structured_outputs={"regex": "[0-9]{3}-[a-f]{2}"}),
+    chat("call", ASK_WEATHER, max_tokens=60, temperature=0, tools=[WEATHER, CLOCK]),
+    chat("cut-call", ASK_WEATHER, max_tokens=8, temperature=0, tools=[WEATHER]),
+    chat("no-call", "What is the capital of France?", max_tokens=60, temperature=0, tools=[WEATHER]),
+    chat("must-call", "Count from 3 to 7", max_tokens=200, seed=SEED, tools=[WEATHER, CLOCK], tool_choice="required"),
+    chat("must-call-one", ASK_WEATHER, max_tokens=200, seed=SEED, tools=[WEATHER, CLOCK], tool_choice=named("clock")),
     completion("no-such-id", COUNTING, logit_bias={"99999": 1}),
     completion("no-regex", COUNTING, structured_outputs={"regex": "[0-9"}),
 ]
@@ -189,6 +206,34 @@ def test_answers_fit_the_schema_or_the_expression_that_holds_them(answers: dict[
         assert city["city"] in ("Paris", "Rome")
         assert 0 <= city["size"] <= 99
     assert re.fullmatch("[0-9]{3}-[a-f]{2}", text_of(answers["regex"]))
+
+
+def calls(line: Line) -> list[tuple[str, Any]]:
+    """Name and arguments of each call."""
+    found = choice(line)["message"].get("tool_calls") or []
+    return [(call["function"]["name"], json.loads(call["function"]["arguments"])) for call in found]
+
+
+def test_a_call_that_the_model_makes_is_a_tool_call(answers: dict[str, Line]) -> None:
+    found = choice(answers["call"])
+
+    assert calls(answers["call"]) == [("get_weather", {"city": "Paris"})]
+    assert (found["finish_reason"], found["message"]["content"]) == ("tool_calls", None)
+    assert found["stop_details"]["token"] == "<|eom_id|>"
+    assert (choice(answers["no-call"])["finish_reason"], calls(answers["no-call"])) == ("stop", [])
+
+
+def test_a_call_that_the_limit_cuts_off_is_kept_as_text(answers: dict[str, Line]) -> None:
+    assert (choice(answers["cut-call"])["finish_reason"], calls(answers["cut-call"])) == ("length", [])
+    assert text_of(answers["cut-call"]).startswith('{"name": "get_weather"')
+
+
+def test_a_demanded_call_is_made_whatever_the_model_would_say(answers: dict[str, Line]) -> None:
+    for custom_id, names in (("must-call", {"get_weather", "clock"}), ("must-call-one", {"clock"})):
+        ((name, arguments),) = calls(answers[custom_id])
+        assert name in names
+        assert arguments.keys() == {"city"} or arguments["zone"] in ("CET", "UTC")
+        assert choice(answers[custom_id])["finish_reason"] == "tool_calls"
 
 
 def test_a_loop_ends_as_such(answers: dict[str, Line]) -> None:

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
+from mlxq.contract import Request, SamplingParams, Structure
 from mlxq_worker.engine.reasoning import Reasoning, ReasoningState
-from mlxq_worker.engine.row import Row
+from mlxq_worker.engine.row import Row, RowSpec
+from mlxq_worker.eos import resolve_eos
+from mlxq_worker.prepare import Preparer
 from mlxq_worker.reasoning import ReasoningMarkers, reasoning_markers_of, split_reasoning
 from row_specs import row_spec
 from tokenizers_for_tests import CHATML_TEMPLATE, real_tokenizer
@@ -150,3 +153,63 @@ def test_a_stop_string_does_not_begin_inside_the_reasoning_part() -> None:
 
 def test_a_stop_string_counts_from_the_start_of_an_answer_without_reasoning() -> None:
     assert stopped("a. b", ".", is_open=False) == ("a", ".")
+
+
+# --- Through the preparer -------------------------------------------------------------------------------------
+
+
+def prepared(request: Request, template: str = CHATML_TEMPLATE) -> tuple[Preparer, RowSpec]:
+    model = tokenizer()
+    model.chat_template = template
+    prepare = Preparer(
+        model,
+        resolve_eos(model, {}, {}, vocab_size=len(model)),
+        vocab_size=len(model),
+        context_length=1000,
+        default_max_tokens=100,
+        model_name="tiny",
+        markers=markers(),
+    )
+    (spec,) = prepare.prepare(request, "row")
+    return prepare, spec
+
+
+def asked(**fields: Any) -> Request:
+    chat = {"endpoint": "/v1/chat/completions", "messages": ({"role": "user", "content": "Why?"},)}
+    return Request(**{"custom_id": "r", "content_hash": "", "sampling": SamplingParams(), **chat, **fields})
+
+
+def test_a_chat_whose_template_opens_the_part_is_answered_with_its_reasoning_apart() -> None:
+    request = asked()
+    prepare, spec = prepared(request, CHATML_TEMPLATE + "<think>\n")
+    ids = encode("Hm.</think>\n\nYes.")
+    row = Row(spec, decode)
+    for token_id in (*ids, *spec.eos_ids):
+        row.commit(token_id, now=0.0)
+    assert row.result is not None
+
+    result = prepare.finish(request, (spec,), (row.result,), request_id="q", created=0, queue_s=0.0)
+
+    (choice,) = result.choices
+    assert (choice.reasoning_content, choice.text, choice.finish_reason) == ("Hm.", "Yes.", "stop")
+
+
+def test_a_structure_holds_the_answer_behind_its_reasoning() -> None:
+    _, spec = prepared(asked(structure=Structure(kind="choice", value=["Yes"], param="p")), CHATML_TEMPLATE + "<think>")
+    assert spec.constraint is not None
+
+    inside = spec.constraint.allowed_ids()
+    spec.constraint.advance(*encode("</think>"))
+    behind = spec.constraint.allowed_ids()
+
+    assert (bits(inside) > 200, bits(behind)) == (True, 1)
+
+
+def bits(mask: bytes) -> int:
+    return sum(byte.bit_count() for byte in mask)
+
+
+def test_a_completion_has_no_reasoning_part() -> None:
+    _, spec = prepared(asked(endpoint="/v1/completions", messages=None, prompt="Why?<think>"))
+
+    assert spec.reasoning is None

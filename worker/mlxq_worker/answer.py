@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mlxq.contract import FINISH_REASONS, Choice, EosEntry, Request, Result, RunInfo, StopDetails, TokenLogprob, Usage
+from mlxq.contract import Choice, EosEntry, Request, Result, RunInfo, StopDetails, TokenLogprob, Usage
+from mlxq_worker.answer_parts import AnswerReader
 from mlxq_worker.engine.row import RowResult, RowSpec, TokenScores
 from mlxq_worker.eos import EosSet
 from mlxq_worker.tokenizer import Tokenizer
@@ -15,9 +16,10 @@ from mlxq_worker.vocabulary import TokenTexts
 
 
 class AnswerBuilder:
-    """Builds the answers of one model. `model_name` is what they report."""
+    """Builds the answers of one model. `reader` tells their parts apart; `model_name` is what they report."""
 
-    def __init__(self, tokenizer: Tokenizer, eos: EosSet, *, model_name: str) -> None:
+    def __init__(self, tokenizer: Tokenizer, eos: EosSet, reader: AnswerReader, *, model_name: str) -> None:
+        self._reader = reader
         self._texts = TokenTexts(tokenizer)
         self._eos = eos
         self._model_name = model_name
@@ -46,7 +48,7 @@ class AnswerBuilder:
             endpoint=request.endpoint,
             model=self._model_name,
             created=created,
-            choices=tuple(self._choice(request, index, result) for index, result in enumerate(results)),
+            choices=tuple(self._choice(request, first, index, result) for index, result in enumerate(results)),
             usage=Usage(
                 prompt_tokens=results[0].num_prompt_tokens,
                 completion_tokens=sum(len(result.token_ids) for result in results),
@@ -56,14 +58,17 @@ class AnswerBuilder:
             prompt_logprobs=self._prompt_logprobs(results[0].prompt_logprobs),
         )
 
-    def _choice(self, request: Request, index: int, result: RowResult) -> Choice:
+    def _choice(self, request: Request, spec: RowSpec, index: int, result: RowResult) -> Choice:
         details = result.stop_details
+        parts = self._reader.read(request, spec, result)
         return Choice(
             index=index,
-            text=result.text,
-            finish_reason=FINISH_REASONS[details.type],
+            text=parts.text,
+            finish_reason=parts.finish_reason,
             stop_reason=_stop_reason(details, self._eos.primary_id),
             stop_details=details,
+            reasoning_content=parts.reasoning_content,
+            tool_calls=parts.tool_calls,
             logprobs=self._logprobs(result.logprobs),
             token_ids=result.token_ids if request.sampling.return_token_ids else None,
             seed=result.seed,

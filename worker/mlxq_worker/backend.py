@@ -41,6 +41,7 @@ def load_backend(config: WorkerConfig) -> Backend:
     from mlxq_worker.engine.memory import active_bytes, room_for_rows, usable_bytes
     from mlxq_worker.model import load_model
     from mlxq_worker.prepare import Preparer as ModelPreparer
+    from mlxq_worker.reasoning import reasoning_markers_of
     from mlxq_worker.tool_formats import tool_format_of
 
     loaded = load_model(config.model, extra_eos_tokens=config.extra_eos_tokens, allow_no_eos=config.allow_no_eos)
@@ -52,6 +53,7 @@ def load_backend(config: WorkerConfig) -> Backend:
         default_max_tokens=config.default_max_tokens,
         model_name=loaded.name,
         tool_format=tool_format_of(loaded.tokenizer),
+        markers=reasoning_markers_of(loaded.tokenizer),
     )
 
     limit_bytes = config.memory_limit_bytes or usable_bytes()

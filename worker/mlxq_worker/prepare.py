@@ -8,15 +8,18 @@ queue.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from mlxq.contract import Request, Result, SamplingParams
 from mlxq.errors import RequestError
 from mlxq_worker.answer import AnswerBuilder
+from mlxq_worker.answer_parts import AnswerReader
+from mlxq_worker.engine.reasoning import Reasoning
 from mlxq_worker.engine.row import RowResult, RowSpec, choice_row_id
 from mlxq_worker.eos import EosSet
 from mlxq_worker.prompt import PromptReader
+from mlxq_worker.reasoning import ReasoningMarkers
 from mlxq_worker.structure import StructureCompiler
 from mlxq_worker.tokenizer import Tokenizer, token_text
 from mlxq_worker.tool_formats import ToolFormat
@@ -40,6 +43,7 @@ class Preparer:
         default_max_tokens: the limit of a request that sets none; never more than the context leaves.
         model_name: what answers report.
         tool_format: how the model writes tool calls, if that is known.
+        markers: what the model's reasoning stands between, if it has such a part.
         draw_seed: gives the seed of a request that has none.
     """
 
@@ -53,6 +57,7 @@ class Preparer:
         default_max_tokens: int,
         model_name: str,
         tool_format: ToolFormat | None = None,
+        markers: ReasoningMarkers | None = None,
         draw_seed: Callable[[], int] = draw_seed,
     ) -> None:
         self._tokenizer = tokenizer
@@ -65,7 +70,9 @@ class Preparer:
             tokenizer, vocab_size=vocab_size, context_length=context_length, model_name=model_name
         )
         self._structures = StructureCompiler(tokenizer, eos.ids(chat=True), vocab_size, tool_format)
-        self._answers = AnswerBuilder(tokenizer, eos, model_name=model_name)
+        self._markers = markers
+        reader = AnswerReader(tokenizer, self.decode, tool_format)
+        self._answers = AnswerBuilder(tokenizer, eos, reader, model_name=model_name)
 
     def prepare(self, request: Request, row_id: str) -> tuple[RowSpec, ...]:
         """The rows of a request: one for each of its `n` answers, or one for a beam search. Row and seed of answer `i`
@@ -77,7 +84,6 @@ class Preparer:
             RequestError: this model can't run the request.
         """
         first = self._first_row(request, row_id)
-        _check_supported(request)
         if first.beam:
             return (first,)
         return first, *(self._further_row(request, first, index) for index in range(1, request.sampling.n))
@@ -103,6 +109,7 @@ class Preparer:
         sampling = request.sampling
         self._check_token_ids(sampling)
         prompt_ids = self._prompts.token_ids(request)
+        reasoning = self._reasoning(request, prompt_ids)
         eos_ids = frozenset() if sampling.ignore_eos else self._eos.ids(chat=request.messages is not None)
         allowed = sampling.allowed_token_ids
         return RowSpec(
@@ -128,7 +135,8 @@ class Preparer:
             bad_words=bad_word_ids(self._tokenizer, sampling.bad_words, self._vocab_size),
             allowed_token_ids=None if allowed is None else frozenset(allowed),
             repetition_detection=sampling.repetition_detection,
-            constraint=self._structures.constraint(request, eos_ids),
+            constraint=self._structures.constraint(request, eos_ids, reasoning),
+            reasoning=reasoning,
             num_logprobs=sampling.logprobs,
             num_prompt_logprobs=sampling.prompt_logprobs,
             shares_prompt=sampling.n > 1 and not sampling.beam,
@@ -142,9 +150,15 @@ class Preparer:
             first,
             row_id=choice_row_id(first.row_id, index),
             seed=(first.seed + index) % _SEEDS,
-            constraint=self._structures.constraint(request, first.eos_ids),
+            constraint=self._structures.constraint(request, first.eos_ids, first.reasoning),
             num_prompt_logprobs=None,
         )
+
+    def _reasoning(self, request: Request, prompt_ids: Sequence[int]) -> Reasoning | None:
+        """Only a chat is answered with reasoning: a completion goes on with its prompt."""
+        if self._markers is None or request.messages is None:
+            return None
+        return self._markers.after_prompt(prompt_ids, self.decode)
 
     def _check_token_ids(self, sampling: SamplingParams) -> None:
         check_ids(sampling.stop_token_ids, self._vocab_size, "stop_token_ids")
@@ -168,15 +182,3 @@ class Preparer:
         """Every id that ends the row, with its text."""
         eos = {end.id: end.token for end in self._eos.members(eos_ids)}
         return {i: token_text(self._tokenizer, i) for i in stop_token_ids} | eos
-
-
-_NOT_YET: Mapping[str, Callable[[Request], object]] = {
-    "tool_choice": lambda request: request.tool_choice.mode == "required",
-}
-"""What this worker doesn't honour: the field, and whether a request asks for it."""
-
-
-def _check_supported(request: Request) -> None:
-    for param, asks in _NOT_YET.items():
-        if asks(request):
-            raise RequestError(f"{param} is not supported by this worker", param=param, code="unsupported_field")
