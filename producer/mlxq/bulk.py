@@ -70,7 +70,7 @@ def process(
         prefix = batch_prefix(output)
         if prefix is not None:
             clear(client, prefix, sink, keeps_answers=keeps_answers)
-        with _Bulk(client.open(prefix=prefix), lines, sink, max_inflight) as bulk:
+        with _Bulk(client.open(prefix=prefix), lines, sink, max_inflight, tell) as bulk:
             while on_turn(sink.tally) and not bulk.is_done:
                 sink.tally.is_waiting = not outages.attempt(bulk.turn)
         if ordered and bulk.is_done:
@@ -144,13 +144,21 @@ class _Bulk:
     `custom_ids` are those of the lines read so far, in their order.
     """
 
-    def __init__(self, batch: Batch, lines: Iterable[ParsedLine | BadLine], sink: Sink, max_inflight: int) -> None:
+    def __init__(
+        self,
+        batch: Batch,
+        lines: Iterable[ParsedLine | BadLine],
+        sink: Sink,
+        max_inflight: int,
+        tell: Tell | None,
+    ) -> None:
         self.custom_ids: list[str] = []
         self._batch = batch
         self._collector = batch.collector()
         self._lines = iter(lines)
         self._sink = sink
         self._max_inflight = max_inflight
+        self._tell = tell
         self._refill = min(CHUNK, max(1, max_inflight // 4))
         self._inflight: dict[str, ParsedLine] = {}  # by job id
         self._unsynced: list[Answer] = []
@@ -169,7 +177,7 @@ class _Bulk:
         Redis has lost.
         """
         if self._is_unsure:
-            self._enqueue(self._inflight.values())
+            self._enqueue_lost()
         self._is_unsure = True
         room = self._max_inflight - len(self._inflight)
         can_submit = not self._input_ended and room >= self._refill
@@ -215,12 +223,19 @@ class _Bulk:
         self._sink.tally.num_inflight = len(self._inflight)
         self._enqueue(requests)
 
-    def _enqueue(self, requests: Collection[ParsedLine]) -> None:
-        if requests:
-            self._batch.add(requests)
-            self._has_batch = True
+    def _enqueue_lost(self) -> None:
+        had_batch = self._has_batch  # or the first of it may never have arrived
+        num_lost = self._enqueue(self._inflight.values())
+        if num_lost and had_batch and self._tell is not None:
+            self._tell(f"Redis came back without {num_lost:,} of the requests; they are in the queue again.")
+
+    def _enqueue(self, requests: Collection[ParsedLine]) -> int:
+        """Returns how many Redis didn't have."""
+        num_added = self._batch.add(requests) if requests else 0
+        self._has_batch |= bool(requests)
         if self._input_ended and self._has_batch:
             self._batch.seal()
+        return num_added
 
     def _is_to_run(self, line: ParsedLine | BadLine) -> TypeGuard[ParsedLine]:
         if isinstance(line, BadLine):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -540,9 +541,11 @@ def test_a_run_waits_for_redis_and_asks_again_for_what_it_lost(
 
     assert (summary.succeeded, summary.failed, summary.interrupted) == (60, 0, False)
     assert sorted(files.answers()) == sorted(f"r{i}" for i in range(60))
-    away, back = outage.told
+    away, *lost, back = outage.told
     assert away.startswith(f"Redis at {mortal_redis.url} can't be reached: ")
     assert back == "Redis answers again."
+    if not saves:
+        assert re.fullmatch(r"Redis came back without \d+ of the requests; they are in the queue again\.", lost[0])
 
 
 def test_following_a_batch_waits_for_redis(mortal_redis: MortalRedis, files: Files) -> None:

@@ -56,6 +56,7 @@ class Presence:
 
     def _register_again(self) -> None:
         worker = self._worker
+        logger.warning("Redis had no entry of this worker any more: its data was lost, or we were away for long")
         with worker.connection.pipeline() as pipe:
             pipe.hset(worker.key, mapping=worker.serialize())
             worker_registration.register(worker, pipe)

@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 
-from mlxq import bulk
+from mlxq import bulk, durability
 from mlxq.cli import options
 from mlxq.cli.progress import Display, progress
 from mlxq.cli.report import EMPTY_HINT, finish
@@ -104,6 +104,8 @@ def run(
         display = stack.enter_context(progress(count_lines(input_path)))
         turn = _Turn(client, processes, display, stop)
         try:
+            for finding in durability.warnings(client.redis) if is_shared else ():
+                tell(f"Warning: {finding}")
             summary = bulk.process(
                 client,
                 lines,

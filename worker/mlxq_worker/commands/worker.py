@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -128,6 +129,7 @@ def worker(
 def _supervise(config: WorkerConfig, options: list[str], log_level: str) -> None:
     """Be the process that looks after the one that works. That one reads the same environment and options; the URL,
     which may hold a password and would show in `ps`, only from the former."""
+    from mlxq import durability
     from mlxq.connect import connect
     from mlxq_worker.salvage import Salvage
     from mlxq_worker.supervisor import Supervisor, logger
@@ -135,6 +137,9 @@ def _supervise(config: WorkerConfig, options: list[str], log_level: str) -> None
 
     logger.setLevel(log_level.upper())
     connection = connect(config.url)
+    with suppress(QueueUnavailable):  # the worker itself says so
+        for finding in durability.warnings(connection):
+            logger.warning("%s", finding)
     salvage = Salvage(connection, config.queues)
     command = [sys.executable, "-m", "mlxq", "worker", *options]
     try:
