@@ -21,6 +21,8 @@ _BLOCK = 32
 MAX_RANKED = 128
 """Up to this top_k the best ids are picked out and ranked."""
 _NO_TOP_K = 1 << 30
+_MAX_SUMMED_AT_ONCE = 4096
+"""Up to here one long sum takes less than the further operations that two short ones need."""
 _LARGEST_DRAW = 1 - 2**-24
 _MAX_SORTED_ON_CPU = 8192
 _ONE_AS_BITS = 0x3F800000
@@ -177,6 +179,8 @@ def best_ids(logits: mx.array) -> tuple[mx.array, mx.array]:
 
 def draw_ids(weights: mx.array, draws: mx.array) -> mx.array:
     """The ids at which the running sums of `weights` (B, V) pass `draws` (B, 1) times their totals: (B,)."""
+    if weights.shape[-1] <= _MAX_SUMMED_AT_ONCE:
+        return _passed(weights, draws)[0]
     blocks = _in_blocks(weights)
     block, rest = _passed(blocks.sum(axis=-1), draws)
     place, _ = _passed(_taken(blocks, block), rest)
