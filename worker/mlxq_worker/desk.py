@@ -16,6 +16,7 @@ from rq.worker import WorkerStatus
 from mlxq.errors import RequestError
 from mlxq.openai import parse_object
 from mlxq_worker import endings
+from mlxq_worker.cancelled_batches import CancelledBatches
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.endings import CancelledAs, Ending
 from mlxq_worker.engine.row import RowResult
@@ -75,8 +76,7 @@ class JobDesk:
         self._preparer: Preparer | None = None
         self._held = HeldJobs()
         self.outbox = Outbox(store)
-        self._live_batches: set[str] = set()
-        self._cancelled_batches: set[str] = set()
+        self._batches = CancelledBatches(store)
         self._is_claiming = True
         self._is_suspended = False
         self._num_queued = 0
@@ -194,13 +194,11 @@ class JobDesk:
         return any(held.job.strikes >= SUSPECT_STRIKES for held in self._held)
 
     def _take(self, jobs: list[Claimed]) -> None:
-        batches = {job.batch for job in jobs if job.batch is not None}
-        if unknown := batches - self._live_batches - self._cancelled_batches:
-            self._look_at_batches(unknown)
+        self._batches.look_at_new({job.batch for job in jobs if job.batch is not None})
         for job in jobs:
             held = Held(job)
             self._held.add(held)
-            if job.batch in self._cancelled_batches:
+            if job.batch in self._batches:
                 self._end_cancelled(held)
 
     def _note_suspension(self, is_suspended: bool) -> None:
@@ -247,21 +245,15 @@ class JobDesk:
                 self._lose(held)
             elif state == "canceled":
                 self._cancel(held, "canceled")
-        self._live_batches.clear()
-        self._look_at_batches({held.job.batch for held in self._held if held.job.batch is not None})
+        self._batches.look_at({held.job.batch for held in self._held if held.job.batch is not None})
         for held in self._held:
-            if held.job.batch in self._cancelled_batches:
+            if held.job.batch in self._batches:
                 self._cancel(held, "canceled")
 
     def _state(self) -> WorkerStatus:
         if self._held:
             return WorkerStatus.BUSY
         return WorkerStatus.SUSPENDED if self._is_suspended else WorkerStatus.IDLE
-
-    def _look_at_batches(self, batches: set[str]) -> None:
-        cancelled = self._store.cancelled_batches(batches) if batches else set()
-        self._cancelled_batches |= cancelled  # for good: nobody takes a cancellation back
-        self._live_batches |= batches - cancelled
 
     def _lose(self, held: Held) -> None:
         logger.warning("Job %s isn't ours any more: its lease is gone", held.job.job_id)
@@ -319,22 +311,8 @@ class JobDesk:
             self._channel.to_decode.put(Cancel(tuple(held.open_ids)))
 
     def _end_if_complete(self, held: Held, now: float) -> None:
-        if not held.open_ids:
-            self._end(held.failure or self._answered(held, now))
-
-    def _answered(self, held: Held, now: float) -> Ending:
-        job, preparer, results = held.job, self._preparer, held.answers
-        if held.request is None or preparer is None:
-            raise RuntimeError("rows end only after they were prepared")
-        queue_s = max(0.0, now - job.enqueued_at - max(result.prefill_s + result.decode_s for result in results))
-        try:
-            answer = preparer.finish(
-                held.request, held.specs, results, request_id=job.job_id, created=int(now), queue_s=queue_s
-            )
-            return endings.answered(job, answer, held.cancelled_as)
-        except Exception as error:
-            logger.exception("The answer to job %s can't be built", job.job_id)
-            return endings.gave_up(job, "internal_error", f"the answer can't be built: {error}")
+        if not held.open_ids and self._preparer is not None:
+            self._end(held.ending(self._preparer, now))
 
     def _step_raised(self, row_ids: Iterable[str], error: str) -> None:
         """Everybody in the batch gets a strike: nobody knows yet whose fault it was."""
@@ -355,7 +333,7 @@ class JobDesk:
         self.outbox.give_back(jobs, strikes=strikes)
 
     def _end_cancelled(self, held: Held) -> None:
-        with_batch = held.job.batch in self._cancelled_batches
+        with_batch = held.job.batch in self._batches
         self._end(endings.cancelled(held.job, held.cancelled_as or "canceled", with_batch=with_batch))
 
     def _end(self, ending: Ending) -> None:

@@ -1,19 +1,24 @@
 """The jobs that a worker holds, and the rows that each has become: what is prepared, and what has ended.
 
 A request becomes one row, n rows (`n` answers), or one beam search, whose hypotheses end as rows do. Its job is at its
-end once all of them are. Plain Python: knows no Redis, no engine and no clock.
+end once all of them are. Sends nothing to Redis, and knows no engine and no clock.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from mlxq.contract import Request
+from mlxq_worker import endings
 from mlxq_worker.endings import CancelledAs, Ending
 from mlxq_worker.engine.row import RowResult, RowSpec, choice_row_id, request_row_id
 from mlxq_worker.job_data import Claimed
+from mlxq_worker.messages import Preparer
+
+logger = logging.getLogger("rq.worker")
 
 
 @dataclass(slots=True, eq=False)
@@ -38,12 +43,6 @@ class Held:
         return tuple(spec.row_id for spec in self.specs)
 
     @property
-    def answers(self) -> tuple[RowResult, ...]:
-        """What came of each answer, in the order of the choices."""
-        ids = [row_id for spec in self.specs for row_id in _answer_ids(spec)]
-        return tuple(self.results[row_id] for row_id in ids)
-
-    @property
     def num_open_rows(self) -> int:
         """How many rows of a batch this job still takes."""
         return sum(spec.num_rows for spec in self.specs if spec.row_id in self.open_ids)
@@ -62,6 +61,28 @@ class Held:
         for spec in self.specs:
             if spec.row_id == row_id:
                 self.open_ids.difference_update(_answer_ids(spec))
+
+    def ending(self, preparer: Preparer, now: float) -> Ending:
+        """How the job ends, now that nothing of it is open. `now` is in Unix seconds."""
+        if self.failure is not None:
+            return self.failure
+        assert self.request is not None, "rows end only after they were prepared"
+        results = self._answers()
+        decoded_s = max(result.prefill_s + result.decode_s for result in results)
+        queue_s = max(0.0, now - self.job.enqueued_at - decoded_s)
+        try:
+            answer = preparer.finish(
+                self.request, self.specs, results, request_id=self.job.job_id, created=int(now), queue_s=queue_s
+            )
+            return endings.answered(self.job, answer, self.cancelled_as)
+        except Exception as error:
+            logger.exception("The answer to job %s can't be built", self.job.job_id)
+            return endings.gave_up(self.job, "internal_error", f"the answer can't be built: {error}")
+
+    def _answers(self) -> tuple[RowResult, ...]:
+        """What came of each answer, in the order of the choices."""
+        ids = [row_id for spec in self.specs for row_id in _answer_ids(spec)]
+        return tuple(self.results[row_id] for row_id in ids)
 
 
 class HeldJobs:
