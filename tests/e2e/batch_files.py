@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlxq.read_back import texts_of
+from mlxq import read_back
+from mlxq.read_back import calls_of, choices_of
 from mlxq_worker.demo.tasks import Example, count_example, held_out
 
 Line = dict[str, Any]
@@ -57,6 +58,11 @@ def choice(line: Line) -> dict[str, Any]:
 
 
 def text_of(line: Line) -> str:
-    """The text of an answer, chat or completion."""
-    [text] = texts_of(line)
+    """What the model wrote as its one answer, chat or completion; a call as the demo model writes one."""
+    [found] = choices_of(line)
+    if calls := calls_of(found):
+        [call] = calls
+        return json.dumps({"name": call["name"], "parameters": json.loads(call["arguments"])})
+    text = read_back.text_of(found)
+    assert text is not None
     return text

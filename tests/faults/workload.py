@@ -70,11 +70,17 @@ def undisturbed(lines: Iterable[Line], files: Files) -> dict[str, Line]:
 
 
 def essence(line: Mapping[str, Any]) -> Line:
-    """What two runs must agree on: the choices with their texts and ends, and the token counts. Not the seeds: a greedy
-    request has none of its own, and each run draws it one."""
+    """What two runs must agree on: the choices with their texts, calls and ends, and the token counts."""
     body = line["response"]["body"]
-    choices = [{name: value for name, value in choice.items() if name != "seed"} for choice in body["choices"]]
-    return {"choices": choices, "usage": body["usage"]}
+    return {"choices": [_without_draws(choice) for choice in body["choices"]], "usage": body["usage"]}
+
+
+def _without_draws(choice: Mapping[str, Any]) -> Line:
+    """A choice without what each run draws anew: a seed where the request has none, and the ids of tool calls."""
+    kept = {name: value for name, value in choice.items() if name != "seed"}
+    if calls := choice.get("message", {}).get("tool_calls"):
+        kept["message"] = {**choice["message"], "tool_calls": [call["function"] for call in calls]}
+    return kept
 
 
 def _request(index: int, example: Example) -> Line:

@@ -8,10 +8,20 @@ from typing import Any
 import msgspec
 import pytest
 
-from mlxq.contract import FINISH_REASONS, EosEntry, Request, SamplingParams, StopDetails, StopType, Structure
+from mlxq.contract import (
+    FINISH_REASONS,
+    Alternative,
+    EosEntry,
+    Request,
+    SamplingParams,
+    StopDetails,
+    StopType,
+    Structure,
+    TokenLogprob,
+)
 from mlxq.errors import RequestError
 from mlxq.openai import parse_object
-from mlxq_worker.engine.row import RowResult, RowSpec
+from mlxq_worker.engine.row import RowResult, RowSpec, TokenScores
 from mlxq_worker.eos import EosSet, resolve_eos
 from mlxq_worker.prepare import Preparer, draw_seed
 from mlxq_worker.tokenizer import Tokenizer
@@ -421,20 +431,24 @@ def test_an_id_outside_the_vocabulary_is_refused_by_its_field(field: str, value:
 # --- Answers --------------------------------------------------------------------------------------------------
 
 
-def finished(details: StopDetails, request: Request | None = None) -> Any:
-    prepare = preparer()
-    request = request or chat()
-    spec = only_row(prepare, request)
-    result = RowResult(
-        row_id="r1",
-        token_ids=(72, 105, IM_END),
-        text="Hi",
+def row_result(spec: RowSpec, token_ids: tuple[int, ...], text: str, details: StopDetails) -> RowResult:
+    return RowResult(
+        row_id=spec.row_id,
+        token_ids=token_ids,
+        text=text,
         stop_details=details,
         num_prompt_tokens=len(spec.prompt_ids),
         seed=spec.seed,
         prefill_s=0.25,
         decode_s=0.5,
     )
+
+
+def finished(details: StopDetails, request: Request | None = None) -> Any:
+    prepare = preparer()
+    request = request or chat()
+    spec = only_row(prepare, request)
+    result = row_result(spec, (72, 105, IM_END), "Hi", details)
     return prepare.finish(request, (spec,), (result,), request_id="q1", created=1_700_000_000, queue_s=2.0)
 
 
@@ -504,6 +518,28 @@ def test_an_answer_records_what_ran_and_how_long_it_took() -> None:
 )
 def test_an_answer_records_the_eos_set_that_was_in_force(request_: Request, expected: tuple[EosEntry, ...]) -> None:
     assert finished(StopDetails(type="max_tokens"), request_).run.eos == expected
+
+
+def test_ids_and_scores_are_reported_to_those_who_ask() -> None:
+    prepare = preparer(FakeTokenizer(words=ASCII), NO_EOS, vocab_size=128)
+    request = completion("Hi", n=2, return_token_ids=True, logprobs=0, prompt_logprobs=0)
+    specs = prepare.prepare(request, "r1")
+    place = TokenScores(token_id=ord("a"), logprob=-1.0, rank=1)
+    first, second = (
+        replace(row_result(spec, (ord("a"),), "a", StopDetails(type="max_tokens", token_index=0)), logprobs=(place,))
+        for spec in specs
+    )
+    first = replace(first, prompt_logprobs=(None, place))
+
+    result = prepare.finish(request, specs, (first, second), request_id="q1", created=0, queue_s=0.0)
+
+    shown = TokenLogprob(chosen=Alternative(token_id=ord("a"), token="a", logprob=-1.0, rank=1))
+    assert [spec.num_prompt_logprobs for spec in specs] == [0, None], "the prompt is scored once"
+    assert [choice.logprobs for choice in result.choices] == [(shown,), (shown,)]
+    assert [choice.token_ids for choice in result.choices] == [(ord("a"),), (ord("a"),)]
+    assert result.prompt_token_ids == tuple(b"Hi")
+    assert result.prompt_logprobs == (None, shown)
+    assert (result.usage.prompt_tokens, result.usage.completion_tokens) == (2, 2)
 
 
 def test_decoding_leaves_special_tokens_out_and_cleans_nothing_up() -> None:
