@@ -6,9 +6,10 @@ SEED ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+PARITY := $(VENV)/parity
 DEMO := demo-out
 
-.PHONY: help install demo test test-quick bench faults clean need-python need-openblas
+.PHONY: help install demo test test-quick parity bench faults clean need-python need-openblas
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -37,6 +38,11 @@ test: $(INSTALLED) need-openblas ## lint, types, and every test
 
 test-quick: $(INSTALLED) need-openblas ## the tests that take no more than a few seconds each
 	$(BIN)/pytest -m 'not slow'
+
+# Beside the packages of .venv and not among them: with torch there, transformers takes three times as long to import.
+parity: $(INSTALLED) need-openblas ## compare beam search with that of transformers, which needs torch
+	@[ -d $(PARITY)/torch ] || $(BIN)/pip install --quiet --target $(PARITY) --group parity
+	PYTHONPATH=$(PARITY) $(BIN)/pytest tests/parity
 
 bench: $(INSTALLED) need-openblas ## every workload through mlxq and what else there is; half an hour
 	$(BIN)/python -m tests.bench.suite

@@ -1,11 +1,16 @@
-"""Loads OpenBLAS before anything imports mlx, as the Linux wheel's own is fifty times slower; names the fixtures."""
+"""Loads OpenBLAS before anything imports mlx, as the Linux wheel's own is fifty times slower; names the fixtures.
+
+`tests/parity` needs torch and is run by `make parity`, which installs it.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from importlib.util import find_spec
 
 if sys.platform == "linux":
     ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
 
+collect_ignore = [] if find_spec("torch") else ["parity"]
 pytest_plugins = ["redis_fixture"]
