@@ -30,7 +30,7 @@ from tokenizers_for_tests import real_tokenizer
 
 SCHEMAS = 200
 MAX_TOKENS = 120
-ENOUGH = 0.6
+ENOUGH = 0.5
 """The part of the answers that must have come to an end by themselves, for the proof to say something."""
 TAGGED_TEMPLATE = "<tool_call> tool_call.name"
 
