@@ -17,7 +17,7 @@ from typing import Any, Literal
 from mlxq.contract import Failure, Result
 from mlxq.errors import RequestError
 from mlxq.result_lines import failure_line, rejection, result_line
-from mlxq_worker.engine.row import RowError
+from mlxq_worker.engine.api import RowError
 from mlxq_worker.job_data import NOT_JSON, Claimed
 
 Outcome = Literal["finished", "failed", "cancelled"]

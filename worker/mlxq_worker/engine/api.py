@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 AbortReason = Literal["cancelled", "deadline"]
 """Why a row was ended from outside; the words are `StopDetails.type`'s."""
 
+RowError = Literal["nan_logits", "no_token_allowed"]
+"""Why a row ended with the type ``error``: the model computed no number for it, or what the row asks for leaves it no
+token to take."""
+
 
 class Engine(Protocol):
     """One batch of rows. Not thread-safe: one thread builds, steps and closes it.

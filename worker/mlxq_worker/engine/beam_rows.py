@@ -13,10 +13,10 @@ from dataclasses import replace
 from itertools import chain, repeat
 
 from mlxq.contract import Beam, StopDetails, StopType
-from mlxq_worker.engine.api import AbortReason
+from mlxq_worker.engine.api import AbortReason, RowError
 from mlxq_worker.engine.beam import BeamSearch, Continuations, Hypothesis
 from mlxq_worker.engine.prefix import Prefix
-from mlxq_worker.engine.row import Decode, Fork, Row, RowError, RowResult, RowSpec, TokenScores, choice_row_id
+from mlxq_worker.engine.row import Decode, Fork, Row, RowResult, RowSpec, TokenScores, choice_row_id
 
 
 def new_row(spec: RowSpec, decode: Decode) -> Row:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 from mlxq.contract import Beam, RepetitionDetection, StopDetails, StopType
-from mlxq_worker.engine.api import AbortReason
+from mlxq_worker.engine.api import AbortReason, RowError
 from mlxq_worker.engine.constraint import Constraint
 from mlxq_worker.engine.prefix import Prefix
 from mlxq_worker.engine.reasoning import Reasoning, ReasoningState
@@ -20,10 +19,6 @@ from mlxq_worker.engine.stop import StopScanner, TextStream
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text, special tokens left out."""
-
-RowError = Literal["nan_logits", "no_token_allowed"]
-"""Why a row ended with the type ``error``: the model computed no number for it, or what the row asks for leaves it no
-token to take."""
 
 _LEAST_TEMPERATURE = 1e-5
 _CHOICE_MARK = "#"

@@ -14,10 +14,11 @@ from typing import cast
 
 import mlx.core as mx
 
+from mlxq_worker.engine.api import RowError
 from mlxq_worker.engine.choice import Choice
 from mlxq_worker.engine.logprobs import Scores, num_alternatives
 from mlxq_worker.engine.processors import Processors
-from mlxq_worker.engine.row import Row, RowError, TokenScores
+from mlxq_worker.engine.row import Row, TokenScores
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from mlxq_worker.engine.api import AbortReason
+from mlxq_worker.engine.api import AbortReason, RowError
 from mlxq_worker.engine.budget import KvBudget
 from mlxq_worker.engine.prefix import Prefix, PrefixTable
-from mlxq_worker.engine.row import Fork, Row, RowError, RowResult, TokenScores
+from mlxq_worker.engine.row import Fork, Row, RowResult, TokenScores
 from mlxq_worker.engine.waiting import WaitingLine
 
 _NONE: Mapping[Any, Any] = MappingProxyType({})
