@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -289,3 +290,18 @@ def test_a_row_that_never_fits_is_refused_alone_and_told_what_it_needs() -> None
     assert (refusal.value.param, refusal.value.code) == ("max_tokens", "kv_cache_exceeded")
     assert cost.of_row(100) == 100 * 2 * 2 * 2 * 8 * 4  # layers, keys and values, heads, numbers a head, bytes
     assert run(engine, [row_spec(row_id="small", max_tokens=3)]).tokens.keys() == {"small"}
+
+
+def test_a_step_is_as_large_as_was_measured_where_nobody_says(
+    layouts: list[Layout], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    specs = [row_spec(row_id=str(index), prompt_ids=(index,) * 60, max_tokens=3) for index in range(20)]
+    engine = BatchEngine(build("llama"), decode, max_num_seqs=4, max_num_batched_tokens=None)
+    seen = len(layouts)
+
+    outcome = run(engine, specs)
+
+    chosen = int(re.findall(r"a step takes up to (\d+) tokens: 4 tokens .* ms, 128 tokens", caplog.text)[0])
+    assert max(layout.positions.size for layout in layouts[seen:]) <= chosen
+    assert outcome.tokens == run(BatchEngine(build("llama"), decode, max_num_seqs=4), specs).tokens

@@ -79,6 +79,7 @@ def test_given_values_win_and_none_is_not_given() -> None:
         ("MLXQ_MAX_NUM_SEQS", "many"),
         ("MLXQ_MAX_NUM_SEQS", "0"),
         ("MLXQ_MAX_NUM_BATCHED_TOKENS", "-1"),
+        ("MLXQ_MAX_NUM_BATCHED_TOKENS", "most"),
         ("MLXQ_MAX_PREFIX_BYTES", "-1"),
         ("MLXQ_LONGEST_FIRST", "perhaps"),
         ("MLXQ_LEASE_S", "soon"),
@@ -137,3 +138,11 @@ def test_a_percentage_is_of_the_machines_memory() -> None:
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(ValueError):
         to_bytes(text)
+
+
+def test_the_size_of_a_step_is_measured_unless_it_is_given() -> None:
+    env = {"MLXQ_MODEL": "m", "MLXQ_MAX_NUM_BATCHED_TOKENS": "64"}
+
+    assert EngineConfig().max_num_batched_tokens == "auto"
+    assert WorkerConfig.from_env(env, max_num_batched_tokens="auto").engine.max_num_batched_tokens == "auto"
+    assert WorkerConfig.from_env(env).engine.max_num_batched_tokens == 64

@@ -39,6 +39,7 @@ MLX_CALLERS = frozenset(
         "mlxq_worker.engine.runner",
         "mlxq_worker.engine.slab",
         "mlxq_worker.engine.slots",
+        "mlxq_worker.engine.step_timing",
         "mlxq_worker.engine.sampling",
         "mlxq_worker.demo.evaluate",
         "mlxq_worker.demo.training",

@@ -67,12 +67,14 @@ def load_backend(config: WorkerConfig) -> Backend:
             f"{limit_bytes / 2**20:.0f}: raise --memory-limit (MLXQ_MEMORY_LIMIT) or choose a smaller model"
         )
 
+    step_tokens = config.engine.max_num_batched_tokens
+
     def new_engine() -> Engine:
         return BatchEngine(
             loaded.model,
             preparer.decode,
             max_num_seqs=config.engine.max_num_seqs,
-            max_num_batched_tokens=config.engine.max_num_batched_tokens,
+            max_num_batched_tokens=None if step_tokens == "auto" else step_tokens,
             max_prefix_bytes=config.engine.max_prefix_bytes,
             longest_first=config.engine.longest_first,
             kv_bytes=room_for_rows(limit_bytes, used_bytes()),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from mlxq import keys
 from mlxq.connect import DEFAULT_URL
@@ -28,7 +28,8 @@ class EngineConfig:
 
     Args:
         max_num_seqs: rows decoded at once, at most.
-        max_num_batched_tokens: tokens, of prompts and decoding rows together, that one step takes through the model.
+        max_num_batched_tokens: tokens, of prompts and decoding rows together, that one step takes through the model;
+            "auto" to measure what is best when the engine is built.
         max_prefix_bytes: what prefixes that rows share may take of the memory for keys and values, which they leave to
             rows where it is short; 0 shares nothing, `None` is an eighth.
         longest_first: admit the longest waiting prompts first, and not those that came first.
@@ -38,13 +39,14 @@ class EngineConfig:
     """
 
     max_num_seqs: int = 32
-    max_num_batched_tokens: int = 512
+    max_num_batched_tokens: int | Literal["auto"] = "auto"
     max_prefix_bytes: int | None = None
     longest_first: bool = False
 
     def __post_init__(self) -> None:
         _check(self, "max_num_seqs", self.max_num_seqs >= 1, "at least 1")
-        _check(self, "max_num_batched_tokens", self.max_num_batched_tokens >= 1, "at least 1")
+        given = self.max_num_batched_tokens
+        _check(self, "max_num_batched_tokens", given == "auto" or given >= 1, "at least 1, or auto")
         _check(self, "max_prefix_bytes", (self.max_prefix_bytes or 0) >= 0, "not negative")
 
 
@@ -165,6 +167,15 @@ def _to_bool(text: str) -> bool:
         raise ValueError(text) from None
 
 
+def to_step_tokens(text: str) -> int | Literal["auto"]:
+    """`max_num_batched_tokens` from a text.
+
+    Raises:
+        ValueError: it is neither an integer nor "auto".
+    """
+    return "auto" if text == "auto" else int(text)
+
+
 def _to_words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
@@ -190,6 +201,7 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(i)?B?|B|(%))?", re.IGNORECASE)
 _text = _value(str, "text")
 _words = _value(_to_words, "words with blanks between them")
 _integer = _value(int, "an integer")
+_step_tokens = _value(to_step_tokens, "an integer or auto")
 _seconds = _value(float, "a number of seconds")
 _size = _value(to_bytes, SIZE_FORM)
 _flag = _value(_to_bool, "1 or 0")
@@ -200,7 +212,7 @@ _VARIABLES: Mapping[str, tuple[str, _Parser]] = {
     "url": ("MLXQ_URL", _text),
     "burst": ("MLXQ_BURST", _flag),
     "max_num_seqs": ("MLXQ_MAX_NUM_SEQS", _integer),
-    "max_num_batched_tokens": ("MLXQ_MAX_NUM_BATCHED_TOKENS", _integer),
+    "max_num_batched_tokens": ("MLXQ_MAX_NUM_BATCHED_TOKENS", _step_tokens),
     "max_prefix_bytes": ("MLXQ_MAX_PREFIX_BYTES", _integer),
     "longest_first": ("MLXQ_LONGEST_FIRST", _flag),
     "default_max_tokens": ("MLXQ_DEFAULT_MAX_TOKENS", _integer),

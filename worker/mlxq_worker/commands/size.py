@@ -1,10 +1,12 @@
-"""A size in bytes as an option's value, in the form that the variables have too."""
+"""Sizes as options' values, in the forms that the variables have too: of memory in bytes, of a step in tokens."""
 
 from __future__ import annotations
 
+from typing import Literal
+
 import click
 
-from mlxq_worker.config import SIZE_FORM, to_bytes
+from mlxq_worker.config import SIZE_FORM, to_bytes, to_step_tokens
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
@@ -17,3 +19,17 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic in the newest 
             return to_bytes(str(value))
         except ValueError:
             self.fail(f"{value!r} is not {SIZE_FORM}", param, ctx)
+
+
+class StepTokens(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
+    """A number of tokens, or "auto"."""
+
+    name = "integer|auto"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | Literal["auto"]:
+        try:
+            return to_step_tokens(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is neither an integer nor auto", param, ctx)

@@ -18,7 +18,7 @@ from click.core import ParameterSource
 
 from mlxq.errors import ConfigError, MlxqError, QueueUnavailable, WorkerFailed
 from mlxq_worker import exits
-from mlxq_worker.commands.size import Size
+from mlxq_worker.commands.size import Size, StepTokens
 
 if TYPE_CHECKING:
     from mlxq_worker.config import WorkerConfig
@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 @click.option("--burst", is_flag=True, default=None, envvar="MLXQ_BURST", help="End once the queues are empty.")
 @click.option(
     "--max-num-seqs", type=click.IntRange(1), envvar="MLXQ_MAX_NUM_SEQS", help="Rows decoded at once.  [default: 32]"
+)
+@click.option(
+    "--max-num-batched-tokens",
+    type=StepTokens(),
+    envvar="MLXQ_MAX_NUM_BATCHED_TOKENS",
+    help="Tokens, of prompts and decoding rows together, that a step takes; auto measures it.  [default: auto]",
 )
 @click.option(
     "--max-prefix-bytes",

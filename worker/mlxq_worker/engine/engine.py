@@ -18,6 +18,9 @@ from mlxq_worker.engine.row import Decode, RowSpec, StepReport
 from mlxq_worker.engine.runner import Launched, Runner
 from mlxq_worker.engine.sampling import NO_TOKENS
 from mlxq_worker.engine.scheduler import Scheduler
+from mlxq_worker.engine.step_timing import measure_step_size
+
+DEFAULT_STEP_TOKENS = 512
 
 
 class BatchEngine:
@@ -31,7 +34,8 @@ class BatchEngine:
         model: an mlx-lm model.
         decode: token ids to text, special tokens left out.
         max_num_seqs: how many rows decode together at most; 1 for models whose caches can't be batched.
-        max_num_batched_tokens: how many tokens, prompts' and decoding rows' together, go through the model in one step.
+        max_num_batched_tokens: how many tokens, prompts' and decoding rows' together, go through the model in one step;
+            `None` to measure what is best.
         kv_bytes: how much memory keys and values may take; by default most of what the machine has left.
         max_prefix_bytes: how much of it prefixes that rows share may take, each of them once; 0 shares nothing, by
             default it is an eighth.
@@ -46,7 +50,7 @@ class BatchEngine:
         decode: Decode,
         *,
         max_num_seqs: int,
-        max_num_batched_tokens: int = 512,
+        max_num_batched_tokens: int | None = DEFAULT_STEP_TOKENS,
         kv_bytes: int | None = None,
         max_prefix_bytes: int | None = None,
         longest_first: bool = False,
@@ -62,11 +66,12 @@ class BatchEngine:
             self._runner = PackedRunner(
                 model,
                 max_num_seqs=max_num_seqs,
-                max_num_batched_tokens=max_num_batched_tokens,
+                max_num_batched_tokens=max_num_batched_tokens or measure_step_size(model, max_num_seqs),
                 max_prefix_tokens=self._budget.prefix_tokens(max_prefix_bytes),
             )
         else:
-            self._runner = PaddedRunner(model, max_num_seqs=max_num_seqs, prefill_chunk=max_num_batched_tokens)
+            prefill_chunk = max_num_batched_tokens or DEFAULT_STEP_TOKENS
+            self._runner = PaddedRunner(model, max_num_seqs=max_num_seqs, prefill_chunk=prefill_chunk)
         self._scheduler = Scheduler(
             self._runner.max_num_seqs,
             self._runner.max_num_batched_tokens,

@@ -1,0 +1,48 @@
+"""How many tokens a step takes, from timings."""
+
+from __future__ import annotations
+
+import pytest
+
+from mlxq_worker.engine.step_size import MAX_STALL, MAX_TOKENS, StepTiming, choose_size, first_size, next_size
+
+
+def timings(**milliseconds: float) -> list[StepTiming]:
+    return [StepTiming(int(name.lstrip("n")), value / 1000) for name, value in milliseconds.items()]
+
+
+DECODE = StepTiming(32, 0.014)
+
+
+def test_a_step_is_as_large_as_makes_tokens_cheaper_and_no_larger() -> None:
+    measured = timings(n64=20, n128=29, n256=42, n512=79, n1024=158)
+
+    assert choose_size(DECODE, measured) == 256  # 0.164 ms a token, and 0.154 is the best
+
+
+def test_a_step_takes_no_longer_than_some_steps_without_prompts() -> None:
+    falling = timings(n64=64, n128=MAX_STALL * 14, n256=MAX_STALL * 14 + 1)
+
+    assert choose_size(DECODE, falling) == 128
+
+
+def test_the_smallest_size_is_allowed_however_long_it_takes() -> None:
+    assert choose_size(DECODE, timings(n64=900)) == 64
+
+
+@pytest.mark.parametrize(("num_rows", "size"), [(1, 128), (32, 128), (33, 256), (64, 256), (100, 512)])
+def test_the_smallest_size_leaves_most_of_a_step_to_prompts(num_rows: int, size: int) -> None:
+    assert first_size(num_rows) == size
+
+
+@pytest.mark.parametrize(
+    ("last", "following"),
+    [
+        (StepTiming(64, 0.020), 128),
+        (StepTiming(512, 0.061), 1024),
+        (StepTiming(512, 0.062), None),
+        (StepTiming(MAX_TOKENS, 0.001), None),
+    ],
+)
+def test_sizes_double_until_a_step_would_surely_be_too_long(last: StepTiming, following: int | None) -> None:
+    assert next_size(DECODE, [last]) == following
