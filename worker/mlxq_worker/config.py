@@ -82,7 +82,7 @@ class WorkerConfig:
 
     model: str
     queues: tuple[str, ...] = (keys.DEFAULT_QUEUE,)
-    url: str = DEFAULT_URL
+    url: str = field(default=DEFAULT_URL, repr=False)  # may hold a password
     burst: bool = False
     default_max_tokens: int = 2048
     extra_eos_tokens: tuple[str, ...] = ()

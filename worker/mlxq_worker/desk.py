@@ -44,6 +44,7 @@ from mlxq_worker.messages import (
 from mlxq_worker.outbox import Outbox
 from mlxq_worker.presence import Command, Presence
 from mlxq_worker.timing import Every
+from mlxq_worker.traces import trace_of
 
 logger = logging.getLogger("rq.worker")
 
@@ -228,8 +229,8 @@ class JobDesk:
             held.prepared(request, preparer.prepare(request, job.execution_id))
         except RequestError as error:
             self._end(endings.rejected(job, error))
-        except Exception as error:
-            logger.exception("Job %s can't be prepared", job.job_id)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it costs this job only
+            logger.error("Job %s can't be prepared: %s", job.job_id, trace_of(error))
             self._end(endings.gave_up(job, "internal_error", f"the request can't be prepared: {error}"))
         else:
             self._channel.to_decode.put(Admit(held.specs))

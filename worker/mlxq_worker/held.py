@@ -17,6 +17,7 @@ from mlxq_worker.endings import CancelledAs, Ending
 from mlxq_worker.engine.row import RowResult, RowSpec, choice_row_id, request_row_id
 from mlxq_worker.job_data import Claimed
 from mlxq_worker.messages import Preparer
+from mlxq_worker.traces import trace_of
 
 logger = logging.getLogger("rq.worker")
 
@@ -75,8 +76,8 @@ class Held:
                 self.request, self.specs, results, request_id=self.job.job_id, created=int(now), queue_s=queue_s
             )
             return endings.answered(self.job, answer, self.cancelled_as)
-        except Exception as error:
-            logger.exception("The answer to job %s can't be built", self.job.job_id)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it costs this job only
+            logger.error("The answer to job %s can't be built: %s", self.job.job_id, trace_of(error))
             return endings.gave_up(self.job, "internal_error", f"the answer can't be built: {error}")
 
     def _answers(self) -> tuple[RowResult, ...]:

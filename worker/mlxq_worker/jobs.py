@@ -34,6 +34,7 @@ from rq.worker_registration import clean_worker_registry
 from mlxq import keys
 from mlxq_worker.endings import Ending
 from mlxq_worker.job_data import Claimed
+from mlxq_worker.traces import trace_of
 
 logger = logging.getLogger("rq.worker")
 
@@ -231,8 +232,8 @@ class JobStore:
             self._queue(job.queue).enqueue_dependents(ended)
         except (redis_errors.ConnectionError, redis_errors.TimeoutError):
             raise  # to be repeated
-        except Exception:
-            logger.exception("What waits for job %s can't be enqueued", job.job_id)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it costs those jobs only
+            logger.error("What waits for job %s can't be enqueued: %s", job.job_id, trace_of(error))
 
     def _queue(self, name: str) -> Queue:
         return Queue(name, connection=self._redis, serializer=JSONSerializer)
