@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from random import Random
 from typing import Any
@@ -48,10 +49,12 @@ def beam_specs() -> list[RowSpec]:
 
 
 def plain_specs() -> list[RowSpec]:
-    return [
+    """Rows some of which are drawn, and one of which has to wait for its last token before the next is chosen."""
+    *specs, last = (
         row_spec(row_id=f"plain{n}", prompt_ids=prompt_of(n), max_tokens=3 + n % 20, temperature=n % 2, seed=n, **ENDS)
         for n in (2, 5, 12, 30, 41)
-    ]
+    )
+    return [*specs, replace(last, presence_penalty=1.0)]
 
 
 def engine_of(kind: str, *, width: int = 16, pipelined: bool = True) -> BatchEngine:
