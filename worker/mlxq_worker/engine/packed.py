@@ -138,10 +138,10 @@ class PackedRunner:
 
     def _fork(self, forks: Sequence[Fork]) -> None:
         """Give rows what others have computed, and the tokens to go on with."""
-        for fork in forks:
-            if fork.source is not fork.row:
-                for cache in self._packed.caches:
-                    cache.move(self._places[fork.source], self._places[fork.row])
+        # Both have as many tokens, so they lie in one slab.
+        copied = [(self._places[fork.source], self._places[fork.row]) for fork in forks if fork.source is not fork.row]
+        for cache in self._packed.caches:
+            cache.copy(copied)
         seats = mx.array([self._seats[fork.row] for fork in forks])
         self._newest[seats] = mx.array([fork.token_id for fork in forks], dtype=mx.uint32)
 

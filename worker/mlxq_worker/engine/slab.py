@@ -6,6 +6,7 @@ computed, where a slice assignment copies the whole slab. Knows nothing of rows;
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Self
 
 import mlx.core as mx
@@ -59,6 +60,12 @@ class Slab:
         where, num_columns = mx.array([slot]), self.size.num_columns
         self._keys[where] = _resized(keys, 1, num_columns)
         self._values[where] = _resized(values, 1, num_columns)
+
+    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
+        """Write what is in some slots over others."""
+        what, where = mx.array(list(sources)), mx.array(list(targets))
+        self._keys[where] = self._keys[what]
+        self._values[where] = self._values[what]
 
     def wipe(self, slot: int) -> None:
         """Forget what a row that has left wrote here: a masked key counts for nothing, but a masked value is multiplied

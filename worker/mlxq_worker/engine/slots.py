@@ -11,7 +11,7 @@ to it together.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
@@ -102,6 +102,15 @@ class SlotCache:
             if target.slab not in self._slabs:
                 self._slabs[target.slab] = Slab.empty(self._sizes[target.slab], *row)
             self._slabs[target.slab].put(target.slot, *row)
+
+    def copy(self, pairs: Sequence[tuple[Place, Place]]) -> None:
+        """Copy rows to other places of their slabs, over what is there; no row is copied from a place that another is
+        copied to."""
+        in_slabs: dict[int, list[tuple[int, int]]] = {}
+        for source, target in pairs:
+            in_slabs.setdefault(source.slab, []).append((source.slot, target.slot))
+        for index, slots in in_slabs.items():
+            self._slabs[index].copy(*zip(*slots, strict=True))
 
     def evict(self, prefix: Prefix) -> None:
         """Free a prefix."""
