@@ -370,8 +370,6 @@ def test_each_of_several_answers_is_a_row_with_a_seed_of_its_own() -> None:
     assert [row.row_id for row in (first, second, third)] == ["r1", "r1#1", "r1#2"]
     assert [row.seed for row in (first, second, third)] == [2**64 - 2, 2**64 - 1, 0]
     assert first == replace(third, row_id=first.row_id, seed=first.seed), "all else is the same"
-    assert first.shares_prompt
-    assert not only_row(preparer(), completion()).shares_prompt
 
 
 def test_each_of_several_answers_has_its_own_state_of_the_grammar() -> None:

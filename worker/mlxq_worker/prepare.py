@@ -139,7 +139,6 @@ class Preparer:
             reasoning=reasoning,
             num_logprobs=sampling.logprobs,
             num_prompt_logprobs=sampling.prompt_logprobs,
-            shares_prompt=sampling.n > 1 and not sampling.beam,
             beam=sampling.beam,
             num_beams_returned=sampling.n if sampling.beam else 1,
         )

@@ -59,7 +59,6 @@ class RowSpec:
     `None` asks for no scores. With a `beam` the spec stands for a whole beam search; its `num_beams_returned` best
     hypotheses end on one step, with the row ids `choice_row_id(row_id, 0)`, `choice_row_id(row_id, 1)`, and so on.
     Inside `reasoning` no stop string is looked for; `None` if the model has no such part.
-    `shares_prompt` says that other rows with exactly this prompt are being admitted beside this one (n > 1).
     """
 
     row_id: str
@@ -88,7 +87,6 @@ class RowSpec:
     constraint: Constraint | None = None
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
-    shares_prompt: bool = False
     beam: Beam | None = None
     num_beams_returned: int = 1
 
