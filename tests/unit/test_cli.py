@@ -24,7 +24,7 @@ from mlxq.errors import ModelError
 from mlxq.openai import text_request
 from mlxq.tally import Summary, Tally
 from mlxq_worker.commands import run as run_module
-from mlxq_worker.commands.worker import worker
+from mlxq_worker.commands.worker import options_given, worker
 from mlxq_worker.config import WorkerConfig
 
 STAND_IN = """
@@ -583,3 +583,29 @@ def test_the_headline_has_counts_and_rates() -> None:
 @pytest.mark.parametrize(("values", "code"), [({}, 0), ({"failed": 1}, 1), ({"interrupted": True}, 1)])
 def test_the_exit_code_is_0_only_if_everything_was_answered(values: dict[str, Any], code: int) -> None:
     assert exit_code(summary(**values)) == code
+
+
+def test_the_process_that_works_gets_the_options_of_its_supervisor_but_not_the_url() -> None:
+    given = ["--model", "m", "--queue", "a", "--queue", "b", "--burst", "--url", "redis://:secret@here/0"]
+    given += ["--memory-limit", "1.5GB", "--extra-eos-token", "two words", "--grace", "5", "--log-level", "debug"]
+
+    words = options_given(worker.make_context("worker", list(given)))
+
+    again = worker.make_context("worker", list(words)).params
+    assert "secret" not in " ".join(words)
+    assert again == worker.make_context("worker", list(given)).params | {"url": None}
+    assert again["memory_limit_bytes"] == 1_500_000_000
+
+
+def test_what_comes_from_a_variable_is_left_to_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLXQ_MODEL", "m")
+    monkeypatch.setenv("MLXQ_MAX_JOBS", "5")
+
+    assert options_given(worker.make_context("worker", ["--burst"])) == ["--burst"]
+
+
+@pytest.mark.parametrize("option", [["--memory-limit", "plenty"], ["--max-jobs", "0"], ["--max-num-seqs", "0"]])
+def test_an_option_of_the_worker_that_cannot_be_right_is_named_and_starts_nothing(option: list[str]) -> None:
+    result = mlxq("worker", "--model", "demo", *option)
+
+    assert (result.exit_code, option[0] in result.stderr) == (2, True)
