@@ -19,6 +19,7 @@ from openai.types.chat import ChatCompletion
 from redis import Redis
 
 from mlxq.client import Client
+from mlxq.read_back import is_success
 from mlxq_worker.demo.tasks import count_example
 from processes import DEADLINE_S, MLXQ, ended, run, running
 from worker_helpers import fetch, wait_until
@@ -28,7 +29,7 @@ COUNTING = count_example(1, 9).body["prompt"]
 UNUSUAL = "Count from 1 to 5"
 """Without its colon the demo model has not seen it, and goes round in circles after an end that is ignored."""
 GREEDY_IDS: dict[str, Any] = {"temperature": 0, "max_tokens": 40, "ignore_eos": True, "return_token_ids": True}
-SOME_ID = 322
+SOME_ID, SOME_WORD = 322, "18"
 SEED = 5
 
 
@@ -94,9 +95,11 @@ LINES = [
     chat("no-call", "What is the capital of France?", max_tokens=60, temperature=0, tools=[WEATHER]),
     chat("must-call", "Count from 3 to 7", max_tokens=200, seed=SEED, tools=[WEATHER, CLOCK], tool_choice="required"),
     chat("must-call-one", ASK_WEATHER, max_tokens=200, seed=SEED, tools=[WEATHER, CLOCK], tool_choice=named("clock")),
+    completion("nothing-left", COUNTING, n=2, allowed_token_ids=[SOME_ID], bad_words=[SOME_WORD]),
     completion("no-such-id", COUNTING, logit_bias={"99999": 1}),
     completion("no-regex", COUNTING, structured_outputs={"regex": "[0-9"}),
 ]
+FAILED = {"nothing-left": "no_token_allowed"}
 REFUSED = {"no-such-id": "logit_bias", "no-regex": "structured_outputs.regex"}
 
 
@@ -115,20 +118,21 @@ def body(line: Line) -> dict[str, Any]:
 
 
 def test_every_line_is_answered_but_those_that_ask_for_the_impossible(answers: dict[str, Line]) -> None:
-    refused = {
-        custom_id: body(line)["error"]["param"]
-        for custom_id, line in answers.items()
-        if line["response"]["status_code"] != 200
-    }
+    not_answered = {custom_id: line for custom_id, line in answers.items() if not is_success(line)}
 
     assert answers.keys() == {line["custom_id"] for line in LINES}
-    assert refused == REFUSED
+    assert not_answered.keys() == REFUSED.keys() | FAILED.keys()
+    for custom_id, param in REFUSED.items():
+        assert body(answers[custom_id])["error"]["param"] == param
+    for custom_id, code in FAILED.items():
+        assert (answers[custom_id]["response"], answers[custom_id]["error"]["code"]) == (None, code)
 
 
 def test_openais_types_read_every_answer(answers: dict[str, Line]) -> None:
-    for custom_id in answers.keys() - REFUSED.keys() - {"loop"}:  # OpenAI has no word for how a loop ends
-        found = body(answers[custom_id])
-        (Completion if found["object"] == "text_completion" else ChatCompletion).model_validate(found)
+    for custom_id, line in answers.items():
+        if is_success(line) and custom_id != "loop":  # OpenAI has no word for how a loop ends
+            found = body(line)
+            (Completion if found["object"] == "text_completion" else ChatCompletion).model_validate(found)
 
 
 def test_each_of_several_answers_is_the_one_that_its_seed_gives_alone(answers: dict[str, Line]) -> None:

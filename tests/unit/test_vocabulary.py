@@ -26,7 +26,13 @@ def test_an_id_outside_the_vocabulary_is_refused_by_its_place_and_its_field(toke
 
 @pytest.mark.parametrize(
     ("word", "expected"),
-    [("cat", ((1,), (2,))), ("  cat", ((1,), (2,))), ("dog", ((3,),)), ("fish", ((5,),)), ("catdog", ((1, 3), (2, 3)))],
+    [
+        ("cat", ((1,), (2,))),
+        ("  cat", ((1,), (2,))),
+        ("dog", ((3,),)),
+        ("fish", ((5,), (6, 7))),
+        ("catdog", ((1, 3), (2, 3))),
+    ],
     ids=["one token each way", "blanks in front", "a blank of its own", "longer behind a blank", "several tokens"],
 )
 def test_a_bad_word_is_forbidden_at_the_start_and_behind_a_blank(word: str, expected: Sequence[Sequence[int]]) -> None:

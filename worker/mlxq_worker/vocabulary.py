@@ -34,8 +34,9 @@ def check_ids(token_ids: Iterable[int], vocab_size: int, param: str) -> None:
 def bad_word_ids(tokenizer: Tokenizer, words: Sequence[str], vocab_size: int) -> tuple[tuple[int, ...], ...]:
     """The sequences of tokens that spell a word at the start of a text, and behind a blank.
 
-    The rule is vLLM's (`SamplingParams.update_from_tokenizer` in vllm/sampling_params.py): the form behind a blank
-    counts where it begins with another token and is as long, so that the blank alone is never forbidden.
+    As in vLLM (`SamplingParams.update_from_tokenizer` in vllm/sampling_params.py), but that leaves out the form behind
+    a blank where it has another number of tokens, and then lets the word through. Here it is left out only where it
+    ends with the other form, which forbids it already.
 
     Raises:
         RequestError: a word has no tokens, or one that the model doesn't know.
@@ -54,7 +55,7 @@ def _spellings(tokenizer: Tokenizer, word: str, vocab_size: int, param: str) -> 
         raise RequestError(f"{param} is {word!r}, which has no tokens", param=param, code="out_of_range")
     check_ids(plain + spaced, vocab_size, param)
     yield plain
-    if spaced[0] != plain[0] and len(spaced) == len(plain):
+    if spaced[-len(plain) :] != plain:
         yield spaced
 
 
