@@ -30,6 +30,14 @@ NOW = {"type": "function", "function": {"name": "now"}}
 INTEGER_A = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
 
 
+def nested(depth: int) -> dict[str, Any]:
+    """Objects in objects; each takes two levels of the schema."""
+    schema: dict[str, Any] = {}
+    for _ in range(depth):
+        schema = {"properties": {"a": schema}}
+    return schema
+
+
 @cache
 def demo() -> DescribedModel:
     return load_tokenizer_only()
@@ -159,6 +167,9 @@ def test_a_structured_answer_that_no_token_could_end_is_refused() -> None:
         ("json_schema", {"$ref": "#/nowhere"}, "invalid_schema", "nowhere"),
         ("json_schema", {"$ref": "#"}, "invalid_schema", ""),
         ("json_schema", {"type": "integer", "minimum": 2, "maximum": 1}, "invalid_schema", "Unsatisfiable"),
+        ("json_schema", {"properties": {str(i): {} for i in range(1001)}}, "invalid_schema", "1001 properties"),
+        ("json_schema", nested(150), "invalid_schema", "200 deep"),
+        ("json_schema", nested(50_000), "invalid_schema", "200 deep"),
         ("grammar", "nonsense", "invalid_grammar", "Expected ::="),
         ("grammar", "start: missing", "invalid_grammar", "missing"),
         ("grammar", 'root ::= "x" missing', "invalid_grammar", "missing"),
@@ -285,6 +296,10 @@ def test_tool_choice_none_leaves_the_structure_alone() -> None:
         ({"tools": ({"function": {"name": "f", "strict": True}},)}, "tools[0].function.strict"),
         (
             {"tools": ({"function": {"name": "f", "parameters": {"type": "string"}}},), "tool_choice": "required"},
+            "tools[0].function.parameters",
+        ),
+        (
+            {"tools": ({"function": {"name": "f", "parameters": nested(150)}},), "tool_choice": "required"},
             "tools[0].function.parameters",
         ),
         ({"kind": "grammar", "value": 'start: "a"', "tools": (NOW,)}, "response_format"),

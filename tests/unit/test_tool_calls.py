@@ -32,6 +32,7 @@ TEMPLATES = {
     "json_tools": '<tool_call>{"name": {{ tool_call.name }}, "arguments": {{ tool_call.arguments }}}</tool_call>',
     "mistral list": "[TOOL_CALLS] [",
     "mistral": "[TOOL_CALLS]{{ name }}[ARGS]",
+    "kimi_k2": "<|tool_calls_section_begin|>",
     "pythonic": "<|tool_call_start|>",
     "qwen3_coder": "<tool_call>\n<function=",
     "bare JSON": '{"name": "{{ name }}", "parameters": {{ arguments }}}',
@@ -42,6 +43,13 @@ SPECIALS = {
     "qwen3_coder": [],
     "mistral": ["[TOOL_CALLS]", "[ARGS]"],
     "mistral list": ["[TOOL_CALLS]"],
+    "kimi_k2": [
+        "<|tool_calls_section_begin|>",
+        "<|tool_calls_section_end|>",
+        "<|tool_call_begin|>",
+        "<|tool_call_argument_begin|>",
+        "<|tool_call_end|>",
+    ],
     "pythonic": ["<|tool_call_start|>", "<|tool_call_end|>"],
     "bare JSON": ["<|python_tag|>"],
 }
@@ -159,7 +167,7 @@ def test_the_demo_models_calls_are_known_and_a_template_without_calls_is_not() -
     assert tool_format_of(real_tokenizer(chat_template=None)) is None
 
 
-@pytest.mark.parametrize("family", ["json_tools", "mistral list", "mistral", "bare JSON"])
+@pytest.mark.parametrize("family", ["json_tools", "mistral list", "mistral", "kimi_k2", "bare JSON"])
 @pytest.mark.parametrize("several", [False, True])
 def test_the_calls_that_a_grammar_forces_are_read_back(family: str, several: bool) -> None:
     eos = frozenset({257})

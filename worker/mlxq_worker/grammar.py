@@ -75,7 +75,6 @@ def _forced_calls(request: Request, tool_format: ToolFormat | None) -> str:
 
 
 def _structure_or_calls(request: Request, structure: Structure, tool_format: ToolFormat | None) -> Grammar:
-    code = _ERROR_CODES[structure.kind]
     if structure.kind == "grammar":
         raise RequestError(
             f"{structure.param} can't be a grammar beside tools that the model may call: set tool_choice to none",
@@ -83,7 +82,8 @@ def _structure_or_calls(request: Request, structure: Structure, tool_format: Too
             code="unsupported",
         )
     rules = _forced_calls(request, tool_format)
-    return Grammar(f"start: {_CALLS} | mlxq_answer\nmlxq_answer: {_rule(structure)}\n{rules}", structure.param, code)
+    source = f"start: {_CALLS} | mlxq_answer\nmlxq_answer: {_rule(structure)}\n{rules}"
+    return Grammar(source, structure.param, _ERROR_CODES[structure.kind])
 
 
 def _alone(structure: Structure) -> Grammar:
@@ -99,11 +99,18 @@ def _rule(structure: Structure) -> str:
         case "json_object":
             return json_rule({"type": "object"})
         case "json_schema":
-            return json_rule(structure.value)
+            return _schema_rule(structure)
         case "regex":
             return f"/{regex_to_lark(structure.value, use_ascii='d')}/"
         case _:
             return " | ".join(map(json.dumps, structure.value))
+
+
+def _schema_rule(structure: Structure) -> str:
+    try:
+        return json_rule(structure.value)
+    except ValueError as error:
+        raise Grammar("", structure.param, _ERROR_CODES[structure.kind]).error(str(error)) from error
 
 
 def _lark(structure: Structure) -> str:

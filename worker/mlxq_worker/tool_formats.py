@@ -26,9 +26,40 @@ _WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:
-    """What stands behind a Lark rule's name for JSON that fits a schema."""
+    """What stands behind a Lark rule's name for JSON that fits a schema.
+
+    Raises:
+        ValueError: it is larger than can be compiled at once.
+    """
+    _check_size(schema)
     options = {"whitespace_pattern": _WHITESPACE, "lenient": False}
     return f"%json {json.dumps({**schema, 'x-guidance': options})}"
+
+
+_MAX_PROPERTIES = 1000
+"""Of one object. Compiling takes time by their square: a thousand a quarter of a second, five thousand seven."""
+_MAX_DEPTH = 200
+"""More than llguidance takes, and less than `json.dumps` can write."""
+
+
+def _check_size(schema: Any) -> None:
+    level = [schema]
+    for _ in range(_MAX_DEPTH):
+        level = [child for node in level for child in _children(node)]
+        if not level:
+            return
+    raise ValueError(f"the schema is nested more than {_MAX_DEPTH} deep")
+
+
+def _children(node: Any) -> Iterable[Any]:
+    if isinstance(node, list):
+        return node
+    if not isinstance(node, dict):
+        return ()
+    properties = node.get("properties")
+    if isinstance(properties, dict) and len(properties) > _MAX_PROPERTIES:
+        raise ValueError(f"an object has {len(properties)} properties, and {_MAX_PROPERTIES} at most can be held to")
+    return node.values()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +81,12 @@ _MISTRAL_LIST = CallSyntax(
     before_all="[TOOL_CALLS][", before='{{"name": "{name}", "arguments": ', after="}", between=", ", after_all="]"
 )
 _MISTRAL_ARGS = CallSyntax(before="[TOOL_CALLS]{name}[ARGS]", after="", between="")
+_KIMI = CallSyntax(
+    before_all="<|tool_calls_section_begin|>",
+    before="<|tool_call_begin|>functions.{name}:0<|tool_call_argument_begin|>",
+    after="<|tool_call_end|>",
+    after_all="<|tool_calls_section_end|>",
+)
 _BARE_JSON = CallSyntax(before='{{"name": "{name}", "parameters": ', after="}")
 
 
@@ -93,7 +130,11 @@ class ToolFormat:
 
     def _call(self, syntax: CallSyntax, index: int, tool: Mapping[str, Any]) -> str:
         before = syntax.before.format(name=tool["function"]["name"])
-        arguments = json_rule(_arguments_schema(index, tool["function"]))
+        schema = _arguments_schema(index, tool["function"])
+        try:
+            arguments = json_rule(schema)
+        except ValueError as error:
+            raise _bad_parameters(index, str(error)) from error
         return f"{self._literal(before)} {arguments} {self._literal(syntax.after)}"
 
     def _literal(self, text: str) -> str:
@@ -112,12 +153,13 @@ def _arguments_schema(index: int, function: Mapping[str, Any]) -> Mapping[str, A
     if schema is None:
         return {"type": "object", "properties": {}, "additionalProperties": False}
     if schema.get("type", "object") != "object":
-        raise RequestError(
-            f"the parameters of {function['name']} must be an object's schema, with type object",
-            param=f"tools[{index}].function.parameters",
-            code="invalid_schema",
-        )
+        raise _bad_parameters(index, "arguments are an object, so the schema's type has to be object")
     return {**schema, "type": "object"}
+
+
+def _bad_parameters(index: int, reason: str) -> RequestError:
+    param = f"tools[{index}].function.parameters"
+    return RequestError(f"{param} can't be held to: {reason}", param=param, code="invalid_schema")
 
 
 def tool_format_of(tokenizer: Any) -> ToolFormat | None:
@@ -141,7 +183,7 @@ def tool_format_of(tokenizer: Any) -> ToolFormat | None:
 def _mlx_lm_format(name: str, template: str, tokenizer: Tokenizer) -> ToolFormat:
     module = importlib.import_module(f"mlx_lm.tool_parsers.{name}")
     mistral = _MISTRAL_ARGS if "[ARGS]" in template else _MISTRAL_LIST
-    syntax = {"json_tools": _TAGGED_JSON, "mistral": mistral}.get(name)
+    syntax = {"json_tools": _TAGGED_JSON, "mistral": mistral, "kimi_k2": _KIMI}.get(name)
 
     def parse(text: str, tools: Sequence[dict[str, Any]]) -> list[ParsedCall]:
         parsed = module.parse_tool_call(text, list(tools))
