@@ -62,7 +62,8 @@ def test_rows_that_compute_no_numbers_end_alone(architecture: str, packed: bool,
         row_spec(row_id=f"culprit {spec.row_id}", prompt_ids=(*spec.prompt_ids, culprit_id, 5), num_logprobs=2)
         for spec in specs
     ]
-    company = [*chain(*zip(culprits, specs, strict=True))]
+    steered = row_spec(row_id="steered", logit_bias={culprit_id: 1000.0}, num_logprobs=0)
+    company = [*chain(*zip(culprits, specs, strict=True)), steered]
 
     for one_per_step in (True, False):
         outcome = run(BatchEngine(model, decode, max_num_seqs=4, **options), company, one_per_step=one_per_step)
@@ -72,6 +73,10 @@ def test_rows_that_compute_no_numbers_end_alone(architecture: str, packed: bool,
             result = outcome.results[culprit.row_id]
             assert result.stop_details == StopDetails(type="error")
             assert (result.error_code, result.token_ids, result.logprobs) == ("nan_logits", (), ())
+        on_the_way = outcome.results["steered"]
+        assert on_the_way.stop_details == StopDetails(type="error", token_index=0)
+        assert (on_the_way.token_ids, on_the_way.text) == ((culprit_id,), decode((culprit_id,)))
+        assert [scores.token_id for scores in on_the_way.logprobs or ()] == [culprit_id]
 
 
 @EVERY_WAY
