@@ -6,7 +6,7 @@ for in full, since nothing that it says is left aside. Knows no lines, no defaul
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -183,16 +183,7 @@ def _tool_choice(values: Mapping[str, Any]) -> ToolChoice:
         shown = ", ".join(names[:_MAX_SHOWN_TOOLS])[:100]
         text = f"{param} must be the name of one of the tools ({shown}), not {checks.show(choice.name)}"
         raise RequestError(text, param=param, code="unknown_tool")
-    _check_strict_tools(choice, values.get("tools", ()))
     return msgspec.structs.replace(choice, parallel=values.get("parallel_tool_calls", True)) if names else choice
-
-
-def _check_strict_tools(choice: ToolChoice, tools: Sequence[Mapping[str, Any]]) -> None:
-    """Arguments are held to their schema where a call is certain; where it is the model's choice they are not."""
-    for index, tool in enumerate(tools):
-        if choice.mode == "auto" and tool["function"].get("strict"):
-            param = f"tools[{index}].function.strict"
-            raise _conflict(param, f'{param} needs a tool_choice of "required" or one that names the tool')
 
 
 def _check_structure_beside_tools(structure: Structure | None, choice: ToolChoice, values: Mapping[str, Any]) -> None:

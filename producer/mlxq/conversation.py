@@ -145,7 +145,7 @@ MESSAGE_FIELDS = table(
 FUNCTION_FIELDS = table(
     honoured("description", checks.string, "what the function does"),
     honoured("parameters", checks.an_object, "JSON schema of the arguments"),
-    honoured("strict", checks.boolean, "hold the arguments to the schema, with a tool_choice that demands a call"),
+    honoured("strict", checks.boolean, "hold the arguments to the schema, also where a call is the model's choice"),
 )
 
 TOOL_CHOICE_FIELDS = table(

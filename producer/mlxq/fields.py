@@ -211,7 +211,7 @@ FIELDS = table(
     honoured(
         "tools",
         conversation.tools,
-        "functions that the model may call; a strict one needs a tool_choice that demands a call",
+        "functions that the model may call; the arguments of a strict one fit its schema",
         neutral=([],),
         chat_only=True,
     ),

@@ -380,7 +380,6 @@ def test_a_tool_choice_says_whether_and_which(body: dict[str, Any], expected: To
             "tool_choice.name",
             "unknown_field",
         ),
-        ({"tools": [SUB, STRICT]}, "tools[1].function.strict", "conflicting_fields"),
         ({"parallel_tool_calls": 1}, "parallel_tool_calls", "invalid_type"),
         (
             {"tools": [ADD], "structured_outputs": {"grammar": "start: A"}},

@@ -19,7 +19,7 @@ from mlxq_worker.structure import StructureCompiler
 from mlxq_worker.tool_formats import tool_format_of
 from tokenizers_for_tests import llama_3, real_tokenizer
 
-WEATHER = {
+WEATHER: dict[str, Any] = {
     "type": "function",
     "function": {
         "name": "get_weather",
@@ -284,6 +284,34 @@ def test_a_structure_beside_tools_holds_the_answer_to_either(text: str) -> None:
     assert verdict(asked, "no") == "refused"
 
 
+STRICT = {"type": "function", "function": {**WEATHER["function"], "strict": True}}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("It is {sunny}.\n", "complete"),
+        ("", "complete"),
+        ('{"name": "get_weather", "parameters": {"city": "Paris"}}', "complete"),
+        ('{"name": "now", "parameters": {}}', "complete"),
+        ('{"name": "get_weather", "parameters": {}}', "refused"),
+        ('{"name": "other"', "refused"),
+        (' {"name": "other"', "refused"),
+    ],
+)
+def test_a_strict_tool_leaves_text_free_and_holds_calls_to_their_schemas(text: str, expected: str) -> None:
+    assert verdict(request(tools=(NOW, STRICT)), text) == expected
+
+
+def test_a_strict_tool_is_refused_by_a_model_whose_calls_cannot_be_forced() -> None:
+    unknown = StructureCompiler(demo().tokenizer, eos_ids(), demo().vocab_size, tool_format=None)
+
+    with pytest.raises(RequestError) as refused:
+        unknown.constraint(request(tools=(NOW, STRICT)), eos_ids())
+
+    assert refused.value.param == "tools[1].function.strict"
+
+
 def test_tool_choice_none_leaves_the_structure_alone() -> None:
     asked = request("choice", ["yes"], tools=(NOW,), tool_choice=ToolChoice(mode="none"))
 
@@ -293,7 +321,6 @@ def test_tool_choice_none_leaves_the_structure_alone() -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": ({"function": {"name": "f", "strict": True}},)}, "tools[0].function.strict"),
         (
             {"tools": ({"function": {"name": "f", "parameters": {"type": "string"}}},), "tool_choice": "required"},
             "tools[0].function.parameters",

@@ -184,13 +184,38 @@ def test_the_calls_that_a_grammar_forces_are_read_back(family: str, several: boo
         assert len(answer.calls) == 1 or several
 
 
+@pytest.mark.parametrize("family", ["json_tools", "mistral list", "mistral", "kimi_k2"])
+def test_calls_of_strict_tools_fit_amid_free_text(family: str) -> None:
+    eos, model, tool_format = frozenset({257}), tokenizer(family), format_of(family)
+    strict = ({"type": "function", "function": {**TOOLS[0]["function"], "strict": True}},)
+    constraint = StructureCompiler(model, eos, len(model), tool_format).constraint(request(tools=strict), eos)
+    assert constraint is not None
+    text = model.encode("I <see>: {}\n", add_special_tokens=False)
+    (marker,) = model.encode(tool_format.start, add_special_tokens=False)
+
+    for token_id in (*text, marker):
+        assert token_id in allowed_by(constraint)
+        constraint.advance(token_id)
+    call = random_answer(constraint, eos, seed=1)
+
+    answer = split(family, model.decode([*text, marker, *call]))
+    assert answer is not None
+    assert {(name, "city" in arguments) for name, arguments in calls(answer)} == {("get_weather", True)}
+    assert answer.text.startswith("I <see>: {}")
+
+
+def allowed_by(constraint: Constraint) -> list[int]:
+    bits = np.unpackbits(np.frombuffer(constraint.allowed_ids(), np.uint8), bitorder="little")
+    found: list[int] = np.flatnonzero(bits).tolist()
+    return found
+
+
 def random_answer(constraint: Constraint, eos: frozenset[int], seed: int) -> list[int]:
     """One of the answers that a constraint allows, ended as soon as it may be."""
     choose = random.Random(seed)
     ids: list[int] = []
     while True:
-        bits = np.unpackbits(np.frombuffer(constraint.allowed_ids(), np.uint8), bitorder="little")
-        allowed = np.flatnonzero(bits).tolist()
+        allowed = allowed_by(constraint)
         if not eos.isdisjoint(allowed):
             return ids
         ids.append(choose.choice(allowed))

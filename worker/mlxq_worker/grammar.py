@@ -45,7 +45,7 @@ def answer_grammar(request: Request, tool_format: ToolFormat | None) -> Grammar 
     """What the answer is held to, or `None` for nothing.
 
     Under tool_choice `required` it is one or more calls and nothing else. Under `auto` with a structure it is calls or
-    what fits the structure.
+    what fits the structure, and with a `strict` tool it is free but for its calls, each of which fits its tool.
 
     Raises:
         RequestError: the request asks for something that can't be written down for this model.
@@ -53,10 +53,8 @@ def answer_grammar(request: Request, tool_format: ToolFormat | None) -> Grammar 
     tools = request.tools if request.tool_choice.mode != "none" else None
     if tools and request.tool_choice.mode == "required":
         return Grammar(f"start: {_CALLS}\n{_forced_calls(request, tool_format)}", "tool_choice", "invalid_schema")
-    if tools:
-        _refuse_strict(tools)
     if request.structure is None:
-        return None
+        return _strict_calls(request, tools, tool_format) if tools else None
     return _structure_or_calls(request, request.structure, tool_format) if tools else _alone(request.structure)
 
 
@@ -130,11 +128,18 @@ def _callable_tools(request: Request) -> tuple[dict[str, Any], ...]:
     return tuple(tool for tool in tools if name is None or tool["function"]["name"] == name)
 
 
-def _refuse_strict(tools: Sequence[dict[str, Any]]) -> None:
-    for index, tool in enumerate(tools):
-        if tool["function"].get("strict"):
-            raise RequestError(
-                "strict holds a call to its schema, which is possible with tool_choice required or a named tool only",
-                param=f"tools[{index}].function.strict",
-                code="unsupported",
-            )
+def _strict_calls(request: Request, tools: Sequence[dict[str, Any]], tool_format: ToolFormat | None) -> Grammar | None:
+    """What holds the calls that the model may make, if one of the tools is `strict`; the others' are held as well."""
+    strict = (index for index, tool in enumerate(tools) if tool["function"].get("strict"))
+    first = next(strict, None)
+    if first is None:
+        return None
+    param = f"tools[{first}].function.strict"
+    if tool_format is None or not tool_format.can_be_told_from_text:
+        raise RequestError(
+            f"{param} can't be honoured where calls are this model's choice: leave it out, or demand a call",
+            param=param,
+            code="unsupported",
+        )
+    source = f"{tool_format.text_or_calls(_CALLS)}\n{_forced_calls(request, tool_format)}"
+    return Grammar(source, param, "invalid_schema")

@@ -128,6 +128,22 @@ class ToolFormat:
             ]
         )
 
+    @property
+    def can_be_told_from_text(self) -> bool:
+        """Whether a grammar can let the model choose between text and forced calls."""
+        return self.syntax is not None and (not self.start or self.start in self.added)
+
+    def text_or_calls(self, calls: str) -> str:
+        """Lark's start rule for an answer in which text is free, and calls are what the rule `calls` says.
+
+        A call begins with its marker, a token that text never gives; or the whole answer is calls or text, and text
+        doesn't begin as calls do.
+        """
+        if not self.start:
+            return f"start: {calls} | MLXQ_TEXT\nMLXQ_TEXT: /([^{{\\s](.|\\n)*)?/"
+        after = "MLXQ_TEXT" if self.end else ""
+        return f"start: MLXQ_TEXT | MLXQ_TEXT {calls} {after}\nMLXQ_TEXT: /(.|\\n)*/"
+
     def _call(self, syntax: CallSyntax, index: int, tool: Mapping[str, Any]) -> str:
         before = syntax.before.format(name=tool["function"]["name"])
         schema = _arguments_schema(index, tool["function"])
