@@ -185,11 +185,13 @@ class JobDesk:
     def _room(self) -> int:
         """How many jobs to claim now. Not each single one that ends: a claim costs a round trip. How many rows they
         will have is not known yet, so they are taken to be like those that are held."""
-        if not self._is_claiming or self._preparer is None or self._holds_suspect():
+        if not self._is_claiming or self._preparer is None:
             return 0
-        room = self._config.max_held - len(self._held.unprepared) - self._held.num_open_rows
+        room = self._config.max_held - self._held.num_unprepared - self._held.num_open_rows
         spare = self._config.max_held - self._config.engine.max_num_seqs
-        return max(1, int(room / self._held.rows_per_job)) if room > spare // 4 else 0
+        if room <= spare // 4 or self._holds_suspect():
+            return 0
+        return max(1, int(room / self._held.rows_per_job))
 
     def _holds_suspect(self) -> bool:
         return any(held.job.strikes >= SUSPECT_STRIKES for held in self._held)
@@ -226,7 +228,7 @@ class JobDesk:
             raise RuntimeError("jobs are claimed only once there is a preparer")
         try:
             request = parse_object(job.line(), default_custom_id=job.custom_id).request
-            held.prepared(request, preparer.prepare(request, job.execution_id))
+            self._held.prepared(held, request, preparer.prepare(request, job.execution_id))
         except RequestError as error:
             self._end(endings.rejected(job, error))
         except Exception as error:  # noqa: BLE001 - whatever it is, it costs this job only
@@ -294,14 +296,14 @@ class JobDesk:
         if held is None:
             self.outbox.num_late += 1
             return
-        held.take(result)
+        self._held.take(held, result)
         if result.error_code is not None:
             self._fail(held, endings.row_failed(held.job, result.error_code))
         self._end_if_complete(held, now)
 
     def _row_refused(self, row_id: str, error: RequestError, now: float) -> None:
         if held := self._held.of_row(row_id):
-            held.refused(row_id)
+            self._held.refused(held, row_id)
             self._fail(held, endings.rejected(held.job, error))
             self._end_if_complete(held, now)
 
@@ -343,6 +345,6 @@ class JobDesk:
         self.outbox.end(ending)
 
     def _wait_s(self, now: float) -> float:
-        if self._held.unprepared or self.outbox.has_endings or (self._room() and self._num_queued):
+        if self._held.num_unprepared or self.outbox.has_endings or (self._room() and self._num_queued):
             return 0.0
         return min(self._beat_timer.left_s(now), self._poll_timer.left_s(now) if self._room() else BEAT_S)

@@ -87,14 +87,16 @@ class Held:
 
 
 class HeldJobs:
-    """All jobs that are held, in the order in which they were claimed."""
+    """All jobs that are held, in the order in which they were claimed. `num_open_rows` is how many rows of a batch they
+    take together; it is counted along, since every turn asks for it."""
 
     def __init__(self) -> None:
         self._jobs: dict[str, Held] = {}
         self._unprepared: deque[Held] = deque()
+        self.num_open_rows = 0
 
     def __repr__(self) -> str:
-        return f"HeldJobs({len(self)} jobs, {len(self._unprepared)} unprepared, {self.num_open_rows} open rows)"
+        return f"HeldJobs({len(self)} jobs, {self.num_unprepared} unprepared, {self.num_open_rows} open rows)"
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -108,8 +110,8 @@ class HeldJobs:
         return tuple(self._unprepared)
 
     @property
-    def num_open_rows(self) -> int:
-        return sum(held.num_open_rows for held in self._jobs.values())
+    def num_unprepared(self) -> int:
+        return len(self._unprepared)
 
     @property
     def rows_per_job(self) -> float:
@@ -125,8 +127,26 @@ class HeldJobs:
     def next_unprepared(self) -> Held | None:
         return self._unprepared.popleft() if self._unprepared else None
 
+    def prepared(self, held: Held, request: Request, specs: tuple[RowSpec, ...]) -> None:
+        """These are the rows of a job."""
+        held.prepared(request, specs)
+        self.num_open_rows += held.num_open_rows
+
+    def take(self, held: Held, result: RowResult) -> None:
+        """One answer of a job has come to its end."""
+        self.num_open_rows -= held.num_open_rows
+        held.take(result)
+        self.num_open_rows += held.num_open_rows
+
+    def refused(self, held: Held, row_id: str) -> None:
+        """The engine doesn't take this row of a job: nothing will come of it."""
+        self.num_open_rows -= held.num_open_rows
+        held.refused(row_id)
+        self.num_open_rows += held.num_open_rows
+
     def forget(self, job: Claimed) -> None:
         held = self._jobs.pop(job.execution_id)
+        self.num_open_rows -= held.num_open_rows
         if held in self._unprepared:
             self._unprepared.remove(held)
 

@@ -1,0 +1,84 @@
+"""How many rows a worker counts as held, whatever becomes of its jobs."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from mlxq.contract import Beam, Request, SamplingParams, StopDetails
+from mlxq_worker.engine.row import RowResult, RowSpec, choice_row_id
+from mlxq_worker.held import Held, HeldJobs
+from mlxq_worker.job_data import Claimed
+from row_specs import row_spec
+
+REQUEST = Request(
+    custom_id="c", endpoint="/v1/completions", prompt="Hi", sampling=SamplingParams(), content_hash="ab" * 32
+)
+
+
+def claimed(name: str) -> Held:
+    return Held(
+        Claimed(job_id=name, execution_id=name, queue="q", data=b"", claimed_at=0.0, enqueued_at=0.0, custom_id="c")
+    )
+
+
+def several(name: str, count: int) -> tuple[RowSpec, ...]:
+    return tuple(row_spec(row_id=choice_row_id(name, index)) for index in range(count))
+
+
+def result(row_id: str) -> RowResult:
+    return RowResult(
+        row_id=row_id,
+        token_ids=(),
+        text="",
+        stop_details=StopDetails(type="cancelled"),
+        num_prompt_tokens=1,
+        seed=0,
+        prefill_s=0.0,
+        decode_s=0.0,
+    )
+
+
+def test_a_beam_search_takes_its_width_until_all_of_its_answers_have_come() -> None:
+    jobs, held = HeldJobs(), claimed("a")
+    jobs.add(held)
+
+    jobs.prepared(held, REQUEST, (row_spec(row_id="a", beam=Beam(width=4), num_beams_returned=2),))
+    before = jobs.num_open_rows
+    jobs.take(held, result("a"))
+    between = set(held.open_ids)
+    jobs.take(held, result("a#1"))
+
+    assert (before, between, held.open_ids) == (4, {"a#1"}, set())
+    assert jobs.num_open_rows == 0
+
+
+def test_a_refused_beam_search_leaves_nothing_to_wait_for() -> None:
+    jobs, held = HeldJobs(), claimed("a")
+    jobs.add(held)
+    jobs.prepared(held, REQUEST, (row_spec(row_id="a", beam=Beam(width=4), num_beams_returned=2),))
+
+    jobs.refused(held, "a")
+
+    assert not held.open_ids
+    assert jobs.num_open_rows == 0
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_count_of_open_rows_is_their_sum_at_every_moment(seed: int) -> None:
+    random, jobs = Random(seed), HeldJobs()
+    for index in range(10):
+        jobs.add(claimed(f"job{index}"))
+    while held := jobs.next_unprepared():
+        jobs.prepared(held, REQUEST, several(held.job.job_id, random.randint(1, 5)))
+
+    while len(jobs):
+        held = random.choice(list(jobs))
+        row_id = random.choice(held.row_ids)
+        random.choice([lambda: jobs.take(held, result(row_id)), lambda: jobs.refused(held, row_id)])()  # noqa: B023
+        if not held.open_ids or random.random() < 0.1:
+            jobs.forget(held.job)
+        assert jobs.num_open_rows == sum(len(each.open_ids) for each in jobs)
+
+    assert jobs.num_open_rows == 0
