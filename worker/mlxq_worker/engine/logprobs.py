@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 
 from mlxq_worker.engine.row import Row, TokenScores
 
@@ -52,10 +53,21 @@ class Scores:
 
     def read(self, num_tops: Sequence[int]) -> list[TokenScores]:
         """Wait for them; `num_tops` says how many alternatives each place wants."""
-        columns: Any = (self.token_ids, self.logprobs, self.ranks, self.top_ids, self.top_logprobs)
+        logprobs, tops = (np.fmax(np.array(each), LEAST_LOGPROB) for each in (self.logprobs, self.top_logprobs))
+        top_ids = np.array(self.top_ids)
+        falling = np.lexsort((top_ids, -tops))  # (P, K), of equals the smaller id first
+        columns: Any = (
+            self.token_ids,
+            logprobs,
+            self.ranks,
+            np.take_along_axis(top_ids, falling, axis=-1),
+            np.take_along_axis(tops, falling, axis=-1),
+        )
         return [
-            TokenScores(token_id=token_id, logprob=_finite(logprob), rank=rank, top=_best(top_ids, tops, num_top))
-            for num_top, token_id, logprob, rank, top_ids, tops in zip(
+            TokenScores(
+                token_id=token_id, logprob=logprob, rank=rank, top=tuple(zip(ids[:num], best[:num], strict=True))
+            )
+            for num, token_id, logprob, rank, ids, best in zip(
                 num_tops, *(column.tolist() for column in columns), strict=True
             )
         ]
@@ -88,13 +100,3 @@ def _top_ids(logits: mx.array, num_top: int) -> mx.array:
     """The ids of the `num_top` best logits (P, V), or of all that there are, in no order: (P, K)."""
     num_top = min(num_top, logits.shape[-1])
     return mx.argpartition(-logits, kth=num_top - 1, axis=-1)[:, :num_top]
-
-
-def _best(ids: Sequence[int], logprobs: Sequence[float], count: int) -> tuple[tuple[int, float], ...]:
-    """The `count` best, falling; of equals the smaller id first."""
-    ordered = sorted(zip(ids, logprobs, strict=True), key=lambda pair: (-pair[1], pair[0]))
-    return tuple((token_id, _finite(logprob)) for token_id, logprob in ordered[:count])
-
-
-def _finite(logprob: float) -> float:
-    return logprob if logprob > LEAST_LOGPROB else LEAST_LOGPROB
