@@ -39,8 +39,8 @@ def test_a_bad_word_is_forbidden_at_the_start_and_behind_a_blank(word: str, expe
     assert bad_word_ids(WORDS, [word], 100) == expected
 
 
-@pytest.mark.parametrize("word", ["", "  ", "§"])
-def test_a_bad_word_without_tokens_is_refused(word: str) -> None:
+@pytest.mark.parametrize("word", ["", "  ", "§", "\ud800"])
+def test_a_bad_word_that_has_no_tokens_is_refused(word: str) -> None:
     with pytest.raises(RequestError) as caught:
         bad_word_ids(WORDS, ["cat", word], 100)
 

@@ -11,7 +11,7 @@ from mlxq.contract import Request
 from mlxq.errors import RequestError
 from mlxq_worker.chat import render
 from mlxq_worker.tokenizer import Tokenizer
-from mlxq_worker.vocabulary import check_ids
+from mlxq_worker.vocabulary import check_ids, check_text
 
 _EFFORT_VARIABLES = ("reasoning_effort", "enable_thinking")
 _START_CHARS_PER_TOKEN = 16
@@ -107,14 +107,7 @@ class PromptReader:
         )
 
     def _encode(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise RequestError(
-                f"{param} holds a lone surrogate ({text[error.start]!a}), which is no character: use UTF-8 text",
-                param=param,
-                code="invalid_unicode",
-            ) from error
+        check_text(text, param)
         self._check_start(text, param)
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 

@@ -31,6 +31,21 @@ def check_ids(token_ids: Iterable[int], vocab_size: int, param: str) -> None:
             )
 
 
+def check_text(text: str, param: str) -> None:
+    """
+    Raises:
+        RequestError: the text can't be UTF-8, which is what tokenizers read.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise RequestError(
+            f"{param} holds a lone surrogate ({text[error.start]!a}), which is no character: use UTF-8 text",
+            param=param,
+            code="invalid_unicode",
+        ) from error
+
+
 def bad_word_ids(tokenizer: Tokenizer, words: Sequence[str], vocab_size: int) -> tuple[tuple[int, ...], ...]:
     """The sequences of tokens that spell a word at the start of a text, and behind a blank.
 
@@ -39,7 +54,7 @@ def bad_word_ids(tokenizer: Tokenizer, words: Sequence[str], vocab_size: int) ->
     ends with the other form, which forbids it already.
 
     Raises:
-        RequestError: a word has no tokens, or one that the model doesn't know.
+        RequestError: a word is no text, has no tokens, or one that the model doesn't know.
     """
     return tuple(
         ids
@@ -49,6 +64,7 @@ def bad_word_ids(tokenizer: Tokenizer, words: Sequence[str], vocab_size: int) ->
 
 
 def _spellings(tokenizer: Tokenizer, word: str, vocab_size: int, param: str) -> Iterable[tuple[int, ...]]:
+    check_text(word, param)
     text = word.lstrip()
     plain, spaced = (tuple(tokenizer.encode(each, add_special_tokens=False)) for each in (text, f" {text}"))
     if not plain:
