@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from countdown import Countdown
 from mlx_lm.models.cache import make_prompt_cache
 from tiny_models import CONFIGS, VOCAB_SIZE, build
 
@@ -197,6 +198,20 @@ def test_a_search_that_is_wider_than_the_batch_is_refused_and_told_both_numbers(
         engine_of("llama-packed", width=3).admit(beam_spec(5))
 
     assert (refusal.value.param, refusal.value.code) == ("beam_width", "beam_too_wide")
+
+
+class Unmergeable:
+    """A cache that can't be batched, as those of some architectures."""
+
+    nbytes = 0
+    state = ()
+
+
+def test_a_model_that_decodes_one_row_at_a_time_refuses_searches_and_says_why() -> None:
+    engine = BatchEngine(Countdown([Unmergeable()]), decode, max_num_seqs=8)
+
+    with pytest.raises(RequestError, match=r"decodes 1 at most .* because its model's caches can't be batched"):
+        engine.admit(beam_spec(5))
 
 
 def test_a_search_counts_with_all_its_rows_against_the_memory() -> None:
