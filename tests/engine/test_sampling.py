@@ -187,6 +187,26 @@ def test_parameters_that_leave_one_token_give_the_best_one(parameters: dict[str,
     assert chosen == mx.argmax(logits, axis=-1).tolist()
 
 
+@pytest.mark.parametrize("num_ids", [VOCAB_SIZE, 10_000], ids=["ranked", "searched"])
+@pytest.mark.parametrize("more", [{}, {"top_k": 3}, {"min_p": 0.1}], ids=str)
+def test_a_top_p_too_small_for_float32_gives_the_best_token(more: dict[str, Any], num_ids: int) -> None:
+    logits = random_logits(20, num_ids)
+
+    chosen = sample([row_spec(seed=seed, temperature=1.0, top_p=1e-300, **more) for seed in range(20)], logits)
+
+    assert chosen == np.argmax(np.array(logits), axis=-1).tolist()
+
+
+def test_a_temperature_too_large_for_float32_gives_every_allowed_token_the_same_chance() -> None:
+    allowed = frozenset({1, 4})
+    specs = [row_spec(seed=seed, temperature=1e308, allowed_token_ids=allowed) for seed in range(200)]
+
+    chosen = sample(specs, random_logits(200))
+
+    assert set(chosen) == allowed
+    assert 70 < chosen.count(4) < 130
+
+
 def test_half_precision_logits_are_sampled_as_what_they_are_in_float32() -> None:
     specs = [row_spec(seed=seed, temperature=1.0, top_p=0.9) for seed in range(50)]
     logits = random_logits(50).astype(mx.bfloat16)

@@ -26,6 +26,10 @@ _MAX_SUMMED_AT_ONCE = 4096
 _LARGEST_DRAW = 1 - 2**-24
 _MAX_SORTED_ON_CPU = 8192
 _ONE_AS_BITS = 0x3F800000
+_LEAST_FACTOR = 2.0**-100
+"""Rather than 0 in float32, for temperatures beyond it: times that, a forbidden token's -inf would be NaN."""
+_LEAST_TOP_P = 2.0**-100
+"""Rather than 0 in float32, which would leave not even the best id."""
 
 
 class Choice:
@@ -36,7 +40,7 @@ class Choice:
         self._rows = [rows[index] for index in sampled]
         specs = [row.spec for row in self._rows]
         self._index = None if len(sampled) == len(rows) else mx.array(sampled)  # (S,)
-        self._per_log_2 = mx.array([[1 / (math.log(2) * spec.temperature)] for spec in specs])  # (S, 1)
+        self._per_log_2 = mx.array([[_per_log_2(spec)] for spec in specs])  # (S, 1)
         self._filter = Filter(specs) if any(map(is_filtered, specs)) else None
 
     def choose(self, logits: mx.array) -> tuple[mx.array, mx.array]:
@@ -60,6 +64,11 @@ class Choice:
             weights = self._filter.apply(weights)
         draws = mx.array([[uniform(row.spec.seed, row.scheduled_position)] for row in self._rows])  # (S, 1)
         return draw_ids(weights, draws)
+
+
+def _per_log_2(spec: RowSpec) -> float:
+    """What turns a logit into a power of two."""
+    return max(1 / (math.log(2) * spec.temperature), _LEAST_FACTOR)
 
 
 class Filter:
@@ -103,7 +112,9 @@ class Cut:
         own = [specs[place] for place in index]
         self.index = mx.array(list(index))  # (G,)
         self.top_k = mx.array([[spec.top_k or _NO_TOP_K] for spec in own])  # (G, 1)
-        self.top_p = mx.array([[spec.top_p if spec.top_p < 1 else math.inf] for spec in own])  # (G, 1)
+        self.top_p = mx.array(
+            [[max(spec.top_p, _LEAST_TOP_P) if spec.top_p < 1 else math.inf] for spec in own]
+        )  # (G, 1)
         self.has_top_k = any(spec.top_k for spec in own)
         self.has_top_p = any(spec.top_p < 1 for spec in own)
         self._is_whole = len(own) == len(specs)
