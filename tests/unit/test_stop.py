@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, groupby
 
-import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -185,36 +184,6 @@ class TestStopScanner:
 
         assert match == next(iter(counting), None)
 
-    @without_deadline
-    @given(pieces=st.lists(short_texts), strings=stop_strings)
-    def test_releasable_text_only_grows_and_never_reaches_into_a_match(
-        self, pieces: list[str], strings: list[str]
-    ) -> None:
-        scanner, released, text = StopScanner(strings), "", ""
-
-        for piece in pieces:
-            match = scanner.push(piece)
-            text += piece
-            assert scanner.text == text
-            if match:
-                assert len(released) <= match.start
-                return
-            assert scanner.releasable.startswith(released)
-            released = scanner.releasable
-
-        assert text.startswith(released)
-
-    @without_deadline
-    @given(text=st.text(alphabet="ab", max_size=12), strings=stop_strings)
-    def test_only_text_that_can_still_become_a_stop_string_is_held_back(self, text: str, strings: list[str]) -> None:
-        scanner = StopScanner(strings)
-        if scanner.push(text):
-            return
-
-        held_back = text[len(scanner.releasable) :]
-
-        assert not held_back or any(string.startswith(held_back) for string in strings)
-
     def test_the_string_that_completes_first_wins_over_one_that_begins_earlier(self) -> None:
         assert StopScanner(["abcd", "c"]).push("abcd") == StopMatch("c", 2, 3)
 
@@ -227,21 +196,6 @@ class TestStopScanner:
 
         assert scanner.push("ab a", armed=False) is None
         assert scanner.push("b") == StopMatch("ab", 3, 5)
-
-    def test_the_start_of_a_possible_stop_string_is_held_back_until_it_is_settled(self) -> None:
-        scanner = StopScanner(["\n\nQ:"])
-
-        scanner.push("answer\n\n")
-        assert scanner.releasable == "answer"
-        scanner.push("More")
-        assert scanner.releasable == "answer\n\nMore"
-
-    @pytest.mark.parametrize("strings", [[], ["a"]], ids=["no strings", "one character"])
-    def test_nothing_is_held_back_where_nothing_can_begin(self, strings: list[str]) -> None:
-        scanner = StopScanner(strings)
-
-        assert scanner.push("bcd") is None
-        assert scanner.releasable == "bcd"
 
 
 def test_a_push_costs_the_same_however_long_the_noise_lasts() -> None:

@@ -79,7 +79,6 @@ class StopScanner:
 
     def __init__(self, strings: Sequence[str]) -> None:
         self._strings = tuple(strings)
-        self._reach = max(map(len, self._strings), default=1) - 1  # how far back a match can begin
         self._search_start = 0
         self.text = ""
 
@@ -101,14 +100,6 @@ class StopScanner:
         """Add text of which nothing belongs to a stop string, nor what was pushed before it."""
         self.text += piece
         self._search_start = len(self.text)
-
-    @property
-    def releasable(self) -> str:
-        """The text that no later piece can turn into part of a stop string; the rest is held back."""
-        for start in range(max(self._search_start, len(self.text) - self._reach), len(self.text)):
-            if any(string.startswith(self.text[start:]) for string in self._strings):
-                return self.text[:start]
-        return self.text
 
     def _find(self, string: str, old_length: int) -> StopMatch | None:
         # |---- searched before ----|---- piece ----|     a match may begin len(string) - 1 before the piece
