@@ -22,7 +22,6 @@ StopType = Literal[
     "max_tokens",
     "context_length",
     "repetition",
-    "tool_call",
     "cancelled",
     "deadline",
     "error",
@@ -35,12 +34,12 @@ FINISH_REASONS: dict[StopType, FinishReason] = {
     "max_tokens": "length",
     "context_length": "length",
     "repetition": "repetition",
-    "tool_call": "tool_calls",
     "cancelled": "abort",
     "deadline": "abort",
     "error": "error",
 }
-"""The `finish_reason` (OpenAI's and vLLM's words) that goes with each `StopDetails.type`."""
+"""The `finish_reason` (OpenAI's and vLLM's words) that goes with each `StopDetails.type`. Only that of an answer with
+tool calls is another, `tool_calls`: it ends on a token like any other, and its `StopDetails` say on which."""
 
 
 class Beam(msgspec.Struct, frozen=True, kw_only=True):

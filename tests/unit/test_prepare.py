@@ -478,7 +478,6 @@ FINISHED_AS: dict[StopType, str] = {
     "max_tokens": "length",
     "context_length": "length",
     "repetition": "repetition",
-    "tool_call": "tool_calls",
     "cancelled": "abort",
     "deadline": "abort",
     "error": "error",

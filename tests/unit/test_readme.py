@@ -16,8 +16,8 @@ from mlxq.fields import FIELDS
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
-NEVER_IN_ANSWERS = frozenset({"error", "tool_call"})
-"""A row that ends by an error makes its request fail, and one that calls tools ends by the token after its calls."""
+NEVER_IN_ANSWERS = frozenset({"error"})
+"""A row that ends by an error makes its request fail."""
 
 
 def flags_of(command: str) -> set[str]:
