@@ -192,7 +192,7 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
 
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """One generated answer. `stop_reason` has vLLM's meaning: `None` for the primary EOS and for limits, the
-    token id for any other EOS or stop id, the string for a stop string.
+    token id for any other EOS or stop id, the string for a stop string, ``repetition_detected`` for a text that loops.
 
     `text` is what is left beside `tool_calls` and `reasoning_content`. `beam_score` is there after beam search.
     """

@@ -456,6 +456,7 @@ STOP_REASONS: list[tuple[StopDetails, int | str | None]] = [
     (StopDetails(type="stop_token", token_id=46, token=".", token_index=2), 46),
     (StopDetails(type="stop_token", token_id=ENDOFTEXT, token="<|endoftext|>", token_index=2), ENDOFTEXT),
     (StopDetails(type="stop_string", string="\n\n", token_index=2), "\n\n"),
+    (StopDetails(type="repetition", token_index=2), "repetition_detected"),
     (StopDetails(type="max_tokens", token_index=2), None),
     (StopDetails(type="context_length", token_index=2), None),
     (StopDetails(type="cancelled", token_index=2), None),

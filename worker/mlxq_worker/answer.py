@@ -94,7 +94,10 @@ class AnswerBuilder:
 
 
 def _stop_reason(details: StopDetails, primary_id: int | None) -> int | str | None:
-    """vLLM's `stop_reason`: nothing for the primary EOS and for limits, else the id or the string that stopped."""
+    """vLLM's `stop_reason`: nothing for the primary EOS and for limits, else the id or the string that stopped, or
+    its word for a text that loops (`check_stop` in vllm/v1/core/sched/utils.py)."""
+    if details.type == "repetition":
+        return "repetition_detected"
     if details.type == "stop_string":
         return details.string
     if details.type == "eos_token" and details.token_id == primary_id:
