@@ -51,7 +51,8 @@ SCHEMA = {
 class Bench:
     """One random model and what its rows are held by."""
 
-    def __init__(self, num_ids: int, hidden_size: int, seed: int) -> None:
+    def __init__(self, num_ids: int, hidden_size: int, steps: int, seed: int) -> None:
+        self._max_tokens = steps + 2 * WARM_UP_STEPS
         described = load_tokenizer_only()
         self.num_ids = max(num_ids, described.vocab_size)
         self._rng = random.Random(seed)
@@ -67,7 +68,9 @@ class Bench:
         for index in range(WIDTH):
             engine.admit(self._row(index, self._constraint() if index < num_held else None))
         for _ in range(WARM_UP_STEPS):
-            engine.step(0.0)
+            report = engine.step(0.0)
+        if report.rows_useful != WIDTH:
+            raise click.ClickException(f"{report.rows_useful} rows are in the batch, not {WIDTH}: too little memory")
         return engine
 
     def mask_ms(self, steps: int) -> float:
@@ -89,8 +92,8 @@ class Bench:
         return RowSpec(
             row_id=str(index),
             prompt_ids=tuple(self._rng.choices(range(1000), k=PROMPT_TOKENS)),
-            max_tokens=100_000,
-            context_length=200_000,
+            max_tokens=self._max_tokens,
+            context_length=PROMPT_TOKENS + self._max_tokens,
             end_tokens={},
             eos_ids=frozenset(),
             seed=self._rng.randrange(1 << 53),
@@ -142,7 +145,7 @@ def show(figures: dict[str, float]) -> None:
 @click.option("--seed", default=0, show_default=True)
 def main(steps: int, num_ids: int, hidden_size: int, seed: int) -> None:
     """Time steps with held and free rows."""
-    bench = Bench(num_ids, hidden_size, seed)
+    bench = Bench(num_ids, hidden_size, steps, seed)
     figures = {**measure(bench, steps), "masks of 32 rows": round(bench.mask_ms(steps), 3)}
     show(figures)
     print(json.dumps({"bench": "structure", "num_ids": bench.num_ids, "steps": steps, "seed": seed, "ms": figures}))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,18 +37,10 @@ class Constraint(Protocol):
 
 
 class MaskBatch(Protocol):
-    """Makes the masks of many constraints at once."""
+    """Makes the masks of many constraints at once: of those that have it as their attribute `batch`."""
 
     def fill(self, constraints: Sequence[Any], masks: Words) -> None:
         """Write each constraint's mask into its row of `masks` (C, W)."""
-
-
-@runtime_checkable
-class BatchedConstraint(Protocol):
-    """A constraint whose mask costs less together with others of its `batch`."""
-
-    @property
-    def batch(self) -> MaskBatch: ...
 
 
 def fill_masks(constraints: Sequence[Constraint], vocab_size: int) -> Words:
@@ -56,8 +48,9 @@ def fill_masks(constraints: Sequence[Constraint], vocab_size: int) -> Words:
     masks = np.zeros((len(constraints), num_words(vocab_size)), dtype=np.uint32)
     together: defaultdict[MaskBatch, list[int]] = defaultdict(list)
     for index, constraint in enumerate(constraints):
-        if isinstance(constraint, BatchedConstraint):
-            together[constraint.batch].append(index)
+        batch: MaskBatch | None = getattr(constraint, "batch", None)
+        if batch:
+            together[batch].append(index)
         else:
             words = np.frombuffer(constraint.allowed_ids(), dtype="<u4")[: masks.shape[1]]
             masks[index, : len(words)] = words
