@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from typing import Any
@@ -87,7 +88,28 @@ def test_a_supervisor_that_is_killed_takes_its_worker_along(connection: Redis, r
 def test_a_model_that_is_not_there_is_one_sentence_and_not_tried_again(redis_url: str) -> None:
     done = run(*MLXQ, "worker", "--model", "./no-such-model", MLXQ_URL=redis_url)
 
-    assert (done.returncode, done.stderr) == (1, "Error: there is no directory ./no-such-model\n")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "Error: there is no directory ./no-such-model")
+    assert done.stderr.count("Error: ") == 1
+
+
+def test_a_memory_limit_that_the_model_alone_exceeds_is_one_sentence(redis_url: str) -> None:
+    done = run(*MLXQ, "worker", "--model", "demo", "--memory-limit", "1MB", MLXQ_URL=redis_url)
+
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("Error: with mlxq-demo loaded the worker takes ")
+    assert "raise --memory-limit (MLXQ_MEMORY_LIMIT)" in done.stderr
+
+
+def test_a_worker_that_recycles_itself_goes_on_in_a_fresh_process(connection: Redis, redis_url: str) -> None:
+    batch = enqueue(connection)
+
+    done = run(*WORKER, "--burst", "--max-jobs", "20", MLXQ_URL=redis_url)
+
+    names = re.findall(r"Worker (\w+): model", done.stderr)
+    assert batch.counts().num_finished == len(EXAMPLES)
+    assert done.returncode == 0, done.stderr
+    assert 2 <= len(set(names)) == len(names) <= 3
+    assert "is started again" not in done.stderr
 
 
 def test_the_supervising_process_never_imports_mlx(redis_url: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from rq.worker import Worker
 
 from fake_engine import FakeWorker
 from mlxq_worker.jobs import JobStore
@@ -150,7 +151,8 @@ def a_dead_worker(connection: Redis, name: str, *, hostname: str = "", pid: int 
     beat = time.strftime("%Y-%m-%dT%H:%M:%S.000000Z", time.gmtime(time.time() - silent_s))
     entry = {"hostname": hostname or socket.gethostname(), "pid": pid or ended.pid, "last_heartbeat": beat}
     connection.hset(f"rq:worker:{name}", mapping=entry)
-    connection.sadd("rq:workers:mlxq", f"rq:worker:{name}")
+    for workers in ("rq:workers", "rq:workers:mlxq"):
+        connection.sadd(workers, f"rq:worker:{name}")
     return str(job.id)
 
 
@@ -170,6 +172,8 @@ def test_what_a_reboot_left_behind_is_found_and_given_back_at_once(
     assert [record.message for record in caplog.records] == [f"Worker left-behind died with 1 jobs in hand: {job_id}"]
     assert recover(connection) == 1
     assert status(connection, job_id) == "queued"
+    assert Worker.all(connection=connection) == []
+    assert not connection.exists("rq:worker:left-behind", "rq:worker:left-behind:executions")
 
 
 @pytest.mark.parametrize(

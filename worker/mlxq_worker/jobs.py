@@ -178,7 +178,7 @@ class JobStore:
 
     def abandon(self, worker_name: str, now: float) -> list[str]:
         """End the leases of all that a worker holds, for it is dead: the next `recover_expired`, anybody's, takes its
-        jobs. Returns their ids."""
+        jobs. Returns their ids. A worker that lives after all registers again with its next beat."""
         jobs = cast("list[bytes]", self._abandon(args=self._args(now, queues=self._queues, dead=worker_name)))
         return [job.decode(errors="replace") for job in jobs]
 

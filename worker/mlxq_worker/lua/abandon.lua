@@ -1,5 +1,5 @@
--- Ends the leases of all that a worker holds in p.queues, for it is dead: recover.lua takes the jobs from there.
--- Returns the ids of the jobs whose leases were not over yet.
+-- Ends the leases of all that a worker holds in p.queues, for it is dead: recover.lua takes the jobs from there. RQ's
+-- tools list the worker no more. Returns the ids of the jobs whose leases were not over yet.
 local now, ended = string.format('%.6f', lease_now()), {}
 for _, entry in ipairs(redis.call('SMEMBERS', worker_executions_key(p.dead))) do
   for _, queue in ipairs(p.queues) do
@@ -10,5 +10,9 @@ for _, entry in ipairs(redis.call('SMEMBERS', worker_executions_key(p.dead))) do
     end
   end
 end
+local worker = rq .. ':worker:' .. p.dead
+redis.call('DEL', worker)
+redis.call('SREM', rq .. ':workers', worker)
+for _, queue in ipairs(p.queues) do redis.call('SREM', rq .. ':workers:' .. queue, worker) end
 table.sort(ended)
 return ended
