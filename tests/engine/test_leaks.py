@@ -14,7 +14,7 @@ from tests.engine_runs import decode
 
 from mlxq_worker.engine import padded
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.memory import measure_cost
+from mlxq_worker.engine.memory import RELEASE_STEPS, measure_cost
 from row_specs import row_spec
 
 NUM_STEPS = 3_000
@@ -82,3 +82,15 @@ def test_caches_that_are_never_evaluated_would_be_seen(monkeypatch: pytest.Monke
     watched.step(200)
 
     assert watched.graph_size(tmp_path / "graph.dot") > MAX_GRAPH
+
+
+def test_what_mlx_keeps_for_reuse_is_given_back_now_and_then() -> None:
+    watched = Watched("llama", [1])
+    ballast = mx.zeros((16 * 2**20,))
+    mx.eval(ballast)
+    del ballast
+    assert mx.get_cache_memory() >= 2**26
+
+    watched.step(RELEASE_STEPS)
+
+    assert mx.get_cache_memory() < 2**26

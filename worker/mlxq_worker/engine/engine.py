@@ -11,7 +11,7 @@ from typing import Any
 from mlxq.errors import RequestError
 from mlxq_worker.engine.api import AbortReason
 from mlxq_worker.engine.beam_rows import new_row
-from mlxq_worker.engine.memory import measure_budget
+from mlxq_worker.engine.memory import RELEASE_STEPS, measure_budget, release_unused
 from mlxq_worker.engine.packed import PackedRunner, packs
 from mlxq_worker.engine.padded import PaddedRunner
 from mlxq_worker.engine.row import Decode, RowSpec, StepReport
@@ -81,6 +81,7 @@ class BatchEngine:
         )
         self._pipelined = pipelined
         self._in_flight: Launched | None = None
+        self._num_steps = 0
 
     def __repr__(self) -> str:
         return f"BatchEngine({self._scheduler!r})"
@@ -120,6 +121,9 @@ class BatchEngine:
 
     def step(self, now: float) -> StepReport:
         """Advance every running row by at most one token and report the rows that ended on this step."""
+        self._num_steps += 1
+        if self._num_steps % RELEASE_STEPS == 0:
+            release_unused()
         plan, dropped = self._scheduler.schedule(now)
         launched = self._runner.launch(plan)
         landed, self._in_flight = (self._in_flight, launched) if self._pipelined else (launched, None)

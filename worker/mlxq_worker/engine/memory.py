@@ -18,6 +18,9 @@ _SHARE = 0.8
 _CPU_SHARE = 0.5
 """Of the machine's memory: a CPU worker is not alone on it."""
 BUFFER_CACHE_BYTES = 1 << 30
+RELEASE_STEPS = 512
+"""Between two releases of what MLX keeps for reuse. It keeps buffers by their sizes, and the sizes of steps vary for
+ever: without this a long-lived worker grows up to the limit above. mlx-lm's own generators do the same as often."""
 
 
 def measure_budget(model: Any, limit_bytes: int | None = None, *, in_slabs: bool = False) -> KvBudget:
@@ -47,6 +50,11 @@ def usable_bytes() -> int:
     if mx.metal.is_available():  # not run on Metal
         return int(mx.device_info()["max_recommended_working_set_size"])
     return round(_CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+
+
+def release_unused() -> None:
+    """Give back what MLX keeps for reuse."""
+    mx.clear_cache()
 
 
 def measure_cost(model: Any) -> KvCost:
