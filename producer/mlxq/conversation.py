@@ -6,6 +6,7 @@ nothing of the templates.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,6 +25,9 @@ _ROLE_OF = {
 }
 """Fields of a message that go with one role only."""
 _TOOL_MODES: dict[str, ToolMode] = {"none": "none", "auto": "auto", "required": "required"}
+_TOOL_NAME = re.compile(r"[\w.:/-]{1,128}")
+"""What stands as it is both in JSON and between the markers of calls. OpenAI's names are letters, digits, _ and -."""
+_A_TOOL_NAME = "1 to 128 letters, digits and characters of _-.:/"
 _TOOL_CHOICES = 'one of none, auto, required, or {"type": "function", "function": {"name": "..."}}'
 
 
@@ -76,22 +80,29 @@ def _tool_call(value: Any, param: str) -> dict[str, Any]:
     arguments = _function(call, param).get("arguments")
     if type(arguments) not in (str, dict):
         raise checks.wrong_type(f"{param}.function.arguments", "a string of JSON or an object", arguments)
-    return call
+    return {**call, "type": "function"}
 
 
 def _tool(value: Any, param: str) -> dict[str, Any]:
-    """One tool, kept as it was written: chat templates print it, so there is no unknown field in it."""
+    """One tool, kept as it was written, its type filled in: chat templates print it, so no field is unknown."""
     tool = checks.an_object(value, param)
     function = _function(tool, param)
     for name, field in FUNCTION_FIELDS.items():
         if function.get(name) is not None:
             field.read(function[name], f"{param}.function.{name}")
-    return tool
+    return {**tool, "type": "function"}
+
+
+def _tool_name(value: Any, param: str) -> str:
+    name = checks.filled_string(value, param)
+    if not _TOOL_NAME.fullmatch(name):
+        raise checks.out_of_range(param, _A_TOOL_NAME, name)
+    return name
 
 
 def _function(holder: Mapping[str, Any], param: str) -> dict[str, Any]:
-    """The ``function`` of a tool or a tool call, which has a name."""
-    if holder.get("type") != "function":
+    """The ``function`` of a tool, a call or a choice, which has a name. Their type is the only one, as in vLLM."""
+    if holder.get("type") not in (None, "function"):
         raise checks.out_of_range(f"{param}.type", '"function"', holder.get("type"))
     function = checks.an_object(holder.get("function"), f"{param}.function")
     checks.filled_string(function.get("name"), f"{param}.function.name")
@@ -143,6 +154,7 @@ MESSAGE_FIELDS = table(
 )
 
 FUNCTION_FIELDS = table(
+    honoured("name", Check(_A_TOOL_NAME, _tool_name), "what calls name it"),
     honoured("description", checks.string, "what the function does"),
     honoured("parameters", checks.an_object, "JSON schema of the arguments"),
     honoured("strict", checks.boolean, "hold the arguments to the schema, also where a call is the model's choice"),

@@ -25,13 +25,20 @@ MAX_PATTERN = 256
 
 
 def _prompt(value: Any, param: str) -> str | tuple[int, ...]:
+    """One prompt, also in OpenAI's list of prompts, where one line can have one only."""
+    if type(value) is not list or not value or type(value[0]) not in (str, list):
+        return _text_or_ids(value, param)
+    if len(value) > 1:
+        message = f"{param} must be one prompt, not a list of {len(value)}: write one line per prompt"
+        raise RequestError(message, param=param, code="invalid_type")
+    return _text_or_ids(value[0], f"{param}[0]")
+
+
+def _text_or_ids(value: Any, param: str) -> str | tuple[int, ...]:
     if type(value) is str:
         return checks.filled_string(value, param)
     if type(value) is not list:
         raise checks.wrong_type(param, _A_PROMPT, value)
-    if value and all(type(item) in (str, list) for item in value):
-        message = "prompt must be one prompt, not a list of prompts: write one line per prompt"
-        raise RequestError(message, param=param, code="invalid_type")
     return _prompt_ids(value, param)
 
 
@@ -45,6 +52,12 @@ def _stop(value: Any, param: str) -> tuple[str, ...]:
 
 def _top_k(value: Any, param: str) -> int:
     return max(0, _at_least_minus_one(value, param))
+
+
+def _seed(value: Any, param: str) -> int | None:
+    """As in vLLM, -1 is no seed (`SamplingParams.__post_init__` in vllm/sampling_params.py)."""
+    seed = _int64(value, param)
+    return None if seed == -1 else seed
 
 
 def _early_stopping(value: Any, param: str) -> bool | Literal["never"]:
@@ -93,7 +106,7 @@ def _repetition_detection(value: Any, param: str) -> RepetitionDetection | None:
     return RepetitionDetection(max_pattern_size=largest, min_pattern_size=smallest or 1, min_count=count)
 
 
-_A_PROMPT = "a non-empty string or a list of token ids"
+_A_PROMPT = "a non-empty string or a list of token ids, maybe as the only one in a list"
 _EARLY_STOPPING = 'true, false or "never"'
 _token_id = checks.integer(0)
 _int64 = checks.integer(-(2**63), 2**63 - 1)
@@ -130,7 +143,10 @@ FIELDS = table(
     honoured("top_k", Check(_at_least_minus_one.expected, _top_k), "0 and -1 are off", fills="top_k"),
     honoured("min_p", checks.number(0, 1), "0 is off", fills="min_p"),
     honoured(
-        "seed", _int64, "same seed, same answer; drawn and reported if absent; answer i has seed + i", fills="seed"
+        "seed",
+        Check(_int64.expected, _seed),
+        "same seed, same answer; drawn and reported if absent or -1; answer i has seed + i",
+        fills="seed",
     ),
     honoured(
         "stop",
@@ -238,6 +254,7 @@ FIELDS = table(
     label("safety_identifier", checks.string, "who asked, as a hash"),
     label("session_id", checks.string, "which requests belong together"),
     label("prompt_cache_key", checks.string, "which prompts are alike; shared prefixes are found without it"),
+    label("prompt_cache_retention", checks.string, "how long to keep prefixes"),
     refused("guided_json", doc="vLLM's earlier name", hint="use structured_outputs with json"),
     refused("guided_regex", doc="vLLM's earlier name", hint="use structured_outputs with regex"),
     refused("guided_choice", doc="vLLM's earlier name", hint="use structured_outputs with choice"),
@@ -249,6 +266,7 @@ FIELDS = table(
     refused("logprob_token_ids", doc="log probabilities of given tokens"),
     refused("return_tokens_as_token_ids", False, doc="ids in the place of tokens", hint="use return_token_ids"),
     refused("return_prompt_text", False, doc="report what the chat template made"),
+    refused("return_token_offsets", False, doc="report where tokens begin in the prompt"),
     refused("verbosity", "medium", doc="how much to say"),
     refused("modalities", ["text"], doc="kinds of answers"),
     refused("audio", doc="audio answers"),
@@ -258,11 +276,14 @@ FIELDS = table(
     refused("suffix", doc="text after the gap to fill"),
     refused("stream", False, doc="answers in pieces"),
     refused("stream_options", doc="how to stream"),
+    refused("stream_interval", doc="tokens in each piece"),
     refused("store", False, doc="keep the answer on the server"),
     refused("service_tier", "auto", "default", doc="OpenAI's price class"),
     refused("priority", 0, doc="order in vLLM's waiting line"),
     refused("request_id", doc="vLLM's name of the request", hint="use custom_id"),
     refused("cache_salt", doc="keep others from sharing a prefix"),
+    refused("kv_transfer_params", doc="keys and values from another vLLM"),
+    refused("ec_transfer_params", doc="encoded images from another vLLM"),
     refused("truncate_prompt_tokens", doc="cut long prompts"),
     refused("truncation_side", doc="where to cut long prompts"),
     refused("skip_special_tokens", True, doc="keep special tokens in the text"),
@@ -273,6 +294,7 @@ FIELDS = table(
     refused("chat_template", doc="another chat template"),
     refused("documents", doc="documents for the chat template"),
     refused("mm_processor_kwargs", doc="how to read images"),
+    refused("media_io_kwargs", doc="how to load images"),
     refused("vllm_xargs", doc="for extensions of vLLM"),
     refused("repetition_context_size", doc="mlx_lm.server's reach of repetition_penalty, which here is all"),
     refused("presence_context_size", doc="mlx_lm.server's reach of presence_penalty, which here is the answer"),

@@ -49,6 +49,8 @@ def refused(**body: Any) -> tuple[str | None, str]:
     ("body", "expected"),
     [
         ({"n": 64}, {"n": 64}),
+        ({"seed": -2}, {"seed": -2}),
+        ({"seed": -1}, {"seed": None}),
         ({"n": 3, "best_of": 3}, {"n": 3}),
         ({"n": 3, "best_of": 1}, {"n": 3}),
         ({"presence_penalty": -2}, {"presence_penalty": -2.0}),
@@ -353,6 +355,7 @@ def test_unknown_fields_inside_a_format_are_dropped_when_allowed() -> None:
         ({"tools": [ADD], "tool_choice": "none"}, ToolChoice(mode="none")),
         ({"tools": [STRICT], "tool_choice": "required"}, ToolChoice(mode="required")),
         ({"tools": [SUB, ADD], "tool_choice": NAMED}, ToolChoice(mode="required", name="add")),
+        ({"tools": [ADD], "tool_choice": {"function": {"name": "add"}}}, ToolChoice(mode="required", name="add")),
         ({"tools": [STRICT], "tool_choice": "none"}, ToolChoice(mode="none")),
     ],
 )

@@ -94,6 +94,9 @@ def test_shorthands_and_optional_parts_are_read(line: Any, endpoint: str, custom
         ({"prompt": []}, "prompt", "out_of_range"),
         ({"prompt": 7}, "prompt", "invalid_type"),
         ({"prompt": ["a", "b"]}, "prompt", "invalid_type"),
+        ({"prompt": [""]}, "prompt[0]", "out_of_range"),
+        ({"prompt": [["a"]]}, "prompt[0][0]", "invalid_type"),
+        ({"prompt": [[]]}, "prompt[0]", "out_of_range"),
         ({"prompt": [[1], [2]]}, "prompt", "invalid_type"),
         ({"prompt": [1, True]}, "prompt[1]", "invalid_type"),
         ({"prompt": [1, -1]}, "prompt[1]", "out_of_range"),
@@ -157,6 +160,11 @@ def test_a_line_over_the_size_limit_is_refused() -> None:
     with pytest.raises(RequestError, match="16 MiB") as caught:
         openai.parse_line(line, default_custom_id="default")
     assert (caught.value.code, caught.value.status_code) == ("line_too_long", 413)
+
+
+@pytest.mark.parametrize("prompt", ["x", [5, 0]])
+def test_a_list_of_one_prompt_is_that_prompt(prompt: Any) -> None:
+    assert parse({"prompt": [prompt]}).prompt == parse({"prompt": prompt}).prompt
 
 
 def test_token_ids_are_a_prompt() -> None:
@@ -319,6 +327,11 @@ REFUSED = {
     "chat_template": "x",
     "documents": [],
     "mm_processor_kwargs": {},
+    "media_io_kwargs": {},
+    "kv_transfer_params": {},
+    "ec_transfer_params": {},
+    "stream_interval": 2,
+    "return_token_offsets": True,
     "vllm_xargs": {},
     "repetition_context_size": 20,
     "presence_context_size": 20,
@@ -479,6 +492,12 @@ def test_tools_are_kept_as_written() -> None:
     assert parse({"messages": [USER], "tools": [TOOL], "tool_choice": "auto"}).tools == (TOOL,)
 
 
+def test_a_tool_without_a_type_is_a_function() -> None:
+    assert parse({"messages": [USER], "tools": [{"function": {"name": "files/größe.v2:x-y"}}]}).tools == (
+        {"function": {"name": "files/größe.v2:x-y"}, "type": "function"},
+    )
+
+
 def test_tool_choice_none_hides_the_tools() -> None:
     assert parse({"messages": [USER], "tools": [TOOL], "tool_choice": "none"}).tools is None
     assert parse({"messages": [USER], "tools": []}).tools is None
@@ -488,10 +507,13 @@ def test_tool_choice_none_hides_the_tools() -> None:
     ("tool", "param", "code"),
     [
         ("add", "", "invalid_type"),
-        ({"function": {"name": "f"}}, ".type", "out_of_range"),
+        ({"type": "custom", "function": {"name": "f"}}, ".type", "out_of_range"),
         ({"type": "function"}, ".function", "invalid_type"),
         ({"type": "function", "function": {}}, ".function.name", "invalid_type"),
         ({"type": "function", "function": {"name": ""}}, ".function.name", "out_of_range"),
+        ({"type": "function", "function": {"name": 'f"'}}, ".function.name", "out_of_range"),
+        ({"type": "function", "function": {"name": "f\n"}}, ".function.name", "out_of_range"),
+        ({"type": "function", "function": {"name": "f" * 129}}, ".function.name", "out_of_range"),
         ({"type": "function", "function": {"name": "f", "parameters": []}}, ".function.parameters", "invalid_type"),
         ({"type": "function", "function": {"name": "f", "strict": 1}}, ".function.strict", "invalid_type"),
     ],
