@@ -5,8 +5,8 @@ Knows the numbers as `mlxq.contract` has them, and nothing of the lines that the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import accumulate
+from codecs import getincrementaldecoder
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mlxq.contract import Alternative, TokenLogprob
@@ -25,13 +25,12 @@ def of_chat(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
 
 def of_completion(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
     """``logprobs`` of a completion's choice: parallel lists. As in vLLM, the token that was chosen is among the top
-    ones, and offsets count the characters of the tokens before."""
-    texts = [token.chosen.token for token in tokens]
+    ones, and offsets count from the start of the answer."""
     return {
-        "tokens": texts,
+        "tokens": [token.chosen.token for token in tokens],
         "token_logprobs": [_logprob(token.chosen) for token in tokens],
         "top_logprobs": [_by_text(token) for token in tokens],
-        "text_offset": list(accumulate(map(len, texts), initial=0))[:-1],
+        "text_offset": list(_offsets(tokens)),
     }
 
 
@@ -41,9 +40,20 @@ def of_prompt(tokens: Sequence[TokenLogprob | None]) -> list[dict[str, Any] | No
     return [None if token is None else _by_id(token) for token in tokens]
 
 
+def _offsets(tokens: Sequence[TokenLogprob]) -> Iterator[int]:
+    """How many characters are complete before each token: one that several tokens make up counts behind the last."""
+    decoder, offset = getincrementaldecoder("utf-8")("replace"), 0
+    for token in tokens:
+        yield offset
+        offset += len(decoder.decode(_utf8(token.chosen)))
+
+
 def _chat_token(token: Alternative) -> dict[str, Any]:
-    utf8 = token.token.encode("utf-8", "replace") if token.token_bytes is None else token.token_bytes
-    return {"token": token.token, "logprob": _logprob(token), "bytes": list(utf8)}
+    return {"token": token.token, "logprob": _logprob(token), "bytes": list(_utf8(token))}
+
+
+def _utf8(token: Alternative) -> bytes:
+    return token.token.encode("utf-8", "replace") if token.token_bytes is None else token.token_bytes
 
 
 def _by_text(token: TokenLogprob) -> dict[str, float]:

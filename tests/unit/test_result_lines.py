@@ -171,6 +171,18 @@ def test_the_log_probabilities_of_a_completion_are_in_openais_shape() -> None:
     }
 
 
+def test_offsets_are_those_of_the_text_where_tokens_share_a_character() -> None:
+    pieces = [(r"a\xf0\x9f", b"a\xf0\x9f"), (r"\x90", b"\x90"), (r"\xac", b"\xac"), ("é", None), ("!", None)]
+    tokens = tuple(
+        TokenLogprob(chosen=Alternative(token_id=9, token=token, token_bytes=utf8, logprob=-1.0, rank=1))
+        for token, utf8 in pieces
+    )
+
+    [each] = body_of(result(COMPLETIONS, choice(logprobs=tokens)))["choices"]
+
+    assert each["logprobs"]["text_offset"] == [0, 1, 1, 2, 3], "in a🐬é!"
+
+
 def test_of_two_tokens_with_one_text_the_chosen_one_is_reported() -> None:
     other = Alternative(token_id=7, token="a", logprob=-0.1, rank=1)
     [each] = body_of(result(COMPLETIONS, choice(logprobs=(TokenLogprob(chosen=A, top=(other,)),))))["choices"]
