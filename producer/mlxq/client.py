@@ -112,9 +112,11 @@ class Client:
         return [batch_id for batch_id in batch_ids if found[batch_id]]
 
     def queue_length(self) -> int:
-        """How many jobs wait in the queue, of any batch."""
-        with queue_errors(self.redis):
-            return Queue(self.queue, connection=self.redis).count
+        """How many jobs wait in the queue, of any batch; those that wait to be tried again, too."""
+        with queue_errors(self.redis), self.redis.pipeline(transaction=False) as pipe:
+            pipe.llen(Queue(self.queue, connection=self.redis).key)
+            pipe.zcard(keys.delayed(self.queue))
+            return sum(pipe.execute())
 
     def num_workers(self) -> int:
         """How many workers are registered on the queue and alive."""

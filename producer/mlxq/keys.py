@@ -1,8 +1,10 @@
 """Every Redis key, queue name and lifetime that mlxq adds to RQ's, described like a schema.
 
 RQ's own keys (``rq:job:{job}``, ``rq:queue:{queue}``, ``rq:wip:{queue}``, ``rq:results:{job}``, ...) stay RQ's.
-Beside them stand, per batch:
+Beside them stand, per queue and per batch:
 
+    mlxq:delayed:{queue}            zset    job id -> when it goes back into its queue, Unix seconds: a job with strikes
+                                            waits here, and is called queued all the same
     mlxq:batches                    zset    batch id -> created, Unix seconds
     mlxq:batch:{batch}              hash    the batch and its counts
         queue                       str     the RQ queue its jobs are in
@@ -44,6 +46,11 @@ BATCH_TTL_S = FAILURE_TTL_S
 """Counted from the last write to the batch."""
 
 BATCHES = "mlxq:batches"
+
+
+def delayed(queue: str) -> str:
+    """The sorted set of the jobs of a queue that wait before they are tried again."""
+    return f"mlxq:delayed:{queue}"
 
 
 def batch(batch_id: str) -> str:

@@ -95,7 +95,7 @@ def test_the_jobs_of_a_worker_that_is_gone_are_taken_over_once_their_leases_have
 
     neighbour.desk.turn(START + LEASE_S - 1)
     too_early = admitted(neighbour.sent())
-    for now in (START + LEASE_S + 10, START + LEASE_S + 11):
+    for now in (START + LEASE_S + 10, START + LEASE_S + 12, START + LEASE_S + 13):
         neighbour.desk.turn(now)
 
     assert (too_early, len(admitted(neighbour.sent()))) == ([], 1)

@@ -21,7 +21,7 @@ from mlxq.errors import RequestError
 from mlxq_worker import endings
 from mlxq_worker.endings import Ending
 from mlxq_worker.job_data import MAX_DATA_BYTES, Claimed
-from mlxq_worker.jobs import MAX_STRIKES, JobStore
+from mlxq_worker.jobs import FIRST_DELAY_S, MAX_DELAY_S, MAX_STRIKES, JobStore
 from redis_fixture import redis_server_url, redis_url  # noqa: F401 - fixtures
 from worker_helpers import answer, enqueue_plain, events, fetch, queue_of, status, submit
 
@@ -60,6 +60,11 @@ def finished(job: Claimed, text: str = "hi") -> Ending:
 
 def now() -> float:
     return time.time()
+
+
+def later() -> float:
+    """When every lease has run out and every delay is over."""
+    return time.time() + LEASE_S + MAX_DELAY_S + 1
 
 
 # --- Claiming -------------------------------------------------------------------------------------------------
@@ -171,10 +176,12 @@ def test_garbage_in_a_job_costs_no_worker_anything(connection: Redis, field: str
 
     worker.release(worker.claim(1, now()).jobs, now(), strikes=1)
     connection.hset(f"rq:job:{job_id}", field, garbage)
-    worker.claim(1, now())
+    worker.claim(1, later())
     connection.hset(f"rq:job:{job_id}", field, garbage)
-    worker.recover_expired(now() + LEASE_S + 1)
-    written = worker.end([finished(claimed) for claimed in worker.claim(1, now()).jobs], now())
+    worker.recover_expired(later() + LEASE_S + 1)
+    written = worker.end(
+        [finished(claimed) for claimed in worker.claim(1, later() + 2 * LEASE_S + MAX_DELAY_S).jobs], now()
+    )
 
     assert written == [True]
     assert connection.hget(f"rq:job:{job_id}", "status") == b"finished"
@@ -219,7 +226,7 @@ def test_a_key_of_the_wrong_type_under_a_jobs_id_costs_no_worker_anything(connec
 
     worker.beat(claimed, now() + LEASE_S / 2)
     worker.recover_expired(now() + 2 * LEASE_S)
-    worker.release(worker.claim(2, now()).jobs, now())
+    worker.release(worker.claim(2, later() + 2 * LEASE_S + MAX_DELAY_S).jobs, now())
     written = worker.end([finished(job) for job in worker.claim(2, now()).jobs], now())
 
     assert all(written)
@@ -435,7 +442,7 @@ def test_the_first_finish_wins_and_the_second_writes_nothing(connection: Redis) 
     slow, quick = store(connection, "slow"), store(connection, "quick")
     [old] = slow.claim(1, now()).jobs
     quick.recover_expired(now() + LEASE_S + 1)
-    [new] = quick.claim(1, now()).jobs
+    [new] = quick.claim(1, later()).jobs
 
     late_before = slow.end([finished(old, "late")], now())
     first = quick.end([finished(new, "first")], now())
@@ -596,21 +603,62 @@ def test_jobs_of_a_dead_worker_go_back_to_the_front_in_their_order_with_a_strike
 
     too_early = alive.recover_expired(now() + LEASE_S / 2)
     recovered = alive.recover_expired(now() + LEASE_S + 1)
+    claimed = alive.claim(5, later()).jobs
 
     assert (too_early.num_requeued, recovered.num_requeued) == (0, 2)
-    assert queue_of(connection).job_ids == ids
-    assert [job.strikes for job in alive.claim(5, now()).jobs] == [1, 1, 0]
+    assert [(job.job_id, job.strikes) for job in claimed] == list(zip(ids, [1, 1, 0], strict=True))
     assert connection.exists("rq:worker:dead:executions") == 0
+
+
+def test_a_job_with_strikes_is_tried_again_after_a_delay_that_doubles_and_has_a_ceiling(connection: Redis) -> None:
+    job = enqueue_plain(connection)
+    worker, moment, delays = store(connection), now(), []
+    for strikes in (1, 1, 10):
+        [claimed] = worker.claim(1, moment).jobs
+        worker.release([claimed], moment, strikes=strikes)
+        delays.append(connection.zscore(keys.delayed(keys.DEFAULT_QUEUE), job.id) - moment)
+        assert worker.claim(1, moment + delays[-1] - 0.01).jobs == []
+        moment += delays[-1] + 0.01
+
+    assert delays == pytest.approx([FIRST_DELAY_S, 2 * FIRST_DELAY_S, MAX_DELAY_S], abs=1e-3)
+    assert [claimed.job_id for claimed in worker.claim(1, moment).jobs] == [job.id]
+
+
+def test_jobs_without_a_strike_do_not_wait_for_those_with_one(connection: Redis) -> None:
+    struck, fine = enqueue_plain(connection), enqueue_plain(connection)
+    worker, moment = store(connection), now()
+    worker.release(worker.claim(1, moment).jobs, moment, strikes=1)
+
+    claim = worker.claim(5, moment)
+
+    assert [job.job_id for job in claim.jobs] == [fine.id]
+    assert claim.num_queued == 1, "the other one still waits, so a burst isn't over"
+    assert status(connection, struck.id) == "queued"
+
+
+def test_a_job_that_is_cancelled_while_it_waits_to_be_tried_again_ends_once(connection: Redis) -> None:
+    batch = submit(connection, "a", "b")
+    worker, moment = store(connection), now()
+    worker.release(worker.claim(2, moment).jobs, moment, strikes=1)
+
+    assert batch.cancel_job(batch.job_id("r0"))
+    assert batch.cancel() == 1
+
+    assert worker.claim(5, later()).jobs == []
+    assert sorted(events(connection, batch).values()) == [1, 1]
+    assert connection.zcard(keys.delayed(keys.DEFAULT_QUEUE)) == 0
 
 
 def test_the_last_strike_brings_the_job_to_whoever_finds_it_so_that_it_can_be_failed(connection: Redis) -> None:
     job = enqueue_plain(connection)
+    moment = now()
     for _ in range(MAX_STRIKES - 1):
-        store(connection, "dead").claim(1, now())
-        store(connection).recover_expired(now() + LEASE_S + 1)
-    store(connection, "dead").claim(1, now())
+        store(connection, "dead").claim(1, moment)
+        store(connection).recover_expired(moment + LEASE_S + 1)
+        moment += LEASE_S + MAX_DELAY_S + 1
+    store(connection, "dead").claim(1, moment)
 
-    [struck_out] = store(connection).recover_expired(now() + LEASE_S + 1).struck_out
+    [struck_out] = store(connection).recover_expired(moment + LEASE_S + 1).struck_out
 
     assert (struck_out.job_id, struck_out.strikes) == (job.id, MAX_STRIKES)
     store(connection).end([endings.gave_up(struck_out, "worker_crashed", "died 3 times")], now())

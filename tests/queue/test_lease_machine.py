@@ -32,13 +32,14 @@ from mlxq.openai import text_request
 from mlxq_worker import endings, jobs
 from mlxq_worker.endings import Ending
 from mlxq_worker.job_data import Claimed
-from mlxq_worker.jobs import MAX_STRIKES, SUSPECT_STRIKES, JobStore, LeaseState
+from mlxq_worker.jobs import FIRST_DELAY_S, MAX_STRIKES, SUSPECT_STRIKES, JobStore, LeaseState
 from redis_fixture import connection, redis_server_url, redis_url  # noqa: F401 - fixtures
 from worker_helpers import answer, events, status
 
 pytestmark = pytest.mark.slow
 
 LEASE_S = 90.0
+DELAYED = keys.delayed(keys.DEFAULT_QUEUE)
 START = time.time()
 """Not earlier, since RQ forgets executions by its own clock."""
 
@@ -65,6 +66,7 @@ class Expected:
     owner: str | None = None
     worker: str | None = None
     lease_end: float = 0.0
+    due: float | None = None
     is_cancelled: bool = False
     outcome: str | None = None
     ended_by: str | None = None
@@ -142,12 +144,16 @@ class Fleet(RuleBasedStateMachine):
         worker = self.workers[place]
         if any(job.strikes >= SUSPECT_STRIKES for job in worker.hand):
             return  # a worker that runs a suspect asks for nothing
+        for expected in self.jobs.values():
+            if expected.due is not None and expected.due <= self.now:
+                expected.due = None
         taken = worker.store.claim(limit, self.now, num_held=len(worker.hand)).jobs
         assert len(taken) <= limit
         assert len({job.job_id for job in taken}) == len(taken)
         for job in taken:
             expected = self.jobs[job.job_id]
-            assert (expected.owner, expected.outcome, expected.strikes) == (None, None, job.strikes)
+            assert (expected.owner, expected.outcome, expected.due) == (None, None, None)
+            assert expected.strikes == job.strikes
             assert job.strikes < SUSPECT_STRIKES or len(taken) == 1 > len(worker.hand), "suspects run alone"
             self.hand_over(job, worker)
         if is_heard:
@@ -219,7 +225,7 @@ class Fleet(RuleBasedStateMachine):
         self.workers[place] = self.new_worker(place)
 
     @has_owners
-    @rule(seconds=st.sampled_from([1.0, 31.0, 91.0, 91.0]))
+    @rule(seconds=st.sampled_from([1.5, 31.0, 91.0, 91.0]))
     def wait(self, seconds: float) -> None:
         self.now += seconds
 
@@ -231,8 +237,7 @@ class Fleet(RuleBasedStateMachine):
         doomed = [job for job in expired if job.strikes + 1 >= MAX_STRIKES]
         recovered = worker.store.recover_expired(self.now)
         for expected in expired:
-            expected.strikes += 1
-            expected.let_go()
+            self.strike(expected, 1)
         assert recovered.num_requeued == len(expired) - len(doomed)
         assert [self.jobs[job.job_id] in doomed for job in recovered.struck_out] == [True] * len(doomed)
         for job in recovered.struck_out:
@@ -258,8 +263,11 @@ class Fleet(RuleBasedStateMachine):
     def every_job_is_in_one_place(self) -> None:
         waiting = Counter(job_id.decode() for job_id in self.redis.lrange("rq:queue:mlxq", 0, -1))
         leases = dict(self.redis.zrange("rq:wip:mlxq", 0, -1, withscores=True))
-        unowned = [job_id for job_id, job in self.jobs.items() if not (job.owner or job.outcome or job.is_cancelled)]
-        assert waiting == Counter(unowned)
+        unowned = {job_id: job for job_id, job in self.jobs.items() if not (job.owner or job.outcome)}
+        assert waiting == Counter(job_id for job_id, job in unowned.items() if job.due is None and not job.is_cancelled)
+        delayed = {entry.decode(): due for entry, due in self.redis.zrange(DELAYED, 0, -1, withscores=True)}
+        for job_id, job in unowned.items():
+            assert job.is_cancelled or delayed.get(job_id) == (job.due and pytest.approx(job.due, abs=1e-3))
         assert leases == {
             f"{job_id}:{job.owner}".encode(): pytest.approx(job.lease_end, abs=1e-3)
             for job_id, job in self.jobs.items()
@@ -330,8 +338,14 @@ class Fleet(RuleBasedStateMachine):
         for job in claims:
             expected = self.jobs[job.job_id]
             if expected.owner == job.execution_id:
-                expected.strikes += 0 if expected.is_cancelled else strikes
-                expected.let_go()
+                self.strike(expected, 0 if expected.is_cancelled else strikes)
+
+    def strike(self, expected: Expected, strikes: int) -> None:
+        """Back it goes, at once or after a while that doubles with every strike."""
+        expected.strikes += strikes
+        expected.let_go()
+        if strikes and expected.strikes < MAX_STRIKES:
+            expected.due = self.now + FIRST_DELAY_S * 2 ** (expected.strikes - 1)
 
     def state_of(self, job: Claimed) -> LeaseState:
         expected = self.jobs[job.job_id]
@@ -363,8 +377,8 @@ MUTANTS = {
     "a release without a lease": ("release", "if not held then return 0 end", ""),
     "a recovery that leaves the lease": ("recover", "close_execution(queue, job, lease.execution, lease.worker)", ""),
     "a beat that extends nothing": ("beat", "extend_lease(queue, job, execution) end", "end"),
-    "a suspect in company": ("claim", "if suspect and p.num_held + #claimed > 0 then", "if false then"),
     "a recovery without a strike": ("recover", "add_strikes(job, 1)", "strikes_of(job)"),
+    "no delay after a strike": ("release", "p.strikes > 0 and add_strikes(p.job, p.strikes) or 0", "0"),
     "a lost event": ("finish", "redis.call('XADD', p.batch_events, '*', 'job', p.job, 'status', outcome)", ""),
 }
 

@@ -45,6 +45,9 @@ SUSPECT_STRIKES = 2
 """With this many strikes a job runs alone."""
 MAX_STRIKES = 3
 """With this many it fails."""
+FIRST_DELAY_S = 1.0
+"""Before a job with one strike is tried again; twice that with two, and so on."""
+MAX_DELAY_S = 60.0
 _WRONG_TYPE = "WRONGTYPE"
 
 RECOVER_LIMIT = 500
@@ -149,8 +152,8 @@ class JobStore:
         return [bool(code) for code in written]
 
     def release(self, jobs: Iterable[Claimed], now: float, *, strikes: int = 0) -> None:
-        """Give jobs back to the front of their queues in their old order; no RQ retry is spent. Jobs that are
-        not ours any more are left alone."""
+        """Give jobs back to the front of their queues in their old order, those that get strikes after a delay; no
+        RQ retry is spent. Jobs that are not ours any more are left alone."""
         with self._redis.pipeline(transaction=False) as pipe:
             for job in reversed(list(jobs)):
                 self._add_release(pipe, job.queue, job.job_id, job.execution_id, now, strikes)
@@ -195,6 +198,7 @@ class JobStore:
         moment = datetime.fromtimestamp(now, UTC)
         times = {"now": f"{now:.6f}", "now_iso": utcformat(moment)}
         lease = {"lease_s": self._lease_s, "lease_clock": self._lease_clock}
+        lease |= {"delay_s": FIRST_DELAY_S, "max_delay_s": MAX_DELAY_S}
         return [RQ_KEY_PREFIX, msgspec.json.encode({"worker": self._worker, **times, **lease, **parameters})]
 
     def _finish_args(self, ending: Ending, now: float) -> list[str | bytes]:

@@ -5,7 +5,9 @@ local MAX_POPS = 10000 -- bounds the time for which one call can block Redis ove
 
 local function num_queued()
   local total = 0
-  for _, queue in ipairs(p.queues) do total = total + redis.call('LLEN', queue_key(queue)) end
+  for _, queue in ipairs(p.queues) do
+    total = total + redis.call('LLEN', queue_key(queue)) + redis.call('ZCARD', delayed_key(queue))
+  end
   return total
 end
 
@@ -18,8 +20,19 @@ end
 
 if redis.call('EXISTS', rq .. ':suspended') == 1 then return {1, num_queued(), {}} end
 
+-- Puts the jobs that have waited long enough to the front of their queue.
+local function end_delays(queue)
+  local due = redis.call('ZRANGEBYSCORE', delayed_key(queue), 0, string.format('%.6f', lease_now()), 'LIMIT', 0, MAX_POPS)
+  for _, job in ipairs(due) do
+    redis.call('ZREM', delayed_key(queue), job)
+    if is_waiting(job) then redis.call('LPUSH', queue_key(queue), job) end
+  end
+end
+
 local claimed, pops = {}, 0
 for _, queue in ipairs(p.queues) do
+  make_room('zset', delayed_key(queue))
+  end_delays(queue)
   while #claimed < p.limit and pops < MAX_POPS do
     local job = redis.call('LPOP', queue_key(queue))
     if not job then break end

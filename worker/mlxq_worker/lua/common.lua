@@ -5,6 +5,7 @@ local p = cjson.decode(ARGV[2])
 
 local function job_key(job) return rq .. ':job:' .. job end
 local function queue_key(queue) return rq .. ':queue:' .. queue end
+local function delayed_key(queue) return 'mlxq:delayed:' .. queue end
 local function wip_key(queue) return rq .. ':wip:' .. queue end
 local function execution_key(job, execution) return rq .. ':execution:' .. job .. ':' .. execution end
 local function executions_key(job) return rq .. ':executions:' .. job end
@@ -89,12 +90,21 @@ local function close_execution(queue, job, execution, worker)
   redis.call('SREM', worker_executions_key(worker), job .. ':' .. execution)
 end
 
--- To the front of the queue, as if it had never been claimed.
-local function put_back(queue, job)
+-- As if it had never been claimed. Without strikes it goes to the front of the queue at once; with some, claim.lua puts
+-- it there after a while that doubles with each, so that a job that breaks things breaks them ever more rarely.
+local function put_back(queue, job, strikes)
   redis.call('HSET', job_key(job), 'status', 'queued', 'started_at', '', 'worker_name', '')
   local ttl = whole_number(redis.call('HGET', job_key(job), 'ttl'))
   if ttl and ttl > 0 then redis.call('EXPIRE', job_key(job), ttl) end
-  redis.call('LPUSH', queue_key(queue), job)
+  if strikes == 0 then
+    redis.call('LPUSH', queue_key(queue), job)
+    return
+  end
+  make_room('zset', delayed_key(queue))
+  local delay = math.min(p.max_delay_s, p.delay_s * 2 ^ (strikes - 1))
+  -- What is put back last is to be first in the queue; at one time, the place in the set says which that is.
+  local due = lease_now() + delay + redis.call('ZCARD', delayed_key(queue)) / 1000000
+  redis.call('ZADD', delayed_key(queue), string.format('%.6f', due), job)
 end
 
 -- One claimed job, in the order in which mlxq_worker.job_data.Claimed reads it.

@@ -1,5 +1,5 @@
 -- Takes up to p.limit jobs per queue from workers that let their leases run out, and gives each a strike.
--- Jobs go back to the front of their queue, in their old order; one with p.max_strikes is leased to this worker
+-- Jobs go back to their queue, in their old order; one with p.max_strikes is leased to this worker
 -- instead, so that it can be failed. Returns {how many went back, the jobs to fail}.
 local put_back_jobs, struck_out = 0, {}
 
@@ -38,7 +38,7 @@ for _, queue in ipairs(p.queues) do
         open_execution(queue, job, successor)
         struck_out[#struck_out + 1] = describe(queue, job, successor)
       else
-        put_back(queue, job)
+        put_back(queue, job, strikes)
         put_back_jobs = put_back_jobs + 1
       end
     end
