@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import uuid
 from pathlib import Path
 
 from mlxq.batch import Batch
@@ -15,17 +16,30 @@ from mlxq.client import Client
 from mlxq.sink import Sink
 
 PREFIX_DIGITS = 8
+MACHINE_ID = Path("/etc/machine-id")
+_DRAWN_BY_LOT = 1 << 40
+"""Set in the number that Python makes up, anew in every process, where it finds no card."""
 
 
 def batch_prefix(output: Path) -> str | None:
     """How the ids of an output file's batches begin; `None` for a pipe or a device, which many runs may share.
 
-    The host's name goes in, since machines that share a Redis may use the same path.
+    The machine goes in, since several that share a Redis may use the same path; and not by its name alone, since
+    images and containers often share that, too.
     """
     if not output.is_file():
         return None
-    place = f"{socket.gethostname()}:{output.resolve()}"
+    place = f"{socket.gethostname()}:{_machine_id()}:{output.resolve()}"
     return f"run-{hashlib.sha256(place.encode()).hexdigest()[:PREFIX_DIGITS]}-"
+
+
+def _machine_id() -> str:
+    """What tells this machine from others of its name, and stays when it restarts: systemd's id, or the address of a
+    network card."""
+    if MACHINE_ID.is_file():
+        return MACHINE_ID.read_text().strip()
+    node = uuid.getnode()
+    return "" if node & _DRAWN_BY_LOT else f"{node:x}"
 
 
 def clear(client: Client, prefix: str, sink: Sink, *, keeps_answers: bool) -> None:
