@@ -329,7 +329,6 @@ def test_tool_choice_none_leaves_the_structure_alone() -> None:
             {"tools": ({"function": {"name": "f", "parameters": nested(150)}},), "tool_choice": "required"},
             "tools[0].function.parameters",
         ),
-        ({"kind": "grammar", "value": 'start: "a"', "tools": (NOW,)}, "response_format"),
     ],
 )
 def test_what_cannot_be_held_to_beside_tools_is_refused_by_name(fields: dict[str, Any], param: str) -> None:

@@ -73,12 +73,6 @@ def _forced_calls(request: Request, tool_format: ToolFormat | None) -> str:
 
 
 def _structure_or_calls(request: Request, structure: Structure, tool_format: ToolFormat | None) -> Grammar:
-    if structure.kind == "grammar":
-        raise RequestError(
-            f"{structure.param} can't be a grammar beside tools that the model may call: set tool_choice to none",
-            param=structure.param,
-            code="unsupported",
-        )
     rules = _forced_calls(request, tool_format)
     source = f"start: {_CALLS} | mlxq_answer\nmlxq_answer: {_rule(structure)}\n{rules}"
     return Grammar(source, structure.param, _ERROR_CODES[structure.kind])
@@ -90,7 +84,7 @@ def _alone(structure: Structure) -> Grammar:
 
 
 def _rule(structure: Structure) -> str:
-    """What stands behind a rule's name in Lark for any structure but a grammar."""
+    """What stands behind a rule's name in Lark for any structure but a grammar, which no request has beside calls."""
     from llguidance import regex_to_lark
 
     match structure.kind:
