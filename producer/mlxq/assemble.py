@@ -6,7 +6,7 @@ for in full, since nothing that it says is left aside. Knows no lines, no defaul
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -15,6 +15,8 @@ from mlxq import checks
 from mlxq.contract import CHAT, Beam, Endpoint, Request, SamplingParams, Structure, ToolChoice
 from mlxq.errors import RequestError
 from mlxq.fields import FIELDS, MAX_BEAM_WIDTH
+
+Tools = Sequence[Mapping[str, Any]]
 
 _ONLY_OF_BEAMS = {"beam_width": 1, "length_penalty": 1.0, "early_stopping": False}
 """Fields that only a beam search honours, with the values that ask for nothing."""
@@ -49,7 +51,7 @@ def request_of(custom_id: str, endpoint: Endpoint, body: Mapping[str, Any], cont
     choice = _tool_choice(values)
     structure = _structure(values)
     _check_structure_beside_tools(structure, choice, values)
-    _check_beams(sampling, structure, choice)
+    _check_beams(sampling, structure, choice, values.get("tools", ()))
     return Request(
         custom_id=custom_id,
         endpoint=endpoint,
@@ -141,21 +143,29 @@ def _beam(values: Mapping[str, Any]) -> Beam | None:
     )
 
 
-def _check_beams(sampling: SamplingParams, structure: Structure | None, choice: ToolChoice) -> None:
+def _check_beams(sampling: SamplingParams, structure: Structure | None, choice: ToolChoice, tools: Tools) -> None:
     """Nothing that a beam search would have to leave aside is asked of it."""
     if sampling.beam is None:
         return
-    default = SamplingParams()
-    for name in _NOT_OF_BEAMS:
-        if getattr(sampling, name) != getattr(default, name):
-            raise _conflict(name, f"{name} can't be combined with use_beam_search")
+    for name in _not_of_beams(sampling, structure, choice, tools):
+        raise _conflict(name, f"{name} can't be combined with use_beam_search")
     if sampling.temperature not in (0, 1):
         text = "temperature must be 0, 1 or absent with use_beam_search, which does not sample"
         raise _conflict("temperature", text)
-    if structure is not None:
-        raise _conflict(_field_of(structure), f"{_field_of(structure)} can't be combined with use_beam_search")
     if choice.mode == "required":
         raise _conflict("tool_choice", "tool_choice can't demand a call together with use_beam_search")
+
+
+def _not_of_beams(
+    sampling: SamplingParams, structure: Structure | None, choice: ToolChoice, tools: Tools
+) -> Iterator[str]:
+    default = SamplingParams()
+    yield from (name for name in _NOT_OF_BEAMS if getattr(sampling, name) != getattr(default, name))
+    if structure is not None:
+        yield _field_of(structure)
+    if choice.mode == "auto":
+        strict = (index for index, tool in enumerate(tools) if tool["function"].get("strict"))
+        yield from (f"tools[{index}].function.strict" for index in strict)
 
 
 # --- Structure, tools and templates ---------------------------------------------------------------------------

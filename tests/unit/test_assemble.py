@@ -214,6 +214,7 @@ def test_a_beam_search_returns_n_of_its_beams(body: dict[str, Any], n: int, beam
         ({"structured_outputs": {"regex": "a"}}, "structured_outputs"),
         ({"tools": [ADD], "tool_choice": "required"}, "tool_choice"),
         ({"tools": [ADD], "tool_choice": NAMED}, "tool_choice"),
+        ({"tools": [ADD, STRICT]}, "tools[1].function.strict"),
     ],
 )
 def test_what_a_beam_search_can_not_honour_is_refused(body: dict[str, Any], param: str) -> None:
