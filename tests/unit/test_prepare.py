@@ -25,12 +25,16 @@ from mlxq_worker.engine.row import RowResult, RowSpec, TokenScores
 from mlxq_worker.eos import EosSet, resolve_eos
 from mlxq_worker.prepare import Preparer, draw_seed
 from mlxq_worker.tokenizer import Tokenizer
+from mlxq_worker.tool_formats import ToolFormat
 from tokenizers_for_tests import ASCII, FakeTokenizer, llama_3, qwen, real_tokenizer
 
 VOCAB_SIZE = 152_000
 ENDOFTEXT, IM_END = 151643, 151645
 DRAWN_SEED = 41
 NO_EOS = EosSet(tokens=(), primary_id=None, chat_only=frozenset())
+
+
+NO_CALLS = ToolFormat(name="none", start="", end="", parse=lambda *_: [], added={}, specials=frozenset())
 
 
 def preparer(
@@ -40,6 +44,7 @@ def preparer(
     vocab_size: int = VOCAB_SIZE,
     context_length: int = 1000,
     default_max_tokens: int = 256,
+    tool_format: ToolFormat | None = None,
 ) -> Preparer:
     tokenizer = tokenizer or qwen()
     return Preparer(
@@ -49,6 +54,7 @@ def preparer(
         context_length=context_length,
         default_max_tokens=default_max_tokens,
         model_name="tiny",
+        tool_format=tool_format,
         draw_seed=lambda: DRAWN_SEED,
     )
 
@@ -148,7 +154,7 @@ def test_template_arguments_and_tools_reach_the_template() -> None:
         chat_template_kwargs={"tone": "calm "},
     )
 
-    assert shown(tokenizer, only_row(preparer(tokenizer), request)) == "calm clock?"
+    assert shown(tokenizer, only_row(preparer(tokenizer, tool_format=NO_CALLS), request)) == "calm clock?"
 
 
 def test_text_parts_reach_the_template_as_lines_and_a_pure_tool_call_as_no_text() -> None:

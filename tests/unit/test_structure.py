@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -304,10 +305,13 @@ def test_a_strict_tool_leaves_text_free_and_holds_calls_to_their_schemas(text: s
 
 
 def test_a_strict_tool_is_refused_by_a_model_whose_calls_cannot_be_forced() -> None:
-    unknown = StructureCompiler(demo().tokenizer, eos_ids(), demo().vocab_size, tool_format=None)
+    known = tool_format_of(demo().tokenizer)
+    assert known is not None
+    read_only = StructureCompiler(demo().tokenizer, eos_ids(), demo().vocab_size, replace(known, syntax=None))
 
+    assert read_only.constraint(request(tools=(NOW,)), eos_ids()) is None
     with pytest.raises(RequestError) as refused:
-        unknown.constraint(request(tools=(NOW, STRICT)), eos_ids())
+        read_only.constraint(request(tools=(NOW, STRICT)), eos_ids())
 
     assert refused.value.param == "tools[1].function.strict"
 
@@ -341,13 +345,14 @@ def test_what_cannot_be_held_to_beside_tools_is_refused_by_name(fields: dict[str
     assert refused.value.param == param
 
 
-def test_a_call_cannot_be_forced_on_a_model_whose_call_format_is_unknown() -> None:
+@pytest.mark.parametrize("choice", [ToolChoice(), ToolChoice(mode="required")], ids=["auto", "required"])
+def test_a_model_whose_call_format_is_unknown_takes_no_tools(choice: ToolChoice) -> None:
     unknown = StructureCompiler(demo().tokenizer, eos_ids(), demo().vocab_size, tool_format=None)
 
     with pytest.raises(RequestError) as refused:
-        unknown.constraint(request(tools=(NOW,), tool_choice=ToolChoice(mode="required")), eos_ids())
+        unknown.constraint(request(tools=(NOW,), tool_choice=choice), eos_ids())
 
-    assert refused.value.param == "tool_choice"
+    assert refused.value.param == "tools"
 
 
 # --- Reasoning ------------------------------------------------------------------------------------------------

@@ -50,29 +50,40 @@ def answer_grammar(request: Request, tool_format: ToolFormat | None) -> Grammar 
     Raises:
         RequestError: the request asks for something that can't be written down for this model.
     """
-    tools = request.tools if request.tool_choice.mode != "none" else None
-    if tools and request.tool_choice.mode == "required":
-        return Grammar(f"start: {_CALLS}\n{_forced_calls(request, tool_format)}", "tool_choice", "invalid_schema")
-    if request.structure is None:
-        return _strict_calls(request, tools, tool_format) if tools else None
-    return _structure_or_calls(request, request.structure, tool_format) if tools else _alone(request.structure)
+    if request.tools and request.tool_choice.mode != "none":
+        return _beside_tools(request, request.tools, _known(tool_format))
+    return _alone(request.structure) if request.structure else None
 
 
 _CALLS = "mlxq_calls"
 """The rule of `call_rules` that stands for all calls of an answer."""
 
 
-def _forced_calls(request: Request, tool_format: ToolFormat | None) -> str:
+def _known(tool_format: ToolFormat | None) -> ToolFormat:
+    """Like vLLM without a parser, this refuses tools whose calls would stay text."""
     if tool_format is None:
         raise RequestError(
-            "no tool call format is known for this model's chat template, so none can be forced: use tool_choice auto",
-            param="tool_choice",
+            "no tool call format is known for this model's chat template, so its calls can't be read:"
+            ' leave tools out or set tool_choice to "none"',
+            param="tools",
             code="unsupported",
         )
+    return tool_format
+
+
+def _beside_tools(request: Request, tools: Sequence[dict[str, Any]], tool_format: ToolFormat) -> Grammar | None:
+    if request.tool_choice.mode == "required":
+        return Grammar(f"start: {_CALLS}\n{_forced_calls(request, tool_format)}", "tool_choice", "invalid_schema")
+    if request.structure is None:
+        return _strict_calls(request, tools, tool_format)
+    return _structure_or_calls(request, request.structure, tool_format)
+
+
+def _forced_calls(request: Request, tool_format: ToolFormat) -> str:
     return tool_format.call_rules(_callable_tools(request), name=_CALLS, several=request.tool_choice.parallel)
 
 
-def _structure_or_calls(request: Request, structure: Structure, tool_format: ToolFormat | None) -> Grammar:
+def _structure_or_calls(request: Request, structure: Structure, tool_format: ToolFormat) -> Grammar:
     rules = _forced_calls(request, tool_format)
     source = f"start: {_CALLS} | mlxq_answer\nmlxq_answer: {_rule(structure)}\n{rules}"
     return Grammar(source, structure.param, _ERROR_CODES[structure.kind])
@@ -122,14 +133,14 @@ def _callable_tools(request: Request) -> tuple[dict[str, Any], ...]:
     return tuple(tool for tool in tools if name is None or tool["function"]["name"] == name)
 
 
-def _strict_calls(request: Request, tools: Sequence[dict[str, Any]], tool_format: ToolFormat | None) -> Grammar | None:
+def _strict_calls(request: Request, tools: Sequence[dict[str, Any]], tool_format: ToolFormat) -> Grammar | None:
     """What holds the calls that the model may make, if one of the tools is `strict`; the others' are held as well."""
     strict = (index for index, tool in enumerate(tools) if tool["function"].get("strict"))
     first = next(strict, None)
     if first is None:
         return None
     param = f"tools[{first}].function.strict"
-    if tool_format is None or not tool_format.can_be_told_from_text:
+    if not tool_format.can_be_told_from_text:
         raise RequestError(
             f"{param} can't be honoured where calls are this model's choice: leave it out, or demand a call",
             param=param,
