@@ -1,7 +1,7 @@
 """Checks of single JSON values: a value and its path in, the value in its final form or a `RequestError` out.
 
 A check never coerces: ``"1"`` and ``true`` are not 1, and 1.0 is not an integer. Knows JSON's types and nothing
-of what any field means; `mlxq.openai` puts these together. Values are what a JSON decoder makes (str, int,
+of what any field means; `mlxq.fields` puts these together. Values are what a JSON decoder makes (str, int,
 float, bool, None, list, dict), so types are compared exactly: a Python bool must not pass as an int.
 """
 

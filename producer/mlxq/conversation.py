@@ -27,7 +27,7 @@ _ROLE_OF = {
 _TOOL_MODES: dict[str, ToolMode] = {"none": "none", "auto": "auto", "required": "required"}
 _TOOL_NAME = re.compile(r"[\w.:/-]{1,128}")
 """What stands as it is both in JSON and between the markers of calls. OpenAI's names are letters, digits, _ and -."""
-_A_TOOL_NAME = "1 to 128 letters, digits and characters of _-.:/"
+TOOL_NAMES = "1 to 128 letters, digits and characters of _-.:/"
 _TOOL_CHOICES = 'one of none, auto, required, or {"type": "function", "function": {"name": "..."}}'
 
 
@@ -96,7 +96,7 @@ def _tool(value: Any, param: str) -> dict[str, Any]:
 def _tool_name(value: Any, param: str) -> str:
     name = checks.filled_string(value, param)
     if not _TOOL_NAME.fullmatch(name):
-        raise checks.out_of_range(param, _A_TOOL_NAME, name)
+        raise checks.out_of_range(param, TOOL_NAMES, name)
     return name
 
 
@@ -154,7 +154,7 @@ MESSAGE_FIELDS = table(
 )
 
 FUNCTION_FIELDS = table(
-    honoured("name", Check(_A_TOOL_NAME, _tool_name), "what calls name it"),
+    honoured("name", Check(TOOL_NAMES, _tool_name), "what calls name it"),
     honoured("description", checks.string, "what the function does"),
     honoured("parameters", checks.an_object, "JSON schema of the arguments"),
     honoured("strict", checks.boolean, "hold the arguments to the schema, also where a call is the model's choice"),
