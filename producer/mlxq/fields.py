@@ -227,8 +227,8 @@ FIELDS = table(
     honoured(
         "tools",
         conversation.tools,
-        f"functions that the model may call, their names {conversation.TOOL_NAMES}; the arguments of a strict one fit its"
-        " schema",
+        f"functions that the model may call, their names {conversation.TOOL_NAMES};"
+        " the arguments of a strict one fit its schema",
         neutral=([],),
         chat_only=True,
     ),
