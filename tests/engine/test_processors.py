@@ -32,6 +32,11 @@ NAMES = (
 )
 
 
+def all_off_but(only: str | None) -> dict[str, Any]:
+    """The defaults of all parameters but this one; of none where it is `None`."""
+    return {name: getattr(row_spec(), name) for name in NAMES if name != only} if only else {}
+
+
 def random_row(random: Random, **changes: Any) -> Row:
     prompt_ids = tuple(random.choices(range(VOCAB_SIZE), k=random.randrange(1, 30)))
     return Row(row_spec(prompt_ids=prompt_ids, end_tokens=ENDS, **{**any_parameters(random), **changes}), decode)
@@ -58,13 +63,11 @@ def assert_processed(processors: Processors, rows: list[Row], logits: mx.array) 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16], ids=["float32", "bfloat16"])
 def test_logits_are_those_of_the_formulas_while_rows_come_and_go(only: str | None, dtype: mx.Dtype) -> None:
     random, processors = Random(5), Processors()
-    plain = dict.fromkeys(set(NAMES) - {only})
-    defaults = {name: getattr(row_spec(), name) for name in plain} if only else {}
     rows: list[Row] = []
 
     for step in range(30):
         rows = [row for row in rows if random.random() < 0.9]
-        rows += [random_row(random, **defaults) for _ in range(random.randrange(3))]
+        rows += [random_row(random, **all_off_but(only)) for _ in range(random.randrange(3))]
         random.shuffle(rows)
         if not rows:
             continue
@@ -77,9 +80,10 @@ def test_logits_are_those_of_the_formulas_while_rows_come_and_go(only: str | Non
         end_step(rows, random)
 
 
-def test_a_batch_that_stays_the_same_is_followed_token_by_token() -> None:
+@pytest.mark.parametrize("only", [*NAMES, None], ids=str)
+def test_a_batch_that_stays_the_same_is_followed_token_by_token(only: str | None) -> None:
     random, processors = Random(6), Processors()
-    rows = [random_row(random) for _ in range(12)]
+    rows = [random_row(random, **all_off_but(only)) for _ in range(12)]
     processors.take(rows)
 
     for step in range(40):
