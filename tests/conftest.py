@@ -1,5 +1,7 @@
 """Loads OpenBLAS before anything imports mlx, as the Linux wheel's own is fifty times slower; names the fixtures.
 
+Hypothesis times no single example: on a busy machine any of them may take long, and pytest's timeout bounds them all.
+
 `tests/parity` needs torch and is run by `make parity`, which installs it.
 """
 
@@ -9,8 +11,13 @@ import ctypes
 import sys
 from importlib.util import find_spec
 
+from hypothesis import settings
+
 if sys.platform == "linux":
     ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+
+settings.register_profile("mlxq", deadline=None)
+settings.load_profile("mlxq")
 
 collect_ignore = [] if find_spec("torch") else ["parity"]
 pytest_plugins = ["redis_fixture"]

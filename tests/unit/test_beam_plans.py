@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from random import Random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxq.contract import Beam
@@ -95,7 +95,6 @@ requests = st.lists(
 
 @pytest.mark.parametrize("lag", [0, 1], ids=["plain", "pipelined"])
 @given(requests=requests, max_num_seqs=st.integers(5, 9), max_num_batched_tokens=st.sampled_from([None, 3, 50]))
-@settings(deadline=None)
 def test_searches_among_other_rows_get_what_they_get_alone_in_no_more_places_than_there_are(
     lag: int, requests: list[tuple[int, int, int, int]], max_num_seqs: int, max_num_batched_tokens: int | None
 ) -> None:

@@ -11,7 +11,7 @@ from itertools import islice
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
@@ -108,7 +108,6 @@ def test_every_number_up_to_400_is_one_token(tokenizer: Any) -> None:
     assert all(len(tokenizer.encode(f" {n}", add_special_tokens=False)) == 1 for n in range(401))
 
 
-@settings(deadline=None)
 @given(text=st.text())
 def test_any_text_survives_encoding_and_decoding(raw_tokenizer: Tokenizer, text: str) -> None:
     ids = raw_tokenizer.encode(text, add_special_tokens=False).ids

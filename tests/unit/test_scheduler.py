@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxq_worker.engine.row import Row, RowResult
@@ -333,7 +333,6 @@ def test_a_row_cancelled_while_its_prompt_is_prefilled_has_no_tokens_and_frees_i
     assert pieces(plan) == [("b", 0, 1)]
 
 
-@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 12), max_size=8),
     width=st.integers(1, 4),
@@ -371,7 +370,6 @@ def test_every_prompt_is_prefilled_once_in_order_and_no_step_takes_more_than_it_
     max_prefix_tokens=st.sampled_from([0, 70, 1_000]),
     cancels=st.lists(st.tuples(st.integers(0, 12), st.integers(0, 7)), max_size=3),
 )
-@settings(deadline=None)
 def test_a_shared_prefix_is_prefilled_before_its_rows_and_a_prompt_under_way_goes_on_at_every_step(
     prompts: list[tuple[int, int]],
     width: int,

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, groupby
 
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlxq_worker.engine.row import Decode
 from mlxq_worker.engine.stop import MAX_PENDING, StopMatch, StopScanner, TextStream
-
-without_deadline = settings(deadline=None)
 
 # A byte-level vocabulary: ids below 256 are bytes, then pieces of several bytes (also cut inside a character), and
 # special tokens, which have no text.
@@ -61,18 +59,15 @@ sentencepiece_ids = st.lists(
 
 
 class TestTextStream:
-    @without_deadline
     @given(token_ids=byte_level_ids)
     def test_the_pieces_join_to_the_decoded_whole(self, token_ids: list[int]) -> None:
         assert "".join(stream_pieces(decode_byte_level, token_ids)) == decode_byte_level(token_ids)
 
-    @without_deadline
     @given(token_ids=sentencepiece_ids)
     @example(token_ids=byte_tokens("🙂"))
     def test_they_do_so_for_a_decoder_with_byte_tokens_that_strips_the_first_space(self, token_ids: list[int]) -> None:
         assert "".join(stream_pieces(decode_sentencepiece, token_ids)) == decode_sentencepiece(token_ids)
 
-    @without_deadline
     @given(token_ids=byte_level_ids)
     def test_no_piece_is_ever_taken_back(self, token_ids: list[int]) -> None:
         pieces = stream_pieces(decode_byte_level, token_ids)
@@ -152,7 +147,6 @@ def scan(pieces: Iterable[tuple[str, bool]], strings: Sequence[str]) -> tuple[St
 
 
 class TestStopScanner:
-    @without_deadline
     @given(pieces=st.lists(short_texts), strings=stop_strings)
     def test_the_match_is_the_same_however_the_text_is_cut(self, pieces: list[str], strings: list[str]) -> None:
         text = "".join(pieces)
@@ -161,7 +155,6 @@ class TestStopScanner:
 
         assert match == next(iter(matches(text, strings)), None)
 
-    @without_deadline
     @given(pieces=st.lists(short_texts), strings=stop_strings)
     def test_the_text_before_a_match_contains_no_stop_string(self, pieces: list[str], strings: list[str]) -> None:
         match, scanner = scan([(piece, True) for piece in pieces], strings)
@@ -171,7 +164,6 @@ class TestStopScanner:
         assert not any(string in before for string in strings)
         assert match is None or scanner.text[match.start : match.end] == match.string
 
-    @without_deadline
     @given(pieces=st.lists(st.tuples(short_texts, st.booleans())), strings=stop_strings)
     def test_strings_that_complete_in_an_unarmed_piece_do_not_count(
         self, pieces: list[tuple[str, bool]], strings: list[str]
