@@ -15,7 +15,8 @@ from engine_runs import decode, run
 from mlxq.contract import StopDetails
 from mlxq_worker.engine.choice import best_ids
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.row import RowSpec
+from mlxq_worker.engine.row import Row, RowSpec
+from mlxq_worker.engine.sampling import Sampler
 from row_specs import row_spec
 
 EVERY_WAY = pytest.mark.parametrize(
@@ -98,6 +99,16 @@ def test_a_row_that_nothing_may_follow_keeps_what_it_has(architecture: str, pack
     assert (at_once.token_ids, later.token_ids, later.text) == ((), (5, 5), decode((5, 5)))
     assert at_once.error_code == later.error_code == "no_token_allowed"
     assert all(outcome.results[spec.row_id].error_code is None for spec in specs)
+    assert sum(report.rows_useful for report in outcome.reports) == sum(map(len, outcome.tokens.values()))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0], ids=["greedy", "sampled"])
+def test_a_logit_that_overflowed_ends_its_row_alone(temperature: float) -> None:
+    rows = tuple(Row(row_spec(row_id=str(index), temperature=temperature), decode) for index in range(3))
+    logits = mx.zeros((3, VOCAB_SIZE), dtype=mx.float16)
+    logits[1, 7] = 1e6
+
+    assert Sampler().sample(rows, logits).read().errors == {rows[1]: "nan_logits"}
 
 
 @pytest.mark.parametrize("num_ids", [1, 7, 64, 128, 1000, 1280, 50257])

@@ -128,7 +128,7 @@ class BatchEngine:
         launched = self._runner.launch(plan)
         landed, self._in_flight = (self._in_flight, launched) if self._pipelined else (launched, None)
         rows, tokens = (landed.rows, landed.read()) if landed else ((), NO_TOKENS)
-        num_useful = sum(not row.finished for row in rows)
+        num_useful = sum(not (row.finished or row in tokens.errors) for row in rows)
         finished = self._scheduler.commit(rows, tokens.token_ids, now, tokens.scores, tokens.errors)
         if self._in_flight:
             self._in_flight.sample()
