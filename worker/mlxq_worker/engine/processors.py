@@ -23,6 +23,7 @@ class Processors:
 
     def __init__(self) -> None:
         self._rows: tuple[Row, ...] = ()
+        self._masked: list[tuple[int, Row]] = []  # with their indices in the batch
         self._edits: dict[Row, RowEdits] = {}
         self._allowed: dict[Row, Words] = {}
         self._cells: tuple[mx.array, ...] = ()
@@ -30,13 +31,15 @@ class Processors:
     def take(self, rows: Sequence[Row]) -> None:
         """The batch has these rows from now on."""
         self._rows = tuple(rows)
+        self._masked = [(index, row) for index, row in enumerate(rows) if _has_mask(row)]
         self._edits = {row: self._edits.get(row) or RowEdits(row) for row in rows if is_edited(row)}
-        self._allowed = {row: words for row, words in self._allowed.items() if row in self._rows}
+        self._allowed = {row: words for row, words in self._allowed.items() if row in rows}
         self._cells = ()
 
     def apply(self, logits: mx.array) -> mx.array:
         """The logits (B, V) as the rows' requests want them, for the token that each row is due next."""
-        masked = [(index, row) for index, row in enumerate(self._rows) if _is_masked(row)]
+        # A row that ended on the step before is in the batch once more, and its grammar must not be asked.
+        masked = [(index, row) for index, row in self._masked if not row.finished]
         if not (self._edits or masked):
             return logits
         logits = logits.astype(mx.float32)
@@ -85,6 +88,6 @@ class Processors:
 _EVERY_ID = 0xFFFFFFFF
 
 
-def _is_masked(row: Row) -> bool:
-    """A row that ended on the step before is in the batch once more, and its grammar must not be asked."""
-    return not row.finished and (row.spec.allowed_token_ids is not None or row.spec.constraint is not None)
+def _has_mask(row: Row) -> bool:
+    """Whether only some ids may come next in this row."""
+    return row.spec.allowed_token_ids is not None or row.spec.constraint is not None
