@@ -56,7 +56,7 @@ def _top_k(value: Any, param: str) -> int:
 
 def _seed(value: Any, param: str) -> int | None:
     """As in vLLM, -1 is no seed (`SamplingParams.__post_init__` in vllm/sampling_params.py)."""
-    seed = _int64(value, param)
+    seed = _any_seed(value, param)
     return None if seed == -1 else seed
 
 
@@ -109,7 +109,8 @@ def _repetition_detection(value: Any, param: str) -> RepetitionDetection | None:
 _A_PROMPT = "a non-empty string or a list of token ids, maybe as the only one in a list"
 _EARLY_STOPPING = 'true, false or "never"'
 _token_id = checks.integer(0)
-_int64 = checks.integer(-(2**63), 2**63 - 1)
+# OpenAI's are those below 2**63; a negative one is reported as what it is modulo 2**64.
+_any_seed = checks.integer(-(2**63), 2**64 - 1)
 _at_least_minus_one = checks.integer(-1)
 _alternatives = checks.integer(0, MAX_ALTERNATIVES)
 _bias = checks.number(-100, 100)
@@ -144,7 +145,7 @@ FIELDS = table(
     honoured("min_p", checks.number(0, 1), "0 is off", fills="min_p"),
     honoured(
         "seed",
-        Check(_int64.expected, _seed),
+        Check(_any_seed.expected, _seed),
         "same seed, same answer; drawn and reported if absent or -1; answer i has seed + i",
         fills="seed",
     ),

@@ -83,7 +83,7 @@ sampled = {
 }
 anyhow = {
     "n": st.integers(1, 8),
-    "seed": st.integers(-(2**63), 2**63 - 1),
+    "seed": st.integers(-(2**63), 2**64 - 1),
     "min_tokens": st.integers(0, 3),
     "max_tokens": st.integers(3, 9),
     "ignore_eos": st.booleans(),
