@@ -18,8 +18,8 @@ from mlxq.fields import FIELDS, MAX_BEAM_WIDTH
 
 Tools = Sequence[Mapping[str, Any]]
 
-_ONLY_OF_BEAMS = {"beam_width": 1, "length_penalty": 1.0, "early_stopping": False}
-"""Fields that only a beam search honours, with the values that ask for nothing."""
+_ONLY_OF_BEAMS = ("beam_width", "length_penalty", "early_stopping")
+"""Fields that only a beam search honours."""
 _NOT_OF_BEAMS = (
     "top_p",
     "top_k",
@@ -127,8 +127,8 @@ def _num_logprobs(values: Mapping[str, Any], endpoint: Endpoint) -> int | None:
 
 def _beam(values: Mapping[str, Any]) -> Beam | None:
     if not values.get("use_beam_search"):
-        for name, neutral in _ONLY_OF_BEAMS.items():
-            if values.get(name, neutral) != neutral:
+        for name in _ONLY_OF_BEAMS:
+            if name in values and not FIELDS[name].asks_nothing(values[name]):
                 raise _conflict(name, f"{name} only goes with use_beam_search")
         return None
     n = values.get("n", 1)
@@ -136,11 +136,7 @@ def _beam(values: Mapping[str, Any]) -> Beam | None:
     if n > min(width, MAX_BEAM_WIDTH):
         limit = f"beam_width ({width})" if "beam_width" in values else f"{MAX_BEAM_WIDTH} with use_beam_search"
         raise checks.out_of_range("n", f"at most {limit}", n)
-    return Beam(
-        width=width,
-        length_penalty=values.get("length_penalty", 1.0),
-        early_stopping=values.get("early_stopping", False),
-    )
+    return Beam(width=width, **{name: values[name] for name in ("length_penalty", "early_stopping") if name in values})
 
 
 def _check_beams(sampling: SamplingParams, structure: Structure | None, choice: ToolChoice, tools: Tools) -> None:
