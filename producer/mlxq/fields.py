@@ -136,10 +136,12 @@ FIELDS = table(
     ),
     honoured("prompt", Check(_A_PROMPT, _prompt), "makes it a completion request"),
     honoured("model", checks.filled_string, "any name: a worker serves one model, and the answer says which"),
-    honoured("max_tokens", checks.integer(1), "most tokens to generate", fills="max_tokens"),
+    honoured(
+        "max_tokens", checks.integer(1), "most tokens to generate; the worker's default if absent", fills="max_tokens"
+    ),
     honoured("max_completion_tokens", checks.integer(1), "the same as max_tokens", fills="max_tokens"),
     honoured("min_tokens", checks.integer(0), "no end of text before this many tokens", fills="min_tokens"),
-    honoured("temperature", checks.number(0), "0 is greedy", fills="temperature"),
+    honoured("temperature", checks.number(0), "0 is greedy; 1 if absent", fills="temperature"),
     honoured("top_p", checks.number(0, 1, above_low=True), "1 is off", fills="top_p"),
     honoured("top_k", Check(_at_least_minus_one.expected, _top_k), "0 and -1 are off", fills="top_k"),
     honoured("min_p", checks.number(0, 1), "0 is off", fills="min_p"),
@@ -194,7 +196,7 @@ FIELDS = table(
     ),
     honoured("bad_words", _bad_words, "words never to generate", fills="bad_words"),
     honoured("allowed_token_ids", _allowed_token_ids, "the only tokens to generate", fills="allowed_token_ids"),
-    honoured("n", checks.integer(1, MAX_ANSWERS), "number of answers", fills="n"),
+    honoured("n", checks.integer(1, MAX_ANSWERS), "number of answers; 1 if absent", fills="n"),
     honoured("best_of", checks.integer(1, MAX_ANSWERS), "1 or the same as n: no answers are thrown away"),
     honoured("use_beam_search", checks.boolean, "the n best hypotheses instead of n samples"),
     honoured(
