@@ -13,6 +13,7 @@ import pytest
 
 from mlxq.contract import Request, SamplingParams, Structure, ToolChoice
 from mlxq.errors import RequestError
+from mlxq_worker import structure
 from mlxq_worker.engine.constraint import Constraint, fill_masks
 from mlxq_worker.engine.reasoning import Reasoning
 from mlxq_worker.model import DescribedModel, load_tokenizer_only
@@ -193,6 +194,7 @@ def test_what_cannot_be_compiled_is_refused_in_the_compilers_words(
         ("regex", "((a{1,100}){1,100}){1,100}"),
         ("json_schema", {"type": "array", "maxItems": 10**6, "items": {"type": "array", "maxItems": 10**6}}),
         ("json_schema", {"allOf": [{"anyOf": [{"required": [f"{i}{j}"]} for i in range(8)]} for j in range(12)]}),
+        ("json_schema", {"patternProperties": {f"^{i}[0-9]*$": {} for i in range(300)}}),
         ("grammar", "start: " + "(" * 3000 + '"a"' + ")" * 3000),
     ],
 )
@@ -200,6 +202,39 @@ def test_what_cannot_be_compiled_is_refused_in_the_compilers_words(
 def test_a_structure_that_explodes_costs_no_more_than_moments(kind: str, value: Any) -> None:
     with suppress(RequestError):  # it may also be compiled
         made(request(kind, value)).allowed_ids()
+
+
+def test_a_schema_that_takes_the_compiler_longer_than_moments_is_refused_each_time_and_tried_once() -> None:
+    slow = request("json_schema", {"type": "integer", "multipleOf": 999_983})
+    before = compiler().num_compiled
+
+    for _ in range(2):
+        with pytest.raises(RequestError, match="more than 1 s"):
+            made(slow)
+
+    assert compiler().num_compiled == before + 1
+    assert verdict(request("choice", ["yes"]), "yes") == "complete"
+
+
+def test_a_grammar_on_which_the_compiler_breaks_down_costs_its_own_request_only() -> None:
+    chain = "\n".join(f'r{i}: "a" r{i + 1}' for i in range(5000))
+
+    with pytest.raises(RequestError, match="breaks down") as refused:
+        made(request("grammar", f'start: r0\n{chain}\nr5000: "b"'))
+
+    assert (refused.value.param, refused.value.code) == ("response_format", "invalid_grammar")
+    assert verdict(request("choice", ["yes"]), "yes") == "complete"
+
+
+def test_compiled_grammars_take_no_more_room_than_a_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(structure, "_CACHED_CHARS", 100)
+    model = demo()
+    small = StructureCompiler(model.tokenizer, eos_ids(), model.vocab_size)
+
+    for pattern in ("a" * 80, "b" * 80, "a" * 80):
+        small.constraint(request("regex", pattern), eos_ids())
+
+    assert small.num_compiled == 3
 
 
 def test_a_structure_is_compiled_once_and_rows_share_nothing_but_that() -> None:

@@ -1,7 +1,8 @@
 """Compiles what an answer is held to (`Request.structure`, a forced tool call) into constraints for the engine.
 
-The compiler is llguidance. Each distinct grammar is compiled once and its start state copied for every row. Compile
-errors name the request's field and quote the compiler. Knows no rows and no arrays but the masks.
+The compiler is llguidance. Each distinct grammar is tried out once elsewhere (`grammar_trial`) and compiled once; its
+start state is copied for every row. Compile errors name the request's field and quote the compiler. Knows no rows and
+no arrays but the masks.
 """
 
 from __future__ import annotations
@@ -9,15 +10,17 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mlxq.contract import Request
 from mlxq.errors import RequestError
+from mlxq_worker.compiler import TokenizerData, compile_grammar
 from mlxq_worker.engine.constraint import Words, num_words
 from mlxq_worker.engine.reasoning import Reasoning, ReasoningState
 from mlxq_worker.grammar import Grammar, answer_grammar
+from mlxq_worker.grammar_trial import GrammarTrial
 from mlxq_worker.tokenizer import Tokenizer
 from mlxq_worker.tool_formats import ToolFormat
 
@@ -25,6 +28,8 @@ if TYPE_CHECKING:  # it takes a second to import, which only a worker with such 
     from llguidance import LLMatcher, LLTokenizer
 
 _CACHED_GRAMMARS = 64
+_CACHED_CHARS = 512 * 1024
+"""Of the sources of all cached grammars: compiled, a large one takes about a thousand times its length."""
 
 
 class StructureCompiler:
@@ -53,7 +58,7 @@ class StructureCompiler:
         self._tool_format = tool_format
         self._cached_grammars = cached_grammars
         self.num_compiled = 0
-        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()  # least recently used first
+        self._compiled: OrderedDict[str, LLMatcher | str] = OrderedDict()  # or an error; least recently used first
 
     def constraint(
         self, request: Request, eos_ids: frozenset[int], reasoning: Reasoning | None = None
@@ -86,51 +91,49 @@ class StructureCompiler:
         return GrammarConstraint(self._matcher(grammar).deep_copy(), self._masks.bits(end_ids), state, self._masks)
 
     def _matcher(self, grammar: Grammar) -> LLMatcher:
-        """The start state of a grammar, from the cache if it is there."""
-        matcher = self._compiled.get(grammar.source)
-        if matcher is None:
-            matcher = self._compiled[grammar.source] = self._compile(grammar)
+        """The start state of a grammar, from the cache if it is there.
+
+        Raises:
+            RequestError: it can't be compiled.
+        """
+        compiled = self._compiled.get(grammar.source)
+        if compiled is None:
+            compiled = self._compiled[grammar.source] = self._compile(grammar.source)
             self.num_compiled += 1
-            if len(self._compiled) > self._cached_grammars:
-                self._compiled.popitem(last=False)
+            self._make_room()
         self._compiled.move_to_end(grammar.source)
-        return matcher
+        if isinstance(compiled, str):
+            raise grammar.error(compiled)
+        return compiled
 
-    def _compile(self, grammar: Grammar) -> LLMatcher:
-        from llguidance import LLMatcher, LLParserLimits
+    def _make_room(self) -> None:
+        """The newest grammar always stays."""
+        num_chars = sum(map(len, self._compiled))
+        while len(self._compiled) > 1 and (len(self._compiled) > self._cached_grammars or num_chars > _CACHED_CHARS):
+            num_chars -= len(self._compiled.popitem(last=False)[0])
 
-        # llguidance's own limits bound the time: a schema of 256 KiB takes seconds at the worst.
-        limits = LLParserLimits(initial_lexer_fuel=_LEXER_FUEL, verbose_errors=False)
-        matcher = LLMatcher(self._masks.tokenizer, grammar.source, log_level=0, limits=limits)
-        if not matcher.is_error():
-            matcher.compute_bitmask()  # some grammars show only here that they allow nothing
-        if matcher.is_error():
-            raise grammar.error(matcher.get_error())
-        return matcher
+    def _compile(self, source: str) -> LLMatcher | str:
+        """The compiled grammar, or what is wrong with it: also worth keeping, since it can take a while to find."""
+        return self._trial.error_in(source) or compile_grammar(self._masks.tokenizer, source)
+
+    @cached_property
+    def _tokenizer_data(self) -> TokenizerData:
+        try:
+            return TokenizerData.of(self._tokenizer, self._eos_ids, self._vocab_size)
+        except ValueError as error:
+            raise RequestError(
+                f"this model's tokenizer is of a kind that no structure can be held to: {error}",
+                param="response_format",
+                code="unsupported",
+            ) from error
+
+    @cached_property
+    def _trial(self) -> GrammarTrial:
+        return GrammarTrial(self._tokenizer_data)
 
     @cached_property
     def _masks(self) -> GrammarMasks:
-        tokenizer = _llguidance_tokenizer(self._tokenizer, self._eos_ids, self._vocab_size)
-        return GrammarMasks(tokenizer, self._eos_ids, self._vocab_size)
-
-
-_LEXER_FUEL = 200_000
-"""A fifth of llguidance's default: `a{100000000}` is refused within a tenth of a second instead of taking two."""
-
-
-def _llguidance_tokenizer(tokenizer: Tokenizer, eos_ids: frozenset[int], vocab_size: int) -> LLTokenizer:
-    from llguidance.hf import from_tokenizer
-
-    hf: Any = tokenizer
-    try:
-        # A tokenizer may have more ids than the model, whose masks then leave the last ones out.
-        return from_tokenizer(hf, n_vocab=max(vocab_size, len(tokenizer)), eos_token=sorted(eos_ids) or None)
-    except ValueError as error:
-        raise RequestError(
-            f"this model's tokenizer is of a kind that no structure can be held to: {error}",
-            param="response_format",
-            code="unsupported",
-        ) from error
+        return GrammarMasks(self._tokenizer_data.build(), self._eos_ids, self._vocab_size)
 
 
 class GrammarConstraint:
