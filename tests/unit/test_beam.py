@@ -152,7 +152,7 @@ def test_each_id_of_the_set_ends_a_hypothesis_and_the_others_run_on() -> None:
     assert [each.token_ids for each in found.finished] == [(7,), (8,), (9,)]
     assert [each.token_ids for each in found.running] == [(1,), (2,)]
     assert found.is_over
-    assert found.num_candidates == 12
+    assert found.num_continuations == 6
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import heapq
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 from mlxq.contract import Beam
 
@@ -56,20 +56,10 @@ class BeamSearch:
         return f"BeamSearch({len(self.running)} running, {len(self.finished)}/{self._beam.width} finished)"
 
     @property
-    def num_tokens(self) -> int:
-        """How many tokens each running hypothesis has."""
-        return len(self.running[0].token_ids) if self.running else 0
-
-    @property
-    def num_candidates(self) -> int:
-        """How many continuations, of all hypotheses together, are looked at on a step: enough that the running ones can
-        be replaced even if every end id follows each of them (`beams_to_keep`)."""
-        return max(2, 1 + len(self._end_ids)) * self._beam.width
-
-    @property
     def num_continuations(self) -> int:
-        """How many continuations of each hypothesis `advance` needs: some may be end ids that come too early."""
-        return self.num_candidates + (len(self._end_ids) if self._min_tokens else 0)
+        """How many continuations of each hypothesis `advance` needs: enough for `width` that run on, even if every end
+        id is more probable than they are."""
+        return self._beam.width + len(self._end_ids)
 
     @property
     def is_over(self) -> bool:
@@ -92,8 +82,8 @@ class BeamSearch:
     def advance(self, continuations: Sequence[Continuations]) -> None:
         """Go on by one token.
 
-        Of the `num_candidates` most probable continuations those that end are finished if they are among the first
-        `width`; of the others the first `width` run on (`_get_top_k_continuations`, `_update_finished_beams` and
+        Of all continuations the `width` most probable are finished if they end; of those that don't end the `width`
+        most probable run on (`_get_top_k_continuations`, `_update_finished_beams` and
         `_get_running_beams_for_next_iteration`).
 
         Args:
@@ -101,10 +91,11 @@ class BeamSearch:
         """
         width = self._beam.width
         followers = (self._followers(parent, ids) for parent, ids in enumerate(continuations))
-        merged = heapq.merge(*followers, key=lambda hypothesis: -hypothesis.logprob)
-        candidates = list(islice(merged, self.num_candidates))
-        ending = [hypothesis for hypothesis in candidates[:width] if self._is_complete(hypothesis)]
-        self.running = [hypothesis for hypothesis in candidates if not self._is_complete(hypothesis)][:width]
+        candidates = heapq.merge(*followers, key=lambda hypothesis: -hypothesis.logprob)
+        first = list(islice(candidates, width))
+        ending = [hypothesis for hypothesis in first if self._is_complete(hypothesis)]
+        going_on = (hypothesis for hypothesis in chain(first, candidates) if not self._is_complete(hypothesis))
+        self.running = list(islice(going_on, width))
         self.finished = sorted([*self.finished, *ending], key=self.score, reverse=True)[:width]
 
     def _followers(self, parent: int, continuations: Continuations) -> Iterator[Hypothesis]:
