@@ -65,7 +65,7 @@ def batch(client: Client) -> Batch:
 
 
 def test_the_counts_know_what_a_stock_worker_failed(client: Client, batch: Batch) -> None:
-    SimpleWorker(["mlxq"], connection=client.redis, serializer="json").work(burst=True, logging_level="CRITICAL")
+    SimpleWorker(["mlxq"], connection=client.redis, serializer="json").work(burst=True)
 
     counts = batch.counts()
 

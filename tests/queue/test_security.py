@@ -213,7 +213,7 @@ def test_an_error_that_quotes_the_prompt_is_logged_without_it(
 
     monkeypatch.setattr(FakePreparer, part, quoting)
     job = enqueue_plain(connection, MARKER)
-    with caplog.at_level(logging.DEBUG):
+    with caplog.at_level(logging.DEBUG), caplog.at_level(logging.DEBUG, logger="rq.worker"):
         work(connection)
 
     assert fetch(connection, job.id).get_status() == "failed"
