@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from fake_engine import FakePreparer, FakeWorker
+from fake_engine import FakeEngine, FakePreparer, FakeWorker
 from mlxq.client import Client
 from mlxq.connect import connect
 from mlxq.errors import QueueUnavailable
@@ -201,17 +201,18 @@ def test_a_server_with_an_unknown_certificate_or_another_name_is_refused(tls: tu
 # --- Prompts --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("part", ["prepare", "finish"])
+@pytest.mark.parametrize(("owner", "part"), [(FakePreparer, "prepare"), (FakePreparer, "finish"), (FakeEngine, "step")])
 def test_an_error_that_quotes_the_prompt_is_logged_without_it(
     connection: Redis,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    owner: type,
     part: str,
 ) -> None:
-    def quoting(self: FakePreparer, *arguments: Any, **options: Any) -> Any:
+    def quoting(self: object, *arguments: Any, **options: Any) -> Any:
         raise KeyError(f"no token for {MARKER}")
 
-    monkeypatch.setattr(FakePreparer, part, quoting)
+    monkeypatch.setattr(owner, part, quoting)
     job = enqueue_plain(connection, MARKER)
     with caplog.at_level(logging.DEBUG), caplog.at_level(logging.DEBUG, logger="rq.worker"):
         work(connection)

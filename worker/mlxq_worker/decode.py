@@ -35,6 +35,7 @@ from mlxq_worker.messages import (
     Wake,
 )
 from mlxq_worker.step_watch import StepWatch
+from mlxq_worker.traces import trace_of
 from mlxq_worker.width import Width
 
 logger = logging.getLogger("rq.worker")
@@ -231,7 +232,7 @@ class DecodeLoop:
         that is alone needs more than there is."""
         rows = tuple(self._running)
         self._running.clear()
-        logger.error("A step of %d rows raised; starting over with an empty batch", len(rows), exc_info=error)
+        logger.error("A step of %d rows raised; starting over with an empty batch: %s", len(rows), trace_of(error))
         if not is_allocation_failure(error):
             self._channel.to_io.put(StepRaised(rows, "".join(traceback.format_exception(error))))
         elif len(set(map(request_row_id, rows))) > 1:

@@ -1,6 +1,6 @@
 """Where an error was raised, for logs, which people share: its type and the lines of code, never its message.
 
-The message of an error in a tokenizer, a chat template or a schema may quote the prompt.
+The message of an error in a tokenizer, a chat template, a schema or a step may quote the prompt.
 """
 
 from __future__ import annotations
