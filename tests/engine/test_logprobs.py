@@ -15,7 +15,8 @@ from tiny_models import VOCAB_SIZE, build
 from engine_runs import decode, run
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.logprobs import LEAST_LOGPROB, Scores
-from mlxq_worker.engine.row import RowSpec, TokenScores
+from mlxq_worker.engine.row import Row, RowSpec, TokenScores
+from mlxq_worker.engine.sampling import Sampler
 from row_specs import row_spec
 
 TOLERANCE = 1e-4
@@ -129,3 +130,32 @@ def test_equals_are_ordered_by_id_and_impossible_ids_have_a_finite_score() -> No
     assert [token_id for token_id, _ in scores.top] == [1, 3, 0, 4, 2]
     assert scores.logprob == scores.top[-1][1] == LEAST_LOGPROB
     assert scores.rank == 5
+
+
+def test_equals_share_a_rank_that_counts_only_what_is_above_them() -> None:
+    logits = mx.broadcast_to(mx.array([0.0, 2.0, -mx.inf, 2.0, 0.0]), (5, 5))
+
+    scores = Scores.of(logits, mx.arange(5), 0).read([0] * 5)
+
+    assert [each.rank for each in scores] == [3, 1, 5, 1, 3]
+
+
+def test_the_alternatives_of_a_row_that_asks_for_fewer_are_the_first_of_one_that_asks_for_more() -> None:
+    nums = (1, 2, 5, 20)
+    rows = tuple(Row(row_spec(row_id=str(num), num_logprobs=num), decode) for num in nums)
+    few_values = mx.floor(2 * mx.random.normal((VOCAB_SIZE,), key=mx.random.key(3)))  # so that there are many equals
+
+    scores = Sampler().sample(rows, mx.broadcast_to(few_values, (4, VOCAB_SIZE))).read().scores
+
+    most = scores[rows[-1]].top
+    assert [scores[row].top for row in rows] == [most[:num] for num in nums]
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16], ids=["float16", "bfloat16"])
+def test_half_precision_logits_are_scored_as_what_they_are_in_float32(dtype: mx.Dtype) -> None:
+    logits = mx.random.normal((3, VOCAB_SIZE), scale=4.0, key=mx.random.key(1)).astype(dtype)
+    token_ids = mx.array([0, 1, 2])
+
+    found, expected = (Scores.of(each, token_ids, 5).read([5] * 3) for each in (logits, logits.astype(mx.float32)))
+
+    assert found == expected
