@@ -41,7 +41,7 @@ class Choice:
         specs = [row.spec for row in self._rows]
         self._index = None if len(sampled) == len(rows) else mx.array(sampled)  # (S,)
         self._per_log_2 = mx.array([[_per_log_2(spec)] for spec in specs])  # (S, 1)
-        self._filter = Filter(specs) if any(map(is_filtered, specs)) else None
+        self._filter = Filter(specs) if any(map(_is_filtered, specs)) else None
 
     def choose(self, logits: mx.array) -> tuple[mx.array, mx.array]:
         """From logits (B, V), any float type, choose each row's token at its `scheduled_position`.
@@ -71,6 +71,11 @@ def _per_log_2(spec: RowSpec) -> float:
     return max(1 / (math.log(2) * spec.temperature), _LEAST_FACTOR)
 
 
+def _is_filtered(spec: RowSpec) -> bool:
+    """Whether a sampled row samples from less than the whole distribution."""
+    return spec.top_k > 0 or spec.top_p < 1 or spec.min_p > 0
+
+
 class Filter:
     """min_p, top_k and top_p of the rows that use them; the others' weights are not even ranked.
 
@@ -81,12 +86,10 @@ class Filter:
     """
 
     def __init__(self, specs: Sequence[RowSpec]) -> None:
-        self._min_p = mx.array([[spec.min_p if is_filtered(spec) else 0.0] for spec in specs])  # (S, 1)
-        ranked = [index for index, spec in enumerate(specs) if is_filtered(spec) and 0 < spec.top_k <= MAX_RANKED]
+        self._min_p = mx.array([[spec.min_p] for spec in specs])  # (S, 1)
+        ranked = [index for index, spec in enumerate(specs) if 0 < spec.top_k <= MAX_RANKED]
         others = [
-            index
-            for index, spec in enumerate(specs)
-            if is_filtered(spec) and (spec.top_k > MAX_RANKED or (spec.top_p < 1 and not spec.top_k))
+            index for index, spec in enumerate(specs) if spec.top_k > MAX_RANKED or (spec.top_p < 1 and not spec.top_k)
         ]
         self._ranked = Cut(ranked, specs) if ranked else None
         self._others = Cut(others, specs) if others else None
@@ -173,11 +176,6 @@ def _least_below(limit: mx.array, weights: mx.array, counted: Callable[[mx.array
 def _sums(values: mx.array) -> mx.array:
     """Row by row: (G, V) to (G, 1)."""
     return _in_blocks(values).sum(axis=-1).sum(axis=-1, keepdims=True)
-
-
-def is_filtered(spec: RowSpec) -> bool:
-    """Whether a row samples from less than the whole distribution."""
-    return not spec.is_greedy and (spec.top_k > 0 or spec.top_p < 1 or spec.min_p > 0)
 
 
 def best_ids(logits: mx.array) -> tuple[mx.array, mx.array]:
