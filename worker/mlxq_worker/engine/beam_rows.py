@@ -25,8 +25,9 @@ def new_row(spec: RowSpec, decode: Decode) -> Row:
 
 
 class BeamRow(Row):
-    """A place of a beam search. `fork` says what it goes on from; it has none before the first token, and while the
-    search has fewer hypotheses than places."""
+    """A place of a beam search. `fork` says what it goes on from; it has none before it first holds a hypothesis, and
+    holds one from then on, since a search never has fewer than before. It rests from being asked for a token until all
+    those of the search have come."""
 
     __slots__ = ("_fork", "_hypotheses")
 
@@ -91,10 +92,6 @@ class BeamRow(Row):
         self.num_scheduled = len(self.token_ids)
         self._fork = Fork(self, source, self.token_ids[-1])
 
-    def stand_empty(self) -> None:
-        """Hold no hypothesis until the search has more of them again."""
-        self._fork = None
-
 
 class _Hypotheses:
     """One search and its rows. `results` are set when it ends."""
@@ -142,8 +139,6 @@ class _Hypotheses:
             row = empty.pop() if source in self._holders else source
             row.go_on(hypothesis, source)
             self._holders.append(row)
-        for row in empty:
-            row.stand_empty()
 
     def _end(
         self,
