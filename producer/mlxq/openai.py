@@ -27,6 +27,7 @@ MAX_LINE_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 100
 """Levels of nested lists and objects. Far below where any JSON library on the way to the worker overflows."""
 MAX_CUSTOM_ID_CHARS = 512
+MAX_REASON_CHARS = 200
 
 LINE_FIELDS = ("custom_id", "id", "method", "url", "body")
 """What stands around the body; ``id`` is another name for ``custom_id``."""
@@ -154,7 +155,8 @@ def _dumped(obj: Any) -> bytes:
 
 
 def _invalid_json(error: Exception) -> RequestError:
-    return RequestError(f"this is not valid JSON: {error}", code="invalid_json")
+    reason = str(error)[:MAX_REASON_CHARS]  # it names the way to the place, which may be a hundred levels long
+    return RequestError(f"this is not valid JSON: {reason}", code="invalid_json")
 
 
 def _parse(line: Any, default_custom_id: str, allow_unknown: bool, defaults: Mapping[str, Any]) -> ParsedLine:
