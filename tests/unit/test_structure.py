@@ -13,6 +13,7 @@ import pytest
 
 from mlxq.contract import Request, SamplingParams, Structure, ToolChoice
 from mlxq.errors import RequestError
+from mlxq.structures import MAX_CHOICES
 from mlxq_worker import structure
 from mlxq_worker.engine.constraint import Constraint, fill_masks
 from mlxq_worker.engine.reasoning import Reasoning
@@ -116,6 +117,12 @@ def verdict(asked: Request, text: str) -> str:
 )
 def test_an_answer_is_held_to_the_structure(kind: str, value: Any, text: str, expected: str) -> None:
     assert verdict(request(kind, value), text) == expected
+
+
+def test_each_of_as_many_choices_as_there_may_be_is_let_through() -> None:
+    choices = [f"number {i}" for i in range(MAX_CHOICES)]
+
+    assert verdict(request("choice", choices), choices[-1]) == "complete"
 
 
 def test_a_request_without_a_structure_has_no_constraint() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mlxq.contract import Request, SamplingParams, StopDetails, StopType, ToolChoice
+from mlxq.contract import Request, SamplingParams, StopDetails, StopType, Structure, ToolChoice
 from mlxq_worker.answer_parts import AnswerParts, AnswerReader
 from mlxq_worker.engine.constraint import Constraint
 from mlxq_worker.engine.reasoning import Reasoning
@@ -202,6 +202,31 @@ def test_calls_of_strict_tools_fit_amid_free_text(family: str) -> None:
     assert answer is not None
     assert {(name, "city" in arguments) for name, arguments in calls(answer)} == {("get_weather", True)}
     assert answer.text.startswith("I <see>: {}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "expected"),
+    [
+        ("choice", ["[TOOL_CALLS]"], "[TOOL_CALLS]"),
+        ("choice", ["<tool_call>"], "<tool_call>"),
+        ("json_schema", {"const": "<tool_call>"}, '"<tool_call>"'),
+        ("json_schema", {"enum": ["[TOOL_CALLS]"]}, '"[TOOL_CALLS]"'),
+        ("regex", "<tool_call>x", "<tool_call>x"),
+        ("grammar", 'start: "[TOOL_CALLS]" "x"', "[TOOL_CALLS]x"),
+    ],
+)
+def test_a_structure_that_demands_the_text_of_a_special_token_gets_it_spelled_out(
+    kind: Any, value: Any, expected: str
+) -> None:
+    eos, model = frozenset({257}), tokenizer("mistral")
+    asked = request(tools=None, structure=Structure(kind=kind, value=value, param="response_format"))
+    constraint = StructureCompiler(model, eos, len(model)).constraint(asked, eos)
+    assert constraint is not None
+
+    ids = random_answer(constraint, eos, seed=1)
+
+    assert model.decode(ids) == expected
+    assert set(model.get_added_vocab().values()).isdisjoint(ids)
 
 
 def allowed_by(constraint: Constraint) -> list[int]:

@@ -106,7 +106,8 @@ def _rule(structure: Structure) -> str:
         case "regex":
             return f"/{regex_to_lark(structure.value, use_ascii='d')}/"
         case _:
-            return " | ".join(map(json.dumps, structure.value))
+            # One terminal: as alternatives of a rule they would be limited to 2000.
+            return f"MLXQ_CHOICE\nMLXQ_CHOICE: {' | '.join(map(json.dumps, structure.value))}"
 
 
 def _schema_rule(structure: Structure) -> str:
