@@ -96,10 +96,12 @@ LINES = [
     chat("must-call", "Count from 3 to 7", max_tokens=200, seed=SEED, tools=[WEATHER, CLOCK], tool_choice="required"),
     chat("must-call-one", ASK_WEATHER, max_tokens=200, seed=SEED, tools=[WEATHER, CLOCK], tool_choice=named("clock")),
     completion("nothing-left", COUNTING, n=2, allowed_token_ids=[SOME_ID], bad_words=[SOME_WORD]),
+    completion("too-soon", COUNTING, min_tokens=20, structured_outputs={"choice": ["yes"]}),
+    completion("too-complex", COUNTING, max_tokens=500, structured_outputs={"regex": "((a{1,100}){1,100}){90,100}"}),
     completion("no-such-id", COUNTING, logit_bias={"99999": 1}),
     completion("no-regex", COUNTING, structured_outputs={"regex": "[0-9"}),
 ]
-FAILED = {"nothing-left": "no_token_allowed"}
+FAILED = dict.fromkeys(("nothing-left", "too-soon", "too-complex"), "no_token_allowed")
 REFUSED = {"no-such-id": "logit_bias", "no-regex": "structured_outputs.regex"}
 
 

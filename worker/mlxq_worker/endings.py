@@ -27,7 +27,8 @@ CancelledAs = Literal["canceled", "stopped"]
 
 _ROW_ERRORS: Mapping[RowError, str] = {
     "nan_logits": "the model's output for this request has values that are no numbers (NaN)",
-    "no_token_allowed": "what the request allows and forbids leaves no token to go on with",
+    "no_token_allowed": "what the request allows and forbids leaves no token to go on with: its structure is complete"
+    " before min_tokens, is too complex to go on with, or fits no token that allowed_token_ids and bad_words leave",
 }
 
 
