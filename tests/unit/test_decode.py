@@ -223,6 +223,7 @@ def test_a_job_for_which_there_is_not_enough_memory_fails_alone_with_all_its_row
     refused = [message for message in sent if isinstance(message, Refused)]
     assert sorted(message.row_id for message in refused) == ["a", "a#1", "a#2"]
     assert {message.error.code for message in refused} == {"out_of_memory"}
+    assert all("fewer than" in message.error.message for message in refused)
     assert rig.loop.is_idle
 
 

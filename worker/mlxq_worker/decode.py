@@ -242,7 +242,7 @@ class DecodeLoop:
         else:
             self._width.restore()
             for row_id in rows:
-                self._channel.to_io.put(Refused(row_id, _out_of_memory(error)))
+                self._channel.to_io.put(Refused(row_id, _out_of_memory(error, len(rows))))
 
     def _start_over(self) -> None:
         self._engine.close()
@@ -251,9 +251,11 @@ class DecodeLoop:
         self._free_rows = self._max_num_seqs
 
 
-def _out_of_memory(error: Exception) -> RequestError:
+def _out_of_memory(error: Exception, num_rows: int) -> RequestError:
+    """Rows of one request are not decoded a few at a time: whoever asks can send it again with another `n`."""
+    fewer = "fewer tokens" if num_rows == 1 else f"fewer tokens, or for fewer than {num_rows} answers at once (n)"
     return RequestError(
-        f"there is not enough memory for this request, even with no other beside it ({error}); ask for fewer tokens",
+        f"there is not enough memory for this request, even with no other beside it ({error}); ask for {fewer}",
         param="max_tokens",
         code="out_of_memory",
     )
