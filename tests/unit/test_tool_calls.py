@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from mlx_lm import tokenizer_utils
 
 from mlxq.contract import Request, SamplingParams, StopDetails, StopType, Structure, ToolChoice
 from mlxq_worker.answer_parts import AnswerParts, AnswerReader
@@ -165,6 +166,31 @@ def test_the_demo_models_calls_are_known_and_a_template_without_calls_is_not() -
     assert demo.name == "bare JSON"
     assert tool_format_of(real_tokenizer(chat_template="{{ messages }}")) is None
     assert tool_format_of(real_tokenizer(chat_template=None)) is None
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_mlx_lm_still_tells_each_family_by_its_template(family: str) -> None:
+    """It does so in a private function: a release that changes it shows here."""
+    assert format_of(family).name == family.removesuffix(" list")
+
+
+def test_a_parser_that_the_tokenizers_configuration_names_goes_before_the_template() -> None:
+    model = real_tokenizer(chat_template=TEMPLATES["mistral"])
+    model.init_kwargs["tool_parser_type"] = "json_tools"
+
+    found = tool_format_of(model)
+
+    assert found is not None
+    assert (found.name, found.start) == ("json_tools", "<tool_call>")
+
+
+def test_an_mlx_lm_that_tells_no_formats_leaves_calls_as_text(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.delattr(tokenizer_utils, "_infer_tool_parser")
+
+    assert tool_format_of(tokenizer("mistral")) is None
+    assert "calls stay text" in caplog.text
 
 
 @pytest.mark.parametrize("family", ["json_tools", "mistral list", "mistral", "kimi_k2", "bare JSON"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from typing import Any
 
 from mlxq.errors import RequestError
 from mlxq_worker.tokenizer import Tokenizer
+
+logger = logging.getLogger("rq.worker")
 
 ParsedCall = Mapping[str, Any]
 """`name` and `arguments`, as the model wrote them: both have to be checked."""
@@ -184,16 +187,28 @@ def tool_format_of(tokenizer: Any) -> ToolFormat | None:
     Args:
         tokenizer: a transformers tokenizer.
     """
-    # Late, since it imports mlx, and private: mlx-lm tells it of a model on disk only.
-    from mlx_lm.tokenizer_utils import _infer_tool_parser
-
-    name = _infer_tool_parser(tokenizer)
+    name = _parser_name(tokenizer)
     template = tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""
     if name is not None:
         return _mlx_lm_format(name, template, tokenizer)
     if all(part in template for part in ('{"name": "', '"parameters": ')):
         return _format("bare JSON", tokenizer, start="", end="", parse=_parse_bare_json, syntax=_BARE_JSON)
     return None
+
+
+def _parser_name(tokenizer: Any) -> str | None:
+    """Which of mlx-lm's tool parsers reads this model's calls, as mlx-lm's `load` finds it for a model on disk: what
+    the tokenizer's configuration says, or what template and vocabulary tell. The second is private there, so another
+    mlx-lm may be without it; then only the calls of models whose configuration names a parser are read."""
+    from mlx_lm import tokenizer_utils  # late, since it imports mlx
+
+    if name := getattr(tokenizer, "init_kwargs", {}).get("tool_parser_type"):
+        return str(name)
+    infer: Callable[[Any], str | None] | None = getattr(tokenizer_utils, "_infer_tool_parser", None)
+    if infer is None:
+        logger.warning("This mlx-lm doesn't tell tool call formats from chat templates: most models' calls stay text")
+        return None
+    return infer(tokenizer)
 
 
 def _mlx_lm_format(name: str, template: str, tokenizer: Tokenizer) -> ToolFormat:
