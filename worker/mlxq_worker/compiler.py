@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
-_LEXER_FUEL = 200_000
-"""A fifth of llguidance's default: `a{100000000}` is refused within a tenth of a second instead of taking two."""
-
 _NO_FORCING = '\n%llguidance {"no_forcing": true}\n'
 """Where only one text fits, llguidance asks for the tokens that the tokenizer makes of it. Of a text like
 ``<tool_call>`` that is a special token, which it then refuses as none of the text's."""
@@ -56,7 +53,7 @@ def compile_grammar(tokenizer: LLTokenizer, source: str) -> LLMatcher:
     """The start state of a grammar in llguidance's Lark; ask it for its error."""
     from llguidance import LLMatcher, LLParserLimits
 
-    limits = LLParserLimits(initial_lexer_fuel=_LEXER_FUEL, verbose_errors=False)
+    limits = LLParserLimits(verbose_errors=False)
     matcher = LLMatcher(tokenizer, source + _NO_FORCING, log_level=0, limits=limits)
     if not matcher.is_error():
         matcher.compute_bitmask()  # some grammars show only here that they allow nothing

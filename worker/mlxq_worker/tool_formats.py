@@ -32,20 +32,18 @@ def json_rule(schema: Mapping[str, Any]) -> str:
     """What stands behind a Lark rule's name for JSON that fits a schema.
 
     Raises:
-        ValueError: it is larger than can be compiled at once.
+        ValueError: it is nested too deeply to be compiled.
     """
-    _check_size(schema)
+    _check_depth(schema)
     options = {"whitespace_pattern": _WHITESPACE, "lenient": False}
     return f"%json {json.dumps({**schema, 'x-guidance': options})}"
 
 
-_MAX_PROPERTIES = 1000
-"""Of one object. Compiling takes time by their square: a thousand a quarter of a second, five thousand seven."""
 _MAX_DEPTH = 200
 """More than llguidance takes, and less than `json.dumps` can write."""
 
 
-def _check_size(schema: Any) -> None:
+def _check_depth(schema: Any) -> None:
     level = [schema]
     for _ in range(_MAX_DEPTH):
         level = [child for node in level for child in _children(node)]
@@ -55,14 +53,9 @@ def _check_size(schema: Any) -> None:
 
 
 def _children(node: Any) -> Iterable[Any]:
-    if isinstance(node, list):
-        return node
-    if not isinstance(node, dict):
-        return ()
-    properties = node.get("properties")
-    if isinstance(properties, dict) and len(properties) > _MAX_PROPERTIES:
-        raise ValueError(f"an object has {len(properties)} properties, and {_MAX_PROPERTIES} at most can be held to")
-    return node.values()
+    if isinstance(node, dict):
+        return node.values()
+    return node if isinstance(node, list) else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
