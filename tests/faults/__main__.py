@@ -69,7 +69,7 @@ def _disturbed(lines: list[Line], files: Files, directory: Path, options: Option
     diary = Diary()
     deadline_s = options.seconds + options.patience_s
     faults = schedule.draw(options.seed, options.seconds, options.num_workers, LEASE_S)
-    with DurableRedis(directory) as server, Fleet(options.num_workers, server.url, directory, diary) as fleet:
+    with DurableRedis(directory) as server, _fleet(options, server, directory, diary) as fleet:
         # With every fault comes a portion of the work, so that there is something to disturb on fast machines too.
         times_s = [fault.at_s for fault in faults]
         with Producer(lines, files, server.url, times_s, directory / "producer.log", diary) as producer:
@@ -77,6 +77,10 @@ def _disturbed(lines: list[Line], files: Files, directory: Path, options: Option
             is_done = producer.is_done
         diary.note("all is answered" if is_done else "giving up: the run doesn't end")
     return Story(is_done, diary.counts, fleet.logs())
+
+
+def _fleet(options: Options, server: DurableRedis, directory: Path, diary: Diary) -> Fleet:
+    return Fleet(options.num_workers, server.url, server.connection, directory, diary)
 
 
 def _report(story: Story, expected: dict[str, Line], files: Files) -> bool:

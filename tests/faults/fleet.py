@@ -1,12 +1,19 @@
-"""The workers of a run: real `mlxq worker` processes with short leases, started again whenever they end."""
+"""The workers of a run: real `mlxq worker` processes with short leases, started again whenever they end.
+
+The first one is supervised, as a user starts it: two processes, of which the one that decodes is started again by the
+other. The rest are bare, as if their whole machine went down: only their leases tell of their death.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
+from redis import Redis
+from redis.exceptions import RedisError
 from tests.faults.diary import Diary
 from tests.processes import MLXQ, environment
 
@@ -23,19 +30,37 @@ UNASKED_END = "workers that ended for another reason"
 class Worker:
     """One place in the fleet; the processes in it come and go."""
 
-    def __init__(self, name: str, url: str, log: Path, diary: Diary) -> None:
+    def __init__(self, name: str, connection: Redis, variables: dict[str, str], log: Path, diary: Diary) -> None:
         self.name = name
         self.log = log
-        self._variables = {"MLXQ_URL": url, "MLXQ_LEASE_S": f"{LEASE_S}", "MLXQ_MAINTENANCE_S": "1"}
-        self._variables["MLXQ_PARENT_PID"] = str(os.getpid())  # we are its supervisor
+        self._redis = connection
+        self._variables = variables
         self._diary = diary
         self._process: subprocess.Popen[bytes] | None = None
-        self._thaw_at_s: float | None = None
+        self._frozen_pid: int | None = None
+        self._thaw_at_s = 0.0
         self._start_at_s = 0.0
+
+    @property
+    def engine_pid(self) -> int | None:
+        """The process that decodes, if it is there."""
+        return self._process.pid if self._process is not None else None
+
+    def num_held(self) -> int:
+        """How many jobs it has claimed and not ended, as far as Redis can be asked."""
+        try:
+            return sum(
+                int(self._redis.scard(b"%b:executions" % key))
+                for key in self._redis.smembers("rq:workers")
+                if self._redis.hget(key, "pid") == b"%d" % (self.engine_pid or 0)
+            )
+        except RedisError:
+            return 0
 
     def tend(self) -> None:
         """Start it if it doesn't run, thaw it if it is time."""
-        if self._thaw_at_s is not None and self._diary.now_s >= self._thaw_at_s:
+        if self._frozen_pid is not None and self._diary.now_s >= self._thaw_at_s:
+            self._diary.note(f"{self.name} goes on")
             self._thaw()
         if self._process is not None and (code := self._process.poll()) is not None:
             self._ended(code)
@@ -43,21 +68,26 @@ class Worker:
             self._start()
 
     def kill(self) -> None:
-        if self._process is not None:
-            self._diary.note(f"kill -9 {self.name}, process {self._process.pid}", count="worker kills")
-            self._stop()
+        """End the process that decodes."""
+        if (pid := self.engine_pid) is None:
+            return
+        num_held = self.num_held()
+        self._diary.note(f"kill -9 {self.name}, process {pid}, which holds {num_held} jobs", count="worker kills")
+        self._diary.counts["jobs in killed hands"] += num_held
+        _send(pid, signal.SIGKILL)
+        self._reap()
 
     def freeze(self, lasts_s: float) -> None:
-        if self._process is not None and self._thaw_at_s is None:
-            self._diary.note(f"freeze {self.name}, process {self._process.pid}, for {lasts_s:.1f} s", count="freezes")
-            self._process.send_signal(signal.SIGSTOP)
-            self._thaw_at_s = self._diary.now_s + lasts_s
+        if (pid := self.engine_pid) is not None and self._frozen_pid is None:
+            self._diary.note(f"freeze {self.name}, process {pid}, for {lasts_s:.1f} s", count="freezes")
+            _send(pid, signal.SIGSTOP)
+            self._frozen_pid, self._thaw_at_s = pid, self._diary.now_s + lasts_s
 
     def close(self) -> None:
         """End it in peace, and wait for that."""
+        self._thaw()
         if self._process is None:
             return
-        self._process.send_signal(signal.SIGCONT)
         self._process.terminate()
         try:
             self._process.wait(20)
@@ -81,13 +111,15 @@ class Worker:
             self._process.kill()
             self._process.wait()
             self._process = None
-            self._thaw_at_s = None
+
+    def _reap(self) -> None:
+        self._stop()
+        self._frozen_pid = None
 
     def _thaw(self) -> None:
-        if self._process is not None:
-            self._diary.note(f"{self.name} goes on")
-            self._process.send_signal(signal.SIGCONT)
-        self._thaw_at_s = None
+        if self._frozen_pid is not None:
+            _send(self._frozen_pid, signal.SIGCONT)
+            self._frozen_pid = None
 
     def _ended(self, code: int) -> None:
         last_words = self.log.read_text(errors="replace").splitlines()[-1:]
@@ -95,16 +127,39 @@ class Worker:
         is_start = bool(last_words) and last_words[0].startswith(NO_REDIS)
         self._diary.note(note, count="starts without Redis" if is_start else UNASKED_END)
         self._process = None
-        self._thaw_at_s = None
         self._start_at_s = self._diary.now_s + RESTART_PAUSE_S
+
+
+class SupervisedWorker(Worker):
+    """Two processes. A killed supervisor leaves the other one behind, which notices and ends by itself."""
+
+    @property
+    def engine_pid(self) -> int | None:
+        if self._process is None:
+            return None
+        children = subprocess.run(("pgrep", "-P", f"{self._process.pid}"), capture_output=True, text=True, check=False)
+        return next(map(int, children.stdout.split()), None)
+
+    def kill_supervisor(self) -> None:
+        if self._process is not None:
+            self._diary.note(f"kill -9 the supervisor of {self.name}", count="supervisor kills")
+            self._stop()
+
+    def _reap(self) -> None:
+        self._frozen_pid = None  # its supervisor sees to the rest
 
 
 class Fleet:
     """All workers; use it as a context manager, which ends them in peace."""
 
-    def __init__(self, count: int, url: str, directory: Path, diary: Diary) -> None:
-        self.workers = [
-            Worker(f"worker {index}", url, directory / f"worker-{index}.log", diary) for index in range(count)
+    def __init__(self, count: int, url: str, connection: Redis, directory: Path, diary: Diary) -> None:
+        variables = {"MLXQ_URL": url, "MLXQ_LEASE_S": f"{LEASE_S}", "MLXQ_MAINTENANCE_S": "1"}
+        bare = {**variables, "MLXQ_PARENT_PID": f"{os.getpid()}"}  # we are their supervisor
+        logs = [directory / f"worker-{index}.log" for index in range(count)]
+        self.supervised = SupervisedWorker("worker 0", connection, variables, logs[0], diary)
+        self.workers: list[Worker] = [
+            self.supervised,
+            *(Worker(f"worker {index}", connection, bare, logs[index], diary) for index in range(1, count)),
         ]
 
     def tend(self) -> None:
@@ -121,3 +176,8 @@ class Fleet:
     def __exit__(self, *exception: object) -> None:
         for worker in self.workers:
             worker.close()
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError):  # it may have ended a moment ago
+        os.kill(pid, number)

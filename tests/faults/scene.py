@@ -15,6 +15,8 @@ from tests.faults.server import DurableRedis
 TICK_S = 0.05
 MAX_WAIT_FOR_ANSWERS_S = 4.0
 """How long a fault that is due waits for the answers to come in that it is to disturb."""
+MAX_WAIT_FOR_JOBS_S = 20.0
+"""How long a worker's death waits for it to hold jobs: on a busy machine it takes long to load its model."""
 
 
 @dataclass(slots=True)
@@ -42,12 +44,16 @@ class Scene:
 
     def _is_due(self, fault: Fault) -> bool:
         late_s = self.diary.now_s - fault.at_s
+        if late_s >= 0 and fault.kind == "kill worker":
+            return late_s >= MAX_WAIT_FOR_JOBS_S or self.fleet.workers[fault.target].num_held() > 0
         return late_s >= (0 if self.producer.gets_answers else MAX_WAIT_FOR_ANSWERS_S)
 
     def _cause(self, fault: Fault) -> None:
         match fault.kind:
             case "kill worker":
                 self.fleet.workers[fault.target].kill()
+            case "kill supervisor":
+                self.fleet.supervised.kill_supervisor()
             case "freeze worker":
                 self.fleet.workers[fault.target].freeze(fault.lasts_s)
             case "kill producer":

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["kill worker", "freeze worker", "cut connections", "kill Redis", "kill producer"]
+Kind = Literal["kill worker", "kill supervisor", "freeze worker", "cut connections", "kill Redis", "kill producer"]
 
 WORKER_KILL_PERIOD_S = 7.0
 """A worker needs seconds to load its model: with many more kills nothing would ever be answered."""
+SUPERVISOR_KILL_PERIOD_S = 25.0
 CUT_PERIOD_S = 8.0
 FREEZE_PERIOD_S = 18.0
 PRODUCER_KILL_PERIOD_S = 20.0
@@ -39,6 +40,7 @@ def draw(seed: int, seconds: float, num_workers: int, lease_s: float) -> list[Fa
         return rng.randrange(num_workers)
 
     kills = [Fault(at_s, "kill worker", target()) for at_s in _times(rng, WORKER_KILL_PERIOD_S, seconds)]
+    supervisor_kills = [Fault(at_s, "kill supervisor") for at_s in _times(rng, SUPERVISOR_KILL_PERIOD_S, seconds)]
     cuts = [Fault(at_s, "cut connections") for at_s in _times(rng, CUT_PERIOD_S, seconds)]
     freezes = [
         Fault(at_s, "freeze worker", target(), lease_s * rng.uniform(*FREEZE_LEASES))
@@ -50,7 +52,7 @@ def draw(seed: int, seconds: float, num_workers: int, lease_s: float) -> list[Fa
         Fault((third + rng.uniform(0.2, 0.8)) * third_s, "kill Redis", lasts_s=rng.uniform(*REDIS_AWAY_S))
         for third in range(NUM_REDIS_KILLS)
     ]
-    return sorted([*kills, *cuts, *freezes, *producer_kills, *redis_kills])
+    return sorted([*kills, *supervisor_kills, *cuts, *freezes, *producer_kills, *redis_kills])
 
 
 def _times(rng: random.Random, period_s: float, seconds: float) -> Iterator[float]:

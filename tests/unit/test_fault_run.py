@@ -23,7 +23,7 @@ def test_equal_seeds_give_equal_faults_and_redis_is_killed_once_in_each_third() 
 
     assert faults == draw(1, 300.0, 3, 3.0) != draw(2, 300.0, 3, 3.0)
     assert [fault.at_s // 100 for fault in faults if fault.kind == "kill Redis"] == [0, 1, 2]
-    assert len(Counter(fault.kind for fault in faults)) == 5
+    assert len(Counter(fault.kind for fault in faults)) == 6
     assert [fault.at_s for fault in faults] == sorted(fault.at_s for fault in faults)
 
 
