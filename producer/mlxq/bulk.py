@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext, suppress
-from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeGuard
 
 from mlxq.answers import CHUNK, Answer
+from mlxq.arrivals import Arrivals
 from mlxq.batch import Batch
 from mlxq.client import Client
 from mlxq.errors import BatchNotFound, InputFileError, QueueError, QueueUnavailable
@@ -155,7 +155,7 @@ class _Bulk:
         self.custom_ids: list[str] = []
         self._batch = batch
         self._collector = batch.collector()
-        self._lines = iter(lines)
+        self._lines = Arrivals(lines, ahead=min(CHUNK, max_inflight))
         self._sink = sink
         self._max_inflight = max_inflight
         self._tell = tell
@@ -171,7 +171,7 @@ class _Bulk:
         return self._input_ended and not self._inflight
 
     def turn(self) -> None:
-        """Fill the window, then take what has ended; waits only when the window has no room.
+        """Fill the window, then take what has ended; waits only when the window has no room or the input no line.
 
         May be repeated after a `QueueUnavailable`: it goes on where it was, and first puts back into the queue what
         Redis has lost.
@@ -194,6 +194,7 @@ class _Bulk:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self._lines.close()
         if isinstance(error, QueueUnavailable):
             return  # the next run into the same file clears the queue
         with suppress(QueueUnavailable) if error else nullcontext():  # the first error is the one to hear of
@@ -215,8 +216,8 @@ class _Bulk:
             self._clear()
 
     def _submit(self, count: int) -> None:
-        lines = list(islice(self._lines, count))
-        self._input_ended = len(lines) < count
+        lines = self._lines.take(count)
+        self._input_ended = self._lines.has_ended
         requests = [line for line in lines if self._is_to_run(line)]
         # Before they are queued, since they are read only once.
         self._inflight.update((self._batch.job_id(line.request.custom_id), line) for line in requests)

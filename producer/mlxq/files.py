@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import itertools
 import os
 import shutil
@@ -146,8 +147,16 @@ def _numbered_lines(path: Path | str) -> Iterator[tuple[int, bytes]]:
 
 def _opened(path: Path | str) -> contextlib.AbstractContextManager[BinaryIO]:
     if str(path) == STDIN:
-        return contextlib.nullcontext(sys.stdin.buffer)
+        return _standard_input()
     return Path(path).open("rb")
+
+
+def _standard_input() -> contextlib.AbstractContextManager[BinaryIO]:
+    """Not the interpreter's own reader: a thread that still waits in that one when the process ends would crash it."""
+    try:
+        return open(sys.stdin.fileno(), "rb", closefd=False)
+    except io.UnsupportedOperation:  # a stand-in that is no file
+        return contextlib.nullcontext(sys.stdin.buffer)
 
 
 def _bounded_lines(stream: BinaryIO) -> Iterator[bytes]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from mlxq.answers import CHUNK
+from mlxq.arrivals import Arrivals
 from mlxq.cli import options
 from mlxq.cli.report import EMPTY_HINT, counted
 from mlxq.client import Batch, Client
@@ -71,15 +73,20 @@ def _check_usage(input_path: Path | None, prompt: str | None, wait: bool) -> Non
 
 
 class _GoodLines:
-    """The usable lines; the others are named on stderr as they come."""
+    """The usable lines as they arrive; the others are named on stderr."""
 
     def __init__(self, lines: Iterator[ParsedLine | BadLine]) -> None:
-        self._lines = lines
+        self._arrivals = Arrivals(lines, ahead=CHUNK)
         self.num_read = 0
         self.num_bad = 0
 
-    def __iter__(self) -> Iterator[ParsedLine]:
-        for line in self._lines:
+    @property
+    def have_ended(self) -> bool:
+        return self._arrivals.has_ended
+
+    def take(self) -> Iterator[ParsedLine]:
+        """Those of the next chunk, or of what is there when the rest of it takes long."""
+        for line in self._arrivals.take(CHUNK):
             self.num_read += 1
             if isinstance(line, ParsedLine):
                 yield line
@@ -89,8 +96,10 @@ class _GoodLines:
 
 
 def _enqueue_file(batch: Batch, lines: _GoodLines) -> None:
+    num_new = 0
     try:
-        num_new = batch.add(lines)
+        while not lines.have_ended:
+            num_new += batch.add(lines.take())
         batch.seal()
     except QueueUnavailable as error:
         raise QueueUnavailable(f"{error}; to complete the batch, add --batch-id {batch.id}") from error

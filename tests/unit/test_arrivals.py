@@ -1,0 +1,103 @@
+"""What a slow source has brought is handed over before the rest comes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from queue import Queue
+
+import pytest
+
+from mlxq.arrivals import Arrivals
+
+SOON_S = 0.01
+LONG_S = 30.0
+"""A wait that a test never sits out."""
+
+
+def from_queue(queue: Queue[int | None]) -> Iterator[int]:
+    """What is put into the queue, until a `None`."""
+    while (item := queue.get(timeout=LONG_S)) is not None:
+        yield item
+
+
+def all_of(arrivals: Arrivals[int], count: int) -> list[list[int]]:
+    taken = []
+    while not arrivals.has_ended:
+        taken.append(arrivals.take(count, LONG_S))
+    return taken
+
+
+def test_a_quick_source_comes_in_full_chunks_and_in_order() -> None:
+    assert [item for chunk in all_of(Arrivals(range(10), ahead=4), 4) for item in chunk] == list(range(10))
+    assert Arrivals(range(10), ahead=4).take(4, LONG_S) == [0, 1, 2, 3]
+
+
+def test_what_is_there_is_taken_while_the_source_stays_open() -> None:
+    queue: Queue[int | None] = Queue()
+    arrivals = Arrivals(from_queue(queue), ahead=5)
+
+    assert arrivals.take(5, SOON_S) == []
+    queue.put(1)
+    while not (taken := arrivals.take(5, SOON_S)):
+        pass
+    assert (taken, arrivals.has_ended) == ([1], False)
+
+    queue.put(2)
+    queue.put(None)
+    assert arrivals.take(5, LONG_S) == [2]
+    assert arrivals.has_ended
+
+
+def test_a_source_that_ends_keeps_nobody_waiting() -> None:
+    started = time.monotonic()
+
+    assert Arrivals(iter([1]), ahead=5).take(5, LONG_S) == [1]
+
+    assert time.monotonic() - started < LONG_S / 2
+
+
+def test_no_more_is_read_ahead_than_was_asked_for() -> None:
+    read: list[int] = []
+
+    def source() -> Iterator[int]:
+        for item in range(100):
+            read.append(item)
+            yield item
+
+    arrivals = Arrivals(source(), ahead=3)
+
+    assert arrivals.take(2, LONG_S) == [0, 1]
+    assert len(read) <= 2 + 3 + 1  # taken, ahead, and one in the reader's hand
+    assert [item for chunk in all_of(arrivals, 50) for item in chunk] == list(range(2, 100))
+
+
+def test_an_error_comes_once_and_after_what_was_read_before_it() -> None:
+    def source() -> Iterator[int]:
+        yield 1
+        raise OSError("the disk is gone")
+
+    arrivals = Arrivals(source(), ahead=5)
+
+    assert arrivals.take(5, LONG_S) == [1]
+    assert not arrivals.has_ended
+    with pytest.raises(OSError, match="the disk is gone"):
+        arrivals.take(5, LONG_S)
+    assert arrivals.has_ended
+
+
+def test_closing_ends_the_reader_and_closes_the_source() -> None:
+    closed = threading.Event()
+
+    def source() -> Iterator[int]:
+        try:
+            yield from range(100)
+        finally:
+            closed.set()
+
+    arrivals = Arrivals(source(), ahead=3)
+    arrivals.take(1, LONG_S)
+    arrivals.close()
+
+    assert closed.wait(LONG_S)
