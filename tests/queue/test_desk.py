@@ -8,14 +8,14 @@ from queue import Empty
 import pytest
 from redis import Redis
 
-from fake_engine import FakePreparer, FakeWorker
+from fake_engine import FakeEngine, FakePreparer, FakeWorker
 from mlxq_worker.config import EngineConfig, WorkerConfig
 from mlxq_worker.desk import COME_BACK_S, JobDesk
 from mlxq_worker.jobs import JobStore
-from mlxq_worker.messages import Admit, Channel, Ready, ToDecode
+from mlxq_worker.messages import Admit, Channel, Ended, Ready, ToDecode
 from mlxq_worker.presence import Presence
 from redis_fixture import connection, redis_server_url, redis_url  # noqa: F401 - fixtures
-from worker_helpers import enqueue_plain, status
+from worker_helpers import enqueue_plain, events, status, submit
 
 LEASE_S = 90.0
 START = 1_700_000_000.0
@@ -33,6 +33,17 @@ class Office:
         store = JobStore(connection, self._worker.name, complete.queues, lease_s=LEASE_S, lease_clock="caller")
         self.desk = JobDesk(store, self._presence, self._channel, complete)
         self.desk.receive(Ready(FakePreparer()), START)
+
+    def decode(self, now: float) -> None:
+        """Decode what the decode thread has been told to, and write how it ended."""
+        engine = FakeEngine()
+        for message in self.sent():
+            if isinstance(message, Admit):
+                engine.admit(*message.specs)
+        while engine.rows:
+            for result in engine.step(now).finished:
+                self.desk.receive(Ended(result), now)
+        self.desk.turn(now)
 
     def sent(self) -> list[ToDecode]:
         """What the decode thread has been told since the last look."""
@@ -100,6 +111,26 @@ def test_the_jobs_of_a_worker_that_is_gone_are_taken_over_once_their_leases_have
 
     assert (too_early, len(admitted(neighbour.sent()))) == ([], 1)
     assert strikes(connection, job.id) == 1
+
+
+def test_the_answer_of_a_worker_that_was_taken_for_dead_comes_too_late_and_is_counted(
+    connection: Redis,  # noqa: F811
+    office: Office,
+    neighbour: Office,
+) -> None:
+    # given a job that went to a neighbour and was ended there while its first worker was frozen
+    batch = submit(connection, "hello")
+    for seconds in range(2):
+        office.desk.turn(START + seconds)
+    for seconds in range(10, 14):
+        neighbour.desk.turn(START + LEASE_S + seconds)
+    neighbour.decode(START + LEASE_S + 14)
+
+    office.decode(START + LEASE_S + 15)
+
+    assert [(desk.num_ended, desk.num_late) for desk in (neighbour.desk.outbox, office.desk.outbox)] == [(1, 0), (0, 1)]
+    assert list(events(connection, batch).values()) == [1]
+    assert batch.counts().num_finished == 1
 
 
 def test_after_an_outage_the_other_workers_get_time_to_extend_their_leases(
