@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from mlxq.contract import Beam
 from mlxq_worker.engine.beam import BeamSearch
 from mlxq_worker.engine.beam_rows import new_row
+from mlxq_worker.engine.budget import KvBudget, KvCost
 from mlxq_worker.engine.row import Row, RowResult, RowSpec, TokenScores
 from mlxq_worker.engine.scheduler import Plan, Scheduler
 from row_specs import row_spec
@@ -147,3 +148,46 @@ def test_a_search_leaves_out_every_other_step_of_a_device_that_is_one_step_behin
 
     assert [sum(row.spec.row_id == "beam" for row in plan.rows) for plan in plans] == [1, 0, 3, 0, 3, 0, 3, 0]
     assert [sum(row.spec.row_id == "other" for row in plan.rows) for plan in plans] == [1, 1, 1, 1, 1, 1, 1, 0]
+
+
+LONG_PROMPT = tuple(range(100, 170))
+
+
+def test_the_rows_of_a_search_share_all_of_a_long_prompt_but_its_last_token() -> None:
+    scheduler = Scheduler(3, max_prefix_tokens=100)
+    scheduler.add(new_row(row_spec(prompt_ids=LONG_PROMPT, beam=Beam(width=3)), decode))
+
+    plan, _ = scheduler.schedule(0.0)
+
+    assert [piece.token_ids for piece in plan.prefixes] == [LONG_PROMPT[:-1]]
+    assert [piece.token_ids for piece in plan.prefill] == [LONG_PROMPT[-1:]]
+
+
+def test_a_search_that_waited_in_vain_leaves_nothing_that_others_would_seem_to_share() -> None:
+    # Too little room to keep a prefix that nobody uses beside the row that runs.
+    scheduler = Scheduler(5, max_prefix_tokens=100, budget=KvBudget(KvCost(bytes_per_token=1), limit_bytes=150))
+    scheduler.add(new_row(row_spec(row_id="running", max_tokens=90), decode))
+    scheduler.add(new_row(row_spec(row_id="search", prompt_ids=LONG_PROMPT, beam=Beam(width=3)), decode))
+    for _ in range(2):
+        plan, _ = scheduler.schedule(0.0)
+        scheduler.commit(plan.rows, [7] * len(plan.rows), 0.0)
+    assert repr(scheduler) == "Scheduler(running=1/5 waiting=1)"
+
+    scheduler.abort("search", "cancelled")
+    scheduler.schedule(0.0)
+    scheduler.abort("running", "cancelled")
+    scheduler.add(new_row(row_spec(row_id="alone", prompt_ids=LONG_PROMPT, max_tokens=5), decode))
+    plan, _ = scheduler.schedule(0.0)
+
+    assert [piece.token_ids for piece in plan.prefill] == [LONG_PROMPT]
+    assert not plan.prefixes
+
+
+def test_a_waiting_search_counts_with_all_its_rows_as_taken() -> None:
+    scheduler = Scheduler(8)
+    scheduler.add(new_row(row_spec(row_id="search", beam=Beam(width=3)), decode))
+    assert scheduler.free_rows == 5
+
+    scheduler.schedule(0.0)
+
+    assert scheduler.free_rows == 5

@@ -54,6 +54,17 @@ def test_a_row_waits_until_it_fits_beside_the_others_and_keeps_its_turn() -> Non
     assert list(dict.fromkeys(batches)) == ["a+b", "long", "c", ""]
 
 
+def test_a_row_that_comes_and_goes_ahead_need_not_wait_for_one_that_does_not_fit() -> None:
+    budget = KvBudget(KvCost(bytes_per_token=1), limit_bytes=60)
+    scheduler = Scheduler(4, budget=budget, longest_first=True)
+    for row_id, num_prompt_tokens, max_tokens in (("running", 1, 20), ("large", 5, 30), ("long", 9, 10)):
+        spec = row_spec(row_id=row_id, prompt_ids=(1,) * num_prompt_tokens, max_tokens=max_tokens)
+        scheduler.add(Row(spec, lambda ids: ""))
+        plan, _ = scheduler.schedule(0.0)
+
+    assert [row.spec.row_id for row in plan.rows] == ["running", "long"]
+
+
 def sharing_scheduler(limit_bytes: int) -> Scheduler:
     """Two rows of 100 tokens behind a prefix of 64, a byte a token."""
     scheduler = Scheduler(4, max_prefix_tokens=100, budget=KvBudget(KvCost(bytes_per_token=1), limit_bytes))
