@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from functools import cache
 from typing import Any
 
@@ -123,6 +124,21 @@ def test_a_call_is_read_in_the_models_own_format(family: str, raw: str) -> None:
 def test_several_calls_keep_their_order_or_the_first_is_taken(family: str, raw: str) -> None:
     assert calls(split(family, raw)) == [PARIS, ("now", {})]
     assert calls(split(family, raw, several=False)) == [PARIS]
+
+
+def test_an_argument_may_spell_out_the_end_marker() -> None:
+    answer = split("json_tools", '<tool_call>{"name": "now", "arguments": {"a": "</tool_call>"}}</tool_call> So.')
+
+    assert calls(answer) == [("now", {"a": "</tool_call>"})]
+    assert answer is not None
+    assert answer.text == "So."
+
+
+def test_an_answer_full_of_end_markers_is_read_without_trying_each() -> None:
+    started = time.monotonic()
+
+    assert split("json_tools", '<tool_call>"' + "</tool_call>" * 40_000) is None
+    assert time.monotonic() - started < 1.0
 
 
 def test_what_stands_outside_the_calls_is_the_text_without_special_tokens() -> None:

@@ -10,10 +10,14 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from mlxq.contract import ToolCall
 from mlxq_worker.tool_formats import ToolFormat
+
+_MOST_ENDS = 8
+"""End markers that are tried for one call: each costs a parse of all before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +48,7 @@ def split_answer(
         tools: the request's; a call of anything else is text.
         several: without it the first call is taken, and text of further calls is dropped, as in vLLM.
     """
-    pieces = [_read(piece, tools, tool_format) for piece in _pieces(raw, tool_format)]
+    pieces = list(_pieces(raw, tools, tool_format))
     calls = [call for piece in pieces for call in piece.calls]
     if not calls:
         return None
@@ -59,52 +63,56 @@ def begins_call(raw: str, tool_format: ToolFormat) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Piece:
-    """A part of an answer: `body` is what stands between a call's markers, `None` outside of calls."""
-
-    text: str
-    body: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class _Call:
     name: str
     arguments: str
 
 
 @dataclass(frozen=True, slots=True)
-class _ReadPiece:
-    """A part of an answer, read: either calls, or text."""
+class _Piece:
+    """A part of an answer: either calls, or text."""
 
     text: str = ""
     calls: tuple[_Call, ...] = ()
 
 
-def _pieces(raw: str, tool_format: ToolFormat) -> Iterator[_Piece]:
-    """The answer cut at the calls' markers. A call that isn't closed goes to the end, as some models leave it."""
+def _pieces(raw: str, tools: Sequence[dict[str, Any]], tool_format: ToolFormat) -> Iterator[_Piece]:
+    """The answer cut at the calls' start markers, and read."""
     if not tool_format.start:
-        yield _Piece(raw, raw)
+        calls = _calls(raw, tools, tool_format)
+        yield _Piece(calls=calls) if calls else _Piece(raw)
         return
-    marked = f"{re.escape(tool_format.start)}(.*?)" + (
-        f"(?:{re.escape(tool_format.end)}|$)" if tool_format.end else "$"
-    )
-    position = 0
-    for match in re.finditer(marked, raw, re.DOTALL):
-        yield _Piece(raw[position : match.start()])
-        yield _Piece(match.group(), match.group(1))
-        position = match.end()
-    yield _Piece(raw[position:])
+    before, *parts = raw.split(tool_format.start)
+    yield _Piece(before)
+    for part in parts:
+        yield from _begun(part, tools, tool_format)
 
 
-def _read(piece: _Piece, tools: Sequence[dict[str, Any]], tool_format: ToolFormat) -> _ReadPiece:
-    if piece.body is None:
-        return _ReadPiece(piece.text)
+def _begun(part: str, tools: Sequence[dict[str, Any]], tool_format: ToolFormat) -> tuple[_Piece, ...]:
+    """What follows a start marker: calls and the text behind them, or text altogether."""
+    for body, rest in _bodies(part, tool_format.end):
+        if calls := _calls(body, tools, tool_format):
+            return _Piece(calls=calls), _Piece(rest)
+    return (_Piece(tool_format.start + part),)
+
+
+def _bodies(part: str, end: str) -> Iterator[tuple[str, str]]:
+    """Where calls may end, and what is left behind them: at an end marker, the first one first, since an argument may
+    spell one out. Calls that aren't closed go to the end, as some models leave them."""
+    if not end or end not in part:
+        yield part, ""
+        return
+    for match in islice(re.finditer(re.escape(end), part), _MOST_ENDS):
+        yield part[: match.start()], part[match.end() :]
+
+
+def _calls(body: str, tools: Sequence[dict[str, Any]], tool_format: ToolFormat) -> tuple[_Call, ...]:
+    """The calls that this text is; none if any of them isn't well-formed."""
     names = {tool["function"]["name"] for tool in tools}
     try:
-        calls = tuple(_checked(call, names) for call in tool_format.parse(piece.body, tools))
+        return tuple(_checked(call, names) for call in tool_format.parse(body, tools))
     except Exception:  # noqa: BLE001  a parser on a model's text may fail in any way; the text is kept
-        return _ReadPiece(piece.text)
-    return _ReadPiece(calls=calls) if calls else _ReadPiece(piece.text)
+        return ()
 
 
 def _checked(call: Mapping[str, Any], names: set[str]) -> _Call:
