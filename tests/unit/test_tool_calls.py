@@ -314,7 +314,13 @@ def request(**fields: Any) -> Request:
 
 
 def read(
-    text: str, *, family: str = "mistral", end: StopType = "eos_token", spec: Any = None, **fields: Any
+    text: str,
+    *,
+    family: str = "mistral",
+    end: StopType = "eos_token",
+    stop: str | None = None,
+    spec: Any = None,
+    **fields: Any,
 ) -> AnswerParts:
     model = tokenizer(family)
 
@@ -326,7 +332,7 @@ def read(
         row_id="row",
         token_ids=tuple(ids) + ((257,) if end == "eos_token" else ()),
         text=decode(ids),
-        stop_details=StopDetails(type=end),
+        stop_details=StopDetails(type=end, string=stop),
         num_prompt_tokens=1,
         seed=0,
         prefill_s=0.0,
@@ -355,6 +361,20 @@ def test_a_call_that_a_limit_cut_off_is_length_and_keeps_its_raw_text() -> None:
     parts = read(CALL[:-3], end="max_tokens")
 
     assert (parts.finish_reason, parts.text, parts.tool_calls) == ("length", CALL[:-3], ())
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "expected"),
+    [
+        (f"{CALL}\nObservation: s", "\nObservation:", [("get_weather", {"city": "Paris"})]),
+        (CALL, '"}', []),
+    ],
+)
+def test_calls_are_read_up_to_a_stop_string(text: str, stop: str, expected: list[Any]) -> None:
+    parts = read(text, end="stop_string", stop=stop)
+
+    assert [(call.name, json.loads(call.arguments)) for call in parts.tool_calls] == expected
+    assert parts.finish_reason == ("tool_calls" if expected else "stop")
 
 
 def test_a_malformed_call_stays_the_text_that_it_was() -> None:

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mlxq.contract import FINISH_REASONS, FinishReason, Request, ToolCall
+from mlxq.contract import FINISH_REASONS, FinishReason, Request, StopDetails, ToolCall
 from mlxq_worker.engine.row import Decode, RowResult, RowSpec
-from mlxq_worker.reasoning import ReasonedAnswer, split_reasoning
+from mlxq_worker.reasoning import split_reasoning
 from mlxq_worker.tokenizer import Tokenizer
 from mlxq_worker.tool_calls import ToolAnswer, begins_call, split_answer
 from mlxq_worker.tool_formats import ToolFormat
@@ -37,9 +37,9 @@ class AnswerReader:
     def read(self, request: Request, spec: RowSpec, result: RowResult) -> AnswerParts:
         """The parts of a row's answer.
 
-        Calls are read only if the row ended by an end token: one that a limit cut off stays text, as it was written,
-        with its special tokens, and the finish reason stays the limit's. `stop_details` is nothing of this: it keeps
-        the token on which the row ended.
+        Calls are read only if the row ended by an end token or, as in vLLM, at a stop string: one that a limit cut off
+        stays text, as it was written, with its special tokens, and the finish reason stays the limit's. `stop_details`
+        is nothing of this: it keeps what the row ended on.
         """
         details = result.stop_details
         ended_by_token = details.type in ("eos_token", "stop_token")
@@ -48,22 +48,31 @@ class AnswerReader:
         finish_reason = FINISH_REASONS[details.type]
         text = parts.text
         if self._tool_format and request.tools and request.tool_choice.mode != "none":
-            if ended_by_token and (answer := self._calls(request, parts, self._tool_format)):
+            raw = self._raw(parts.token_ids)
+            ended = _until_stop(raw, request, details)
+            if finish_reason == "stop" and (answer := _calls(ended, request, self._tool_format)):
                 return AnswerParts(
                     text=answer.text,
                     finish_reason="tool_calls",
                     reasoning_content=parts.reasoning,
                     tool_calls=answer.calls,
                 )
-            if finish_reason == "length" and begins_call(raw := self._raw(parts.token_ids), self._tool_format):
+            if finish_reason == "length" and begins_call(raw, self._tool_format):
                 text = raw
         return AnswerParts(text=text, finish_reason=finish_reason, reasoning_content=parts.reasoning)
-
-    def _calls(self, request: Request, parts: ReasonedAnswer, tool_format: ToolFormat) -> ToolAnswer | None:
-        return split_answer(
-            self._raw(parts.token_ids), request.tools or (), tool_format, several=request.tool_choice.parallel
-        )
 
     def _raw(self, token_ids: Sequence[int]) -> str:
         """The text with its special tokens."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _calls(raw: str, request: Request, tool_format: ToolFormat) -> ToolAnswer | None:
+    return split_answer(raw, request.tools or (), tool_format, several=request.tool_choice.parallel)
+
+
+def _until_stop(raw: str, request: Request, details: StopDetails) -> str:
+    """The text up to the stop string on which it ended, if it did: the last token may hold more."""
+    if not details.string or details.string not in raw:
+        return raw
+    before, string, _ = raw.rpartition(details.string)
+    return before + string if request.sampling.include_stop_str_in_output else before
