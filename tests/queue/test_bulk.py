@@ -465,6 +465,14 @@ def test_answers_are_on_the_disk_before_their_jobs_are_deleted(
     assert order == ["sync", "forget"]
 
 
+def test_answers_and_failures_are_forced_to_the_disk_together(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[Path] = []
+    with Sink(files.output, files.errors) as sink:
+        monkeypatch.setattr(ResultWriter, "sync", lambda self: synced.append(self._path))
+        sink.sync()
+        assert synced == [files.output, files.errors]
+
+
 def test_two_runs_do_not_share_an_output_file(redis_url: str, files: Files) -> None:
     files.write_numbered(1)
     with Sink(files.output, files.errors), pytest.raises(InputFileError, match="another run"):

@@ -287,6 +287,68 @@ def test_a_corrupt_line_in_the_middle_is_named(corrupt: str, tmp_path: Path) -> 
         load_done(path)
 
 
+Synced = list[tuple[int, int]]
+"""(inode, size) of what was forced to the disk, in order."""
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> Synced:
+    seen: Synced = []
+    fsync = os.fsync
+
+    def note(fd: int) -> None:
+        seen.append((os.fstat(fd).st_ino, os.fstat(fd).st_size))
+        fsync(fd)
+
+    monkeypatch.setattr(os, "fsync", note)
+    return seen
+
+
+def test_a_sync_forces_all_that_was_written_and_the_name_of_the_file_to_the_disk(
+    tmp_path: Path, synced: Synced
+) -> None:
+    path = tmp_path / "out.jsonl"
+    with ResultWriter(path) as writer:
+        writer.append(output_line("a"))
+        writer.sync()
+        forced = dict(synced)
+
+        assert forced.keys() == {path.stat().st_ino, tmp_path.stat().st_ino}
+        assert forced[path.stat().st_ino] == path.stat().st_size > 0
+
+
+def test_closing_syncs_what_was_written_last(tmp_path: Path, synced: Synced) -> None:
+    path = written(tmp_path / "out.jsonl", "a")
+    assert (path.stat().st_ino, path.stat().st_size) in synced
+
+
+def test_a_new_order_is_on_the_disk_before_it_takes_the_old_ones_place(tmp_path: Path, synced: Synced) -> None:
+    path = written(tmp_path / "out.jsonl", "b", "a")
+    synced.clear()
+    order_file(path, ["a", "b"])
+    assert [inode for inode, _ in synced] == [path.stat().st_ino, tmp_path.stat().st_ino]
+    assert synced[0][1] == path.stat().st_size
+
+
+@pytest.mark.parametrize("knows", [True, False])
+def test_where_there_is_a_fuller_sync_it_is_used_unless_the_file_system_refuses_it(
+    tmp_path: Path, synced: Synced, monkeypatch: pytest.MonkeyPatch, knows: bool
+) -> None:
+    asked = []
+
+    def full_sync(fd: int, command: int) -> None:
+        asked.append((os.fstat(fd).st_ino, command))
+        if not knows:
+            raise OSError("not supported")
+
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", full_sync)
+    path = written(tmp_path / "out.jsonl", "a")
+
+    assert (path.stat().st_ino, 51) in asked
+    assert bool(synced) is not knows
+
+
 def test_a_second_writer_is_refused_until_the_first_closes(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     with ResultWriter(path) as writer:
