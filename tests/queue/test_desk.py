@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from queue import Empty
 
 import pytest
 from redis import Redis
 
 from fake_engine import FakeEngine, FakePreparer, FakeWorker
+from mlxq.contract import StopDetails, StopType
 from mlxq_worker.config import EngineConfig, WorkerConfig
 from mlxq_worker.desk import COME_BACK_S, JobDesk
+from mlxq_worker.engine.api import RowError
+from mlxq_worker.engine.row import RowResult
 from mlxq_worker.jobs import JobStore
-from mlxq_worker.messages import Admit, Channel, Ended, Ready, ToDecode
+from mlxq_worker.messages import Admit, Cancel, Channel, Ended, Ready, ToDecode
 from mlxq_worker.presence import Presence
 from redis_fixture import connection, redis_server_url, redis_url  # noqa: F401 - fixtures
-from worker_helpers import enqueue_plain, events, status, submit
+from worker_helpers import answer, enqueue_plain, events, status, submit
 
 LEASE_S = 90.0
 START = 1_700_000_000.0
@@ -182,3 +186,41 @@ def test_a_connection_that_breaks_again_and_again_keeps_nobody_from_taking_over_
         neighbour.desk.turn(expired + seconds + 4)
 
     assert strikes(connection, job.id) == 1
+
+
+def ended(row_id: str, kind: StopType, error_code: RowError | None = None) -> Ended:
+    details = StopDetails(type=kind)
+    return Ended(replace(RESULT, row_id=row_id, stop_details=details, error_code=error_code))
+
+
+RESULT = RowResult(
+    row_id="",
+    token_ids=(),
+    text="",
+    stop_details=StopDetails(type="cancelled"),
+    num_prompt_tokens=1,
+    seed=0,
+    prefill_s=0.0,
+    decode_s=0.0,
+)
+
+
+def test_the_first_row_that_fails_cancels_the_jobs_others_and_says_how_it_ends(
+    connection: Redis,  # noqa: F811
+    office: Office,
+) -> None:
+    job = enqueue_plain(connection, "rows=3")
+    office.desk.turn(START + 1)  # claims
+    office.desk.turn(START + 1)  # prepares
+    [admitted] = [message for message in office.sent() if isinstance(message, Admit)]
+    first, second, third = (spec.row_id for spec in admitted.specs)
+
+    office.desk.receive(ended(first, "error", "nan_logits"), START + 1)
+    [cancel] = office.sent()
+    office.desk.receive(ended(second, "error", "no_token_allowed"), START + 1)
+    office.desk.receive(ended(third, "cancelled"), START + 1)
+    office.desk.turn(START + 2)
+
+    assert isinstance(cancel, Cancel)
+    assert set(cancel.row_ids) == {second, third}
+    assert answer(connection, job.id)["error"]["code"] == "nan_logits"

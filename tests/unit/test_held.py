@@ -54,6 +54,15 @@ def test_a_beam_search_takes_its_width_until_all_of_its_answers_have_come() -> N
     assert jobs.num_open_rows == 0
 
 
+def test_a_job_that_is_forgotten_is_not_prepared_any_more() -> None:
+    jobs, held = HeldJobs(), claimed("a")
+    jobs.add(held)
+
+    jobs.forget(held.job)
+
+    assert jobs.next_unprepared() is None
+
+
 def test_a_refused_beam_search_leaves_nothing_to_wait_for() -> None:
     jobs, held = HeldJobs(), claimed("a")
     jobs.add(held)

@@ -344,6 +344,12 @@ def read(
 CALL = '[TOOL_CALLS]get_weather[ARGS]{"city": "Paris"}'
 
 
+def test_the_end_token_is_no_part_of_a_call() -> None:
+    parts = read('{"name": "now", "parameters": {}}', family="bare JSON")
+
+    assert [call.name for call in parts.tool_calls] == ["now"]
+
+
 def test_an_answer_with_calls_finishes_with_tool_calls() -> None:
     parts = read(CALL)
 
