@@ -21,11 +21,11 @@ from rq.job import Job
 from rq.registry import CanceledJobRegistry, FailedJobRegistry, FinishedJobRegistry
 
 from mlxq import keys, rq_keys
-from mlxq.connect import queue_errors
+from mlxq.connect import queue_errors, replies_to
 from mlxq.contract import Failure
 from mlxq.errors import BatchNotFound
 from mlxq.outside import LOST, record_ends
-from mlxq.read_back import is_success
+from mlxq.read_back import custom_id_of, is_success
 from mlxq.result_lines import failure_line
 
 Status = Literal["finished", "failed", "cancelled"]
@@ -189,9 +189,10 @@ class Collector:
             for item in chunk:
                 pipe.xrevrange(rq_keys.results(item.job_id), count=1)
                 pipe.hget(Job.key_for(item.job_id), "meta")
-            replies = pipe.execute()
+            replies = replies_to(pipe)
         return [
-            _answer(item, entries, meta) for item, entries, meta in zip(chunk, replies[::2], replies[1::2], strict=True)
+            _answer(item, entries or [], meta)
+            for item, entries, meta in zip(chunk, replies[::2], replies[1::2], strict=True)
         ]
 
     def _delete(self, chunk: Sequence[Answer]) -> None:
@@ -228,16 +229,24 @@ def _answer(item: Ended, entries: list[tuple[bytes, dict[bytes, bytes]]], meta: 
 
 def _output_line(fields: dict[bytes, bytes]) -> dict[str, Any] | None:
     """The output line in an entry of ``rq:results:{job}``; `None` where a stranger wrote something else."""
-    value = fields.get(b"return_value")
-    line = msgspec.json.decode(b64decode(value)) if value else None
-    return line if isinstance(line, dict) and "custom_id" in line else None
+    try:
+        line = msgspec.json.decode(b64decode(fields.get(b"return_value", b"")))
+    except (ValueError, RecursionError):  # base64's and msgspec's errors are ValueErrors
+        return None
+    return None if custom_id_of(line) is None else cast("dict[str, Any]", line)
 
 
 def _made_up_failure(item: Ended, fields: dict[bytes, bytes], meta: bytes | None) -> Failure:
     code, message = _why_without_line(item, fields)
-    # The custom id is lost with the job's hash; the job id still names the job.
-    custom_id = msgspec.json.decode(meta)["custom_id"] if meta else item.job_id
-    return Failure(custom_id=custom_id, request_id=item.job_id, code=code, message=message)
+    return Failure(custom_id=_custom_id_in(meta) or item.job_id, request_id=item.job_id, code=code, message=message)
+
+
+def _custom_id_in(meta: bytes | None) -> str | None:
+    """`None` if the custom id is lost with the job's hash, or overwritten; the job id still names the job."""
+    try:
+        return custom_id_of(msgspec.json.decode(meta or b""))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _why_without_line(item: Ended, fields: dict[bytes, bytes]) -> tuple[str, str]:
@@ -246,8 +255,17 @@ def _why_without_line(item: Ended, fields: dict[bytes, bytes]) -> tuple[str, str
     if item.status == "cancelled":
         return "cancelled", "The job was cancelled outside mlxq."
     if b"exc_string" in fields:
-        last_words = zlib.decompress(b64decode(fields[b"exc_string"])).decode().strip().splitlines()[-1]
+        last_words = _last_words(fields[b"exc_string"])
         if any(sign in last_words for sign in _SIGNS_OF_A_CRASH):
             return "worker_crashed", f"The worker gave up the job: {last_words}"
         return "failed_outside", f"The job failed outside mlxq: {last_words}"
     return "result_expired", "The job has ended, but its answer is no longer in Redis."
+
+
+def _last_words(exc_string: bytes) -> str:
+    """The last line of what RQ has written about an error."""
+    try:
+        lines = zlib.decompress(b64decode(exc_string)).decode().strip().splitlines()
+    except (ValueError, zlib.error):
+        return "what it says about it can't be read"
+    return lines[-1] if lines else "it says nothing about it"

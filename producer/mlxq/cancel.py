@@ -22,7 +22,7 @@ from rq.serializers import JSONSerializer
 from rq.utils import now, utcformat
 
 from mlxq import keys, rq_keys
-from mlxq.connect import transact
+from mlxq.connect import replies_to, transact
 from mlxq.contract import Failure
 from mlxq.result_lines import failure_line
 
@@ -112,9 +112,9 @@ def _metas(connection: Redis, job_ids: Sequence[str]) -> dict[str, bytes]:
     with connection.pipeline(transaction=False) as pipe:
         for job_id in job_ids:
             pipe.hmget(Job.key_for(job_id), "status", "meta")
-        replies = pipe.execute()
+        replies = replies_to(pipe)
     return {
-        job_id: meta
-        for job_id, (status, meta) in zip(job_ids, replies, strict=True)
-        if status == b"queued" and meta is not None
+        job_id: reply[1]
+        for job_id, reply in zip(job_ids, replies, strict=True)
+        if reply is not None and reply[0] == b"queued" and reply[1] is not None
     }

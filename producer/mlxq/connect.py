@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from redis import Redis
@@ -102,6 +102,15 @@ def queue_errors(connection: Redis) -> Iterator[None]:
         if "MISCONF" in str(error):  # Redis can't save to its own disk; not always in front, as pipelines add words
             raise QueueUnavailable(f"Redis at {address_of(connection)} takes no more writes: {error}") from error
         raise QueueError(f"Redis at {address_of(connection)} says: {error}") from error
+
+
+def replies_to(pipe: Pipeline) -> list[Any]:
+    """Executes a pipeline of reads. `None` stands where a stranger has put something of another type under the key."""
+    replies = pipe.execute(raise_on_error=False)
+    for reply in replies:
+        if isinstance(reply, Exception) and "WRONGTYPE" not in str(reply):
+            raise reply
+    return [None if isinstance(reply, Exception) else reply for reply in replies]
 
 
 def transact(connection: Redis, change: Callable[[Pipeline], T], *watched: str) -> T:

@@ -42,11 +42,12 @@ end
 local recorded = 0
 for i = 4, #KEYS, 2 do
   local job, id = KEYS[i], ARGV[i / 2 + 2]
-  local fields = redis.call('HMGET', job, 'status', 'mlxq_outcome')
+  local is_there = redis.call('TYPE', job).ok == 'hash' -- who overwrites a job with something else has deleted it
+  local fields = is_there and redis.call('HMGET', job, 'status', 'mlxq_outcome') or {}
   local outcome = fields[1] and OUTCOMES[fields[1]]
   if not redis.call('ZSCORE', KEYS[2], id) then
     outcome = nil -- collected and forgotten since the caller looked
-  elseif redis.call('EXISTS', job) == 0 then
+  elseif not is_there then
     record(id, 'failed', 'code', ARGV[3])
     recorded = recorded + 1
   -- A worker that still holds a cancelled job is about to write its partial text.

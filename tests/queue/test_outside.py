@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import threading
+from base64 import b64encode
 from functools import partial
 from pathlib import Path
+from typing import Any
+from zlib import compress
 
 import pytest
 from redis import Redis
@@ -14,7 +17,7 @@ from rq.results import Result
 from rq.worker import SimpleWorker
 
 from fake_worker import FakeWorker
-from mlxq import bulk, keys
+from mlxq import bulk, keys, rq_keys
 from mlxq.answers import Answer
 from mlxq.batch import Batch
 from mlxq.client import Client
@@ -178,3 +181,82 @@ def test_lost_and_cancelled_jobs_are_recorded_on_the_embedded_server_too(
         assert batch.cancel() == 3
         assert batch.counts().is_done
         client.close()
+
+
+# --- Strangers who write where mlxq and RQ do -----------------------------------------------------------------
+
+
+def overwrite(redis: Redis, key: str) -> None:
+    redis.delete(key)
+    redis.set(key, "wrong")
+
+
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_job_that_something_else_was_written_over_is_lost_and_costs_no_other(
+    batch: Batch, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, follow: bool
+) -> None:
+    if follow:  # five seconds of patience are too many here
+        monkeypatch.setattr(batch, "collector", partial(batch.collector, reconcile_s=0.05))
+    batch._redis.lrem("rq:queue:mlxq", 1, batch.job_id("a"))
+    overwrite(batch._redis, Job.key_for(batch.job_id("a")))
+    with FakeWorker(redis_url):
+        batch.wait(timeout_s=20)
+
+    summary = collected(batch, tmp_path, follow=follow)
+
+    assert (summary.error_codes, summary.succeeded, summary.interrupted) == ((("job_lost", 1),), 2, False)
+    assert (batch.counts().num_failed, batch.counts().num_finished) == (1, 2)
+
+
+def test_a_job_that_was_written_over_on_the_embedded_server_is_lost_too(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with private_redis() as server:
+        client = Client(server.url)
+        batch = client.submit(requests("a", "b"), "b1")
+        client.redis.lrem("rq:queue:mlxq", 1, batch.job_id("a"))
+        overwrite(client.redis, Job.key_for(batch.job_id("a")))
+        assert batch.counts().num_failed == 1
+        client.close()
+
+
+def test_a_batch_with_a_job_that_was_written_over_can_be_cancelled(batch: Batch) -> None:
+    overwrite(batch._redis, Job.key_for(batch.job_id("a")))
+
+    assert batch.cancel() == 2
+    assert (batch.counts().num_cancelled, batch.counts().num_failed) == (2, 1)
+
+
+GARBAGE = {
+    "no stream": None,
+    "no answer": {"type": 1},
+    "no base64": {"return_value": "?"},
+    "no JSON": {"return_value": b64encode(b"{oops")},
+    "no output line": {"return_value": b64encode(b'{"custom_id": 7}')},
+    "no compressed error": {"exc_string": b64encode(b"oops")},
+    "an empty error": {"exc_string": b64encode(compress(b""))},
+}
+
+
+@pytest.mark.parametrize("result", GARBAGE.values(), ids=GARBAGE.keys())
+@pytest.mark.parametrize("meta", ["{oops", "[]", '{"custom_id": null}', None])
+def test_an_answer_that_cannot_be_read_is_an_error_of_its_own_job(
+    batch: Batch, result: dict[Any, Any] | None, meta: str | None
+) -> None:
+    redis, job_id = batch._redis, batch.job_id("a")
+    if result is None:
+        overwrite(redis, rq_keys.results(job_id))
+    else:
+        redis.xadd(rq_keys.results(job_id), result)
+    if meta is None:
+        overwrite(redis, Job.key_for(job_id))
+    else:
+        redis.hset(Job.key_for(job_id), "meta", meta)
+    redis.xadd(keys.batch_events("b1"), {"job": job_id, "status": "failed"})
+
+    collector = batch.collector()
+    [answer] = collector.fetch(collector.poll(0.0))
+
+    assert answer.custom_id == job_id
+    assert error_of(answer)[0] in ("result_expired", "failed_outside")
