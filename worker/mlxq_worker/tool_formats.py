@@ -199,7 +199,9 @@ def _parser_name(tokenizer: Any) -> str | None:
         return str(name)
     infer: Callable[[Any], str | None] | None = getattr(tokenizer_utils, "_infer_tool_parser", None)
     if infer is None:
-        logger.warning("This mlx-lm doesn't tell tool call formats from chat templates: most models' calls stay text")
+        logger.warning(
+            "This mlx-lm doesn't tell tool call formats from chat templates: most models' calls can't be read"
+        )
         return None
     return infer(tokenizer)
 
