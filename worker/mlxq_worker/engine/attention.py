@@ -26,23 +26,27 @@ def attend(
 
     `mask` (B, 1, 1, T) is true where a key counts; with "causal" the queries are those of the last Q keys.
     """
-    if mx.default_device() != mx.Device(mx.cpu):  # not run on Metal
+    if is_fused():
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
     if not isinstance(mask, str):
         return attend_in_part(queries, keys, values, scale, mask).result(queries.dtype)
-    blocks = list(_causal_blocks(queries, keys, values, scale))
+    blocks = [part.result(queries.dtype) for part in attend_causally_in_parts(queries, keys, values, scale)]
     return blocks[0] if len(blocks) == 1 else mx.concatenate(blocks, axis=2)
 
 
-def _causal_blocks(queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> Iterator[mx.array]:
-    """Attention of the last keys' queries, each (B, H, up to `_CAUSAL_BLOCK`, D)."""
+def is_fused() -> bool:
+    """Whether `attend` is a single kernel here, which no attention in parts is as fast as."""
+    return mx.default_device() != mx.Device(mx.cpu)  # not run on Metal
+
+
+def attend_causally_in_parts(queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> Iterator[Partial]:
+    """Attention of the last keys' queries (B, H, Q, D), one block of queries after another."""
     num_queries, num_before = queries.shape[2], keys.shape[2] - queries.shape[2]
     for start in range(0, num_queries, _CAUSAL_BLOCK):
         stop = min(start + _CAUSAL_BLOCK, num_queries)
         end = num_before + stop
         mask = mx.arange(end)[None] <= mx.arange(num_before + start, end)[:, None]  # (stop - start, end)
-        part = attend_in_part(queries[:, :, start:stop], keys[:, :, :end], values[:, :, :end], scale, mask)
-        yield part.result(queries.dtype)
+        yield attend_in_part(queries[:, :, start:stop], keys[:, :, :end], values[:, :, :end], scale, mask)
 
 
 @dataclass(frozen=True, slots=True)

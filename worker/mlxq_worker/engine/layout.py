@@ -1,5 +1,5 @@
-"""Where the tokens of one step go: their positions, the slots and columns that they are written to, and how the
-decoding rows attend to them. Made once a step from plain spans, as arrays that every layer uses.
+"""Where the tokens of one step go: their positions, the slots and columns that they are written to, and how they
+attend to what is there. Made once a step from plain spans, as arrays that every layer uses.
 
 Knows nothing of keys and values: `engine/slots` holds those.
 """
@@ -12,6 +12,7 @@ from itertools import chain, groupby
 
 import mlx.core as mx
 
+from mlxq_worker.engine.attention import is_fused
 from mlxq_worker.engine.places import Place
 from mlxq_worker.engine.prefix import Prefix
 from mlxq_worker.engine.scheduler import PrefixPiece
@@ -48,6 +49,12 @@ class Layout:
         decoding: spans of one token, by rising place.
         spans: the prompt pieces, in the order of their tokens.
         prefixes: the prefix pieces, in the order of their tokens.
+
+    Attributes:
+        sharing: how tokens attend to shared prefixes, if any does. The decoding rows' do so together; prompts' join
+            them where attention is done in parts anyway.
+        joined: the prompt pieces whose tokens are in `sharing`.
+        pieces: those that attend each by itself.
     """
 
     def __init__(
@@ -55,7 +62,10 @@ class Layout:
     ) -> None:
         in_slots = (*decoding, *spans)
         self.prefixes = tuple(prefixes)
-        self.pieces: tuple[Span | PrefixPiece, ...] = (*spans, *prefixes)
+        sharing = decoding if is_fused() else in_slots
+        self.sharing = Sharing(sharing) if any(span.prefix for span in sharing) else None
+        self.joined = tuple(spans) if self.sharing and not is_fused() else ()
+        self.pieces: tuple[Span | PrefixPiece, ...] = (*(() if self.joined else spans), *prefixes)
         self.num_decoding = len(decoding)
         self.num_in_slots = sum(map(len, in_slots))
         positions = [position for span in in_slots for position in span.positions]
@@ -63,7 +73,6 @@ class Layout:
         self.positions = mx.array(positions)  # (N,)
         self.writes = _writes(in_slots)
         self.windows = _windows(decoding)
-        self.sharing = Sharing(decoding) if any(span.prefix for span in decoding) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,18 +141,18 @@ def _windows(decoding: Sequence[Span]) -> tuple[Window, ...]:
 
 
 class Sharing:
-    """Which decoding rows attend to which prefix. `order` (B,) puts the results, group after group and then those of
-    rows that share nothing, into the rows' order; `None` where they are in it already."""
+    """Which of n tokens attend to which prefix. `order` (n,) puts the results, group after group and then those of
+    tokens that share nothing, into the tokens' order; `None` where they are in it already."""
 
-    def __init__(self, decoding: Sequence[Span]) -> None:
-        groups: dict[Prefix, list[int]] = {}
-        for index, span in enumerate(decoding):
-            if span.prefix:
-                groups.setdefault(span.prefix, []).append(index)
-        grouped = [index for group in groups.values() for index in group]
-        alone = [index for index, span in enumerate(decoding) if not span.prefix]
-        self.groups = {prefix: mx.array(group) for prefix, group in groups.items()}  # (rows of the group,)
+    def __init__(self, spans: Sequence[Span]) -> None:
+        groups: dict[Prefix | None, list[int]] = {}
+        for index, prefix in enumerate(chain.from_iterable([span.prefix] * len(span) for span in spans)):
+            groups.setdefault(prefix, []).append(index)
+        alone = groups.pop(None, [])
+        grouped = list(chain.from_iterable(groups.values()))
+        self.groups = {prefix: mx.array(group) for prefix, group in groups.items() if prefix}  # (tokens of the group,)
+        self.num_tokens = len(grouped) + len(alone)
         self.num_alone = len(alone)
         order = [*grouped, *alone]
         in_order = order == sorted(order)
-        self.order = None if in_order else mx.array([order.index(index) for index in range(len(order))])
+        self.order = None if in_order else mx.array(sorted(range(len(order)), key=order.__getitem__))

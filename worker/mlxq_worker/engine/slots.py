@@ -16,7 +16,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxq_worker.engine.attention import Partial, attend, attend_in_part
+from mlxq_worker.engine.attention import Partial, attend, attend_causally_in_parts, attend_in_part
 from mlxq_worker.engine.layout import Layout, Sharing, Span, Window
 from mlxq_worker.engine.places import Changes, Place, SlabSize
 from mlxq_worker.engine.prefix import Prefix
@@ -87,6 +87,7 @@ class SlotCache:
         """Attention of every token to its own sequence up to itself: (N, heads, 1, D) to (N, heads, 1, D)."""
         layout, end = self.layout, self.layout.num_decoding
         if layout.sharing is not None:
+            end = layout.sharing.num_tokens
             parts = [self._attend_sharing(queries[:end], layout.sharing, scale)]
         else:
             parts = [self._attend_window(queries, window, scale) for window in layout.windows]
@@ -122,9 +123,9 @@ class SlotCache:
         return result if window.result_rows is None else result[window.result_rows]
 
     def _attend_sharing(self, queries: mx.array, sharing: Sharing, scale: float) -> mx.array:
-        """Attention of rows behind prefixes: each row's part in its slot and its part in the prefix, merged."""
+        """Attention of tokens behind prefixes: each one's part in its slot and its part in the prefix, merged."""
         in_slot = Partial.joined(list(self._parts_in_slots(queries, scale)))
-        shared = [self._attend_prefix(queries[rows], prefix, scale) for prefix, rows in sharing.groups.items()]
+        shared = [self._attend_prefix(queries[tokens], prefix, scale) for prefix, tokens in sharing.groups.items()]
         if sharing.num_alone:
             shared.append(shared[0].nothing(sharing.num_alone))
         in_prefix = Partial.joined(shared) if sharing.order is None else Partial.joined(shared)[sharing.order]
@@ -135,6 +136,12 @@ class SlotCache:
             own, keys, values, mask = self._seen_in(window, queries)
             part = attend_in_part(own, keys, values, scale, mask)
             yield part if window.result_rows is None else part[window.result_rows]
+        end = self.layout.num_decoding
+        for span in self.layout.joined:
+            start, end = end, end + len(span)
+            own, (keys, values) = _side_by_side(queries[start:end]), self._slot_of(span)
+            for part in attend_causally_in_parts(own, keys, values, scale):
+                yield part.taken_apart()
 
     def _seen_in(self, window: Window, queries: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array | None]:
         """The window's queries out of those of all decoding rows, the keys and values that they see, and a mask."""
@@ -143,7 +150,7 @@ class SlotCache:
         return own, *self._slabs[window.slab].part(0, window.num_slots, window.width), window.mask
 
     def _attend_prefix(self, queries: mx.array, prefix: Prefix, scale: float) -> Partial:
-        """All rows of a group at once, as if they were one row with many queries: (b, heads, 1, D)."""
+        """All tokens of a group at once, as if they were one row with many queries: (n, heads, 1, D)."""
         keys, values = self._prefixes[prefix]
         return attend_in_part(_side_by_side(queries), keys, values, scale).taken_apart()
 
@@ -151,11 +158,15 @@ class SlotCache:
         if isinstance(piece, PrefixPiece):
             keys, values = self._prefixes[piece.prefix]
         else:
-            slot = piece.place.slot
-            own = self._slabs[piece.place.slab].part(slot, slot + 1, piece.stop)
+            own = self._slot_of(piece)
             keys, values = self._behind(self._prefixes[piece.prefix], own) if piece.prefix else own
         result = attend(_side_by_side(queries), keys, values, scale, "causal")
         return result[0].swapaxes(0, 1)[:, :, None]
+
+    def _slot_of(self, span: Span) -> tuple[mx.array, mx.array]:
+        """A row's keys and values behind its prefix up to the end of a span, (1, H, columns, D) each."""
+        slot = span.place.slot
+        return self._slabs[span.place.slab].part(slot, slot + 1, span.stop)
 
     def _begun(self, prefix: Prefix) -> tuple[mx.array, mx.array] | None:
         """What there is of a prefix: at first what it takes over from its base."""
