@@ -35,6 +35,11 @@ def test_the_smallest_size_leaves_most_of_a_step_to_prompts(num_rows: int, size:
     assert first_size(num_rows) == size
 
 
+def test_no_larger_size_is_timed_once_tokens_get_hardly_cheaper() -> None:
+    assert next_size(DECODE, timings(n64=20, n128=30)) == 256
+    assert next_size(DECODE, timings(n64=20, n128=37)) is None
+
+
 @pytest.mark.parametrize(
     ("last", "following"),
     [

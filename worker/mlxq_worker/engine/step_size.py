@@ -52,7 +52,10 @@ def choose_size(decode: StepTiming, timings: Sequence[StepTiming]) -> int:
 
 
 def next_size(decode: StepTiming, timings: Sequence[StepTiming]) -> int | None:
-    """The next size worth timing: twice the last one, unless that will surely take too long."""
-    last = timings[-1]
+    """The next size worth timing: twice the last one, unless tokens got hardly cheaper when it was doubled before, or
+    such a step will surely take too long."""
+    *before, last = timings
+    if before and NEARLY_BEST * last.seconds_per_token > before[-1].seconds_per_token:
+        return None
     too_long = 2 * last.seconds / NEARLY_BEST > MAX_STALL * decode.seconds
     return None if too_long or 2 * last.num_tokens > MAX_TOKENS else 2 * last.num_tokens
