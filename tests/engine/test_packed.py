@@ -156,6 +156,17 @@ def test_rows_that_share_a_prefix_get_the_tokens_that_they_get_without_sharing(
     assert alone == evicting == sharing
 
 
+def test_rows_get_the_same_tokens_where_attention_is_a_single_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, specs = build("llama"), sharing_specs(seed=5)
+    in_parts = run(BatchEngine(model, decode, max_num_seqs=8, max_num_batched_tokens=24), specs).tokens
+    for module in ("attention", "layout"):
+        monkeypatch.setattr(f"mlxq_worker.engine.{module}.is_fused", lambda: True)
+
+    fused = run(BatchEngine(model, decode, max_num_seqs=8, max_num_batched_tokens=24), specs).tokens
+
+    assert fused == in_parts
+
+
 def test_a_shared_prefix_goes_through_the_model_once(layouts: list[Layout]) -> None:
     prefix = tuple(index % VOCAB_SIZE for index in range(128))
     specs = [row_spec(row_id=str(index), prompt_ids=(*prefix, index), max_tokens=1) for index in range(20)]
@@ -269,7 +280,7 @@ def test_what_a_row_leaves_in_a_slot_does_not_reach_the_next_one(caches: list[Sl
     def overflow(step_index: int) -> None:
         if step_index == 4:
             for cache in caches[-2:]:  # both layers
-                cache._slabs[0]._values[mx.array([1])] = mx.array(mx.nan)
+                cache._slabs[0]._values[1, :, :6] = mx.array(mx.nan)  # all that it has written
             engine.cancel("leaver")
             engine.admit(follower)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxq_worker.engine.places import COLUMN_STEP, Changes, Place, Places, SlabSize, slab_of, slab_sizes
+from mlxq_worker.engine.places import COLUMN_STEP, Changes, Place, Places, SlabSize, Wipe, slab_of, slab_sizes
 
 
 @pytest.mark.parametrize(("num_columns", "slab"), [(0, 0), (1, 0), (256, 0), (257, 1), (512, 1), (513, 2), (4096, 4)])
@@ -40,8 +41,11 @@ def test_a_new_row_takes_the_slot_of_one_that_left_and_nothing_moves() -> None:
 
     changes = places.arrange({"a": 2, "d": 9, "c": 2})
 
-    assert changes == Changes((), (Place(0, 1),), {0: SlabSize(3, 256)})
+    assert changes == Changes((), (Wipe(Place(0, 1), 1),), {0: SlabSize(3, 256)})
     assert places["d"] == Place(0, 1)
+
+
+NOBODY = -1
 
 
 class Tape:
@@ -49,13 +53,14 @@ class Tape:
 
     def __init__(self) -> None:
         self.places = Places[int]()
-        self.cells: dict[Place, int] = {}
+        self.cells: defaultdict[Place, list[int]] = defaultdict(lambda: [NOBODY] * 10_800)
 
     def arrange(self, columns: Mapping[int, int]) -> Changes:
         changes = self.places.arrange(columns)
         for source, target in changes.moves:
-            self.cells[target] = self.cells[source]
-        self.cells.update(dict.fromkeys(changes.wiped, -1))
+            self.cells[target] = list(self.cells[source])
+        for wipe in changes.wiped:
+            self.cells[wipe.place][: wipe.num_columns] = [NOBODY] * wipe.num_columns
         return changes
 
 
@@ -75,8 +80,10 @@ def test_every_row_keeps_what_is_its_own_in_slots_without_holes(steps: list[dict
         changes = tape.arrange(lengths)
         for row in lengths:
             place = tape.places[row]
-            assert tape.cells[place] == (row if row in known else -1)
-            tape.cells[place] = row
+            num_written = known.get(row, 0)
+            assert set(tape.cells[place][:num_written]) <= {row}
+            assert set(tape.cells[place][num_written:]) == {NOBODY}
+            tape.cells[place][: lengths[row]] = [row] * lengths[row]
             assert lengths[row] <= changes.sizes[place.slab].num_columns
         in_slabs = sorted(tape.places[row] for row in lengths)
         assert len(set(in_slabs)) == len(lengths)

@@ -29,6 +29,14 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Wipe:
+    """What rows that have left may have written at a place: so many columns from the first."""
+
+    place: Place
+    num_columns: int
+
+
+@dataclass(frozen=True, slots=True)
 class SlabSize:
     """Slots, and columns in each of them."""
 
@@ -42,11 +50,11 @@ class SlabSize:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What brings the slabs to where the rows now lie: copies from place to place, one after another, then places of
-    new rows to wipe. `sizes` is what each slab needs after that; there are no others."""
+    """What brings the slabs to where the rows now lie: copies from place to place, one after another, then what to
+    wipe where new rows lie. `sizes` is what each slab needs after that; there are no others."""
 
     moves: tuple[tuple[Place, Place], ...]
-    wiped: tuple[Place, ...]
+    wiped: tuple[Wipe, ...]
     sizes: Mapping[int, SlabSize]
 
 
@@ -55,6 +63,8 @@ class Places(Generic[R]):
 
     def __init__(self) -> None:
         self._places: dict[R, Place] = {}
+        self._columns: dict[R, int] = {}
+        self._left_behind: dict[Place, int] = {}  # columns that the last row there wrote
         self._used: defaultdict[int, set[int]] = defaultdict(set)
 
     def __repr__(self) -> str:
@@ -68,9 +78,10 @@ class Places(Generic[R]):
         for row in [row for row in self._places if row not in columns]:
             self._leave(row)
         moves = [(self._places[row], self._rise(row, slab)) for row, slab in self._outgrown(columns)]
-        wiped = [self._take(row, slab_of(num)) for row, num in columns.items() if row not in self._places]
+        wiped = [self._enter(row, num) for row, num in columns.items() if row not in self._places]
         moves += [move for slab in self._used for move in self._closing_moves(slab)]
-        return Changes(tuple(moves), tuple(wiped), slab_sizes(columns.values()))
+        self._columns = dict(columns)
+        return Changes(tuple(moves), tuple(wipe for wipe in wiped if wipe.num_columns), slab_sizes(columns.values()))
 
     def _outgrown(self, columns: Mapping[R, int]) -> list[tuple[R, int]]:
         """The rows that need another slab, and which; the longest first, since their places may be taken next."""
@@ -78,9 +89,15 @@ class Places(Generic[R]):
         rising = [(row, slab) for row, slab in slabs.items() if slab != self._places[row].slab]
         return sorted(rising, key=lambda each: each[1], reverse=True)
 
+    def _enter(self, row: R, num_columns: int) -> Wipe:
+        place = self._take(row, slab_of(num_columns))
+        return Wipe(place, self._left_behind.pop(place, 0))
+
     def _rise(self, row: R, slab: int) -> Place:
         self._leave(row)
-        return self._take(row, slab)
+        place = self._take(row, slab)
+        self._left_behind.pop(place, None)  # a copy writes over all columns
+        return place
 
     def _take(self, row: R, slab: int) -> Place:
         used = self._used[slab]
@@ -92,6 +109,7 @@ class Places(Generic[R]):
     def _leave(self, row: R) -> None:
         place = self._places.pop(row)
         self._used[place.slab].remove(place.slot)
+        self._left_behind[place] = self._columns[row]
 
     def _closing_moves(self, slab: int) -> list[tuple[Place, Place]]:
         """Move the slab's last rows into its holes. New rows never move: they took the first holes."""

@@ -6,7 +6,7 @@ computed, where a slice assignment copies the whole slab. Knows nothing of rows;
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Self
 
 import mlx.core as mx
@@ -67,11 +67,14 @@ class Slab:
         self._keys[where] = self._keys[what]
         self._values[where] = self._values[what]
 
-    def wipe(self, slot: int) -> None:
-        """Forget what a row that has left wrote here: a masked key counts for nothing, but a masked value is multiplied
-        by zero, and that would pass on a NaN."""
-        if slot < self.size.num_slots:
-            self._values[mx.array([slot])] = mx.zeros((1,), self._values.dtype)
+    def wipe(self, written: Iterable[tuple[int, int]]) -> None:
+        """Forget what rows that have left wrote, so many columns in each of these slots: a masked key counts for
+        nothing, but a masked value is multiplied by zero, and that would pass on a NaN."""
+        within = [(slot, min(num, self.size.num_columns)) for slot, num in written if slot < self.size.num_slots]
+        if within:
+            slots = mx.array([slot for slot, num in within for _ in range(num)])
+            columns = mx.array([column for _, num in within for column in range(num)])
+            self._values[slots, :, columns] = mx.zeros((1,), self._values.dtype)
 
     def grow(self, size: SlabSize) -> None:
         """Make room for this many slots and columns at least."""

@@ -55,9 +55,8 @@ class SlotCache:
                 slab.grow(self._sizes[index])
         for source, target in changes.moves:
             self.move(source, target)
-        for place in changes.wiped:
-            if place.slab in self._slabs:
-                self._slabs[place.slab].wipe(place.slot)
+        for index, slab in self._slabs.items():
+            slab.wipe([(wipe.place.slot, wipe.num_columns) for wipe in changes.wiped if wipe.place.slab == index])
         self._slabs = {index: slab for index, slab in self._slabs.items() if index in self._sizes}
         for index, slab in self._slabs.items():
             slab.shrink(self._sizes[index])
