@@ -440,7 +440,8 @@ def test_connections_that_break_again_and_again_lose_and_double_nothing(
     redis_url: str,  # noqa: F811
 ) -> None:
     batch = submit(connection, *("hello" for _ in range(300)))
-    worker = a_worker(connection, width=8)
+    # What a claim took whose reply redis-py lost by a retry of its own waits for the next look: by default 10 s.
+    worker = a_worker(connection, width=8, maintenance_s=1.0)
     worker.step_s = 0.005
 
     with working(worker), Redis.from_url(redis_url) as saboteur:
