@@ -32,6 +32,7 @@ class Office:
         complete = WorkerConfig(model="fake", lease_s=LEASE_S, engine=EngineConfig(max_num_seqs=4), **config)
         self._worker = FakeWorker(["mlxq"], connection=connection, serializer="json", config=complete)
         self._worker.register_birth()
+        self.name = self._worker.name
         self._presence = Presence(self._worker)
         self._channel = Channel.open()
         store = JobStore(connection, self._worker.name, complete.queues, lease_s=LEASE_S, lease_clock="caller")
@@ -60,6 +61,14 @@ class Office:
 
     def close(self) -> None:
         self._presence.close()
+
+
+@pytest.fixture(autouse=True)
+def uptime(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """For how many seconds Redis has been running: since long ago, unless a test says otherwise."""
+    seconds = [1e6]
+    monkeypatch.setattr(JobStore, "uptime_s", lambda _: seconds[0])
+    return seconds
 
 
 @pytest.fixture
@@ -153,6 +162,41 @@ def test_after_an_outage_the_other_workers_get_time_to_extend_their_leases(
     neighbour.desk.turn(back + COME_BACK_S + 1)
 
     assert (status(connection, job.id), strikes(connection, job.id)) == ("started", 0)
+
+
+def test_a_worker_that_starts_after_an_outage_gives_the_others_the_same_time(
+    connection: Redis,  # noqa: F811
+    office: Office,
+    neighbour: Office,
+    uptime: list[float],
+) -> None:
+    job = enqueue_plain(connection)
+    office.desk.turn(START)
+    back = START + LEASE_S + 10
+
+    uptime[0] = 1
+    neighbour.desk.turn(back)
+    early = strikes(connection, job.id)
+    uptime[0] = COME_BACK_S
+    neighbour.desk.turn(back + COME_BACK_S)
+
+    assert (early, strikes(connection, job.id)) == (0, 1)
+
+
+def test_the_jobs_of_a_worker_that_is_known_to_be_dead_are_taken_over_in_any_case(
+    connection: Redis,  # noqa: F811
+    office: Office,
+    neighbour: Office,
+    uptime: list[float],
+) -> None:
+    job = enqueue_plain(connection)
+    office.desk.turn(START)
+    uptime[0] = 1
+
+    JobStore(connection, "supervisor", ["mlxq"]).abandon(office.name, START + LEASE_S + 10)
+    neighbour.desk.turn(START + LEASE_S + 10)
+
+    assert strikes(connection, job.id) == 1
 
 
 def test_the_jobs_of_a_worker_that_does_not_come_back_are_taken_over_later(

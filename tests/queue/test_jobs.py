@@ -22,7 +22,7 @@ from mlxq_worker import endings
 from mlxq_worker.endings import Ending
 from mlxq_worker.job_data import MAX_DATA_BYTES, Claimed
 from mlxq_worker.jobs import FIRST_DELAY_S, MAX_DELAY_S, MAX_STRIKES, JobStore
-from redis_fixture import redis_server_url, redis_url  # noqa: F401 - fixtures
+from redis_fixture import MortalRedis, mortal_redis, redis_program, redis_server_url, redis_url  # noqa: F401 - fixtures
 from worker_helpers import answer, enqueue_plain, events, fetch, queue_of, status, submit
 
 LEASE_S = 90.0
@@ -559,6 +559,14 @@ def test_a_lease_that_has_run_out_on_rediss_clock_is_recovered(connection: Redis
     connection.zadd("rq:wip:mlxq", {f"{job.id}:{claimed.execution_id}": now() - 1})
 
     assert worker.recover_expired(now()).num_requeued == 1
+
+
+def test_how_long_redis_has_been_running_is_as_it_says(mortal_redis: MortalRedis) -> None:  # noqa: F811
+    with Redis.from_url(mortal_redis.url) as connection:
+        store = JobStore(connection, "w1", ["mlxq"])
+        young = store.uptime_s()
+        connection.acl_setuser("default", commands=["-info"])
+        assert (young < 60, store.uptime_s()) == (True, float("inf"))
 
 
 def test_a_released_job_is_first_in_line_again_and_has_no_strike(connection: Redis) -> None:

@@ -281,7 +281,10 @@ class JobDesk:
                 self._cancel(held, "stopped")
 
     def _recover(self, now: float) -> None:
-        recovered = self._store.recover_expired(now)
+        """Take the jobs of the dead. While Redis has only just come back, none that are silent count as such: nobody
+        could extend a lease before."""
+        come_back_s = min(COME_BACK_S, self._config.lease_s)
+        recovered = self._store.recover_expired(now, only_abandoned=self._store.uptime_s() < come_back_s)
         if recovered.num_requeued:
             logger.warning("Requeued %d jobs of a worker that died", recovered.num_requeued)
             self._num_queued += recovered.num_requeued

@@ -99,6 +99,7 @@ class JobStore:
         self._lease_s = lease_s
         self._result_ttl_s = result_ttl_s
         self._lease_clock = lease_clock
+        self._tells_uptime = True
         self._claim = _script(connection, "claim")
         self._beat = _script(connection, "beat")
         self._finish = _script(connection, "finish")
@@ -172,9 +173,21 @@ class JobStore:
                     self._add_release(pipe, queue, job_id, execution_id, now, 0)
             return sum(pipe.execute())
 
-    def recover_expired(self, now: float) -> Recovered:
-        """Take back the jobs whose lease ran out, each with a strike; see `Recovered`."""
-        parameters = {"max_strikes": MAX_STRIKES, "limit": RECOVER_LIMIT, "seed": uuid4().hex}
+    def uptime_s(self) -> float:
+        """How long Redis has been running; for ever, where it doesn't say."""
+        if not self._tells_uptime:
+            return float("inf")
+        try:
+            return float(self._redis.info("server")["uptime_in_seconds"])
+        except (redis_errors.ResponseError, KeyError):  # an embedded one, which hangs up on it, or an ACL
+            self._tells_uptime = False
+            return float("inf")
+
+    def recover_expired(self, now: float, *, only_abandoned: bool = False) -> Recovered:
+        """Take back the jobs whose lease ran out, each with a strike; see `Recovered`. With `only_abandoned` those of
+        workers that are known to be dead, see `abandon`."""
+        parameters: dict[str, Any] = {"max_strikes": MAX_STRIKES, "limit": RECOVER_LIMIT, "seed": uuid4().hex}
+        parameters["only_abandoned"] = only_abandoned
         reply = self._recover(args=self._args(now, queues=self._queues, **parameters))
         num_requeued, struck_out = cast("tuple[int, list[list[bytes | None]]]", reply)
         return Recovered(num_requeued, [Claimed.read(job, now) for job in struck_out])

@@ -1,11 +1,11 @@
 -- Ends the leases of all that a worker holds in p.queues, for it is dead: recover.lua takes the jobs from there. RQ's
--- tools list the worker no more. Returns the ids of the jobs whose leases were not over yet.
-local now, ended = string.format('%.6f', lease_now()), {}
+-- tools list the worker no more. Returns the ids of the jobs.
+local ended = {}
 for _, entry in ipairs(redis.call('SMEMBERS', worker_executions_key(p.dead))) do
   for _, queue in ipairs(p.queues) do
     local lease_end = redis.call('ZSCORE', wip_key(queue), entry)
-    if lease_end and tonumber(lease_end) > tonumber(now) then
-      redis.call('ZADD', wip_key(queue), now, entry)
+    if lease_end and tonumber(lease_end) > ABANDONED then
+      redis.call('ZADD', wip_key(queue), ABANDONED, entry)
       ended[#ended + 1] = string.match(entry, '^([^:]*):')
     end
   end

@@ -53,6 +53,9 @@ local function lease_now()
   return tonumber(time[1]) + tonumber(time[2]) / 1000000
 end
 
+-- When the leases of a worker ended that is known to be dead, which tells them from those that nobody has extended.
+local ABANDONED = 0
+
 -- The entry in rq:wip:{queue} is the lease: whoever's execution is in there owns the job.
 local function holds_lease(queue, job, execution)
   return redis.call('ZSCORE', wip_key(queue), job .. ':' .. execution)

@@ -1,4 +1,5 @@
--- Takes up to p.limit jobs per queue from workers that let their leases run out, and gives each a strike.
+-- Takes up to p.limit jobs per queue from workers that let their leases run out, and gives each a strike; with
+-- p.only_abandoned from none but those that are known to be dead.
 -- Jobs go back to their queue, in their old order; one with p.max_strikes is leased to this worker
 -- instead, so that it can be failed. Returns {how many went back, the jobs to fail}.
 local put_back_jobs, struck_out = 0, {}
@@ -11,8 +12,8 @@ local function earlier(a, b)
 end
 
 local function expired_leases(queue)
-  local leases, now = {}, string.format('%.6f', lease_now())
-  for _, entry in ipairs(redis.call('ZRANGEBYSCORE', wip_key(queue), 0, now, 'LIMIT', 0, p.limit)) do
+  local leases, latest = {}, string.format('%.6f', p.only_abandoned and ABANDONED or lease_now())
+  for _, entry in ipairs(redis.call('ZRANGEBYSCORE', wip_key(queue), 0, latest, 'LIMIT', 0, p.limit)) do
     local job, execution = string.match(entry, '^([^:]*):(.*)$')
     if not job or not is_a('hash', job_key(job)) then
       redis.call('ZREM', wip_key(queue), entry) -- not an execution, or one of a job that is gone
