@@ -84,6 +84,7 @@ def test_given_values_win_and_none_is_not_given() -> None:
         ("MLXQ_LONGEST_FIRST", "perhaps"),
         ("MLXQ_LEASE_S", "soon"),
         ("MLXQ_LEASE_S", "0.1"),
+        ("MLXQ_LEASE_S", "91"),
         ("MLXQ_LEASE_S", "nan"),
         ("MLXQ_GRACE_S", "-1"),
         ("MLXQ_GRACE_S", "nan"),

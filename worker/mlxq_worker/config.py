@@ -105,7 +105,7 @@ class WorkerConfig:
         _check(self, "queues", bool(self.queues) and all(self.queues), "at least one queue name")
         _check(self, "default_max_tokens", self.default_max_tokens >= 1, "at least 1")
         _check(self, "claim_ahead", self.claim_ahead >= 1, "at least 1")
-        _check(self, "lease_s", 1 <= self.lease_s <= 3600, "from 1 to 3600 seconds")
+        _check(self, "lease_s", 1 <= self.lease_s <= 90, "from 1 to 90 seconds")
         _check(self, "grace_s", self.grace_s >= 0, "not negative")
         _check(self, "maintenance_s", self.maintenance_s > 0, "above 0 seconds")
         _check(self, "step_timeout_s", self.step_timeout_s > 0, "above 0 seconds")
