@@ -413,6 +413,13 @@ def test_run_tells_at_once_why_its_worker_cannot_work(monkeypatch: pytest.Monkey
     assert result.stderr.startswith("Error: the worker can't work: there is no model here")
 
 
+def test_run_without_workers_needs_a_redis_that_others_know(tmp_path: Path) -> None:
+    file = write_prompts(tmp_path / "in.jsonl", 1)
+    result = mlxq("run", "-i", file, "-o", tmp_path / "out.jsonl", "--workers", "0")
+    assert result.exit_code == 2
+    assert "--url" in result.stderr
+
+
 def test_run_uses_a_given_redis_and_workers_of_others(redis_url: str, tmp_path: Path) -> None:
     file = write_prompts(tmp_path / "in.jsonl", 3)
     with FakeWorker(redis_url):

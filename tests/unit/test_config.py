@@ -92,6 +92,7 @@ def test_given_values_win_and_none_is_not_given() -> None:
         ("MLXQ_STEP_TIMEOUT_S", "0"),
         ("MLXQ_MEMORY_LIMIT", "plenty"),
         ("MLXQ_MEMORY_LIMIT", "0GB"),
+        ("MLXQ_MEMORY_LIMIT", "150%"),
         ("MLXQ_MAX_JOBS", "0"),
         ("MLXQ_MAX_GENERATED_TOKENS", "-1"),
         ("MLXQ_BURST", "maybe"),

@@ -64,7 +64,7 @@ def load_backend(config: WorkerConfig) -> Backend:
     if not room_for_rows(limit_bytes, used_bytes()):
         raise ModelError(
             f"with {loaded.name} loaded the worker takes {used_bytes() / 2**20:.0f} MiB, and it may take no more than "
-            f"{limit_bytes / 2**20:.0f}: raise --memory-limit (MLXQ_MEMORY_LIMIT) or choose a smaller model"
+            f"{limit_bytes / 2**20:.0f} MiB: raise --memory-limit (MLXQ_MEMORY_LIMIT) or choose a smaller model"
         )
 
     step_tokens = config.engine.max_num_batched_tokens

@@ -185,11 +185,13 @@ def to_bytes(text: str) -> int:
     or a plain number of bytes.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: it is none of these, or more than all of the machine's memory in percent.
     """
     if not (match := _SIZE.fullmatch(text.strip())):
         raise ValueError(text)
     number, prefix, binary, percent = match.groups()
+    if percent and float(number) > 100:
+        raise ValueError(text)
     if percent:
         return round(float(number) / 100 * machine_bytes())
     unit: int = (1024 if binary else 1000) ** " KMGT".index((prefix or " ").upper())

@@ -83,6 +83,8 @@ def run(
     goes away is waited for. Answers of another model count as done, too: give each model its own --output and, on a
     shared Redis, its own --queue.
     """
+    if not (workers or url):
+        raise click.UsageError("--workers 0 leaves the work to the workers of a Redis that they know: give its --url")
     error_file = error_file or default_error_file(output)
     refuse_same_file({"--input": input_path, "--output": output, "--error-file": error_file})
     lines = read_requests(input_path, chat_text=chat, allow_unknown=allow_unknown_params, defaults=defaults)
