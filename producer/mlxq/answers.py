@@ -25,7 +25,7 @@ from mlxq.connect import queue_errors, replies_to
 from mlxq.contract import Failure
 from mlxq.errors import BatchNotFound
 from mlxq.outside import LOST, record_ends
-from mlxq.read_back import custom_id_of, is_success
+from mlxq.read_back import custom_id_of, is_output_line, is_success
 from mlxq.result_lines import failure_line
 
 Status = Literal["finished", "failed", "cancelled"]
@@ -233,7 +233,7 @@ def _output_line(fields: dict[bytes, bytes]) -> dict[str, Any] | None:
         line = msgspec.json.decode(b64decode(fields.get(b"return_value", b"")))
     except (ValueError, RecursionError):  # base64's and msgspec's errors are ValueErrors
         return None
-    return None if custom_id_of(line) is None else cast("dict[str, Any]", line)
+    return cast("dict[str, Any]", line) if is_output_line(line) else None
 
 
 def _made_up_failure(item: Ended, fields: dict[bytes, bytes], meta: bytes | None) -> Failure:

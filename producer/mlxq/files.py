@@ -80,9 +80,11 @@ def read_requests(
 
     Raises:
         InputFileError: the file can't be read, or is UTF-16; raised when a line is asked for.
+            It starts with an answer; raised at once.
         ConfigError: a default can't be used; raised at once.
     """
     openai.check_defaults(defaults or {})
+    _refuse_answers(path)
     text = _is_text(path, input_format)
     return _requests(path, _text_parser(chat_text, defaults) if text else _json_parser(allow_unknown, defaults))
 
@@ -92,6 +94,15 @@ def _requests(path: Path | str, parse: _Parse) -> Iterator[ParsedLine | BadLine]
     for number, line in _numbered_lines(path):
         if line.strip():
             yield _refuse_second(_parsed(parse, line, number), number, first_lines)
+
+
+def _refuse_answers(path: Path | str) -> None:
+    """One error for the whole file, rather than one per line."""
+    if str(path) == STDIN or not Path(path).is_file():
+        return
+    with _errors_of(path, "read"), Path(path).open("rb") as source:
+        if _output_line(source.readline(_READ_LIMIT)) is not None:
+            raise InputFileError(f"{path} is a file of answers, not of requests; are -i and -o swapped?")
 
 
 def _is_text(path: Path | str, input_format: InputFormat | None) -> bool:
@@ -186,7 +197,8 @@ class ResultWriter:
         self._fd = _open_locked(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             with _errors_of(self._path, "write"):
-                self._end = _repaired_end(self._fd, self._path) if _is_regular(self._fd) else 0
+                check_result_file(self._path)
+                self._end = _repaired_end(self._fd) if _is_regular(self._fd) else 0
         except BaseException:
             os.close(self._fd)
             raise
@@ -261,6 +273,25 @@ def done_by(line: Mapping[str, Any]) -> Done | None:
     return Done(content_hash, read_back.model_of(line))
 
 
+def check_result_file(path: Path | str) -> None:
+    """Look at the first and the last line of a file that is to take output lines: its name may be a slip of the hand.
+
+    A missing file is fine, and so are pipes and devices. Changes nothing.
+
+    Raises:
+        InputFileError: the file can't be read, or it holds something else.
+    """
+    if not Path(path).is_file():
+        return
+    with _errors_of(path, "read"), Path(path).open("rb") as source:
+        first = source.readline()
+        if first.endswith(b"\n") and _output_line(first) is None:
+            raise _not_an_output_line(1, path)
+        tail = _tail(source.fileno())
+        if tail and _output_line(tail) is None and not _can_be_torn(tail):
+            raise InputFileError(f"{path} is not a file of output lines, so nothing is added to it")
+
+
 def order_file(path: Path | str, ids: Iterable[str], *, without: Collection[str] = ()) -> None:
     """Rewrite a result file in the order of `ids`, in one atomic step; call it after closing the writer.
 
@@ -331,7 +362,7 @@ def _result_lines(source: BinaryIO, path: Path | str) -> Iterator[tuple[int, byt
         if line is not None:
             yield offset, raw, line
         elif raw.endswith(b"\n"):
-            raise InputFileError(f"line {number} of {path} is not an output line")
+            raise _not_an_output_line(number, path)
         offset += len(raw)
 
 
@@ -341,7 +372,11 @@ def _output_line(raw: bytes) -> dict[str, Any] | None:
         line: dict[str, Any] = msgspec.json.decode(raw)
     except (ValueError, RecursionError):
         return None
-    return None if read_back.custom_id_of(line) is None else line
+    return line if read_back.is_output_line(line) else None
+
+
+def _not_an_output_line(number: int, path: Path | str) -> InputFileError:
+    return InputFileError(f"line {number} of {path} is not an output line")
 
 
 def _line_at(source: BinaryIO, offset: int, length: int) -> bytes:
@@ -387,21 +422,32 @@ def _is_regular(fd: int) -> bool:
     return stat.S_ISREG(os.fstat(fd).st_mode)
 
 
-def _repaired_end(fd: int, path: Path) -> int:
+def _repaired_end(fd: int) -> int:
     """The size of the file, after its last line was completed with a newline or, if cut off, removed."""
-    size = os.fstat(fd).st_size
-    start = _last_line_start(fd, size)
-    tail = os.pread(fd, size - start, start)
+    size, tail = os.fstat(fd).st_size, _tail(fd)
     if not tail:
         return size
     if _output_line(tail) is not None:
         _write_all(fd, b"\n")
         return size + 1
-    # Only what can be the start of an output line is removed: the path may be a slip of the user's hand.
-    if not tail.startswith(b"{"):
-        raise InputFileError(f"{path} is not a file of output lines, so nothing is added to it")
-    os.ftruncate(fd, start)
-    return start
+    os.ftruncate(fd, size - len(tail))
+    return size - len(tail)
+
+
+def _tail(fd: int) -> bytes:
+    """What stands after the last newline."""
+    size = os.fstat(fd).st_size
+    start = _last_line_start(fd, size)
+    return os.pread(fd, size - start, start)
+
+
+def _can_be_torn(line: bytes) -> bool:
+    """Whether this can be the start of an output line, and no more than that: whole JSON was not cut off."""
+    try:
+        msgspec.json.decode(line)
+    except (ValueError, RecursionError):
+        return line.startswith(b"{")
+    return False
 
 
 def _last_line_start(fd: int, size: int) -> int:

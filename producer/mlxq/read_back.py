@@ -10,9 +10,15 @@ from typing import Any
 
 
 def custom_id_of(line: Any) -> str | None:
-    """The id of the request that an output line answers; `None` if this is no output line."""
+    """The id of the request that an output line answers; `None` if it has none."""
     custom_id = _at(line, "custom_id")
     return custom_id if isinstance(custom_id, str) else None
+
+
+def is_output_line(line: Any) -> bool:
+    """Whether this says whom it answers and with what: a request has an id, too."""
+    has_outcome = _at(line, "response") is not None or _at(line, "error") is not None
+    return has_outcome and custom_id_of(line) is not None
 
 
 def is_success(line: Any) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mlxq.files import BadLine, ResultWriter, count_lines, done_by, load_done, order_file
+from mlxq.files import BadLine, ResultWriter, check_result_file, count_lines, done_by, load_done, order_file
 from mlxq.read_back import is_success
 from mlxq.result_lines import failure_line
 from mlxq.tally import Summary, Tally
@@ -47,6 +47,7 @@ class Sink:
         self._dropped: set[str] = set()
         self._num_asked = 0
         self._synced = time.monotonic()
+        check_result_file(error_file)  # before the output file comes into being
         with ExitStack() as stack:
             self._output = stack.enter_context(_writer(output, keep=resume))
             self._errors = stack.enter_context(_writer(error_file, keep=False))

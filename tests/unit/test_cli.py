@@ -359,6 +359,39 @@ def test_a_job_can_be_cancelled_by_its_id_once(redis_url: str) -> None:
     assert "no batch or job 'nope'" in unknown.stderr
 
 
+@pytest.mark.parametrize("content", ["my notes\n", '{"custom_id": "a", "prompt": "x"}\n'])
+@pytest.mark.parametrize("command", ["run", "collect"])
+def test_an_error_file_that_holds_something_else_is_refused_and_kept(
+    redis_url: str, tmp_path: Path, command: str, content: str
+) -> None:
+    # given a file that is no file of errors
+    notes = tmp_path / "notes"
+    notes.write_text(content)
+    source = write_prompts(tmp_path / "in.jsonl", 1)
+    batch = Client(redis_url).submit([text_request("Say hello", custom_id="a")])
+    arguments = ["run", "-i", source, "--workers", "0"] if command == "run" else ["collect", batch.id]
+
+    # when
+    result = mlxq(*arguments, "-o", tmp_path / "out.jsonl", "--error-file", notes, "--url", redis_url)
+
+    # then it is as it was, and nothing else was made
+    assert (result.exit_code, result.stderr.splitlines()[-1]) == (1, f"Error: line 1 of {notes} is not an output line")
+    assert notes.read_text() == content
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_input_and_output_that_are_swapped_are_named_once_and_stay(redis_url: str, tmp_path: Path) -> None:
+    requests, answers = write_prompts(tmp_path / "in.jsonl", 2), tmp_path / "out.jsonl"
+    answers.write_text('{"custom_id": "r0", "response": {"status_code": 200, "body": {}}, "error": null}\n' * 2)
+    before = requests.read_text(), answers.read_text()
+
+    result = mlxq("run", "-i", answers, "-o", requests, "--workers", "0", "--url", redis_url)
+
+    why = f"Error: {answers} is a file of answers, not of requests; are -i and -o swapped?\n"
+    assert (result.exit_code, result.stderr) == (1, why)
+    assert (requests.read_text(), answers.read_text()) == before
+
+
 def test_output_and_error_file_must_differ(redis_url: str, tmp_path: Path) -> None:
     Client(redis_url).submit([], "b1")
     out = tmp_path / "out.jsonl"

@@ -273,13 +273,32 @@ def test_a_first_line_that_was_cut_off_leaves_an_empty_file(tmp_path: Path) -> N
 
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "novel.txt"
-    path.write_text("once upon\na time")
+    path.write_text("once upon a time")
     with pytest.raises(InputFileError, match="not a file of output lines"):
         ResultWriter(path)
-    assert path.read_text() == "once upon\na time"
+    assert path.read_text() == "once upon a time"
 
 
-@pytest.mark.parametrize("corrupt", ["{oops", "[]", '{"custom_id": 7}', "", "[" * 100_000])
+@pytest.mark.parametrize(
+    "content", ['{"custom_id": "a", "prompt": "x"}', '{"custom_id": "a"}\n{"custom_id": "b", "pro', "notes\n"]
+)
+def test_a_file_of_requests_or_notes_is_left_alone(content: str, tmp_path: Path) -> None:
+    path = request_file(tmp_path, content)
+    with pytest.raises(InputFileError, match=r"not an output line|not a file of output lines"):
+        ResultWriter(path)
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.txt"])
+def test_a_file_of_answers_is_refused_as_input_at_once(name: str, tmp_path: Path) -> None:
+    path = written(tmp_path / name, "a", "b")
+    with pytest.raises(InputFileError, match="are -i and -o swapped"):
+        read_requests(path)
+
+
+@pytest.mark.parametrize(
+    "corrupt", ["{oops", "[]", '{"custom_id": 7}', '{"custom_id": "a", "prompt": "x"}', "", "[" * 100_000]
+)
 def test_a_corrupt_line_in_the_middle_is_named(corrupt: str, tmp_path: Path) -> None:
     path = written(tmp_path / "out.jsonl", "a")
     path.write_text(path.read_text() + corrupt + "\n" + path.read_text())
