@@ -243,6 +243,20 @@ class ResultWriter:
             os.ftruncate(self._fd, self._end)
 
 
+def open_writer(path: Path, *, keep: bool) -> ResultWriter:
+    """A writer on the file as it is, or on the emptied file. Nothing is emptied that another run is using.
+
+    Raises:
+        InputFileError: as `ResultWriter`.
+    """
+    writer = ResultWriter(path)
+    if keep or not path.is_file():
+        return writer
+    with writer, _errors_of(path, "empty"):
+        os.truncate(path, 0)
+    return ResultWriter(path)
+
+
 @dataclass(frozen=True, slots=True)
 class Done:
     """An answer in a result file: the hash of the request it answers, and the name of the model it is by."""
@@ -263,6 +277,16 @@ def load_done(path: Path | str) -> dict[str, Done]:
             if (answer := done_by(line)) is not None:
                 done[line["custom_id"]] = answer
     return done
+
+
+def result_ids(path: Path | str) -> set[str]:
+    """The custom ids of all lines of a result file.
+
+    Raises:
+        InputFileError: as `load_done`; a missing file is an error, too.
+    """
+    with _errors_of(path, "read"), Path(path).open("rb") as source:
+        return {line["custom_id"] for _, _, line in _result_lines(source, path)}
 
 
 def done_by(line: Mapping[str, Any]) -> Done | None:
@@ -311,6 +335,19 @@ def order_file(path: Path | str, ids: Iterable[str], *, without: Collection[str]
         }
         ordered = dict.fromkeys(custom_id for custom_id in ids if custom_id in spans) | dict.fromkeys(spans)
         _replace(target, (_line_at(source, *spans[custom_id]) for custom_id in ordered))
+
+
+def drop_lines(path: Path | str, ids: Collection[str], *, before: int) -> None:
+    """Rewrite a result file without those lines for `ids` that start before an offset (bytes), in one atomic step;
+    call it after closing the writer.
+
+    Raises:
+        InputFileError: as `order_file`; the file is then as it was.
+    """
+    target = Path(path).resolve()
+    with os.fdopen(_open_locked(target, os.O_RDONLY), "rb") as source, _errors_of(path, "rewrite"):
+        lines = _result_lines(source, path)
+        _replace(target, (raw for offset, raw, line in lines if offset >= before or line["custom_id"] not in ids))
 
 
 def count_lines(path: Path | str) -> int | None:

@@ -1,12 +1,11 @@
 """The two files of one run: answers go to the output file, failures to the error file.
 
-The output file is the durable state, so a rerun adds to it and skips what it holds; the error file starts empty,
-since whatever failed is tried again. Knows nothing of where lines come from.
+The output file is the durable state, so a rerun adds to it and skips what it holds; whatever failed is tried again,
+and its new outcome takes the place of the old failure. Knows nothing of where lines come from.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -14,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mlxq.files import BadLine, ResultWriter, check_result_file, count_lines, done_by, load_done, order_file
+from mlxq.error_file import ErrorFile
+from mlxq.files import BadLine, check_result_file, count_lines, done_by, load_done, open_writer, order_file
 from mlxq.read_back import is_success
 from mlxq.result_lines import failure_line
 from mlxq.tally import Summary, Tally
@@ -33,7 +33,7 @@ class Sink:
 
     Args:
         output: the file of answers.
-        error_file: the file of failures; there is none afterwards if nothing failed.
+        error_file: the file of failures; there is none afterwards if it would be empty.
         resume: keep and skip what the output file already holds; otherwise both files start empty.
 
     Raises:
@@ -42,15 +42,15 @@ class Sink:
 
     def __init__(self, output: Path, error_file: Path, *, resume: bool = True) -> None:
         self.tally = Tally()
-        self._output_path, self._error_path = output, error_file
+        self._output_path = output
         self._order: Sequence[str] = ()
         self._dropped: set[str] = set()
         self._num_asked = 0
         self._synced = time.monotonic()
         check_result_file(error_file)  # before the output file comes into being
         with ExitStack() as stack:
-            self._output = stack.enter_context(_writer(output, keep=resume))
-            self._errors = stack.enter_context(_writer(error_file, keep=False))
+            self._output = stack.enter_context(open_writer(output, keep=resume))
+            self._errors = stack.enter_context(ErrorFile(error_file, keep=resume))
             self._done = load_done(output) if output.is_file() else {}
             # A run that was killed may have left two lines for one id.
             self._needs_rewrite = output.is_file() and count_lines(output) != len(self._done)
@@ -63,6 +63,7 @@ class Sink:
         if known is None or known.content_hash != content_hash:
             return False
         self.tally.skip(known.model)
+        self._errors.settle(custom_id)
         return True
 
     def adopt(self, line: Mapping[str, Any]) -> None:
@@ -71,6 +72,7 @@ class Sink:
         if answer is not None and self._done.get(custom_id) != answer:
             self._needs_rewrite |= custom_id in self._done
             self._output.append(line)
+            self._errors.settle(custom_id)
             self._done[custom_id] = answer
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -79,6 +81,7 @@ class Sink:
         self._needs_rewrite |= line["custom_id"] in self._done
         if is_success(line):
             self._output.append(line)
+            self._errors.settle(line["custom_id"])
         else:
             self._errors.append(line)
             self._dropped.add(line["custom_id"])
@@ -107,21 +110,20 @@ class Sink:
         return True
 
     def summary(self, *, interrupted: bool = False) -> Summary:
-        """What came of the run. Only one that was not interrupted knows which answers nobody asked for."""
+        """What came of the run. Only one that was not interrupted knows which lines nobody asked for."""
         unasked = 0 if interrupted else len(self._done) - self._num_asked
-        return self.tally.summary(interrupted=interrupted, unasked=unasked)
+        unasked_failures = 0 if interrupted else self._errors.num_unsettled
+        return self.tally.summary(interrupted=interrupted, unasked=unasked, unasked_failures=unasked_failures)
 
     def order_by(self, custom_ids: Sequence[str]) -> None:
         """Have `close` rewrite the output file in this order; other ids follow behind."""
         self._order = custom_ids
 
     def close(self) -> None:
-        """Sync, and rewrite the output file where it is to be ordered or has stale lines."""
+        """Sync, and rewrite the files where they are to be ordered or have stale lines."""
         self._writers.close()
         if self._needs_rewrite or self._order:
             order_file(self._output_path, self._order, without=self._dropped)
-        if self.tally.failed == 0 and self._error_path.is_file():
-            self._error_path.unlink()
 
     def __enter__(self) -> Self:
         return self
@@ -132,14 +134,4 @@ class Sink:
         if kind is None:
             self.close()
         else:
-            self._writers.close()
-
-
-def _writer(path: Path, *, keep: bool) -> ResultWriter:
-    """A writer on the file as it is, or on the emptied file. Nothing is emptied that another run is using."""
-    writer = ResultWriter(path)
-    if keep or not path.is_file():
-        return writer
-    with writer:
-        os.truncate(path, 0)
-    return ResultWriter(path)
+            self._writers.__exit__(kind, error, traceback)

@@ -28,8 +28,8 @@ class Summary:
     """What came of a run. Every input line is one of `skipped`, `succeeded` and `failed`, unless `interrupted`.
 
     `skipped` were answered by an earlier run. `unasked` are the answers in the output file to requests that this run
-    does not have; they are in no other count. `models` tells whose the answers are, skipped ones too. It, `error_codes`
-    and `stops` have the most frequent first.
+    does not have, `unasked_failures` those in the error file; they are in no other count. `models` tells whose the
+    answers are, skipped ones too. It, `error_codes` and `stops` have the most frequent first.
     """
 
     skipped: int
@@ -43,6 +43,7 @@ class Summary:
     interrupted: bool = False
     models: tuple[tuple[str, int], ...] = ()
     unasked: int = 0
+    unasked_failures: int = 0
 
     @property
     def total(self) -> int:
@@ -93,7 +94,7 @@ class Tally:
             self.failed += 1
             self._error_codes[error_code_of(line) or "unknown"] += 1
 
-    def summary(self, *, interrupted: bool = False, unasked: int = 0) -> Summary:
+    def summary(self, *, interrupted: bool = False, unasked: int = 0, unasked_failures: int = 0) -> Summary:
         """The counts as of now."""
         return Summary(
             skipped=self.skipped,
@@ -107,6 +108,7 @@ class Tally:
             interrupted=interrupted,
             models=tuple(self._models.most_common()),
             unasked=unasked,
+            unasked_failures=unasked_failures,
         )
 
     def _count_model(self, model: str | None) -> None:

@@ -24,7 +24,8 @@ from mlxq.answers import Answer, Collector, Ended
 from mlxq.bulk import collect, process
 from mlxq.client import Client
 from mlxq.contract import Request
-from mlxq.errors import InputFileError, QueueUnavailable
+from mlxq.error_file import ErrorFile
+from mlxq.errors import InputFileError, ModelError, QueueUnavailable
 from mlxq.files import BadLine, ResultWriter, read_requests
 from mlxq.openai import ParsedLine, parse_line
 from mlxq.sink import Sink
@@ -104,9 +105,79 @@ def test_failed_jobs_go_to_the_error_file_alone(redis_url: str, files: Files) ->
 
 def test_without_failures_there_is_no_error_file(redis_url: str, files: Files) -> None:
     files.write_numbered(1)
-    files.errors.write_text('{"custom_id": "old", "response": null, "error": {"code": "x"}}\n')
+    files.errors.write_text(failure_line("r0"))
     with FakeWorker(redis_url):
         run(redis_url, files)
+    assert not files.errors.exists()
+
+
+def failure_line(custom_id: str) -> str:
+    line = {"custom_id": custom_id, "response": None, "error": {"code": "x"}}
+    return json.dumps(line, separators=(",", ":")) + "\n"
+
+
+def test_old_failures_stay_until_their_requests_have_another_outcome(redis_url: str, files: Files) -> None:
+    # given failures of this input and of another one
+    files.write_input(prompt("a"), prompt("b"), "not json")
+    files.errors.write_text("".join(map(failure_line, ["a", "other", "a", "b"])))
+
+    # when a run can't start, and when it can
+    with pytest.raises(ModelError):
+        run(redis_url, files, on_turn=fail_to_start)
+    kept = files.failures()
+
+    def fail_b(request: Request, job_id: str) -> dict[str, Any]:
+        return (refuse if request.custom_id == "b" else echo)(request, job_id)
+
+    with FakeWorker(redis_url, fail_b):
+        summary = run(redis_url, files)
+
+    # then
+    assert kept == ["a", "other", "a", "b"]
+    assert files.answers() == ["a"]
+    assert sorted(files.failures()) == ["b", "other", "request-3"]
+    assert summary.unasked_failures == 1
+
+
+def fail_to_start(tally: Tally) -> bool:
+    raise ModelError("there is no such model")
+
+
+def test_a_run_that_fails_again_and_again_tells_of_a_bad_line_once(redis_url: str, files: Files) -> None:
+    files.write_input("not json", prompt("a"))
+
+    def fail_once_it_has_begun(tally: Tally) -> bool:
+        return not tally.num_inflight or fail_to_start(tally)
+
+    for _ in range(3):
+        with pytest.raises(ModelError):
+            run(redis_url, files, on_turn=fail_once_it_has_begun)
+    assert files.failures() == ["request-1"]
+
+
+def test_a_killed_run_leaves_its_failures_behind_the_old_ones(tmp_path: Path) -> None:
+    # given a run that is killed before it closes its files
+    path = tmp_path / "errors.jsonl"
+    path.write_text(failure_line("a") + failure_line("other"))
+    killed = ErrorFile(path, keep=True)
+    killed.append(json.loads(failure_line("a")))
+    killed._writer.close()
+    left = path.read_text()
+
+    # when the next one settles the request
+    with ErrorFile(path, keep=True) as errors:
+        errors.settle("a")
+
+    # then
+    assert left == failure_line("a") + failure_line("other") + failure_line("a")
+    assert path.read_text() == failure_line("other")
+
+
+def test_without_resume_old_failures_go(redis_url: str, files: Files) -> None:
+    files.write_numbered(1)
+    files.errors.write_text(failure_line("other"))
+    with FakeWorker(redis_url):
+        run(redis_url, files, resume=False)
     assert not files.errors.exists()
 
 

@@ -34,6 +34,10 @@ def print_summary(summary: Summary, *, with_rate: bool) -> None:
         click.echo(LIMIT_HINT, err=True)
     if summary.unasked:
         click.echo(f"The output file also holds {counted(summary.unasked, 'answer')} to other requests.", err=True)
+    if summary.unasked_failures:
+        click.echo(
+            f"The error file also holds {counted(summary.unasked_failures, 'failure')} of other requests.", err=True
+        )
 
 
 def headline(summary: Summary, *, with_rate: bool = True) -> str:
