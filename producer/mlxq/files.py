@@ -44,12 +44,14 @@ _Parse = Callable[[bytes, str], ParsedLine]
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """One refused input line. `line_number` counts from 1; `custom_id` is the line's own, or ``request-{number}``
-    if it has none that can be read."""
+    """One refused input line. `line_number` counts from 1; `custom_id` is the line's own, or one made up from its
+    number if it has none that can be read. `owns_id` says that no other line can have it: it is neither made up nor a
+    second use."""
 
     line_number: int
     custom_id: str
     error: RequestError
+    owns_id: bool = True
 
     def failure(self) -> Failure:
         """The answer to this line."""
@@ -69,7 +71,8 @@ def read_requests(
 ) -> Iterator[ParsedLine | BadLine]:
     """Read a file of requests, one line at a time; of the lines before, only the ids are kept.
 
-    Blank lines are skipped, but counted. A request without an id is called ``request-{line number}``.
+    Blank lines are skipped, but counted. A request without an id is called ``line-{number}``, with a ``+`` if an
+    earlier line has that id.
 
     Args:
         path: the file, or ``-`` for standard input.
@@ -93,7 +96,7 @@ def _requests(path: Path | str, parse: _Parse) -> Iterator[ParsedLine | BadLine]
     first_lines: dict[str, int] = {}
     for number, line in _numbered_lines(path):
         if line.strip():
-            yield _refuse_second(_parsed(parse, line, number), number, first_lines)
+            yield _refuse_second(_parsed(parse, line, number, first_lines), number, first_lines)
 
 
 def _refuse_answers(path: Path | str) -> None:
@@ -130,22 +133,39 @@ def _decoded_text(line: bytes) -> str:
         raise RequestError(f"the line is not UTF-8: {error}", code="invalid_encoding") from error
 
 
-def _parsed(parse: _Parse, line: bytes, number: int) -> ParsedLine | BadLine:
-    custom_id = f"request-{number}"
+def _parsed(parse: _Parse, line: bytes, number: int, taken: Collection[str]) -> ParsedLine | BadLine:
+    made_up = _made_up_id(number, taken)
     try:
-        return parse(line, custom_id)
+        return parse(line, made_up)
     except RequestError as error:
-        return BadLine(number, openai.read_custom_id(line) or custom_id, error)
+        own = openai.read_custom_id(line)
+        return BadLine(number, own or made_up, error, owns_id=own is not None)
+
+
+def _made_up_id(number: int, taken: Collection[str]) -> str:
+    """The same in every run over a file that only grows: a rerun has to know the line again."""
+    custom_id = f"line-{number}"
+    while custom_id in taken:
+        custom_id += "+"
+    return custom_id
 
 
 def _refuse_second(parsed: ParsedLine | BadLine, number: int, first_lines: dict[str, int]) -> ParsedLine | BadLine:
-    """The line itself, or a `BadLine` if an earlier line has its id: answers are told apart by id alone."""
+    """The line itself, or a `BadLine` if an earlier line has its id: answers are told apart by id alone.
+
+    A made-up id of a line that gets no answer takes that id from nobody.
+    """
+    if isinstance(parsed, BadLine) and not parsed.owns_id:
+        return parsed
     custom_id = parsed.custom_id if isinstance(parsed, BadLine) else parsed.request.custom_id
     first = first_lines.setdefault(custom_id, number)
     if first == number:
         return parsed
     message = f"line {number} has the custom_id of line {first}: every id must be used once"
-    return BadLine(number, custom_id, RequestError(message, param="custom_id", code="duplicate_custom_id"))
+    if custom_id.rstrip("+") == f"line-{first}":
+        message += f", and a line without one, as line {first} may be, is called by its number"
+    error = RequestError(message, param="custom_id", code="duplicate_custom_id")
+    return BadLine(number, custom_id, error, owns_id=False)
 
 
 def _numbered_lines(path: Path | str) -> Iterator[tuple[int, bytes]]:

@@ -20,7 +20,6 @@ from mlxq.result_lines import failure_line
 from mlxq.tally import Summary, Tally
 
 SYNC_S = 1.0
-DUPLICATE = "duplicate_custom_id"
 
 
 def default_error_file(output: Path) -> Path:
@@ -89,12 +88,12 @@ class Sink:
     def refuse(self, bad: BadLine) -> None:
         """Write the failure of an input line that was refused."""
         line = failure_line(bad.failure())
-        if bad.error.code == DUPLICATE:  # the answer to the first line with this id is to stay
-            self.tally.add(line)
-            self._errors.append(line)
-        else:
+        if bad.owns_id:
             self._num_asked += bad.custom_id in self._done
             self.write(line)
+        else:  # the answer to another line with this id is to stay
+            self.tally.add(line)
+            self._errors.append(line)
 
     def sync(self) -> None:
         """Force what was written to the disk."""

@@ -39,7 +39,7 @@ class Bad:
 
 
 BAD = (
-    Bad('{"custom_id": "half a line", "prompt": "Coun', f"request-{HALF + 1}", None, "invalid_json"),
+    Bad('{"custom_id": "half a line", "prompt": "Coun', f"line-{HALF + 1}", None, "invalid_json"),
     Bad({"id": "long", "prompt": "word " * 1100}, "long", "prompt", "context_length_exceeded"),
     Bad({"id": "unknown", "prompt": "a", "temprature": 0}, "unknown", "temprature", "unknown_field"),
     Bad({"id": "no such id", "prompt": [1, 1705]}, "no such id", "prompt", "out_of_range"),

@@ -81,9 +81,19 @@ def test_every_line_is_answered_or_refused_in_one_of_two_files(redis_url: str, f
     with FakeWorker(redis_url):
         summary = run(redis_url, files)
     assert sorted(files.answers()) == ["a", "b"]
-    assert sorted(files.failures()) == ["a", "c", "request-2"]
+    assert sorted(files.failures()) == ["a", "c", "line-2"]
     assert (summary.total, summary.succeeded, summary.failed) == (5, 2, 3)
     assert dict(summary.error_codes) == {"invalid_json": 1, "duplicate_custom_id": 1, "unknown_field": 1}
+
+
+def test_a_broken_line_costs_no_answer_that_goes_by_its_made_up_id(redis_url: str, files: Files) -> None:
+    files.write_input("not json", prompt("line-1"), prompt("line-4"), "not json")
+    with FakeWorker(redis_url):
+        first = run(redis_url, files, ordered=True)
+        again = run(redis_url, files)
+    assert files.answers() == ["line-1", "line-4"]
+    assert files.failures() == ["line-1", "line-4+"]
+    assert (first.succeeded, first.failed, again.skipped, again.unasked) == (2, 2, 2, 0)
 
 
 def test_the_summary_tells_stops_and_tokens(redis_url: str, files: Files) -> None:
@@ -135,7 +145,7 @@ def test_old_failures_stay_until_their_requests_have_another_outcome(redis_url: 
     # then
     assert kept == ["a", "other", "a", "b"]
     assert files.answers() == ["a"]
-    assert sorted(files.failures()) == ["b", "other", "request-3"]
+    assert sorted(files.failures()) == ["b", "line-3", "other"]
     assert summary.unasked_failures == 1
 
 
@@ -152,7 +162,7 @@ def test_a_run_that_fails_again_and_again_tells_of_a_bad_line_once(redis_url: st
     for _ in range(3):
         with pytest.raises(ModelError):
             run(redis_url, files, on_turn=fail_once_it_has_begun)
-    assert files.failures() == ["request-1"]
+    assert files.failures() == ["line-1"]
 
 
 def test_a_killed_run_leaves_its_failures_behind_the_old_ones(tmp_path: Path) -> None:

@@ -60,9 +60,9 @@ def test_requests_are_read_with_ids_from_line_numbers(tmp_path: Path) -> None:
     path = request_file(tmp_path, '{"prompt": "a"}\n\n  \n{"custom_id": "x", "prompt": "b"}\n{"prompt": "c"}')
     items = good(list(read_requests(path)))
     assert [(item.request.custom_id, item.request.prompt) for item in items] == [
-        ("request-1", "a"),
+        ("line-1", "a"),
         ("x", "b"),
-        ("request-5", "c"),
+        ("line-5", "c"),
     ]
 
 
@@ -77,8 +77,8 @@ def test_text_files_hold_one_prompt_per_line(tmp_path: Path) -> None:
     path = request_file(tmp_path, b"\xef\xbb\xbf  first \r\n\r\n{third}\n", "in.TXT")
     items = good(list(read_requests(path, defaults={"max_tokens": 3})))
     assert [(item.request.custom_id, item.request.prompt) for item in items] == [
-        ("request-1", "  first "),
-        ("request-3", "{third}"),
+        ("line-1", "  first "),
+        ("line-3", "{third}"),
     ]
     assert {item.request.sampling.max_tokens for item in items} == {3}
 
@@ -100,10 +100,10 @@ def test_a_bad_line_costs_only_itself_and_keeps_its_id(tmp_path: Path) -> None:
     items = list(read_requests(request_file(tmp_path, content)))
     assert [(item.line_number, item.custom_id, item.error.code) for item in bad(items)] == [
         (1, "a", "unsupported_field"),
-        (2, "request-2", "invalid_json"),
-        (3, "request-3", "invalid_json"),
+        (2, "line-2", "invalid_json"),
+        (3, "line-3", "invalid_json"),
     ]
-    assert [item.request.custom_id for item in good(items)] == ["request-4"]
+    assert [item.request.custom_id for item in good(items)] == ["line-4"]
 
 
 def test_a_bad_line_has_an_answer(tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_bad_line_has_an_answer(tmp_path: Path) -> None:
 
 def test_text_that_is_not_utf8_is_a_bad_line(tmp_path: Path) -> None:
     [item] = bad(list(read_requests(request_file(tmp_path, b"\xff\n", "in.txt"))))
-    assert (item.custom_id, item.error.code) == ("request-1", "invalid_encoding")
+    assert (item.custom_id, item.error.code) == ("line-1", "invalid_encoding")
 
 
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
@@ -127,7 +127,7 @@ def test_a_utf16_file_is_refused_as_a_whole(tmp_path: Path, encoding: str, name:
 
 def test_a_second_use_of_an_id_is_refused_and_names_both_lines(tmp_path: Path) -> None:
     # given an id used twice, and one that a nameless line got first
-    lines = ['{"id": "a", "prompt": "x"}', '{"prompt": "y"}', '{"id": "a", "prompt": "z"}', '{"id": "request-2"}']
+    lines = ['{"id": "a", "prompt": "x"}', '{"prompt": "y"}', '{"id": "a", "prompt": "z"}', '{"id": "line-2"}']
 
     # when
     items = list(read_requests(request_file(tmp_path, "\n".join(lines))))
@@ -136,9 +136,27 @@ def test_a_second_use_of_an_id_is_refused_and_names_both_lines(tmp_path: Path) -
     assert len(good(items)) == 2
     assert [(item.custom_id, item.error.code) for item in bad(items)] == [
         ("a", "duplicate_custom_id"),
-        ("request-2", "duplicate_custom_id"),
+        ("line-2", "duplicate_custom_id"),
     ]
-    assert bad(items)[0].error.message.startswith("line 3 has the custom_id of line 1")
+    assert bad(items)[0].error.message == "line 3 has the custom_id of line 1: every id must be used once"
+    assert bad(items)[1].error.message == (
+        "line 4 has the custom_id of line 2: every id must be used once, and a line without one, as line 2 may be, is"
+        " called by its number"
+    )
+
+
+@pytest.mark.parametrize("nameless", ["{oops", '{"promt": "x"}'])
+def test_a_bad_line_without_an_id_takes_the_id_of_no_other(nameless: str, tmp_path: Path) -> None:
+    lines = [nameless, '{"id": "line-1", "prompt": "x"}', '{"id": "line-4", "prompt": "y"}', nameless]
+    items = list(read_requests(request_file(tmp_path, "\n".join(lines))))
+    assert [item.request.custom_id for item in good(items)] == ["line-1", "line-4"]
+    assert [(item.custom_id, item.owns_id) for item in bad(items)] == [("line-1", False), ("line-4+", False)]
+
+
+def test_a_line_without_an_id_makes_way_for_an_earlier_one_with_its_name(tmp_path: Path) -> None:
+    lines = ['{"id": "line-3", "prompt": "x"}', '{"id": "line-3+", "prompt": "y"}', '{"prompt": "z"}']
+    items = list(read_requests(request_file(tmp_path, "\n".join(lines))))
+    assert [item.request.custom_id for item in good(items)] == ["line-3", "line-3+", "line-3++"]
 
 
 @pytest.mark.parametrize("name", ["in.jsonl", "in.txt"])
@@ -155,7 +173,7 @@ def test_an_endless_line_is_refused_and_the_next_one_is_read(
 
     # then
     assert [(item.line_number, item.error.code) for item in bad(items)] == [(1, "line_too_long")]
-    assert [item.request.custom_id for item in good(items)] == ["request-2"]
+    assert [item.request.custom_id for item in good(items)] == ["line-2"]
 
 
 def test_a_line_of_exactly_the_limit_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
