@@ -23,6 +23,7 @@ from mlxq import keys
 from mlxq.answers import CHUNK, RECONCILE_S, Answer, Collector, Ended, chunked
 from mlxq.cancel import JOB_HASH_LENGTH, end_queued, stop_running, take_out
 from mlxq.connect import queue_errors, transact
+from mlxq.content import content_hashes
 from mlxq.errors import BatchNotFound, QueueError
 from mlxq.openai import ParsedLine
 from mlxq.outside import ends_of, gone, num_open, take_back
@@ -108,6 +109,14 @@ class Batch:
             QueueError: the batch is cancelled, or in another queue.
         """
         return sum(self._add_chunk(chunk) for chunk in chunked(lines, CHUNK))
+
+    def changed(self, lines: Iterable[ParsedLine]) -> list[str]:
+        """The custom ids of those requests that the batch has with other content: `add` leaves them as they are.
+
+        Raises:
+            QueueUnavailable: Redis can't be reached.
+        """
+        return [custom_id for chunk in chunked(lines, CHUNK) for custom_id in self._changed_in(chunk)]
 
     def seal(self) -> None:
         """Say that everything is enqueued, so that `as_completed` and `wait` come to an end."""
@@ -208,6 +217,16 @@ class Batch:
             if left_s <= 0:
                 raise TimeoutError(f"batch {self.id!r} wasn't done after {timeout_s} s")
             yield collector.poll(min(POLL_S, left_s))
+
+    def _changed_in(self, lines: list[ParsedLine]) -> Iterator[str]:
+        requests = {self.job_id(line.request.custom_id): line.request for line in lines}
+        with queue_errors(self._redis):
+            scores = self._redis.zmscore(keys.batch_jobs(self.id), list(requests))
+            known = [job_id for job_id, score in zip(requests, scores, strict=True) if score is not None]
+            hashes = content_hashes(self._redis, known)
+        for job_id, content_hash in zip(known, hashes, strict=True):
+            if content_hash not in (None, requests[job_id].content_hash):
+                yield requests[job_id].custom_id
 
     def _add_chunk(self, lines: list[ParsedLine]) -> int:
         requests: dict[str, tuple[int, ParsedLine]] = {}

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import re
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
 import click
 import pytest
 from click.testing import CliRunner, Result
+from redis import Redis
 
 from fake_worker import FakeWorker, echo, refuse
 from mlxq.cli import COMMANDS, main
@@ -212,6 +214,40 @@ def test_enqueue_names_bad_lines_and_enqueues_the_others(redis_url: str, tmp_pat
     assert "line 2: temperature must be" in result.stderr
     assert "1 request enqueued, 1 line refused" in result.stderr
     assert Client(redis_url).batch("b1").counts().total == 1
+
+
+def test_enqueue_tells_of_requests_that_the_batch_has_with_other_content(redis_url: str) -> None:
+    # given a batch whose requests are still the same, have changed, have got another label only, or are new
+    def line(custom_id: str, **more: str) -> str:
+        return json.dumps({"custom_id": custom_id, "prompt": "hello", **more}) + "\n"
+
+    def enqueue(text: str) -> Result:
+        return mlxq("enqueue", "-i", "-", "--batch-id", "b1", "--url", redis_url, input=text)
+
+    enqueue(line("same") + line("changed") + line("relabelled"))
+    again = enqueue(line("same") + line("changed", prompt="bye") + line("relabelled", user="me") + line("new"))
+
+    # then
+    assert (again.exit_code, again.stdout) == (1, "b1\n")
+    assert "1 request enqueued" in again.stderr
+    assert "The batch has 1 request with other content" in again.stderr
+    assert enqueue(line("same") + line("new")).exit_code == 0
+
+
+def test_a_prompt_is_not_answered_by_an_earlier_one(redis_url: str) -> None:
+    arguments = ["enqueue", "--batch-id", "b1", "--url", redis_url, "--prompt"]
+    first, again, other = (mlxq(*arguments, prompt) for prompt in ("hello", "hello", "bye"))
+    assert [result.exit_code for result in (first, again, other)] == [0, 0, 1]
+    assert other.stderr == "Error: batch b1 has another prompt; use another --batch-id\n"
+
+
+def test_what_a_stranger_put_in_a_jobs_place_is_no_change(redis_url: str, connection: Redis) -> None:
+    arguments = ["enqueue", "--batch-id", "b1", "--url", redis_url, "--prompt", "hello"]
+    mlxq(*arguments)
+    [job_id] = Client(redis_url).batch("b1").job_ids()
+    for data in (b"\x00", zlib.compress(b"[1]")):
+        connection.hset(f"rq:job:{job_id}", "data", data)
+        assert mlxq(*arguments).exit_code == 0
 
 
 def test_collect_never_sees_the_lines_that_enqueue_refused(redis_url: str, tmp_path: Path) -> None:

@@ -46,8 +46,9 @@ def enqueue(
 ) -> None:
     """Put requests in the queue and print the batch id.
 
-    Enqueuing the same file again under the same --batch-id adds only what is missing. Lines that can't be used are
-    named on stderr and left out, and the exit code is then 1; `mlxq collect` never sees them.
+    Enqueuing the same file again under the same --batch-id adds only what is missing; requests that have changed since
+    are left out and counted. Lines that can't be used are named on stderr and left out; `mlxq collect` never sees them.
+    If anything was left out, the exit code is 1.
     """
     _check_usage(input_path, prompt, wait)
     if max_tokens is not None:
@@ -55,7 +56,7 @@ def enqueue(
     client = Client(url or DEFAULT_URL, queue)
     if prompt is not None:
         line = text_request(prompt, custom_id="prompt", chat=chat, defaults=defaults)
-        batch = client.submit([line], batch_id)
+        batch = _submit_prompt(client.open(batch_id), line)
         if wait:
             _print_answer(client, batch)
         else:
@@ -70,6 +71,14 @@ def _check_usage(input_path: Path | None, prompt: str | None, wait: bool) -> Non
         raise click.UsageError("give either --input or --prompt")
     if wait and prompt is None:
         raise click.UsageError("--wait goes with --prompt; for a file, use `mlxq collect --follow`")
+
+
+def _submit_prompt(batch: Batch, line: ParsedLine) -> Batch:
+    if batch.changed([line]):
+        raise click.ClickException(f"batch {batch.id} has another prompt; use another --batch-id")
+    batch.add([line])
+    batch.seal()
+    return batch
 
 
 class _GoodLines:
@@ -96,18 +105,23 @@ class _GoodLines:
 
 
 def _enqueue_file(batch: Batch, lines: _GoodLines) -> None:
-    num_new = 0
+    num_new, num_changed = 0, 0
     try:
         while not lines.have_ended:
-            num_new += batch.add(lines.take())
+            chunk = list(lines.take())
+            num_changed += len(batch.changed(chunk))
+            num_new += batch.add(chunk)
         batch.seal()
     except QueueUnavailable as error:
         raise QueueUnavailable(f"{error}; to complete the batch, add --batch-id {batch.id}") from error
     click.echo(f"{counted(num_new, 'request')} enqueued, {counted(lines.num_bad, 'line')} refused", err=True)
+    if num_changed:
+        there = f"The batch has {counted(num_changed, 'request')} with other content"
+        click.echo(f"{there}, which stay as they are; use another --batch-id.", err=True)
     if not lines.num_read:
         click.echo(EMPTY_HINT, err=True)
     click.echo(batch.id)
-    if lines.num_bad:
+    if lines.num_bad or num_changed:
         raise SystemExit(1)
 
 
