@@ -15,6 +15,7 @@ from rq.job import Job
 from mlxq import keys
 from mlxq.contract import Choice, EosEntry, Failure, Request, Result, RunInfo, StopDetails, Usage
 from mlxq.openai import parse_object
+from mlxq.read_back import is_cancelled, is_success
 from mlxq.result_lines import failure_line, result_line
 
 EOS = EosEntry(id=2, token="<end>")
@@ -85,12 +86,12 @@ class FakeWorker:
         request = parse_object(job.args[0], default_custom_id="missing").request
         self.custom_ids.append(request.custom_id)
         line = self._answer(request, job.id)
-        status = "finished" if line["error"] is None and line["response"]["status_code"] == 200 else "failed"
+        status = "cancelled" if is_cancelled(line) else "finished" if is_success(line) else "failed"
         value = b64encode(msgspec.json.encode(line)).decode()
         batch = job.meta["batch"]
         with self._redis.pipeline() as pipe:
-            pipe.hset(job.key, "status", status)
+            pipe.hset(job.key, "status", "canceled" if status == "cancelled" else status)
             pipe.xadd(f"rq:results:{job.id}", {"type": 1, "worker_name": "fake", "return_value": value})
             pipe.xadd(keys.batch_events(batch), {"job": job.id, "status": status})
-            pipe.hincrby(keys.batch(batch), status, 1)
+            pipe.hincrby(keys.batch(batch), "cancelled_jobs" if status == "cancelled" else status, 1)
             pipe.execute()

@@ -141,7 +141,7 @@ class Batch:
         return counts
 
     def rate(self) -> float:
-        """Jobs per second, from the last 200 that ended until now by Redis's clock; 0 if none has."""
+        """Answers per second, among the last 200 jobs that ended until now by Redis's clock; 0 if there are none."""
         with queue_errors(self._redis), self._redis.pipeline(transaction=False) as pipe:
             pipe.xrevrange(keys.batch_events(self.id), count=RATE_SAMPLE)
             pipe.time()
@@ -150,7 +150,8 @@ class Batch:
             return 0.0
         oldest_ms = int(entries[-1][0].split(b"-")[0])
         age_ms: int = now_s * 1000 + now_us // 1000 - oldest_ms
-        return len(entries) * 1000 / max(1, age_ms)
+        num_answered: int = sum(fields[b"status"] == b"finished" for _, fields in entries)
+        return num_answered * 1000 / max(1, age_ms)
 
     def collector(self, *, reconcile_s: float = RECONCILE_S) -> Collector:
         """A reader of the batch from its first ended job on, for callers that keep their own loop."""

@@ -6,7 +6,10 @@ nothing, and no function here raises. Builds no lines; `mlxq.result_lines` does.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
+
+CANCELLED_CODES: Final = ("cancelled", "batch_cancelled")
+"""Of a request that was cancelled before it ran, by itself or with its batch."""
 
 
 def custom_id_of(line: Any) -> str | None:
@@ -24,6 +27,13 @@ def is_output_line(line: Any) -> bool:
 def is_success(line: Any) -> bool:
     """Whether an output line holds an answer."""
     return _at(line, "response", "status_code") == 200 and _at(line, "error") is None
+
+
+def is_cancelled(line: Any) -> bool:
+    """Whether an output line is that of a cancelled request: one that never ran, or a part of an answer."""
+    if error_code_of(line) in CANCELLED_CODES:
+        return True
+    return any(stop.get("type") == "cancelled" for stop in stop_details_of(line))
 
 
 def content_hash_of(line: Any) -> str | None:

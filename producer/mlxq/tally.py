@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlxq.read_back import error_code_of, is_success, model_of, stop_details_of, usage_of
+from mlxq.read_back import error_code_of, is_cancelled, is_success, model_of, stop_details_of, usage_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,8 @@ class Stop:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What came of a run. Every input line is one of `skipped`, `succeeded` and `failed`, unless `interrupted`.
+    """What came of a run. Every input line is one of `skipped`, `succeeded`, `failed` and `cancelled`, unless
+    `interrupted`; a part of an answer is `cancelled`, too.
 
     `skipped` were answered by an earlier run. `unasked` are the answers in the output file to requests that this run
     does not have, `unasked_failures` those in the error file; they are in no other count. `models` tells whose the
@@ -44,10 +45,11 @@ class Summary:
     models: tuple[tuple[str, int], ...] = ()
     unasked: int = 0
     unasked_failures: int = 0
+    cancelled: int = 0
 
     @property
     def total(self) -> int:
-        return self.skipped + self.succeeded + self.failed
+        return self.skipped + self.succeeded + self.failed + self.cancelled
 
 
 @dataclass(slots=True)
@@ -58,6 +60,7 @@ class Tally:
     skipped: int = 0
     succeeded: int = 0
     failed: int = 0
+    cancelled: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     num_inflight: int = 0
@@ -69,7 +72,7 @@ class Tally:
 
     @property
     def num_done(self) -> int:
-        return self.skipped + self.succeeded + self.failed
+        return self.skipped + self.succeeded + self.failed + self.cancelled
 
     @property
     def seconds(self) -> float:
@@ -87,9 +90,11 @@ class Tally:
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
         self._stops.update((str(stop.get("type")), _label(stop)) for stop in stop_details_of(line))
-        if is_success(line):
+        self._count_model(model_of(line))
+        if is_cancelled(line):
+            self.cancelled += 1
+        elif is_success(line):
             self.succeeded += 1
-            self._count_model(model_of(line))
         else:
             self.failed += 1
             self._error_codes[error_code_of(line) or "unknown"] += 1
@@ -100,6 +105,7 @@ class Tally:
             skipped=self.skipped,
             succeeded=self.succeeded,
             failed=self.failed,
+            cancelled=self.cancelled,
             error_codes=tuple(self._error_codes.most_common()),
             stops=tuple(Stop(kind, token, count) for (kind, token), count in self._stops.most_common()),
             prompt_tokens=self.prompt_tokens,

@@ -314,6 +314,13 @@ def test_the_rate_is_that_of_the_newest_ended_jobs(client: Client) -> None:
     assert batch.rate() > 2.0
 
 
+def test_what_is_cancelled_does_not_count_as_speed(client: Client) -> None:
+    batch = client.submit(numbered(2))
+    batch.cancel()
+    assert batch.counts().num_cancelled == 2
+    assert batch.rate() == 0.0
+
+
 def test_batches_and_jobs_that_do_not_exist_are_named(client: Client) -> None:
     job_id = f"nope-{'0' * 20}"
     with pytest.raises(BatchNotFound, match="'nope'"):

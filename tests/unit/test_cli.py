@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+import threading
 import zlib
 from pathlib import Path
 from typing import Any
@@ -383,6 +384,45 @@ def test_a_cancelled_batch_is_collected_into_the_error_file(redis_url: str, tmp_
     assert "2 waiting requests ended" in cancelled.stderr
     assert result.exit_code == 1
     assert sorted(custom_ids(tmp_path / "out.errors.jsonl")) == ["r0", "r1"]
+
+
+def in_part(request: Request, job_id: str) -> dict[str, Any]:
+    """The answer to a request that was cancelled while it was decoded."""
+    line = echo(request, job_id)
+    line["response"]["body"]["choices"][0] |= {"finish_reason": "abort", "stop_details": {"type": "cancelled"}}
+    return line
+
+
+def test_status_and_collect_count_what_was_cancelled_alike(redis_url: str, tmp_path: Path) -> None:
+    # given a batch with an answer, a part of one, and a request that never ran
+    file = write_prompts(tmp_path / "in.jsonl", 3)
+    mlxq("enqueue", "-i", file, "--batch-id", "b1", "--url", redis_url)
+    answers = {"r0": echo, "r1": in_part}
+    both = threading.Event()
+
+    def answer(request: Request, job_id: str) -> dict[str, Any]:
+        if request.custom_id == "r1":
+            worker.stop()
+            both.set()
+        return answers[request.custom_id](request, job_id)
+
+    worker = FakeWorker(redis_url, answer)
+    with worker:
+        assert both.wait(10)
+    mlxq("cancel", "b1", "--url", redis_url)
+
+    # when
+    one, all_of_them = mlxq("status", "b1", "--url", redis_url), mlxq("status", "--url", redis_url)
+    collected = mlxq("collect", "b1", "-o", tmp_path / "out.jsonl", "--url", redis_url)
+
+    # then
+    assert "1 answered, 0 failed, 2 cancelled; " in one.stdout
+    assert "1 answered, 0 failed, 2 cancelled; " in collected.stderr
+    assert "cancelled" in all_of_them.stdout.splitlines()[1]
+    assert "What failed" not in collected.stderr
+    assert collected.exit_code == 1
+    assert custom_ids(tmp_path / "out.jsonl") == ["r0", "r1"]
+    assert custom_ids(tmp_path / "out.errors.jsonl") == ["r2"]
 
 
 def test_a_job_can_be_cancelled_by_its_id_once(redis_url: str) -> None:

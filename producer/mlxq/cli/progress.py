@@ -159,10 +159,12 @@ class Log:
 
 
 def describe(tally: Tally, meter: RateMeter, total: int | None, note: str) -> str:
-    """The rates once they are known, the failures, and the time left or the note."""
+    """The rates once they are known, what has no answer, and the time left or the note."""
     parts = [f"{meter.requests_per_s:.1f} requests/s", f"{meter.tokens_per_s:,.0f} tokens/s"] if meter.is_known else []
     if tally.failed:
         parts.append(f"{tally.failed:,} failed")
+    if tally.cancelled:
+        parts.append(f"{tally.cancelled:,} cancelled")
     if note:
         parts.append(note)
     elif total is not None and meter.requests_per_s > 0:

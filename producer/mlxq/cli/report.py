@@ -43,6 +43,8 @@ def print_summary(summary: Summary, *, with_rate: bool) -> None:
 def headline(summary: Summary, *, with_rate: bool = True) -> str:
     """One sentence with the counts, and with the rate where it is that of answering."""
     counts = [f"{summary.succeeded:,} answered", f"{summary.failed:,} failed"]
+    if summary.cancelled:
+        counts.append(f"{summary.cancelled:,} cancelled")
     if summary.skipped:
         counts.append(f"{summary.skipped:,} already there")
     tokens = f"{summary.prompt_tokens:,} prompt and {summary.completion_tokens:,} completion tokens"
@@ -54,7 +56,7 @@ def headline(summary: Summary, *, with_rate: bool = True) -> str:
 
 def exit_code(summary: Summary) -> int:
     """0 if everything was answered, else 1."""
-    return 1 if summary.failed or summary.interrupted else 0
+    return 1 if summary.failed or summary.cancelled or summary.interrupted else 0
 
 
 def finish(summary: Summary, *, with_rate: bool = True) -> None:

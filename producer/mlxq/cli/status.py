@@ -80,11 +80,11 @@ def _print_queue(queue: dict[str, Any]) -> None:
 
 def _print_batches(batches: list[BatchCounts]) -> None:
     batch = Column("batch", no_wrap=True)  # an id that is cut short can't be copied
-    table = Table(batch, "queue", "state", "ended", "total", "failed", "age")
+    table = Table(batch, "queue", "state", "ended", "total", "failed", "cancelled", "age")
     for counts in batches[:MAX_LISTED]:
         age = duration(time.time() - counts.created)
-        ended, total, failed = f"{counts.num_ended:,}", f"{counts.total:,}", f"{counts.num_failed:,}"
-        table.add_row(counts.batch_id, counts.queue, _state(counts), ended, total, failed, age)
+        numbers = (counts.num_ended, counts.total, counts.num_failed, counts.num_cancelled)
+        table.add_row(counts.batch_id, counts.queue, _state(counts), *(f"{number:,}" for number in numbers), age)
     if batches:
         Console().print(table)
     if len(batches) > MAX_LISTED:
