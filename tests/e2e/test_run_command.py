@@ -205,7 +205,9 @@ def test_a_changed_line_is_answered_again_and_no_other(mixed: Done, answered: Fi
     assert choice(after.pop("count-2"))["finish_reason"] == "length"
     assert choice(before.pop("count-2"))["finish_reason"] == "stop"
     assert after == before
-    assert not answered.errors.exists()
+    of_others = {bad.custom_id for bad in BAD} - {line["custom_id"] for line in GOOD}
+    assert read_lines(answered.errors).keys() == of_others
+    assert f"The error file also holds {len(of_others)} failures of other requests." in again.stderr
 
 
 @pytest.mark.slow
