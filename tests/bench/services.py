@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from mlxq_worker.redis_server import private_redis
 Run = Callable[[Workload], Outcome]
 Process = subprocess.Popen[bytes]
 START_TIMEOUT_S = 120.0
+MAX_TRIES = 100
 
 
 @contextmanager
@@ -153,12 +154,21 @@ def _through_http(bench: BenchModel, port: int, width: int, workload: Workload) 
 
 
 def _post(port: int, prompt: str, item: Item) -> tuple[str, int]:
-    connection = http.client.HTTPConnection("127.0.0.1", port)
     body = {"prompt": prompt, "max_tokens": item.num_tokens, **asdict(item.sampling)}
-    connection.request("POST", "/v1/completions", json.dumps(body), {"Content-Type": "application/json"})
-    answer = json.loads(connection.getresponse().read())
-    connection.close()
-    return answer["choices"][0]["text"], answer["usage"]["completion_tokens"]
+    for _ in range(MAX_TRIES):
+        try:
+            answer = _answer(port, json.dumps(body))
+        except ConnectionError:  # the server's line of connections is five long
+            time.sleep(0.05)
+        else:
+            return answer["choices"][0]["text"], answer["usage"]["completion_tokens"]
+    raise RuntimeError("mlx_lm.server refuses connections")
+
+
+def _answer(port: int, body: str) -> Any:
+    with closing(http.client.HTTPConnection("127.0.0.1", port)) as connection:
+        connection.request("POST", "/v1/completions", body, {"Content-Type": "application/json"})
+        return json.loads(connection.getresponse().read())
 
 
 @contextmanager
