@@ -87,9 +87,9 @@ def main(
             workload = WORKLOADS[name](random.Random(seed)).first(requests)
             figures[name] = measure(workload, _able(started, workload), width, runs)
             show(figures[name], f"{name}: {len(workload.items)} requests, model {size}, width {width}")
-    report = json.dumps({"model": size, "width": width, "runs": runs, "workloads": figures})
-    if json_path is not None:
-        json_path.write_text(report + "\n")
+            report = json.dumps({"model": size, "width": width, "runs": runs, "workloads": figures})
+            if json_path is not None:  # after each workload: all of them take long
+                json_path.write_text(report + "\n")
     print(report)
 
 
