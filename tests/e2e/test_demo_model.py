@@ -18,6 +18,7 @@ from mlxq_worker.engine.row import RowResult
 from mlxq_worker.eos import EosSet, resolve_eos
 from mlxq_worker.model import LoadedModel, load_model
 from mlxq_worker.prepare import Preparer
+from mlxq_worker.tool_formats import tool_format_of
 
 WIDTH = 64
 MAX_TOKENS = MAX_COUNT_TOKENS + 20
@@ -58,6 +59,7 @@ def answer_all(model: LoadedModel, eos: EosSet) -> list[Answered]:
         context_length=model.context_length,
         default_max_tokens=MAX_TOKENS,
         model_name=model.name,
+        tool_format=tool_format_of(model.tokenizer),
     )
     examples = {str(index): example for index, example in enumerate(held_out(300))}
     bodies = {row_id: {**example.body, "max_tokens": MAX_TOKENS} for row_id, example in examples.items()}
