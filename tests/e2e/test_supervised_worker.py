@@ -61,7 +61,7 @@ def test_a_worker_whose_process_is_killed_goes_on_at_once_and_every_answer_is_ri
 ) -> None:
     batch = enqueue(connection)
 
-    with running(*WORKER, MLXQ_URL=redis_url, MLXQ_LEASE_S="3600") as supervisor:
+    with running(*WORKER, MLXQ_URL=redis_url, MLXQ_LEASE_S="90") as supervisor:
         first = working_pid(connection)
         wait_until(lambda: batch.counts().num_ended > 5, "the first answers", DEADLINE_S)
         os.kill(first, signal.SIGKILL)
