@@ -40,7 +40,6 @@ pytestmark = pytest.mark.slow
 
 LEASE_S = 90.0
 DELAYED = keys.delayed(keys.DEFAULT_QUEUE)
-"""Not earlier, since RQ forgets executions by its own clock."""
 
 # Not shrunk: that takes minutes. Ask for it with `Phase.shrink` when a story is hard to read.
 SETTINGS = settings(
