@@ -67,18 +67,22 @@ def load_backend(config: WorkerConfig) -> Backend:
             f"{limit_bytes / 2**20:.0f} MiB: raise --memory-limit (MLXQ_MEMORY_LIMIT) or choose a smaller model"
         )
 
-    step_tokens = config.engine.max_num_batched_tokens
+    told = config.engine.max_num_batched_tokens
+    step_tokens = None if told == "auto" else told
 
     def new_engine() -> Engine:
-        return BatchEngine(
+        nonlocal step_tokens
+        engine = BatchEngine(
             loaded.model,
             preparer.decode,
             max_num_seqs=config.engine.max_num_seqs,
-            max_num_batched_tokens=None if step_tokens == "auto" else step_tokens,
+            max_num_batched_tokens=step_tokens,
             max_prefix_bytes=config.engine.max_prefix_bytes,
             longest_first=config.engine.longest_first,
             kv_bytes=room_for_rows(limit_bytes, used_bytes()),
         )
+        step_tokens = engine.max_num_batched_tokens  # measured once: rows wait for an engine that replaces another
+        return engine
 
     end_tokens = ", ".join(f"{token.id} {token.token!r}" for token in loaded.eos.tokens)
     return Backend(

@@ -61,17 +61,19 @@ class BatchEngine:
         self._max_num_seqs = max_num_seqs
         is_packed = packed and packs(model)
         self._budget = measure_budget(model, kv_bytes, in_slabs=is_packed)
+        if max_num_batched_tokens is None:
+            max_num_batched_tokens = measure_step_size(model, max_num_seqs) if is_packed else DEFAULT_STEP_TOKENS
+        self.max_num_batched_tokens = max_num_batched_tokens
         self._runner: Runner
         if is_packed:
             self._runner = PackedRunner(
                 model,
                 max_num_seqs=max_num_seqs,
-                max_num_batched_tokens=max_num_batched_tokens or measure_step_size(model, max_num_seqs),
+                max_num_batched_tokens=max_num_batched_tokens,
                 max_prefix_tokens=self._budget.prefix_tokens(max_prefix_bytes),
             )
         else:
-            prefill_chunk = max_num_batched_tokens or DEFAULT_STEP_TOKENS
-            self._runner = PaddedRunner(model, max_num_seqs=max_num_seqs, prefill_chunk=prefill_chunk)
+            self._runner = PaddedRunner(model, max_num_seqs=max_num_seqs, prefill_chunk=max_num_batched_tokens)
         self._scheduler = Scheduler(
             self._runner.max_num_seqs,
             self._runner.max_num_batched_tokens,

@@ -1,6 +1,6 @@
 """Times the forward pass of a packed model at several numbers of tokens, to choose how many a step takes.
 
-Takes a handful of steps, once, when an engine is built: less than a second for a model of 40M parameters on a
+Takes a handful of steps, once, when the first engine is built: about a second for a model of 40M parameters on a
 CPU. The decision is `engine/step_size`'s.
 """
 
