@@ -9,7 +9,6 @@ per token, and the most memory that the worker process has held. The last line i
 from __future__ import annotations
 
 import ctypes
-import json
 import os
 import random
 import sys
@@ -22,6 +21,7 @@ import click
 if sys.platform == "linux":
     ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
 
+from tests.bench import report
 from tests.bench.in_process import BenchModel
 from tests.bench.models import SIZES, write_model
 from tests.bench.services import mlxq_run
@@ -34,7 +34,7 @@ LENGTHS = (500, 2_000, 5_000, 20_000)
 @click.option("--model", "size", type=click.Choice(list(SIZES)), default="6m", show_default=True)
 @click.option("--width", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--length", "lengths", multiple=True, type=click.IntRange(1), default=LENGTHS)
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures here, too.")
+@report.json_option
 def main(size: str, width: int, lengths: tuple[int, ...], json_path: Path | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = BenchModel.load(write_model(size, Path(folder)))
@@ -51,10 +51,7 @@ def main(size: str, width: int, lengths: tuple[int, ...], json_path: Path | None
                     }
                 )
                 print(figures[-1], file=sys.stderr)
-    report = json.dumps({"model": size, "width": width, "lengths": figures})
-    if json_path is not None:
-        json_path.write_text(report + "\n")
-    print(report)
+    report.publish({"model": size, "width": width, "lengths": figures}, json_path)
 
 
 def short_requests(length: int) -> Workload:

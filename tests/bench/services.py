@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from tests.bench import stock_job
 from tests.bench.in_process import BenchModel
 from tests.bench.outcome import Outcome
 from tests.bench.workloads import Item, Workload
+from tests.processes import environment
 
 from mlxq import bulk
 from mlxq.client import Client
@@ -57,10 +57,11 @@ def mlxq_run(bench: BenchModel, width: int, max_inflight: int = bulk.DEFAULT_MAX
 @contextmanager
 def stock_rq(bench: BenchModel, width: int) -> Iterator[Run]:
     """`rq worker --worker-class rq.worker.SimpleWorker` whose job calls `mlx_lm.generate`: one request at a time."""
-    variables = {stock_job.MODEL_VARIABLE: str(bench.path), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with private_redis() as redis:
         command = [sys.executable, "-m", "rq.cli", "worker", "--worker-class", "rq.worker.SimpleWorker"]
-        with process([*command, "--url", redis.url, "--quiet", "bench"], variables) as running:
+        with process(
+            [*command, "--url", redis.url, "--quiet", "bench"], {stock_job.MODEL_VARIABLE: str(bench.path)}
+        ) as running:
             yield partial(_through_jobs, bench, Redis.from_url(redis.url), running)
 
 
@@ -177,7 +178,7 @@ def process(command: list[str], variables: dict[str, str]) -> Iterator[Process]:
     preload = {"LD_PRELOAD": LIBRARY} if sys.platform == "linux" else {}
     # What they say is a line for each request; a failure shows in their answers.
     running = subprocess.Popen(
-        command, env={**os.environ, **preload, **variables}, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command, env=environment(**preload, **variables), stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         yield running

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import os
 import random
 import sys
 import tempfile
@@ -33,6 +32,7 @@ if sys.platform == "linux":
 import mlx.core as mx
 from rich.console import Console
 from rich.table import Table
+from tests.bench import report
 from tests.bench.in_process import BenchModel, row_spec
 from tests.bench.models import SIZES, write_model
 from tests.bench.services import process, through_files
@@ -75,7 +75,7 @@ class Stopwatch:
 @click.option("--width", type=click.IntRange(1), default=32, show_default=True)
 @click.option("--requests", type=click.IntRange(1), help="Cut every workload to so many requests.")
 @click.option("--seed", type=int, default=7, show_default=True)
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures here, too.")
+@report.json_option
 def main(
     names: tuple[str, ...], size: str, width: int, requests: int | None, seed: int, json_path: Path | None
 ) -> None:
@@ -87,10 +87,7 @@ def main(
             figures[name] = profile(bench, workload, width)
             figures[name]["waiting"] = waiting(bench, workload, width)
     show(figures, f"share of a step, model {size}, width {width}")
-    report = json.dumps({"model": size, "width": width, "workloads": figures})
-    if json_path is not None:
-        json_path.write_text(report + "\n")
-    print(report)
+    report.publish({"model": size, "width": width, "workloads": figures}, json_path)
 
 
 def profile(bench: BenchModel, workload: Workload, width: int) -> dict[str, float]:
@@ -144,7 +141,6 @@ def waiting(bench: BenchModel, workload: Workload, width: int) -> float:
         variables = {
             "MLXQ_MODEL": str(bench.path),
             "MLXQ_MAX_NUM_SEQS": str(width),
-            "PYTHONPATH": os.pathsep.join(filter(None, [str(Path.cwd()), *sys.path])),
             NOTES_VARIABLE: str(notes),
         }
         client = Client(redis.url)

@@ -13,7 +13,6 @@ prompts in memory; `stock_rq` and `mlx_lm_server` are slow, and get only the fir
 from __future__ import annotations
 
 import ctypes
-import json
 import random
 import statistics
 import sys
@@ -31,6 +30,7 @@ if sys.platform == "linux":
 
 from rich.console import Console
 from rich.table import Table
+from tests.bench import report
 from tests.bench.in_process import IN_PROCESS, BenchModel
 from tests.bench.models import SIZES, write_model
 from tests.bench.outcome import Outcome, same_answers
@@ -65,7 +65,7 @@ Run = Callable[[Workload], Outcome]
 @click.option("--sample", type=click.IntRange(1), default=64, show_default=True, help="Requests for the slow systems.")
 @click.option("--requests", type=click.IntRange(1), help="Cut every workload to so many requests.")
 @click.option("--seed", type=int, default=7, show_default=True)
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures here, too.")
+@report.json_option
 def main(
     names: tuple[str, ...],
     systems: tuple[str, ...],
@@ -82,15 +82,14 @@ def main(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         bench = BenchModel.load(write_model(size, folder))
         started = {system: _start(system, bench, width, sample, stack) for system in chosen}
-        figures = {}
+        figures: dict[str, dict[str, Any]] = {}
+        all_figures = {"model": size, "width": width, "runs": runs, "workloads": figures}
         for name in names or WORKLOADS:
             workload = WORKLOADS[name](random.Random(seed)).first(requests)
             figures[name] = measure(workload, _able(started, workload), width, runs)
             show(figures[name], f"{name}: {len(workload.items)} requests, model {size}, width {width}")
-            report = json.dumps({"model": size, "width": width, "runs": runs, "workloads": figures})
-            if json_path is not None:  # after each workload: all of them take long
-                json_path.write_text(report + "\n")
-    print(report)
+            report.write(all_figures, json_path)  # after each workload: all of them take long
+    report.publish(all_figures, json_path)
 
 
 def measure(workload: Workload, systems: dict[str, Run], width: int, runs: int) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,6 @@ line is JSON.
 from __future__ import annotations
 
 import ctypes
-import json
 import random
 import statistics
 import sys
@@ -26,6 +25,7 @@ if sys.platform == "linux":
 
 import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
+from tests.bench import report
 from tests.bench.in_process import BenchModel, row_spec
 from tests.bench.models import SIZES, write_model
 from tests.bench.workloads import FIRST_ID, LAST_ID, Item
@@ -41,15 +41,12 @@ PROMPT_TOKENS = 64
 @click.option("--model", "size", type=click.Choice(list(SIZES)), default="6m", show_default=True)
 @click.option("--width", "widths", multiple=True, type=click.IntRange(1), default=WIDTHS, help="[default: 1 to 64]")
 @click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures here, too.")
+@report.json_option
 def main(size: str, widths: tuple[int, ...], runs: int, json_path: Path | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         bench = BenchModel.load(write_model(size, Path(folder)))
     figures = [measure(bench.model, width, runs) for width in widths]
-    report = json.dumps({"model": size, "runs": runs, "widths": figures})
-    if json_path is not None:
-        json_path.write_text(report + "\n")
-    print(report)
+    report.publish({"model": size, "runs": runs, "widths": figures}, json_path)
 
 
 def measure(model: Any, width: int, runs: int) -> dict[str, float]:
