@@ -27,6 +27,7 @@ MLX_CALLERS = frozenset(
         "mlxq_worker.model",
         "mlxq_worker.reasoning",
         "mlxq_worker.tool_formats",
+        "mlxq_worker.engine.activation",
         "mlxq_worker.engine.attention",
         "mlxq_worker.engine.choice",
         "mlxq_worker.engine.layout",

@@ -16,6 +16,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
+from mlxq_worker.engine.activation import quick_swiglu, route_swiglu
 from mlxq_worker.engine.layout import Layout, Span
 from mlxq_worker.engine.logprobs import score_piece
 from mlxq_worker.engine.places import Places
@@ -34,6 +35,7 @@ class PackedModel:
     """
 
     def __init__(self, model: Any) -> None:
+        route_swiglu(model)
         self._body = model.model
         self._head = copy.copy(model)
         self._head.model = _Passed(model.model)
@@ -43,7 +45,8 @@ class PackedModel:
         """Run tokens (N,) through the layers, writing their keys and values where `layout` says: (N, 1, E)."""
         for cache in self.caches:
             cache.begin_step(layout)
-        hidden: mx.array = self._body(tokens[:, None], cache=self.caches)
+        with quick_swiglu():
+            hidden: mx.array = self._body(tokens[:, None], cache=self.caches)
         return hidden
 
     def logits(self, hidden: mx.array) -> mx.array:
