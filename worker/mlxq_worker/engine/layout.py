@@ -6,7 +6,7 @@ Knows nothing of keys and values: `engine/slots` holds those.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 
@@ -96,12 +96,17 @@ def _writes(in_slots: Sequence[Span]) -> tuple[Write, ...]:
     return tuple(
         Write(
             slab,
-            None if len(grouped) == 1 else mx.array([start + i for span, start in group for i in range(len(span))]),
-            mx.array([span.place.slot for span, _ in group for _ in range(len(span))]),
-            mx.array(list(chain.from_iterable(span.columns for span, _ in group))),
+            None if len(grouped) == 1 else _indices(start + i for span, start in group for i in range(len(span))),
+            _indices(span.place.slot for span, _ in group for _ in range(len(span))),
+            _indices(chain.from_iterable(span.columns for span, _ in group)),
         )
         for slab, group in grouped.items()
     )
+
+
+def _indices(values: Iterable[int]) -> mx.array:
+    """Unsigned, since mlx takes a quarter longer to scatter where an index might count from the end."""
+    return mx.array(list(values), dtype=mx.uint32)
 
 
 class Window:
