@@ -81,8 +81,8 @@ class Partial:
         return Partial(mx.zeros((num_rows, *shape)), mx.full(column, -mx.inf), mx.zeros(column))
 
     def taken_apart(self) -> Partial:
-        """One row of Q queries as Q rows of one query."""
-        return Partial(*(array[0].swapaxes(0, 1)[:, :, None] for array in (self.weighted, self.peak, self.total)))
+        """Rows of Q queries as rows of one query."""
+        return Partial(*map(taken_apart, (self.weighted, self.peak, self.total)))
 
     def merged(self, other: Partial) -> Partial:
         """The same queries over the keys of both; at least one of them saw a key."""
@@ -93,6 +93,12 @@ class Partial:
     def result(self, dtype: mx.Dtype) -> mx.array:
         """The attention, (B, H, Q, D)."""
         return (self.weighted / self.total).astype(dtype)
+
+
+def taken_apart(rows: mx.array) -> mx.array:
+    """Rows of Q queries as rows of one query: (B, H, Q, D) to (B * Q, H, 1, D)."""
+    num_rows, num_heads, num_queries, size = rows.shape
+    return rows.swapaxes(1, 2).reshape(num_rows * num_queries, num_heads, 1, size)
 
 
 def attend_in_part(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import accumulate, chain, groupby
 
 import mlx.core as mx
 
@@ -16,6 +16,11 @@ from mlxq_worker.engine.attention import is_fused
 from mlxq_worker.engine.places import Place
 from mlxq_worker.engine.prefix import Prefix
 from mlxq_worker.engine.scheduler import PrefixPiece
+
+MAX_OPENING = 128
+"""Tokens of the longest opening. Longer ones attend one by one: by then starting to is the least of it."""
+
+_OPENING_STEP = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,12 @@ class Span:
         return range(self.start, self.stop)
 
     @property
+    def opening_size(self) -> int:
+        """Openings of the same size attend together; 0 for what is none, and attends by itself."""
+        sees_itself_alone = self.start == 0 and (self.prefix is None or not is_fused())
+        return -(-len(self) // _OPENING_STEP) if sees_itself_alone and len(self) <= MAX_OPENING else 0
+
+    @property
     def positions(self) -> range:
         """The tokens' positions in their sequence."""
         before = len(self.prefix) if self.prefix else 0
@@ -47,14 +58,14 @@ class Layout:
 
     Args:
         decoding: spans of one token, by rising place.
-        spans: the prompt pieces, in the order of their tokens.
+        spans: the prompt pieces, in the order of their tokens; best by `opening_size`.
         prefixes: the prefix pieces, in the order of their tokens.
 
     Attributes:
         sharing: how tokens attend to shared prefixes, if any does. The decoding rows' do so together; prompts' join
             them where attention is done in parts anyway.
-        joined: the prompt pieces whose tokens are in `sharing`.
-        pieces: those that attend each by itself.
+        joined: the prompt pieces whose tokens are in `sharing`, openings of about the same length put together.
+        segments: those that attend each by itself, openings put together, too.
     """
 
     def __init__(
@@ -64,8 +75,9 @@ class Layout:
         self.prefixes = tuple(prefixes)
         sharing = decoding if is_fused() else in_slots
         self.sharing = Sharing(sharing) if any(span.prefix for span in sharing) else None
-        self.joined = tuple(spans) if self.sharing and not is_fused() else ()
-        self.pieces: tuple[Span | PrefixPiece, ...] = (*(() if self.joined else spans), *prefixes)
+        grouped = _grouped(spans)
+        self.joined = grouped if self.sharing and not is_fused() else ()
+        self.segments: tuple[Segment, ...] = (*(() if self.joined else grouped), *prefixes)
         self.num_decoding = len(decoding)
         self.num_in_slots = sum(map(len, in_slots))
         positions = [position for span in in_slots for position in span.positions]
@@ -73,6 +85,50 @@ class Layout:
         self.positions = mx.array(positions)  # (N,)
         self.writes = _writes(in_slots)
         self.windows = _windows(decoding)
+
+
+class Openings:
+    """Short beginnings of prompts, which attend to nothing but themselves: n tokens as B rows of Q, the shorter rows
+    filled up at their ends, where no token that counts sees what is there.
+
+    Args:
+        lengths: tokens of each row.
+
+    Attributes:
+        kept: (n,) where each token stands among the B * Q; `None` where all of them count.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self._num_tokens = sum(lengths)
+        self._num_rows, self._width = len(lengths), max(lengths)
+        rows = list(zip(accumulate(lengths, initial=0), lengths, strict=False))
+        is_ragged = self._num_rows * self._width > self._num_tokens
+        # (B * Q,) which token stands where: behind a row's last one, that one again
+        filled = (first + min(i, length - 1) for first, length in rows for i in range(self._width))
+        kept = (row * self._width + i for row, length in enumerate(lengths) for i in range(length))
+        self._filled = _indices(filled) if is_ragged else None
+        self.kept = _indices(kept) if is_ragged else None
+
+    def __len__(self) -> int:
+        return self._num_tokens
+
+    def side_by_side(self, tokens: mx.array) -> mx.array:
+        """(n, heads, 1, D) to (B, heads, Q, D)."""
+        filled = tokens if self._filled is None else tokens[self._filled]
+        _, num_heads, _, size = tokens.shape
+        return filled.reshape(self._num_rows, self._width, num_heads, size).swapaxes(1, 2)
+
+
+Segment = Span | Openings | PrefixPiece
+"""Tokens of a step, side by side in it, that attend at once."""
+
+
+def _grouped(spans: Sequence[Span]) -> tuple[Span | Openings, ...]:
+    groups: list[Span | Openings] = []
+    for size, group in groupby(spans, key=lambda span: span.opening_size):
+        own = list(group)
+        groups += [Openings(list(map(len, own)))] if size and len(own) > 1 else own
+    return tuple(groups)
 
 
 @dataclass(frozen=True, slots=True)

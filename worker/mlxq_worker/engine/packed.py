@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -89,6 +90,7 @@ class PackedRunner:
         if not (plan.rows or plan.prefixes):
             return None
         decoding = sorted(plan.decoding, key=self._places.__getitem__)
+        plan = replace(plan, prefill=tuple(sorted(plan.prefill, key=self._opening_size)))
         layout = Layout(
             [self._span(row, row.decode_position, row.decode_position + 1) for row in decoding],
             [self._span(piece.row, piece.start, piece.stop) for piece in plan.prefill],
@@ -107,6 +109,9 @@ class PackedRunner:
         """Positions `start` to `stop` of a row's sequence as columns of its place."""
         before = len(row.prefix) if row.prefix else 0
         return Span(self._places[row], start - before, stop - before, row.prefix)
+
+    def _opening_size(self, piece: Piece) -> int:
+        return self._span(piece.row, piece.start, piece.stop).opening_size
 
     def _tokens(self, decoding: Sequence[Row], plan: Plan) -> mx.array:
         """The step's tokens (N,): the decoding rows' newest, then the prompts' pieces, then the prefixes'."""

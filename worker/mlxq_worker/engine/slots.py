@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from mlxq_worker.engine.attention import Partial, attend, attend_causally_in_parts, attend_in_part
-from mlxq_worker.engine.layout import Layout, Sharing, Span, Window
+from mlxq_worker.engine.attention import Partial, attend, attend_causally_in_parts, attend_in_part, taken_apart
+from mlxq_worker.engine.layout import Layout, Openings, Segment, Sharing, Span, Window
 from mlxq_worker.engine.places import Changes, Place, SlabSize
 from mlxq_worker.engine.prefix import Prefix
 from mlxq_worker.engine.scheduler import PrefixPiece
@@ -82,17 +82,20 @@ class SlotCache:
             self._prefixes[piece.prefix] = self._behind(self._begun(piece.prefix), own)
         return keys, values
 
-    def attend(self, queries: mx.array, scale: float) -> mx.array:
-        """Attention of every token to its own sequence up to itself: (N, heads, 1, D) to (N, heads, 1, D)."""
+    def attend(self, queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
+        """Attention of every token to its own sequence up to itself: (N, heads, 1, D) to (N, heads, 1, D).
+
+        `keys` and `values` are those of the step's tokens, (N, H, 1, D), which have been written already.
+        """
         layout, end = self.layout, self.layout.num_decoding
         if layout.sharing is not None:
             end = layout.sharing.num_tokens
-            parts = [self._attend_sharing(queries[:end], layout.sharing, scale)]
+            parts = [self._attend_sharing(queries[:end], keys[:end], values[:end], layout.sharing, scale)]
         else:
             parts = [self._attend_window(queries, window, scale) for window in layout.windows]
-        for piece in layout.pieces:
-            start, end = end, end + len(piece)
-            parts.append(self._attend_piece(queries[start:end], piece, scale))
+        for segment in layout.segments:
+            start, end = end, end + len(segment)
+            parts.append(self._attend_segment(segment, queries[start:end], keys[start:end], values[start:end], scale))
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
     def move(self, source: Place, target: Place) -> None:
@@ -121,26 +124,28 @@ class SlotCache:
         result = attend(own, keys, values, scale, mask)
         return result if window.result_rows is None else result[window.result_rows]
 
-    def _attend_sharing(self, queries: mx.array, sharing: Sharing, scale: float) -> mx.array:
+    def _attend_sharing(
+        self, queries: mx.array, keys: mx.array, values: mx.array, sharing: Sharing, scale: float
+    ) -> mx.array:
         """Attention of tokens behind prefixes: each one's part in its slot and its part in the prefix, merged."""
-        in_slot = Partial.joined(list(self._parts_in_slots(queries, scale)))
+        in_slot = Partial.joined(list(self._parts_in_slots(queries, keys, values, scale)))
         shared = [self._attend_prefix(queries[tokens], prefix, scale) for prefix, tokens in sharing.groups.items()]
         if sharing.num_alone:
             shared.append(shared[0].nothing(sharing.num_alone))
         in_prefix = Partial.joined(shared) if sharing.order is None else Partial.joined(shared)[sharing.order]
         return in_slot.merged(in_prefix).result(queries.dtype)
 
-    def _parts_in_slots(self, queries: mx.array, scale: float) -> Iterator[Partial]:
+    def _parts_in_slots(self, queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> Iterator[Partial]:
         for window in self.layout.windows:
-            own, keys, values, mask = self._seen_in(window, queries)
-            part = attend_in_part(own, keys, values, scale, mask)
+            own, seen_keys, seen_values, mask = self._seen_in(window, queries)
+            part = attend_in_part(own, seen_keys, seen_values, scale, mask)
             yield part if window.result_rows is None else part[window.result_rows]
         end = self.layout.num_decoding
-        for span in self.layout.joined:
-            start, end = end, end + len(span)
-            own, (keys, values) = _side_by_side(queries[start:end]), self._slot_of(span)
-            for part in attend_causally_in_parts(own, keys, values, scale):
-                yield part.taken_apart()
+        for segment in self.layout.joined:
+            start, end = end, end + len(segment)
+            sides = self._side_by_side(segment, queries[start:end], keys[start:end], values[start:end])
+            for part in attend_causally_in_parts(*sides, scale):
+                yield _kept(segment, part.taken_apart())
 
     def _seen_in(self, window: Window, queries: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array | None]:
         """The window's queries out of those of all decoding rows, the keys and values that they see, and a mask."""
@@ -153,14 +158,25 @@ class SlotCache:
         keys, values = self._prefixes[prefix]
         return attend_in_part(_side_by_side(queries), keys, values, scale).taken_apart()
 
-    def _attend_piece(self, queries: mx.array, piece: Span | PrefixPiece, scale: float) -> mx.array:
-        if isinstance(piece, PrefixPiece):
-            keys, values = self._prefixes[piece.prefix]
-        else:
-            own = self._slot_of(piece)
-            keys, values = self._behind(self._prefixes[piece.prefix], own) if piece.prefix else own
-        result = attend(_side_by_side(queries), keys, values, scale, "causal")
-        return result[0].swapaxes(0, 1)[:, :, None]
+    def _attend_segment(
+        self, segment: Segment, queries: mx.array, keys: mx.array, values: mx.array, scale: float
+    ) -> mx.array:
+        """Attention of a segment's tokens, (n, heads, 1, D), to themselves and what is before them."""
+        queries, keys, values = self._side_by_side(segment, queries, keys, values)
+        if isinstance(segment, Span) and segment.prefix:
+            keys, values = self._behind(self._prefixes[segment.prefix], (keys, values))
+        return _kept(segment, taken_apart(attend(queries, keys, values, scale, "causal")))
+
+    def _side_by_side(
+        self, segment: Segment, queries: mx.array, keys: mx.array, values: mx.array
+    ) -> tuple[mx.array, mx.array, mx.array]:
+        """A segment's queries and what they see in its place, as rows of several tokens: (B, heads, Q, D) and, twice,
+        (B, H, T, D)."""
+        if isinstance(segment, Openings):
+            return segment.side_by_side(queries), segment.side_by_side(keys), segment.side_by_side(values)
+        if isinstance(segment, PrefixPiece):
+            return _side_by_side(queries), *self._prefixes[segment.prefix]
+        return _side_by_side(queries), *self._slot_of(segment)
 
     def _slot_of(self, span: Span) -> tuple[mx.array, mx.array]:
         """A row's keys and values behind its prefix up to the end of a span, (1, H, columns, D) each."""
@@ -180,6 +196,14 @@ class SlotCache:
         if before is None:
             return after
         return mx.concatenate([before[0], after[0]], axis=2), mx.concatenate([before[1], after[1]], axis=2)
+
+
+R = TypeVar("R", mx.array, Partial)
+
+
+def _kept(segment: Segment, tokens: R) -> R:
+    """Without what only fills up."""
+    return tokens if not isinstance(segment, Openings) or segment.kept is None else tokens[segment.kept]
 
 
 def _side_by_side(tokens: mx.array) -> mx.array:
@@ -202,7 +226,7 @@ def route_attention(model: Any) -> bool:
         if isinstance(cache, SlotCache):
             if options.get("sinks") is not None:
                 raise NotImplementedError("slots don't know attention sinks")
-            return cache.attend(queries, scale)
+            return cache.attend(queries, keys, values, scale)
         return original(queries, keys, values, cache=cache, scale=scale, **options)
 
     attend.routes_slots = True  # type: ignore[attr-defined]

@@ -1,0 +1,89 @@
+"""Which prompts' tokens attend together, and that it changes nothing for them."""
+
+from __future__ import annotations
+
+from itertools import accumulate, pairwise
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from mlxq_worker.engine import layout
+from mlxq_worker.engine.layout import MAX_OPENING, Layout, Openings, Span
+from mlxq_worker.engine.places import Changes, Place, SlabSize
+from mlxq_worker.engine.prefix import Prefix
+from mlxq_worker.engine.slots import SlotCache
+
+NUM_HEADS, NUM_KV_HEADS, SIZE, SCALE = 4, 2, 8, 0.3
+
+
+def span(slot: int, start: int, stop: int, prefix: Prefix | None = None) -> Span:
+    return Span(Place(0, slot), start, stop, prefix)
+
+
+def sizes_of_segments(*spans: Span) -> list[int]:
+    """How many tokens attend at once, segment by segment."""
+    return [len(segment) for segment in Layout([], spans).segments]
+
+
+def attended(spans: list[Span], queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+    """What one layer of empty slots makes of these prompts' tokens."""
+    cache = SlotCache()
+    cache.arrange(Changes((), (), {0: SlabSize(len(spans), 256)}))
+    cache.begin_step(Layout([], spans))
+    return cache.attend(queries, *cache.update_and_fetch(keys, values), SCALE)
+
+
+def test_openings_of_about_the_same_length_attend_together() -> None:
+    assert sizes_of_segments(span(0, 0, 17), span(1, 0, 32), span(2, 0, 20), span(3, 0, 33), span(4, 0, 48)) == [69, 81]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [span(1, 5, 35), span(1, 0, MAX_OPENING + 1), span(1, 0, 64)],
+    ids=["goes on", "is long", "is twice as long"],
+)
+def test_a_piece_that_is_no_opening_of_that_length_attends_by_itself(other: Span) -> None:
+    assert sizes_of_segments(span(0, 0, 30), other) == [30, len(other)]
+
+
+def test_an_opening_behind_a_prefix_attends_by_itself_where_attention_is_a_single_kernel(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given
+    monkeypatch.setattr(layout, "is_fused", lambda: True)
+    prefix = Prefix((1, 2, 3), None)
+
+    # when
+    sizes = sizes_of_segments(span(0, 0, 30, prefix), span(1, 0, 30, prefix), span(2, 0, 29), span(3, 0, 30))
+
+    # then
+    assert sizes == [30, 30, 59]
+
+
+@pytest.mark.parametrize("lengths", [[7, 7, 7], [16, 1, 9, 16], [128, 120]], ids=str)
+def test_openings_that_attend_together_get_what_each_gets_alone(lengths: list[int]) -> None:
+    # given
+    mx.random.seed(0)
+    queries, keys, values = (
+        mx.random.normal((sum(lengths), h, 1, SIZE)) for h in (NUM_HEADS, NUM_KV_HEADS, NUM_KV_HEADS)
+    )
+    ends = list(pairwise(accumulate(lengths, initial=0)))
+
+    # when
+    together = attended([span(slot, 0, length) for slot, length in enumerate(lengths)], queries, keys, values)
+    alone = [attended([span(0, 0, b - a)], queries[a:b], keys[a:b], values[a:b]) for a, b in ends]
+
+    # then
+    np.testing.assert_allclose(together, mx.concatenate(alone), atol=1e-6)
+
+
+def test_shorter_openings_are_filled_up_behind_their_last_token() -> None:
+    # given
+    tokens = mx.arange(5)[:, None, None, None]
+
+    # when
+    rows = Openings([2, 3]).side_by_side(tokens)
+
+    # then
+    assert rows[:, 0, :, 0].tolist() == [[0, 1, 1], [2, 3, 4]]
