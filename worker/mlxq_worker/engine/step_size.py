@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-NEARLY_BEST = 1.1
-MAX_STALL = 8
+NEARLY_BEST = 1.03
+MAX_STALL = 16
 MAX_TOKENS = 4096
 
 
@@ -36,10 +36,10 @@ def first_size(num_rows: int) -> int:
 def choose_size(decode: StepTiming, timings: Sequence[StepTiming]) -> int:
     """How many tokens a step takes at most.
 
-    The smallest size whose cost per token is within a tenth of the lowest one: a larger step wins nothing any more,
-    and the decoding rows wait for it. For their sake no step may take longer than `MAX_STALL` steps without prompts,
-    so that a prompt that joins never holds their answers up for longer than that; but the smallest size is always
-    allowed, or prompts would never get on.
+    The smallest size whose cost per token is within `NEARLY_BEST` of the lowest one: a larger step wins nothing any
+    more, and the decoding rows wait for it. For their sake no step may take longer than `MAX_STALL` steps without
+    prompts, so that a prompt that joins never holds their answers up for longer than that; but the smallest size is
+    always allowed, or prompts would never get on.
 
     Args:
         decode: a step of the decoding rows alone.
@@ -52,10 +52,14 @@ def choose_size(decode: StepTiming, timings: Sequence[StepTiming]) -> int:
 
 
 def next_size(decode: StepTiming, timings: Sequence[StepTiming]) -> int | None:
-    """The next size worth timing: twice the last one, unless tokens got hardly cheaper when it was doubled before, or
-    such a step will surely take too long."""
+    """The next size worth timing: twice the last one, unless tokens got dearer when it was doubled before, or such a
+    step will surely take too long."""
     *before, last = timings
-    if before and NEARLY_BEST * last.seconds_per_token > before[-1].seconds_per_token:
+    if before and last.seconds_per_token > NEARLY_BEST * before[-1].seconds_per_token:
         return None
-    too_long = 2 * last.seconds / NEARLY_BEST > MAX_STALL * decode.seconds
+    too_long = _CHEAPEST_DOUBLE * last.seconds > MAX_STALL * decode.seconds
     return None if too_long or 2 * last.num_tokens > MAX_TOKENS else 2 * last.num_tokens
+
+
+_CHEAPEST_DOUBLE = 1.8
+"""Twice the tokens take at least so many times as long, once a step is one that may be too long."""
