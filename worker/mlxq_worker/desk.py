@@ -50,7 +50,7 @@ logger = logging.getLogger("rq.worker")
 
 BEAT_S = 1.0
 """Between two looks at leases and cancellations."""
-POLL_S = 0.25
+POLL_S = 0.1
 """Between two looks at an empty queue."""
 PREPARE_SLICE_S = 0.01
 """What ended is written at least this often, however many jobs wait to be prepared."""
