@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-NEARLY_BEST = 1.03
 MAX_STALL = 16
 MAX_TOKENS = 4096
 
@@ -36,10 +35,9 @@ def first_size(num_rows: int) -> int:
 def choose_size(decode: StepTiming, timings: Sequence[StepTiming]) -> int:
     """How many tokens a step takes at most.
 
-    The smallest size whose cost per token is within `NEARLY_BEST` of the lowest one: a larger step wins nothing any
-    more, and the decoding rows wait for it. For their sake no step may take longer than `MAX_STALL` steps without
-    prompts, so that a prompt that joins never holds their answers up for longer than that; but the smallest size is
-    always allowed, or prompts would never get on.
+    The size at which a token costs least. For the decoding rows' sake no step may take longer than `MAX_STALL` steps
+    without prompts, so that a prompt that joins never holds their answers up for longer than that; but the smallest
+    size is always allowed, or prompts would never get on.
 
     Args:
         decode: a step of the decoding rows alone.
@@ -47,19 +45,20 @@ def choose_size(decode: StepTiming, timings: Sequence[StepTiming]) -> int:
     """
     first, *larger = timings
     allowed = [first, *(timing for timing in larger if timing.seconds <= MAX_STALL * decode.seconds)]
-    lowest = min(timing.seconds_per_token for timing in allowed)
-    return next(timing.num_tokens for timing in allowed if timing.seconds_per_token <= NEARLY_BEST * lowest)
+    return min(allowed, key=lambda timing: timing.seconds_per_token).num_tokens
 
 
 def next_size(decode: StepTiming, timings: Sequence[StepTiming]) -> int | None:
     """The next size worth timing: twice the last one, unless tokens got dearer when it was doubled before, or such a
     step will surely take too long."""
     *before, last = timings
-    if before and last.seconds_per_token > NEARLY_BEST * before[-1].seconds_per_token:
+    if before and last.seconds_per_token > _CLEARLY_DEARER * before[-1].seconds_per_token:
         return None
     too_long = _CHEAPEST_DOUBLE * last.seconds > MAX_STALL * decode.seconds
     return None if too_long or 2 * last.num_tokens > MAX_TOKENS else 2 * last.num_tokens
 
 
+_CLEARLY_DEARER = 1.05
+"""By more than two measurements of the same differ."""
 _CHEAPEST_DOUBLE = 1.8
 """Twice the tokens take at least so many times as long, once a step is one that may be too long."""
