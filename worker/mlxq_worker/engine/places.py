@@ -2,7 +2,8 @@
 and time for itself and not for every other row.
 
 A row begins in the slab of its length and moves up when it outgrows that. A leaving row's slot goes to the next one
-that needs a slot of its slab, and what is left of holes is closed from the slab's end, so slots in use lie together.
+that needs a slot of its slab. Once half of a slab's slots are holes its last rows move into them: a hole costs a little
+at every step, a move as much as many steps.
 Plain Python: says who lies where, what has to move and how large the slabs are; `engine/slots` holds the arrays, and
 `engine/budget` counts them.
 """
@@ -81,7 +82,12 @@ class Places(Generic[R]):
         wiped = [self._enter(row, num) for row, num in columns.items() if row not in self._places]
         moves += [move for slab in self._used for move in self._closing_moves(slab)]
         self._columns = dict(columns)
-        return Changes(tuple(moves), tuple(wipe for wipe in wiped if wipe.num_columns), slab_sizes(columns.values()))
+        return Changes(tuple(moves), tuple(wipe for wipe in wiped if wipe.num_columns), self._sizes())
+
+    def _sizes(self) -> dict[int, SlabSize]:
+        """What each slab needs up to its last row."""
+        sizes = slab_sizes(self._columns.values())
+        return {slab: SlabSize(_room(max(self._used[slab]) + 1), size.num_columns) for slab, size in sizes.items()}
 
     def _outgrown(self, columns: Mapping[R, int]) -> list[tuple[R, int]]:
         """The rows that need another slab, and which; the longest first, since their places may be taken next."""
@@ -112,9 +118,10 @@ class Places(Generic[R]):
         self._left_behind[place] = self._columns[row]
 
     def _closing_moves(self, slab: int) -> list[tuple[Place, Place]]:
-        """Move the slab's last rows into its holes. New rows never move: they took the first holes."""
+        """Move the slab's last rows into its holes, if there are enough of those. New rows never move: they took the
+        first holes."""
         used = self._used[slab]
-        if not used or max(used) + 1 == len(used):
+        if not used or max(used) + 1 < 2 * len(used) or len(used) == max(used) + 1:
             return []
         last = sorted((row for row, place in self._places.items() if place.slab == slab), key=self._places.__getitem__)
         moving = [row for row in reversed(last) if self._places[row].slot >= len(used)]

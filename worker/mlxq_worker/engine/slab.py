@@ -50,22 +50,16 @@ class Slab:
         """Keys and values of slots `first` to `last`, each (last - first, H, num_columns, D)."""
         return self._keys[first:last, :, :num_columns], self._values[first:last, :, :num_columns]
 
-    def row(self, slot: int) -> tuple[mx.array, mx.array]:
-        """Keys and values of a slot, each (1, H, T, D)."""
-        where = mx.array([slot])
+    def rows(self, slots: Sequence[int]) -> tuple[mx.array, mx.array]:
+        """Keys and values of n slots, each (n, H, T, D)."""
+        where = mx.array(list(slots))
         return self._keys[where], self._values[where]
 
-    def put(self, slot: int, keys: mx.array, values: mx.array) -> None:
-        """Write a row (1, H, any, D) over a slot's."""
-        where, num_columns = mx.array([slot]), self.size.num_columns
-        self._keys[where] = _resized(keys, 1, num_columns)
-        self._values[where] = _resized(values, 1, num_columns)
-
-    def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Write what is in some slots over others."""
-        what, where = mx.array(list(sources)), mx.array(list(targets))
-        self._keys[where] = self._keys[what]
-        self._values[where] = self._values[what]
+    def put(self, slots: Sequence[int], keys: mx.array, values: mx.array) -> None:
+        """Write n rows (n, H, any, D) over what is in these slots."""
+        where, num_columns = mx.array(list(slots)), self.size.num_columns
+        self._keys[where] = _resized(keys, len(slots), num_columns)
+        self._values[where] = _resized(values, len(slots), num_columns)
 
     def wipe(self, written: Iterable[tuple[int, int]]) -> None:
         """Forget what rows that have left wrote, so many columns in each of these slots: a masked key counts for

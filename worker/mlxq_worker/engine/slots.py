@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -53,8 +54,9 @@ class SlotCache:
         for index, slab in self._slabs.items():
             if index in self._sizes:
                 slab.grow(self._sizes[index])
-        for source, target in changes.moves:
-            self.move(source, target)
+        for (source_slab, target_slab), run in groupby(changes.moves, lambda move: (move[0].slab, move[1].slab)):
+            # All at once: within a run no row is copied from where another is copied to.
+            self._move(source_slab, target_slab, [(source.slot, target.slot) for source, target in run])
         for index, slab in self._slabs.items():
             slab.wipe([(wipe.place.slot, wipe.num_columns) for wipe in changes.wiped if wipe.place.slab == index])
         self._slabs = {index: slab for index, slab in self._slabs.items() if index in self._sizes}
@@ -98,14 +100,6 @@ class SlotCache:
             parts.append(self._attend_segment(segment, queries[start:end], keys[start:end], values[start:end], scale))
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
-    def move(self, source: Place, target: Place) -> None:
-        """Copy a row to another place, over what is there. There is nothing to copy before the first step."""
-        if source.slab in self._slabs:
-            row = self._slabs[source.slab].row(source.slot)
-            if target.slab not in self._slabs:
-                self._slabs[target.slab] = Slab.empty(self._sizes[target.slab], *row)
-            self._slabs[target.slab].put(target.slot, *row)
-
     def copy(self, pairs: Sequence[tuple[Place, Place]]) -> None:
         """Copy rows to other places of their slabs, over what is there; no row is copied from a place that another is
         copied to."""
@@ -113,11 +107,21 @@ class SlotCache:
         for source, target in pairs:
             in_slabs.setdefault(source.slab, []).append((source.slot, target.slot))
         for index, slots in in_slabs.items():
-            self._slabs[index].copy(*zip(*slots, strict=True))
+            self._move(index, index, slots)
 
     def evict(self, prefix: Prefix) -> None:
         """Free a prefix."""
         self._prefixes.pop(prefix, None)
+
+    def _move(self, source_slab: int, target_slab: int, slots: Sequence[tuple[int, int]]) -> None:
+        """Copy rows from slots to slots, over what is there. There is nothing to copy before the first step."""
+        if source_slab not in self._slabs:
+            return
+        sources, targets = zip(*slots, strict=True)
+        rows = self._slabs[source_slab].rows(sources)
+        if target_slab not in self._slabs:
+            self._slabs[target_slab] = Slab.empty(self._sizes[target_slab], *rows)
+        self._slabs[target_slab].put(targets, *rows)
 
     def _attend_window(self, queries: mx.array, window: Window, scale: float) -> mx.array:
         own, keys, values, mask = self._seen_in(window, queries)
