@@ -190,7 +190,9 @@ class DecodeLoop:
         """The rows of one job enter together, also where they are more than there is room for: the engine's own waiting
         line takes the rest, and so they share the prefill, and none waits here for room that never comes. A row whose
         last token is on its way has left its place already: who takes it over enters at the very next step."""
-        room = self._free_rows - self._width.num_lost
+        room = self._free_rows
+        if self._width.is_shrunk:  # memory is short: nobody enters before another has left
+            room = min(room, self._width.rows - len(self._running))
         room = max(room, 0 if self._running else 1)  # an idle engine always has room for one
         while self._waiting and room > 0:
             room -= sum(self._admit_row(spec) for spec in self._waiting.popleft())

@@ -29,11 +29,6 @@ class Width:
     def is_shrunk(self) -> bool:
         return self.rows < self._max_rows
 
-    @property
-    def num_lost(self) -> int:
-        """How many rows fewer than at first."""
-        return self._max_rows - self.rows
-
     def shrink(self, num_rows: int, now: float) -> None:
         """Memory ran short with so many rows: half of them, at least one."""
         self.rows = max(1, min(self.rows, num_rows) // 2)
