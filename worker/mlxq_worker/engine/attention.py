@@ -14,7 +14,7 @@ from typing import Literal, Self
 
 import mlx.core as mx
 
-_CAUSAL_BLOCK = 128
+CAUSAL_BLOCK = 128
 """On a CPU as many queries at once see the keys up to the last one's: fewer of their scores are masked than in one."""
 
 
@@ -42,8 +42,8 @@ def is_fused() -> bool:
 def attend_causally_in_parts(queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> Iterator[Partial]:
     """Attention of the last keys' queries (B, H, Q, D), one block of queries after another."""
     num_queries, num_before = queries.shape[2], keys.shape[2] - queries.shape[2]
-    for start in range(0, num_queries, _CAUSAL_BLOCK):
-        stop = min(start + _CAUSAL_BLOCK, num_queries)
+    for start in range(0, num_queries, CAUSAL_BLOCK):
+        stop = min(start + CAUSAL_BLOCK, num_queries)
         end = num_before + stop
         mask = mx.arange(end)[None] <= mx.arange(num_before + start, end)[:, None]  # (stop - start, end)
         yield attend_in_part(queries[:, :, start:stop], keys[:, :, :end], values[:, :, :end], scale, mask)

@@ -12,13 +12,14 @@ from itertools import accumulate, chain, groupby
 
 import mlx.core as mx
 
-from mlxq_worker.engine.attention import is_fused
+from mlxq_worker.engine.attention import CAUSAL_BLOCK, is_fused
 from mlxq_worker.engine.places import Place
 from mlxq_worker.engine.prefix import Prefix
 from mlxq_worker.engine.scheduler import PrefixPiece
 
-MAX_OPENING = 128
-"""Tokens of the longest opening. Longer ones attend one by one: by then starting to is the least of it."""
+MAX_OPENING = CAUSAL_BLOCK
+"""Tokens of the longest opening, which attends in a single block. Longer ones attend one by one: by then starting to is
+the least of it."""
 
 _OPENING_STEP = 16
 

@@ -121,7 +121,7 @@ class Places(Generic[R]):
         """Move the slab's last rows into its holes, if there are enough of those. New rows never move: they took the
         first holes."""
         used = self._used[slab]
-        if not used or max(used) + 1 < 2 * len(used) or len(used) == max(used) + 1:
+        if not used or max(used) + 1 < 2 * len(used):
             return []
         last = sorted((row for row, place in self._places.items() if place.slab == slab), key=self._places.__getitem__)
         moving = [row for row in reversed(last) if self._places[row].slot >= len(used)]
