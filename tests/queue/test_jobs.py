@@ -466,6 +466,33 @@ def test_a_finish_that_is_sent_again_because_its_reply_was_lost_counts_once(conn
     assert connection.xlen(f"rq:results:{claimed.job_id}") == 1
 
 
+def test_who_adds_to_a_batch_is_not_disturbed_by_jobs_of_it_that_end(connection: Redis) -> None:
+    batch = submit(connection, "a")
+    worker = store(connection)
+    jobs = worker.claim(1, now()).jobs
+
+    with connection.pipeline() as adding:
+        adding.watch(keys.batch_jobs(batch.id))
+        worker.end([finished(job) for job in jobs], now())
+        adding.multi()
+        adding.zadd(keys.batch_jobs(batch.id), {"another": 1})
+
+        assert adding.execute() == [1]  # a WatchError would have it start over
+    assert batch.counts().num_finished == 1
+
+
+def test_every_end_keeps_its_batch_for_another_month(connection: Redis) -> None:
+    batch = submit(connection, "a")
+    of_batch = [keys.batch(batch.id), keys.batch_jobs(batch.id), keys.batch_events(batch.id)]
+    for key in of_batch:
+        connection.expire(key, keys.BATCH_TTL_S // 2)
+    worker = store(connection)
+
+    worker.end([finished(job) for job in worker.claim(1, now()).jobs], now())
+
+    assert all(keys.BATCH_TTL_S - 10 < connection.ttl(key) <= keys.BATCH_TTL_S for key in of_batch)
+
+
 def test_a_failed_job_that_somebody_requeues_moves_to_the_other_count(connection: Redis) -> None:
     batch = submit(connection, "a")
     worker = store(connection)

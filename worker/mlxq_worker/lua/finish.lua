@@ -35,6 +35,12 @@ local function expire(name, ttl)
   if ttl < 0 then redis.call('PERSIST', name) else redis.call('EXPIRE', name, ttl) end
 end
 
+-- Only where it makes a difference: to Redis this is a write like any other, and a producer that adds requests starts
+-- over whenever somebody writes to the batch's jobs meanwhile.
+local function renew(name, ttl)
+  if redis.call('TTL', name) < 0.99 * ttl then redis.call('EXPIRE', name, ttl) end
+end
+
 local function write_result(ttl)
   local entry = {'type', RESULT_TYPES[outcome], 'worker_name', p.worker, 'execution_id', p.execution,
     'execution_started_at', p.started, 'execution_ended_at', p.now}
@@ -72,7 +78,7 @@ local function count_for_batch(before)
   count(p.batch, COUNTS[outcome], 1)
   for name, amount in pairs(p.counts) do count(p.batch, name, amount) end
   redis.call('XADD', p.batch_events, '*', 'job', p.job, 'status', outcome)
-  for _, name in ipairs({p.batch, p.batch_jobs, p.batch_events}) do redis.call('EXPIRE', name, p.batch_ttl) end
+  for _, name in ipairs({p.batch, p.batch_jobs, p.batch_events}) do renew(name, p.batch_ttl) end
 end
 
 local before = redis.call('HGET', key, 'mlxq_outcome')
