@@ -32,7 +32,7 @@ class Engine(Protocol):
         """
 
     def step(self, now: float) -> StepReport:
-        """Advance every running row by at most one token and report the rows that ended on this step.
+        """Advance every running row, as a rule by one token, and report the rows that ended on this step.
 
         Args:
             now: seconds on a monotonic clock; deadlines and durations are measured with it.

@@ -3,7 +3,7 @@
 A search takes as many places as it is wide. Its first row stands for it in the waiting line and is prefilled; on every
 token a hypothesis stays in the row of the one that it goes on from, or, where that has several followers, takes over
 what that row holds (`Fork`). All running hypotheses are asked for together, and never ahead: what comes next depends on
-what came back. `engine/beam` decides; plain Python.
+what came back. They sit a step out while the engine runs ahead. `engine/beam` decides; plain Python.
 """
 
 from __future__ import annotations
@@ -67,6 +67,10 @@ class BeamRow(Row):
     @property
     def is_due(self) -> bool:
         return self._fork is not None and not self.finished and not self.is_resting
+
+    @property
+    def is_unforeseen(self) -> bool:
+        return True  # nobody knows which hypotheses go on
 
     def admit(self, now: float, prefix: Prefix | None = None) -> None:
         super().admit(now, prefix)

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlxq.errors import RequestError
+from mlxq_worker.engine.admission import check_fits, check_width
 from mlxq_worker.engine.api import AbortReason
 from mlxq_worker.engine.beam_rows import new_row
 from mlxq_worker.engine.memory import RELEASE_STEPS, measure_budget, release_unused
 from mlxq_worker.engine.packed import PackedRunner, packs
 from mlxq_worker.engine.padded import PaddedRunner
 from mlxq_worker.engine.row import Decode, RowSpec, StepReport
+from mlxq_worker.engine.run_ahead import RunAhead
 from mlxq_worker.engine.runner import Launched, Runner
-from mlxq_worker.engine.sampling import NO_TOKENS
 from mlxq_worker.engine.scheduler import Scheduler
 from mlxq_worker.engine.step_timing import measure_step_size
 
@@ -26,8 +26,8 @@ DEFAULT_STEP_TOKENS = 512
 class BatchEngine:
     """A continuously refilled batch over one mlx-lm model.
 
-    Decoding runs one step ahead: the device computes the next tokens while the last ones are looked at. A row
-    that turns out to have ended was computed once too often, and that token is thrown away. Where what a row may
+    Decoding runs one step ahead where that pays: the device computes the next tokens while the last ones are looked at.
+    A row that turns out to have ended was computed once too often, and that token is thrown away. Where what a row may
     sample depends on its last token, the forward pass runs ahead and the batch is sampled once that token is known.
 
     Args:
@@ -41,7 +41,8 @@ class BatchEngine:
             default it is an eighth.
         longest_first: admit the longest prompts first, and not those that came first.
         packed: false keeps to mlx-lm's own caches; slower, the oracle in tests.
-        pipelined: false looks at every token before the next step starts; slower, the oracle in tests.
+        pipelined: true always runs ahead, false looks at every token before the next step starts; `None` does what
+            pays.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class BatchEngine:
         max_prefix_bytes: int | None = None,
         longest_first: bool = False,
         packed: bool = True,
-        pipelined: bool = True,
+        pipelined: bool | None = None,
     ) -> None:
         self._decode = decode
         self._max_num_seqs = max_num_seqs
@@ -81,7 +82,7 @@ class BatchEngine:
             self._budget,
             longest_first=longest_first,
         )
-        self._pipelined = pipelined
+        self._run_ahead = RunAhead(pipelined)
         self._in_flight: Launched | None = None
         self._num_steps = 0
 
@@ -94,55 +95,46 @@ class BatchEngine:
         Raises:
             RequestError: the row would not fit in memory even by itself, or its beam search is wider than the batch.
         """
-        if spec.num_rows > self._runner.max_num_seqs:
-            raise self._too_wide(spec.num_rows)
-        if not self._budget.fits([spec.num_tokens] * spec.num_rows):
-            needed, limit = self._budget.taken([spec.num_tokens] * spec.num_rows), self._budget.limit_bytes
-            times = f", {spec.num_rows} times for as many beams," if spec.beam else ""
-            raise RequestError(
-                f"{len(spec.prompt_ids)} prompt tokens and up to {spec.limit} generated ones{times} need "
-                f"{needed / 2**20:.0f} MiB of KV cache, and there are {limit / 2**20:.0f}; ask for fewer tokens",
-                param="max_tokens",
-                code="kv_cache_exceeded",
-            )
+        check_width(spec, self._runner.max_num_seqs, self._max_num_seqs)
+        check_fits(spec, self._budget)
         self._scheduler.add(new_row(spec, self._decode))
-
-    def _too_wide(self, width: int) -> RequestError:
-        width_here = self._runner.max_num_seqs
-        because = "" if width_here == self._max_num_seqs else " because its model's caches can't be batched"
-        return RequestError(
-            f"a beam search of width {width} takes {width} rows of the batch, and this worker decodes {width_here} at "
-            f"most (max_num_seqs){because}",
-            param="beam_width",
-            code="beam_too_wide",
-        )
 
     def cancel(self, row_id: str, reason: AbortReason = "cancelled") -> None:
         """End a waiting or running row at the next `step`, keeping the text it has."""
         self._scheduler.abort(row_id, reason)
 
     def step(self, now: float) -> StepReport:
-        """Advance every running row by at most one token and report the rows that ended on this step."""
+        """Advance every running row, as a rule by one token, and report the rows that ended on this step."""
         self._num_steps += 1
         if self._num_steps % RELEASE_STEPS == 0:
             release_unused()
-        plan, dropped = self._scheduler.schedule(now)
+        plan, finished = self._scheduler.schedule(now)
         launched = self._runner.launch(plan)
-        landed, self._in_flight = (self._in_flight, launched) if self._pipelined else (launched, None)
-        rows, tokens = (landed.rows, landed.read()) if landed else ((), NO_TOKENS)
-        num_useful = sum(not (row.finished or row in tokens.errors) for row in rows)
-        finished = self._scheduler.commit(rows, tokens.token_ids, now, tokens.scores, tokens.errors)
+        rows_computed = rows_useful = 0
+        for landing in self._landing(launched):
+            tokens = landing.read()
+            running = [row for row in landing.rows if not row.finished]
+            rows_computed += len(landing.rows)
+            rows_useful += sum(row not in tokens.errors for row in running)
+            finished += self._scheduler.commit(landing.rows, tokens.token_ids, now, tokens.scores, tokens.errors)
+            self._run_ahead.saw(len(running), sum(row.is_unforeseen for row in running))
         if self._in_flight:
             self._in_flight.sample()
         return StepReport(
-            finished=(*dropped, *finished),
+            finished=tuple(finished),
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting,
             free_rows=self._scheduler.free_rows,
-            rows_computed=len(rows),
-            rows_useful=num_useful,
+            rows_computed=rows_computed,
+            rows_useful=rows_useful,
             num_prefilled=plan.num_prefilled,
         )
+
+    def _landing(self, launched: Launched | None) -> list[Launched]:
+        """The steps to look at now that `launched` is on its way: the one before it, and where running ahead doesn't
+        pay, itself."""
+        before, self._in_flight = self._in_flight, launched if self._run_ahead.pays else None
+        return [step for step in (before, launched) if step is not None and step is not self._in_flight]
 
     def close(self) -> None:
         """Drop all rows and free what the batch holds."""

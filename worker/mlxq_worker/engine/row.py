@@ -266,6 +266,12 @@ class Row:
         return False
 
     @property
+    def is_unforeseen(self) -> bool:
+        """Whether what becomes of the row after its newest token could not be told before that was seen: it has ended,
+        and not at its limit."""
+        return self.finished and len(self.token_ids) < self.spec.limit
+
+    @property
     def scheduled_position(self) -> int:
         """0-based index, among the generated tokens, of the newest one asked of the device."""
         return self.num_scheduled - 1
