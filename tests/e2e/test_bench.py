@@ -32,3 +32,16 @@ def test_every_system_of_the_suite_answers_every_workload_that_it_can(tmp_path: 
     assert greedy.keys() == in_process | {"mlxq_run", "stock_rq", "mlx_lm_server"}
     assert sampled.keys() == in_process | {"mlxq_run"}
     assert all(greedy[system]["same_answers"] == 1 for system in in_process | {"mlxq_run", "stock_rq"})
+
+
+@pytest.mark.slow
+def test_the_ways_to_run_ahead_are_compared() -> None:
+    small = ["--mean", "3", "--requests", "12", "--width", "4", "--runs", "1"]
+
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench.run_ahead", *small], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 0, done.stderr
+    [answers] = json.loads(done.stdout.splitlines()[-1])["answers"]
+    assert answers["never"]["row_efficiency"] == 1 > answers["always"]["row_efficiency"]
