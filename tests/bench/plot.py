@@ -1,9 +1,9 @@
 """Draws the benchmarks' JSON files as one picture for the README.
 
-    python -m tests.bench.plot suite.json widths.json -o throughput.svg
+    python -m tests.bench.plot 6m.json 40m.json --widths widths.json -o throughput.svg
 
-Left: each workload's tokens per second as multiples of `mlx_lm.batch_generate`'s. Right: the decode step by width, with
-the bare forward pass as the limit.
+One panel for each run of the suite: each workload's tokens per second as multiples of `mlx_lm.batch_generate`'s. On the
+right the decode step by width, with the bare forward pass as the limit.
 """
 
 from __future__ import annotations
@@ -22,16 +22,18 @@ INPUT = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command(help=__doc__)
-@click.argument("suite", type=INPUT)
-@click.argument("widths", type=INPUT)
+@click.argument("suites", type=INPUT, nargs=-1, required=True)
+@click.option("--widths", type=INPUT, required=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-def main(suite: Path, widths: Path, output: Path) -> None:
+def main(suites: tuple[Path, ...], widths: Path, output: Path) -> None:
     mpl.use("svg")
     mpl.rcParams["svg.hashsalt"] = "mlxq"  # the same figures give the same file
     mpl.rcParams["svg.fonttype"] = "none"
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    draw_ratios(left, json.loads(suite.read_text()))
+    figure = Figure(figsize=(5 * len(suites) + 4, 4.2), layout="constrained")
+    *left, right = figure.subplots(1, len(suites) + 1)
+    for axes, suite in zip(left, suites, strict=True):
+        draw_ratios(axes, json.loads(suite.read_text()))
+    left[0].legend(frameon=False)
     draw_widths(right, json.loads(widths.read_text()))
     figure.savefig(output, metadata={"Date": None})
 
@@ -54,7 +56,6 @@ def draw_ratios(axes: Axes, report: dict[str, Any]) -> None:
     axes.invert_yaxis()
     axes.set_xlabel("tokens per second, as multiples of mlx_lm.batch_generate's")
     axes.set_title(f"model {report['model']}, {report['width']} rows")
-    axes.legend(frameon=False)
 
 
 def draw_widths(axes: Axes, report: dict[str, Any]) -> None:

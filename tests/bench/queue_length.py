@@ -77,9 +77,7 @@ def _figures(turns: Sequence[Measured], first: Sequence[float]) -> dict[str, Any
     ratios = [turn.ms_per_token / other for turn, other in zip(turns, first, strict=True)]
     return {
         "ms_per_token": round(statistics.median(turn.ms_per_token for turn in turns), 3),
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_low": round(min(ratios), 3),
-        "ratio_high": round(max(ratios), 3),
+        **report.spread(ratios),
         "largest_process_mb": round(turns[0].peak_mb, 1),
     }
 

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import json
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
 json_option = click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the figures here, too.")
+
+
+def spread(ratios: Sequence[float]) -> dict[str, float]:
+    """What is said of one system's ratios to another: each taken within a round, where both met the same machine."""
+    return {
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_low": round(min(ratios), 3),
+        "ratio_high": round(max(ratios), 3),
+    }
 
 
 def write(figures: dict[str, Any], json_path: Path | None) -> None:

@@ -76,9 +76,7 @@ def measure(model: Any, specs: list[RowSpec], width: int, runs: int) -> dict[str
         ratios = [played[way].tokens_per_s / played["always"].tokens_per_s for played in rounds]
         figures[way] = {
             "tokens_per_s": round(statistics.median(played[way].tokens_per_s for played in rounds), 1),
-            "ratio": round(statistics.median(ratios), 3),
-            "ratio_low": round(min(ratios), 3),
-            "ratio_high": round(max(ratios), 3),
+            **report.spread(ratios),
             "row_efficiency": round(rounds[0][way].row_efficiency, 4),
         }
     print(figures, file=sys.stderr)

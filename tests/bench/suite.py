@@ -107,14 +107,12 @@ def measure(workload: Workload, systems: dict[str, Run], width: int, runs: int) 
 
 
 def _figures(own: Sequence[Outcome], reference: Sequence[Outcome], workload: Workload) -> dict[str, Any]:
-    """Ratios are taken within each round, where both systems met the same machine, and their median is reported."""
+    """One system's figures over all rounds, with its ratios to the reference."""
     ratios = [mine.tokens_per_s / theirs.tokens_per_s for mine, theirs in zip(own, reference, strict=True)]
     efficiency, peak = own[0].row_efficiency, own[0].peak_bytes
     return {
         "tokens_per_s": round(statistics.median(outcome.tokens_per_s for outcome in own), 1),
-        "ratio": round(statistics.median(ratios), 3),
-        "ratio_low": round(min(ratios), 3),
-        "ratio_high": round(max(ratios), 3),
+        **report.spread(ratios),
         "same_answers": round(same_answers(own[0], reference[0]), 4) if workload.is_greedy else None,
         "row_efficiency": efficiency and round(efficiency, 4),
         "peak_mb": peak and round(peak / 2**20, 1),
