@@ -43,7 +43,7 @@ FUNCTION_NAME = "mlxq.jobs.generate"
 RESULT_TTL_S = 7 * 24 * 3600
 FAILURE_TTL_S = 30 * 24 * 3600
 BATCH_TTL_S = FAILURE_TTL_S
-"""Counted from the last write to the batch, or from a hundredth of that earlier."""
+"""Counted from the last write to the batch; up to a hundredth less, since not every end of a job renews it."""
 
 BATCHES = "mlxq:batches"
 

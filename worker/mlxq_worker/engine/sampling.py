@@ -31,9 +31,6 @@ class Tokens:
     errors: dict[Row, RowError]
 
 
-NO_TOKENS = Tokens([], {}, {})
-
-
 @dataclass(frozen=True, slots=True)
 class Sampled:
     """The tokens of a step, on their way."""
