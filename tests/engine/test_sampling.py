@@ -99,8 +99,8 @@ def test_every_row_gets_the_token_of_the_reference(parameters: list[dict[str, An
 
 
 LARGE_VOCABULARY: list[dict[str, Any]] = [
-    {"temperature": 1.0, "top_k": 128},
-    {"temperature": 1.5, "top_k": 129},
+    {"temperature": 1.0, "top_k": 256},
+    {"temperature": 1.5, "top_k": 257},
     {"temperature": 2.0, "top_k": 600, "top_p": 0.8},
     {"temperature": 2.0, "top_k": 100, "top_p": 0.8, "min_p": 0.01},
     {"temperature": 1.0, "top_p": 0.95},
@@ -128,7 +128,14 @@ def test_in_large_vocabularies_too_the_least_weights_are_those_of_the_reference(
 @pytest.mark.parametrize("searching", [True, False], ids=["by search", "by sorting"])
 @pytest.mark.parametrize(
     ("parameters", "kept"),
-    [({"top_k": 1}, 2), ({"top_k": 3}, 5), ({"top_k": 200}, 300), ({"top_p": 0.02}, 2), ({"min_p": 0.9}, 2)],
+    [
+        ({"top_k": 1}, 2),
+        ({"top_k": 3}, 5),
+        ({"top_k": 200}, 300),
+        ({"top_k": 270}, 300),
+        ({"top_p": 0.02}, 2),
+        ({"min_p": 0.9}, 2),
+    ],
     ids=str,
 )
 def test_equals_of_the_last_one_kept_are_kept_with_it(

@@ -18,8 +18,8 @@ from mlxq_worker.engine.uniform import uniform
 
 _BLOCK = 32
 """Rows are looked at in blocks of this many ids, and then only at the block that matters."""
-MAX_RANKED = 128
-"""Up to this top_k the best ids are picked out and ranked."""
+MAX_RANKED = 256
+"""Up to this top_k the best ids are picked out and ranked: on a CPU a sixth to a tenth of what all ids would take."""
 _NO_TOP_K = 1 << 30
 _MAX_SUMMED_AT_ONCE = 4096
 """Up to here one long sum takes less than the further operations that two short ones need."""
