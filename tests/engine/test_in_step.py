@@ -37,7 +37,7 @@ def short_and_long_specs() -> list[RowSpec]:
     wait for their last token before the next is chosen."""
     random = Random(4)
     any_token = dict.fromkeys(range(0, VOCAB_SIZE, 3), "<end>")
-    kinds = [{"end_tokens": any_token, "eos_ids": frozenset(any_token)}, {"max_tokens": 60}]
+    kinds = [{"end_tokens": any_token, "eos_ids": frozenset(any_token)}, {"max_tokens": 40}]
     return [
         row_spec(
             row_id=f"{phase}-{index}",
@@ -47,7 +47,7 @@ def short_and_long_specs() -> list[RowSpec]:
             **kinds[phase % 2],
         )
         for phase in range(3)
-        for index in range(20)
+        for index in range(14)
     ]
 
 
