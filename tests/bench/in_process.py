@@ -98,6 +98,20 @@ def row_spec(index: int, item: Item) -> RowSpec:
     )
 
 
+def play(engine: BatchEngine, specs: Sequence[RowSpec]) -> Generated:
+    """Run all rows through an engine, and close it."""
+    for spec in specs:
+        engine.admit(spec)
+    tokens: dict[str, TokenIds] = {}
+    rows_computed = 0
+    while len(tokens) < len(specs):
+        report = engine.step(time.perf_counter())
+        rows_computed += report.rows_computed
+        tokens |= {result.row_id: result.token_ids for result in report.finished}
+    engine.close()
+    return Generated([tokens[spec.row_id] for spec in specs], rows_computed)
+
+
 def _outcome(bench: BenchModel, workload: Workload, generate: Callable[[], Generated]) -> Outcome:
     mx.clear_cache()
     mx.reset_peak_memory()
@@ -110,16 +124,7 @@ def _outcome(bench: BenchModel, workload: Workload, generate: Callable[[], Gener
 
 def _engine(model: Any, items: Sequence[Item], width: int) -> Generated:
     engine = BatchEngine(model, lambda ids: "", max_num_seqs=width)
-    for index, item in enumerate(items):
-        engine.admit(row_spec(index, item))
-    tokens: dict[str, TokenIds] = {}
-    rows_computed = 0
-    while len(tokens) < len(items):
-        report = engine.step(time.perf_counter())
-        rows_computed += report.rows_computed
-        tokens |= {result.row_id: result.token_ids for result in report.finished}
-    engine.close()
-    return Generated([tokens[str(index)] for index in range(len(items))], rows_computed)
+    return play(engine, [row_spec(index, item) for index, item in enumerate(items)])
 
 
 def _batch_generator(

@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ if sys.platform == "linux":
     ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
 
 from tests.bench import report
-from tests.bench.in_process import BenchModel, row_spec
+from tests.bench.in_process import BenchModel, Generated, play, row_spec
 from tests.bench.models import SIZES, write_model
+from tests.bench.outcome import Outcome
 from tests.bench.workloads import FIRST_ID, LAST_ID, Item, Sampling
 
 from mlxq_worker.engine.engine import BatchEngine
@@ -37,25 +38,10 @@ LONGEST = 4
 """Times the average: no answer is longer."""
 
 
-@dataclass(frozen=True, slots=True)
-class Played:
-    """One run over all rows. `tokens` are by row id."""
-
-    tokens: dict[str, tuple[int, ...]]
-    seconds: float
-    row_efficiency: float
-
-    @property
-    def tokens_per_s(self) -> float:
-        return sum(map(len, self.tokens.values())) / self.seconds
-
-
 @click.command(help=__doc__)
 @click.option("--model", "size", type=click.Choice(list(SIZES)), default="6m", show_default=True)
 @click.option("--width", type=click.IntRange(1), default=32, show_default=True)
-@click.option(
-    "--mean", "means", multiple=True, type=click.IntRange(2), default=(5, 15, 60), help="[default: 5, 15, 60]"
-)
+@click.option("--mean", "means", multiple=True, type=click.IntRange(2), default=MEANS, help="[default: 5, 15, 60]")
 @click.option("--requests", type=click.IntRange(1), default=200, show_default=True)
 @click.option("--runs", type=click.IntRange(1), default=5, show_default=True)
 @report.json_option
@@ -68,14 +54,13 @@ def main(size: str, width: int, means: tuple[int, ...], requests: int, runs: int
 
 def measure(model: Any, specs: list[RowSpec], width: int, runs: int) -> dict[str, Any]:
     """Each way's tokens per second, its ratio to always running ahead, and its useful share of the computed rows."""
-    rounds = [{way: play(model, specs, width, pipelined) for way, pipelined in WAYS.items()} for _ in range(runs + 1)]
+    rounds = [{way: timed(model, specs, width, pipelined) for way, pipelined in WAYS.items()} for _ in range(runs + 1)]
     rounds = rounds[1:]  # the first one warms up
-    num_tokens = sum(map(len, rounds[0]["always"].tokens.values()))
-    figures: dict[str, Any] = {"mean_tokens": round(num_tokens / len(specs), 1)}
+    figures: dict[str, Any] = {"mean_tokens": round(rounds[0]["always"].num_tokens / len(specs), 1)}
     for way in WAYS:
-        ratios = [played[way].tokens_per_s / played["always"].tokens_per_s for played in rounds]
+        ratios = [outcomes[way].tokens_per_s / outcomes["always"].tokens_per_s for outcomes in rounds]
         figures[way] = {
-            "tokens_per_s": round(statistics.median(played[way].tokens_per_s for played in rounds), 1),
+            "tokens_per_s": round(statistics.median(outcomes[way].tokens_per_s for outcomes in rounds), 1),
             **report.spread(ratios),
             "row_efficiency": round(rounds[0][way].row_efficiency, 4),
         }
@@ -97,11 +82,12 @@ def ended_by_tokens(model: Any, width: int, mean: int, num_rows: int) -> list[Ro
         for index in range(num_rows)
     )
     specs = [row_spec(index, item) for index, item in enumerate(items)]
-    unended = play(model, specs, width, pipelined=False).tokens
+    unended = generate(model, specs, width, pipelined=False).tokens
+    lengths = [min(longest, round(rng.expovariate(1 / mean))) for _ in specs]
+    end_ids = map(_token_first_at, unended, lengths)
     return [
-        replace(spec, end_tokens={token_id: "end"}, eos_ids=frozenset({token_id}))
-        for spec in specs
-        for token_id in [_token_first_at(unended[spec.row_id], min(longest, round(rng.expovariate(1 / mean))))]
+        replace(spec, end_tokens={end_id: "end"}, eos_ids=frozenset({end_id}))
+        for spec, end_id in zip(specs, end_ids, strict=True)
     ]
 
 
@@ -111,22 +97,18 @@ def _token_first_at(token_ids: tuple[int, ...], length: int) -> int:
     return token_ids[next((index for index in new if index + 1 >= length), new[-1])]
 
 
-def play(model: Any, specs: list[RowSpec], width: int, pipelined: bool | None) -> Played:
+def generate(model: Any, specs: list[RowSpec], width: int, pipelined: bool | None) -> Generated:
     """Run all rows through a fresh engine."""
-    engine = BatchEngine(model, lambda ids: "", max_num_seqs=width, pipelined=pipelined)
-    for spec in specs:
-        engine.admit(spec)
-    tokens: dict[str, tuple[int, ...]] = {}
-    rows_computed = rows_useful = 0
+    return play(BatchEngine(model, lambda ids: "", max_num_seqs=width, pipelined=pipelined), specs)
+
+
+def timed(model: Any, specs: list[RowSpec], width: int, pipelined: bool | None) -> Outcome:
+    """The same, with what it took."""
     start = time.perf_counter()
-    while len(tokens) < len(specs):
-        step = engine.step(0.0)
-        rows_computed += step.rows_computed
-        rows_useful += step.rows_useful
-        tokens |= {result.row_id: result.token_ids for result in step.finished}
+    generated = generate(model, specs, width, pipelined)
     seconds = time.perf_counter() - start
-    engine.close()
-    return Played(tokens, seconds, rows_useful / rows_computed)
+    num_tokens = sum(map(len, generated.tokens))
+    return Outcome(tuple(map(str, generated.tokens)), num_tokens, seconds, generated.rows_computed)
 
 
 if __name__ == "__main__":
