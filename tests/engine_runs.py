@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from mlxq_worker.engine.api import Engine
-from mlxq_worker.engine.row import RowResult, RowSpec, StepReport
+from mlxq_worker.engine.rows.row import RowResult, RowSpec, StepReport
 
 _MAX_STEPS = 5_000
 

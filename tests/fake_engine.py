@@ -18,7 +18,7 @@ from mlxq.errors import RequestError
 from mlxq_worker.backend import Backend
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.engine.api import AbortReason
-from mlxq_worker.engine.row import RowResult, RowSpec, StepReport, choice_row_id, request_row_id
+from mlxq_worker.engine.rows.row import RowResult, RowSpec, StepReport, choice_row_id, request_row_id
 from mlxq_worker.worker import BatchWorker
 
 DEFAULT_MAX_TOKENS = 3

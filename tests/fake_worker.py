@@ -14,9 +14,9 @@ from rq.job import Job
 
 from mlxq import keys
 from mlxq.contract import Choice, EosEntry, Failure, Request, Result, RunInfo, StopDetails, Usage
-from mlxq.openai import parse_object
-from mlxq.read_back import is_cancelled, is_success
-from mlxq.result_lines import failure_line, result_line
+from mlxq.requests.openai import parse_object
+from mlxq.results.read_back import is_cancelled, is_success
+from mlxq.results.result_lines import failure_line, result_line
 
 EOS = EosEntry(id=2, token="<end>")
 

@@ -16,8 +16,8 @@ from mlxq_worker.backend import Backend
 from mlxq_worker.blas import preload_openblas
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.engine.api import Engine
-from mlxq_worker.eos import EosSet, EosToken
-from mlxq_worker.prepare import Preparer
+from mlxq_worker.model.eos import EosSet, EosToken
+from mlxq_worker.text.prepare import Preparer
 from mlxq_worker.worker import BatchWorker
 from tokenizers_for_tests import FakeTokenizer
 

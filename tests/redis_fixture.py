@@ -16,7 +16,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from mlxq_worker.redis_server import SERVERS, private_redis
+from mlxq_worker.supervision.redis_server import SERVERS, private_redis
 
 
 class MortalRedis:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from mlxq_worker.engine.row import RowSpec
+from mlxq_worker.engine.rows.row import RowSpec
 
 _PLAIN = RowSpec(
     row_id="row",

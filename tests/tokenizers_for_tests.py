@@ -1,6 +1,6 @@
 """Small tokenizers with the special tokens, ids and chat templates of real model families; nothing is downloaded.
 
-`FakeTokenizer` has `mlxq_worker.tokenizer.Tokenizer`'s members over a plain dict, so that ids such as 128009 cost
+`FakeTokenizer` has `mlxq_worker.model.tokenizer.Tokenizer`'s members over a plain dict, so that ids such as 128009 cost
 nothing. `real_tokenizer` is a byte-level BPE of the `tokenizers` library, for what has to go through transformers.
 """
 

@@ -13,9 +13,9 @@ from rq.job import Job
 from rq.queue import Queue
 
 from mlxq import keys
-from mlxq.batch import Batch
-from mlxq.client import Client
-from mlxq.openai import text_request
+from mlxq.queue.batch import Batch
+from mlxq.queue.client import Client
+from mlxq.requests.openai import text_request
 
 DEADLINE_S = 20.0
 

@@ -1,6 +1,6 @@
 """What a request may ask for and what a result says: plain frozen data, shared by producers and workers.
 
-Knows nothing of the wire format (`mlxq.openai` does), of Redis, or of any model. A value that exists is valid:
+Knows nothing of the wire format (`mlxq.requests.openai` does), of Redis, or of any model. A value that exists is valid:
 whoever builds a `Request` has checked the types and ranges, so nobody behind the door checks them again.
 What only the model can tell (is the prompt too long, is an id inside the vocabulary) is checked by the worker.
 """

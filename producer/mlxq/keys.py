@@ -31,7 +31,7 @@ RQ's hash of a job has these fields more:
 A job's answer, good or bad, is the newest entry of RQ's ``rq:results:{job}``: its `return_value` is the output
 line (an object with ``id``, ``custom_id``, ``response``, ``error``); a failed job has it beside RQ's `exc_string`.
 A job that somebody else ended (stock RQ maintenance, `rq` commands) has no event until somebody looks for it:
-`mlxq.outside`.
+`mlxq.queue.reconcile`.
 """
 
 from __future__ import annotations

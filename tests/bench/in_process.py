@@ -21,7 +21,7 @@ from tests.bench.outcome import Outcome
 from tests.bench.workloads import GREEDY, Item, Workload
 
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.row import RowSpec
+from mlxq_worker.engine.rows.row import RowSpec
 
 TokenIds = tuple[int, ...]
 

@@ -30,7 +30,7 @@ from tests.bench.models import SIZES, write_model
 from tests.bench.workloads import FIRST_ID, LAST_ID, Item
 
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.memory import measure_cost
+from mlxq_worker.engine.kvcache.memory import measure_cost
 
 WIDTH = 32
 SHORT_TOKENS = 128

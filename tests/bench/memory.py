@@ -18,10 +18,10 @@ from pathlib import Path
 
 import click
 
-from mlxq.client import Client
-from mlxq.openai import text_request
+from mlxq.queue.client import Client
+from mlxq.requests.openai import text_request
 from mlxq_worker.commands.run import worker_command
-from mlxq_worker.redis_server import private_redis
+from mlxq_worker.supervision.redis_server import private_redis
 
 CHUNK = 500
 MAX_TOKENS = 2

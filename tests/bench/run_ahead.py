@@ -30,7 +30,7 @@ from tests.bench.outcome import Outcome
 from tests.bench.workloads import FIRST_ID, LAST_ID, Item, Sampling
 
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.row import RowSpec
+from mlxq_worker.engine.rows.row import RowSpec
 
 WAYS = {"always": True, "never": False, "where_it_pays": None}
 MEANS = (5, 15, 60)

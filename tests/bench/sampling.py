@@ -27,8 +27,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mlxq_worker.engine.row import Row, RowSpec
-from mlxq_worker.engine.sampling import Sampler
+from mlxq_worker.engine.rows.row import Row, RowSpec
+from mlxq_worker.engine.sampling.sampler import Sampler
 
 VOCABULARIES = (2048, 131_072)
 PROMPT_TOKENS = 200

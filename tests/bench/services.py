@@ -30,12 +30,12 @@ from tests.bench.outcome import Outcome
 from tests.bench.workloads import Item, Workload
 from tests.processes import environment
 
-from mlxq import bulk
-from mlxq.client import Client
-from mlxq.files import read_requests
+from mlxq.files import bulk
+from mlxq.files.result_file import read_requests
+from mlxq.queue.client import Client
 from mlxq_worker.blas import LIBRARY
 from mlxq_worker.commands.run import worker_command
-from mlxq_worker.redis_server import private_redis
+from mlxq_worker.supervision.redis_server import private_redis
 
 Run = Callable[[Workload], Outcome]
 Process = subprocess.Popen[bytes]

@@ -39,12 +39,12 @@ from tests.bench.services import process, through_files
 from tests.bench.timed_worker import NOTES_VARIABLE
 from tests.bench.workloads import WORKLOADS, Workload
 
-from mlxq.client import Client
+from mlxq.queue.client import Client
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.packed import PackedModel
-from mlxq_worker.engine.sampling import Sampler
-from mlxq_worker.engine.slots import SlotCache
-from mlxq_worker.redis_server import private_redis
+from mlxq_worker.engine.runners.packed import PackedModel
+from mlxq_worker.engine.runners.slots import SlotCache
+from mlxq_worker.engine.sampling.sampler import Sampler
+from mlxq_worker.supervision.redis_server import private_redis
 
 PARTS = ("layers", "attention", "cache", "head", "sampling", "host")
 

@@ -30,9 +30,9 @@ from rich.table import Table
 from mlxq.contract import Request, SamplingParams, Structure
 from mlxq_worker.engine.constraint import Constraint, fill_masks
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.row import RowSpec
-from mlxq_worker.model import load_tokenizer_only
-from mlxq_worker.structure import StructureCompiler
+from mlxq_worker.engine.rows.row import RowSpec
+from mlxq_worker.model.load import load_tokenizer_only
+from mlxq_worker.text.structure import StructureCompiler
 
 WIDTH = 32
 MIXES = {"32 free": 0, "16 + 16": 16, "32 held": 32}

@@ -16,7 +16,7 @@ from pathlib import Path
 from mlxq_worker.backend import Backend
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.engine.api import AbortReason, Engine
-from mlxq_worker.engine.row import RowSpec, StepReport
+from mlxq_worker.engine.rows.row import RowSpec, StepReport
 from mlxq_worker.worker import BatchWorker
 
 NOTES_VARIABLE = "BENCH_STEP_NOTES"

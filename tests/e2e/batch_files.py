@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mlxq import read_back
-from mlxq.read_back import calls_of, choices_of
+from mlxq.results import read_back
+from mlxq.results.read_back import calls_of, choices_of
 from mlxq_worker.demo.tasks import Example, count_example, held_out
 
 Line = dict[str, Any]

@@ -18,8 +18,8 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 from redis import Redis
 
-from mlxq.client import Client
-from mlxq.read_back import is_success
+from mlxq.queue.client import Client
+from mlxq.results.read_back import is_success
 from mlxq_worker.demo.tasks import count_example
 from processes import DEADLINE_S, MLXQ, ended, run, running
 from worker_helpers import fetch, wait_until

@@ -10,7 +10,7 @@ import pytest
 from batch_files import Line, choice, demo_examples, endless, read_lines, request, requests, text_of, write_lines
 from redis import Redis
 
-from mlxq.client import Client
+from mlxq.queue.client import Client
 from mlxq_worker.demo.tasks import count_example
 from processes import DEADLINE_S, MLXQ, run, running
 from worker_helpers import wait_until

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 import pytest
 
 from engine_runs import run
-from mlxq.openai import parse_object
+from mlxq.requests.openai import parse_object
 from mlxq_worker.demo.tasks import MAX_COUNT_TOKENS, Example, held_out
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.row import RowResult
-from mlxq_worker.eos import EosSet, resolve_eos
-from mlxq_worker.model import LoadedModel, load_model
-from mlxq_worker.prepare import Preparer
-from mlxq_worker.tool_formats import tool_format_of
+from mlxq_worker.engine.rows.row import RowResult
+from mlxq_worker.model.eos import EosSet, resolve_eos
+from mlxq_worker.model.load import LoadedModel, load_model
+from mlxq_worker.model.tool_formats import tool_format_of
+from mlxq_worker.text.prepare import Preparer
 
 WIDTH = 64
 MAX_TOKENS = MAX_COUNT_TOKENS + 20

@@ -15,9 +15,9 @@ from redis import Redis
 from rq.registry import StartedJobRegistry
 
 from mlxq import keys
-from mlxq.batch import Batch
-from mlxq.client import Client
-from mlxq.openai import parse_object
+from mlxq.queue.batch import Batch
+from mlxq.queue.client import Client
+from mlxq.requests.openai import parse_object
 from mlxq_worker.demo.tasks import count_example
 from processes import DEADLINE_S, MLXQ, ended, rq, run, running
 from worker_helpers import fetch, queue_of, wait_until

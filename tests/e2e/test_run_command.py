@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from batch_files import Line, choice, demo_examples, read_lines, requests, text_of, write_lines
 
-from mlxq.read_back import calls_of
+from mlxq.results.read_back import calls_of
 from mlxq_worker.demo.tasks import Example
 from processes import DEADLINE_S, MLXQ, ended, run, running
 from worker_helpers import wait_until

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from fake_worker import FakeWorker
-from mlxq.client import Client
+from mlxq.queue.client import Client
 from processes import DEADLINE_S, MLXQ, environment
 from worker_helpers import wait_until
 

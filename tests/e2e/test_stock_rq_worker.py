@@ -6,8 +6,8 @@ import pytest
 from batch_files import choice, demo_examples, requests, text_of
 from redis import Redis
 
-from mlxq.client import Client
-from mlxq.openai import parse_object
+from mlxq.queue.client import Client
+from mlxq.requests.openai import parse_object
 from processes import RQ, run
 from worker_helpers import fetch, queue_of
 

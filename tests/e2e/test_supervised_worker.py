@@ -14,9 +14,9 @@ from batch_files import demo_examples, requests, text_of
 from redis import Redis
 from rq.worker import Worker
 
-from mlxq.batch import Batch
-from mlxq.client import Client
-from mlxq.openai import parse_object
+from mlxq.queue.batch import Batch
+from mlxq.queue.client import Client
+from mlxq.requests.openai import parse_object
 from processes import DEADLINE_S, MLXQ, ended, run, running
 from worker_helpers import wait_until
 

@@ -17,7 +17,7 @@ from rq.queue import Queue
 from rq.suspension import resume, suspend
 from rq.worker import Worker
 
-from mlxq.client import Client
+from mlxq.queue.client import Client
 from processes import DEADLINE_S, MLXQ, ended, rq, run, running
 from worker_helpers import fetch, wait_until
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxq_worker.engine.row import RowSpec
+from mlxq_worker.engine.rows.row import RowSpec
 from row_specs import row_spec
 
 VOCAB_SIZE = 128

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from mlx_lm.models.activations import swiglu as mlx_lm_swiglu
 
-from mlxq_worker.engine import activation
-from mlxq_worker.engine.activation import quick_swiglu, route_swiglu, swiglu
+from mlxq_worker.engine.runners import activation
+from mlxq_worker.engine.runners.activation import quick_swiglu, route_swiglu, swiglu
 
 GATE = mx.array([-1e30, -200.0, -88.0, -20.0, -1.0, -1e-6, 0.0, 1e-6, 0.5, 3.0, 88.0, 200.0, 1e30])
 X = mx.linspace(-3.0, 3.0, GATE.size)

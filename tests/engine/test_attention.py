@@ -6,7 +6,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxq_worker.engine.attention import Partial, attend, attend_in_part
+from mlxq_worker.engine.runners.attention import Partial, attend, attend_in_part
 
 NUM_ROWS, SIZE, SCALE = 3, 8, 0.3
 

@@ -16,11 +16,11 @@ from tiny_models import CONFIGS, VOCAB_SIZE, build
 from engine_runs import decode, run
 from mlxq.contract import Beam, StopDetails
 from mlxq.errors import RequestError
-from mlxq_worker.engine.beam import BeamSearch, Hypothesis
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.memory import measure_cost
-from mlxq_worker.engine.row import RowResult, RowSpec, choice_row_id
-from mlxq_worker.engine.slots import Layout
+from mlxq_worker.engine.kvcache.memory import measure_cost
+from mlxq_worker.engine.rows.beam import BeamSearch, Hypothesis
+from mlxq_worker.engine.rows.row import RowResult, RowSpec, choice_row_id
+from mlxq_worker.engine.runners.slots import Layout
 from row_specs import row_spec
 
 EOS, OTHER_EOS, STOP = 5, 9, 33
@@ -230,7 +230,7 @@ def test_the_rows_of_a_search_share_one_prefill(monkeypatch: pytest.MonkeyPatch)
     engine = BatchEngine(model, decode, max_num_seqs=8, max_num_batched_tokens=64)
     sizes = []
     monkeypatch.setattr(
-        "mlxq_worker.engine.packed.Layout",
+        "mlxq_worker.engine.runners.packed.Layout",
         lambda *arguments: sizes.append((layout := Layout(*arguments)).positions.size) or layout,
     )
     spec = beam_spec(400, end_tokens={}, eos_ids=frozenset(), max_tokens=6)

@@ -13,10 +13,10 @@ from tiny_models import VOCAB_SIZE, build
 
 from engine_runs import decode, run
 from mlxq.contract import StopDetails
-from mlxq_worker.engine.choice import best_ids
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.row import Row, RowSpec
-from mlxq_worker.engine.sampling import Sampler
+from mlxq_worker.engine.rows.row import Row, RowSpec
+from mlxq_worker.engine.sampling.sampler import Sampler
+from mlxq_worker.engine.sampling.token_sampler import best_ids
 from row_specs import row_spec
 
 EVERY_WAY = pytest.mark.parametrize(

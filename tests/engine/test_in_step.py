@@ -13,7 +13,7 @@ from tiny_models import VOCAB_SIZE, build
 from engine_runs import decode, run
 from mlxq.contract import Beam
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.row import RowSpec, StepReport
+from mlxq_worker.engine.rows.row import RowSpec, StepReport
 from row_specs import row_spec
 
 WIDTH = 4

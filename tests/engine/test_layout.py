@@ -8,11 +8,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from mlxq_worker.engine import layout
-from mlxq_worker.engine.layout import MAX_OPENING, Layout, Openings, Span
-from mlxq_worker.engine.places import Changes, Place, SlabSize
-from mlxq_worker.engine.prefix import Prefix
-from mlxq_worker.engine.slots import SlotCache
+from mlxq_worker.engine.kvcache.prefix import Prefix
+from mlxq_worker.engine.kvcache.slot_allocator import Changes, Place, SlabSize
+from mlxq_worker.engine.runners import layout
+from mlxq_worker.engine.runners.layout import MAX_OPENING, Layout, Openings, Span
+from mlxq_worker.engine.runners.slots import SlotCache
 
 NUM_HEADS, NUM_KV_HEADS, SIZE, SCALE = 4, 2, 8, 0.3
 

@@ -12,9 +12,9 @@ from mlx.utils import tree_flatten
 from tests.engine.tiny_models import build
 from tests.engine_runs import decode
 
-from mlxq_worker.engine import padded
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.memory import RELEASE_STEPS, measure_cost
+from mlxq_worker.engine.kvcache.memory import RELEASE_STEPS, measure_cost
+from mlxq_worker.engine.runners import padded
 from row_specs import row_spec
 
 NUM_STEPS = 3_000

@@ -14,9 +14,9 @@ from tiny_models import VOCAB_SIZE, build
 
 from engine_runs import decode, run
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.logprobs import LEAST_LOGPROB, Scores
-from mlxq_worker.engine.row import Row, RowSpec, TokenScores
-from mlxq_worker.engine.sampling import Sampler
+from mlxq_worker.engine.rows.row import Row, RowSpec, TokenScores
+from mlxq_worker.engine.sampling.logprobs import LEAST_LOGPROB, Scores
+from mlxq_worker.engine.sampling.sampler import Sampler
 from row_specs import row_spec
 
 TOLERANCE = 1e-4

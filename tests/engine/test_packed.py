@@ -14,11 +14,11 @@ from tiny_models import VOCAB_SIZE, build
 from engine_runs import decode, run
 from mlxq.errors import RequestError
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.layout import Layout
-from mlxq_worker.engine.memory import measure_cost
-from mlxq_worker.engine.packed import packs
-from mlxq_worker.engine.row import RowSpec
-from mlxq_worker.engine.slots import SlotCache
+from mlxq_worker.engine.kvcache.memory import measure_cost
+from mlxq_worker.engine.rows.row import RowSpec
+from mlxq_worker.engine.runners.layout import Layout
+from mlxq_worker.engine.runners.packed import packs
+from mlxq_worker.engine.runners.slots import SlotCache
 from row_specs import row_spec
 
 

@@ -19,8 +19,8 @@ from tiny_models import CONFIGS, VOCAB_SIZE, build
 from engine_runs import decode, run
 from mlxq.contract import StopDetails
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.packed import packs
-from mlxq_worker.engine.row import RowSpec
+from mlxq_worker.engine.rows.row import RowSpec
+from mlxq_worker.engine.runners.packed import packs
 from row_specs import row_spec
 
 PREFILL_CHUNK = 16

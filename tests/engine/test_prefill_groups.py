@@ -8,8 +8,8 @@ from countdown import decode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxq_worker.engine.padded import prefill_groups
-from mlxq_worker.engine.row import Row
+from mlxq_worker.engine.rows.row import Row
+from mlxq_worker.engine.runners.padded import prefill_groups
 from row_specs import row_spec
 
 CHUNK = 100

@@ -15,8 +15,8 @@ from tiny_models import VOCAB_SIZE, build
 
 from engine_runs import decode, run
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.processors import Processors
-from mlxq_worker.engine.row import Row, RowSpec
+from mlxq_worker.engine.rows.row import Row, RowSpec
+from mlxq_worker.engine.sampling.processors import Processors
 from row_specs import row_spec
 
 ENDS = {token_id: f"<{token_id}>" for token_id in (1, 9, 60)}

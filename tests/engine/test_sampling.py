@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from tiny_models import VOCAB_SIZE, build
 
 from engine_runs import decode, run
-from mlxq_worker.engine.choice import Filter
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.row import Row, RowSpec
-from mlxq_worker.engine.sampling import Sampler
-from mlxq_worker.engine.uniform import uniform
+from mlxq_worker.engine.rows.row import Row, RowSpec
+from mlxq_worker.engine.sampling.sampler import Sampler
+from mlxq_worker.engine.sampling.token_sampler import Filter
+from mlxq_worker.engine.sampling.uniform import uniform
 from row_specs import row_spec
 
 Probs = NDArray[np.float64]
@@ -115,7 +115,7 @@ LARGE_VOCABULARY: list[dict[str, Any]] = [
 def test_in_large_vocabularies_too_the_least_weights_are_those_of_the_reference(
     searching: bool, num_ids: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlxq_worker.engine.choice.searches", lambda num_ids: searching)
+    monkeypatch.setattr("mlxq_worker.engine.sampling.token_sampler.searches", lambda num_ids: searching)
     specs = [row_spec(seed=seed, **each) for seed in range(4) for each in LARGE_VOCABULARY]
     logits = random_logits(len(specs), num_ids, seed=num_ids)
 
@@ -141,7 +141,7 @@ def test_in_large_vocabularies_too_the_least_weights_are_those_of_the_reference(
 def test_equals_of_the_last_one_kept_are_kept_with_it(
     parameters: dict[str, Any], kept: int, searching: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlxq_worker.engine.choice.searches", lambda num_ids: searching)
+    monkeypatch.setattr("mlxq_worker.engine.sampling.token_sampler.searches", lambda num_ids: searching)
     weights = mx.array([[1.0, 1.0, *[0.5] * 3, *[0.25] * 295, *[0.125] * 20]])
 
     left = Filter([row_spec(temperature=1.0, **parameters)]).apply(weights)
@@ -226,7 +226,7 @@ def test_half_precision_logits_are_sampled_as_what_they_are_in_float32() -> None
 def test_no_draw_picks_an_impossible_token(
     parameters: dict[str, Any], draw: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlxq_worker.engine.choice.uniform", lambda seed, position: draw)
+    monkeypatch.setattr("mlxq_worker.engine.sampling.token_sampler.uniform", lambda seed, position: draw)
     first_and_last = {0: "first", VOCAB_SIZE - 1: "last"}
     spec = row_spec(min_tokens=1, end_tokens=first_and_last, **parameters)
     logits = random_logits(50)

@@ -11,7 +11,7 @@ from tiny_models import CONFIGS, VOCAB_SIZE, build
 
 from engine_runs import decode, run
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.row import RowSpec
+from mlxq_worker.engine.rows.row import RowSpec
 from row_specs import row_spec
 
 NUM_ANSWERS = 4

@@ -19,12 +19,12 @@ from tiny_models import build
 
 from engine_runs import run
 from mlxq.contract import Request, SamplingParams, Structure, ToolChoice
-from mlxq_worker.answer_parts import AnswerReader
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.row import RowResult, RowSpec
-from mlxq_worker.model import load_model
-from mlxq_worker.structure import StructureCompiler
-from mlxq_worker.tool_formats import ToolFormat, tool_format_of
+from mlxq_worker.engine.rows.row import RowResult, RowSpec
+from mlxq_worker.model.load import load_model
+from mlxq_worker.model.tool_formats import ToolFormat, tool_format_of
+from mlxq_worker.text.answer_parts import AnswerReader
+from mlxq_worker.text.structure import StructureCompiler
 from row_specs import row_spec
 from tokenizers_for_tests import real_tokenizer
 

@@ -15,7 +15,7 @@ from countdown import EOS, VOCAB_SIZE, Countdown, counting_from, decode
 from engine_runs import run
 from mlxq.contract import StopDetails
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.row import RowResult, RowSpec
+from mlxq_worker.engine.rows.row import RowResult, RowSpec
 
 
 @pytest.fixture(params=[True, False], ids=["pipelined", "plain"])

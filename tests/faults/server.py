@@ -15,7 +15,7 @@ from pathlib import Path
 from redis import Redis
 from redis.exceptions import RedisError
 
-from mlxq_worker.redis_server import SERVERS
+from mlxq_worker.supervision.redis_server import SERVERS
 
 START_DEADLINE_S = 20.0
 

@@ -20,16 +20,16 @@ from redis.retry import Retry
 
 from fake_worker import FakeWorker, echo, refuse
 from mlxq import keys
-from mlxq.answers import Answer, Collector, Ended
-from mlxq.bulk import collect, process
-from mlxq.client import Client
 from mlxq.contract import Request
-from mlxq.error_file import ErrorFile
 from mlxq.errors import InputFileError, ModelError, QueueUnavailable
-from mlxq.files import BadLine, ResultWriter, read_requests
-from mlxq.openai import ParsedLine, parse_line
-from mlxq.sink import Sink
-from mlxq.tally import Stop, Summary, Tally
+from mlxq.files.bulk import collect, process
+from mlxq.files.error_file import ErrorFile
+from mlxq.files.result_file import BadLine, ResultWriter, read_requests
+from mlxq.files.sink import Sink
+from mlxq.files.tally import Stop, Summary, Tally
+from mlxq.queue.answers import Answer, Collector, Ended
+from mlxq.queue.client import Client
+from mlxq.requests.openai import ParsedLine, parse_line
 from redis_fixture import MortalRedis
 
 
@@ -336,9 +336,9 @@ def test_a_stopped_run_keeps_what_has_ended_and_a_rerun_does_the_rest(redis_url:
 KILLED = """
 import sys
 from pathlib import Path
-from mlxq.bulk import process
-from mlxq.client import Client
-from mlxq.files import read_requests
+from mlxq.files.bulk import process
+from mlxq.queue.client import Client
+from mlxq.files.result_file import read_requests
 url, given, output, errors = sys.argv[1:]
 process(Client(url), read_requests(given), Path(output), Path(errors), on_turn=lambda tally: True)
 """
@@ -393,7 +393,7 @@ def leave_behind(url: str, files: Files, *, num_answered: int = 0) -> None:
             return True
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("mlxq.bulk._Bulk.__exit__", lambda *_: None)  # kill -9 leaves it no time for that
+            patch.setattr("mlxq.files.bulk._Bulk.__exit__", lambda *_: None)  # kill -9 leaves it no time for that
             with pytest.raises(KeyboardInterrupt):
                 run(url, files, on_turn=die_once_all_is_queued)
         assert redis.llen(f"rq:queue:{keys.DEFAULT_QUEUE}") > num_answered
@@ -538,8 +538,8 @@ def test_answers_are_on_the_disk_before_their_jobs_are_deleted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     order: list[str] = []
-    monkeypatch.setattr("mlxq.sink.Sink.sync", lambda self: order.append("sync"))
-    monkeypatch.setattr("mlxq.answers.Collector.forget", lambda self, answers: order.append("forget"))
+    monkeypatch.setattr("mlxq.files.sink.Sink.sync", lambda self: order.append("sync"))
+    monkeypatch.setattr("mlxq.queue.answers.Collector.forget", lambda self, answers: order.append("forget"))
     files.write_numbered(1)
     with FakeWorker(redis_url):
         run(redis_url, files)

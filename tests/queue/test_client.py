@@ -15,12 +15,13 @@ from rq.job import Job, JobStatus
 from rq.queue import Queue
 from rq.registry import CanceledJobRegistry
 
-from mlxq import answers, keys
-from mlxq.batch import Batch
-from mlxq.client import Client
-from mlxq.connect import queue_errors
+from mlxq import keys
 from mlxq.errors import BatchNotFound, ConfigError, QueueError, QueueUnavailable
-from mlxq.openai import ParsedLine, text_request
+from mlxq.queue import answers
+from mlxq.queue.batch import Batch
+from mlxq.queue.client import Client
+from mlxq.queue.connect import queue_errors
+from mlxq.requests.openai import ParsedLine, text_request
 
 
 def requests(*custom_ids: str) -> list[ParsedLine]:

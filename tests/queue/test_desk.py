@@ -12,12 +12,12 @@ from redis import Redis
 from fake_engine import FakeEngine, FakePreparer, FakeWorker
 from mlxq.contract import StopDetails, StopType
 from mlxq_worker.config import EngineConfig, WorkerConfig
-from mlxq_worker.desk import COME_BACK_S, JobDesk
 from mlxq_worker.engine.api import RowError
-from mlxq_worker.engine.row import RowResult
-from mlxq_worker.jobs import JobStore
+from mlxq_worker.engine.rows.row import RowResult
+from mlxq_worker.jobs.consumer import COME_BACK_S, JobDesk
+from mlxq_worker.jobs.presence import Presence
+from mlxq_worker.jobs.store import JobStore
 from mlxq_worker.messages import Admit, Cancel, Channel, Ended, Ready, ToDecode
-from mlxq_worker.presence import Presence
 from redis_fixture import connection, redis_server_url, redis_url  # noqa: F401 - fixtures
 from worker_helpers import answer, enqueue_plain, events, status, submit
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from redis import Redis
 
-from mlxq.connect import connect
-from mlxq.durability import warnings
+from mlxq.queue.connect import connect
+from mlxq.queue.durability import warnings
 from processes import MLXQ, run
 from redis_fixture import MortalRedis
 

@@ -18,10 +18,10 @@ from rq.suspension import resume, suspend
 from mlxq import keys
 from mlxq.contract import Choice, Result, RunInfo, StopDetails, Usage
 from mlxq.errors import RequestError
-from mlxq_worker import endings
-from mlxq_worker.endings import Ending
-from mlxq_worker.job_data import MAX_DATA_BYTES, Claimed
-from mlxq_worker.jobs import FIRST_DELAY_S, MAX_DELAY_S, MAX_STRIKES, JobStore
+from mlxq_worker.jobs import endings
+from mlxq_worker.jobs.claimed import MAX_DATA_BYTES, Claimed
+from mlxq_worker.jobs.endings import Ending
+from mlxq_worker.jobs.store import FIRST_DELAY_S, MAX_DELAY_S, MAX_STRIKES, JobStore
 from redis_fixture import MortalRedis, mortal_redis, redis_program, redis_server_url, redis_url  # noqa: F401 - fixtures
 from worker_helpers import answer, enqueue_plain, events, fetch, queue_of, status, submit
 

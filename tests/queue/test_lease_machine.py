@@ -27,12 +27,12 @@ from hypothesis.stateful import (
 from redis import Redis
 
 from mlxq import keys
-from mlxq.client import Client
-from mlxq.openai import text_request
-from mlxq_worker import endings, jobs
-from mlxq_worker.endings import Ending
-from mlxq_worker.job_data import Claimed
-from mlxq_worker.jobs import FIRST_DELAY_S, MAX_STRIKES, SUSPECT_STRIKES, JobStore, LeaseState
+from mlxq.queue.client import Client
+from mlxq.requests.openai import text_request
+from mlxq_worker.jobs import endings, store
+from mlxq_worker.jobs.claimed import Claimed
+from mlxq_worker.jobs.endings import Ending
+from mlxq_worker.jobs.store import FIRST_DELAY_S, MAX_STRIKES, SUSPECT_STRIKES, JobStore, LeaseState
 from redis_fixture import connection, redis_server_url, redis_url  # noqa: F401 - fixtures
 from worker_helpers import answer, events, status
 
@@ -389,7 +389,7 @@ def test_the_machine_notices(
     line: str,
     broken: str,
 ) -> None:
-    monkeypatch.setattr(jobs, "_script", with_line(jobs._script, script, line, broken))
+    monkeypatch.setattr(store, "_script", with_line(store._script, script, line, broken))
 
     with pytest.raises(AssertionError):
         play(connection, HUNT)

@@ -17,13 +17,15 @@ from rq.results import Result
 from rq.worker import SimpleWorker
 
 from fake_worker import FakeWorker
-from mlxq import bulk, keys, rq_keys
-from mlxq.answers import Answer
-from mlxq.batch import Batch
-from mlxq.client import Client
-from mlxq.openai import ParsedLine, text_request
-from mlxq.tally import Summary
-from mlxq_worker.redis_server import private_redis
+from mlxq import keys
+from mlxq.files import bulk
+from mlxq.files.tally import Summary
+from mlxq.queue import rq_keys
+from mlxq.queue.answers import Answer
+from mlxq.queue.batch import Batch
+from mlxq.queue.client import Client
+from mlxq.requests.openai import ParsedLine, text_request
+from mlxq_worker.supervision.redis_server import private_redis
 
 CRASHES = [
     "Moved to FailedJobRegistry, due to AbandonedJobError, at 2026-01-01",

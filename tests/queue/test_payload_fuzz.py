@@ -19,10 +19,10 @@ from redis.exceptions import ResponseError
 
 from fake_engine import FakeWorker
 from mlxq import keys
-from mlxq.batch import Batch
-from mlxq.client import Client
-from mlxq.fields import FIELDS
-from mlxq.openai import text_request
+from mlxq.queue.batch import Batch
+from mlxq.queue.client import Client
+from mlxq.requests.fields import FIELDS
+from mlxq.requests.openai import text_request
 from mlxq_worker.config import EngineConfig, WorkerConfig
 from redis_fixture import connection, redis_server_url, redis_url  # noqa: F401 - fixtures
 from worker_helpers import answer, status

@@ -10,13 +10,13 @@ import pytest
 from redis import Redis
 from tests.engine_runs import run
 
-from mlxq.batch import Batch
-from mlxq.client import Client
-from mlxq.openai import parse_object, text_request
+from mlxq.queue.batch import Batch
+from mlxq.queue.client import Client
+from mlxq.requests.openai import parse_object, text_request
 from mlxq_worker.config import EngineConfig, WorkerConfig
-from mlxq_worker.salvage import Salvage
-from mlxq_worker.supervisor import Supervisor
-from mlxq_worker.worker_process import WorkerProcess
+from mlxq_worker.supervision.dead_workers import Salvage
+from mlxq_worker.supervision.supervisor import Supervisor
+from mlxq_worker.supervision.worker_process import WorkerProcess
 from poison import MAX_BATCH_VARIABLE, UNENCODABLE_PROMPT, UNWRITABLE_ID, VOCAB_SIZE, WORDS, PoisonWorker, load_poisoned
 from supervised import command, variables
 from worker_helpers import events, fetch, wait_until

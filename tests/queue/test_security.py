@@ -14,11 +14,11 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from fake_engine import FakeEngine, FakePreparer, FakeWorker
-from mlxq.client import Client
-from mlxq.connect import connect
 from mlxq.errors import QueueUnavailable
+from mlxq.queue.client import Client
+from mlxq.queue.connect import connect
 from mlxq_worker.config import WorkerConfig
-from mlxq_worker.salvage import Salvage
+from mlxq_worker.supervision.dead_workers import Salvage
 from processes import MLXQ, run, running
 from redis_fixture import MortalRedis, connection, redis_server_url, redis_url  # noqa: F401 - fixtures
 from worker_helpers import enqueue_plain, fetch, free_port, status, submit, wait_until

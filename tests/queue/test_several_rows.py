@@ -14,11 +14,11 @@ from redis import Redis
 
 from fake_engine import FakeEngine, FakePreparer, FakeWorker
 from mlxq_worker.config import EngineConfig, WorkerConfig
-from mlxq_worker.decode import DecodeLoop
-from mlxq_worker.desk import BEAT_S, JobDesk
-from mlxq_worker.jobs import JobStore
+from mlxq_worker.decoding.loop import DecodeLoop
+from mlxq_worker.jobs.consumer import BEAT_S, JobDesk
+from mlxq_worker.jobs.presence import Presence
+from mlxq_worker.jobs.store import JobStore
 from mlxq_worker.messages import Channel, Ready
-from mlxq_worker.presence import Presence
 from mlxq_worker.step_watch import StepWatch
 from redis_fixture import connection, redis_server_url, redis_url  # noqa: F401 - fixtures
 from worker_helpers import answer, enqueue_plain, fetch, queue_of, status, submit

@@ -18,10 +18,10 @@ from redis import Redis
 from rq.worker import Worker
 
 from fake_engine import FakeWorker
-from mlxq_worker.jobs import JobStore
-from mlxq_worker.salvage import Salvage
-from mlxq_worker.supervisor import STOP_MARGIN_S, Supervisor
-from mlxq_worker.worker_process import WorkerProcess
+from mlxq_worker.jobs.store import JobStore
+from mlxq_worker.supervision.dead_workers import Salvage
+from mlxq_worker.supervision.supervisor import STOP_MARGIN_S, Supervisor
+from mlxq_worker.supervision.worker_process import WorkerProcess
 from supervised import command
 from worker_helpers import enqueue_plain, events, status, submit, wait_until
 

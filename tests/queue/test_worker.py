@@ -21,8 +21,8 @@ from mlxq.errors import ConfigError, ModelError
 from mlxq_worker import exits
 from mlxq_worker.backend import Backend
 from mlxq_worker.config import EngineConfig, WorkerConfig
-from mlxq_worker.desk import JobDesk
-from mlxq_worker.jobs import Claim, JobStore
+from mlxq_worker.jobs.consumer import JobDesk
+from mlxq_worker.jobs.store import Claim, JobStore
 from redis_fixture import connection, redis_server_url, redis_url  # noqa: F401 - fixtures
 from worker_helpers import (
     DEADLINE_S,

@@ -9,7 +9,7 @@ from queue import Queue
 
 import pytest
 
-from mlxq.arrivals import Arrivals
+from mlxq.files.read_ahead import Arrivals
 
 SOON_S = 0.01
 LONG_S = 30.0

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from mlxq import openai
 from mlxq.contract import Beam, RepetitionDetection, Request, SamplingParams, Structure, ToolChoice
 from mlxq.errors import RequestError
-from mlxq.fields import MAX_ALLOWED_TOKENS, MAX_BAD_WORDS, MAX_BIASES
+from mlxq.requests import openai
+from mlxq.requests.fields import MAX_ALLOWED_TOKENS, MAX_BAD_WORDS, MAX_BIASES
 
 USER = {"role": "user", "content": "hi"}
 ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}

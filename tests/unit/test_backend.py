@@ -14,7 +14,8 @@ from mlxq_worker.engine.engine import BatchEngine
 
 LOAD_AND_TELL = """
 import sys
-from mlxq_worker import backend, config
+from mlxq_worker import backend
+from mlxq_worker import config
 
 def tell():
     print("mlx.core" in sys.modules)

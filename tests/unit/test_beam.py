@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxq.contract import Beam
-from mlxq_worker.engine.beam import BeamSearch, Hypothesis
+from mlxq_worker.engine.rows.beam import BeamSearch, Hypothesis
 
 Ids = tuple[int, ...]
 Model = Callable[[Ids], Sequence[float]]

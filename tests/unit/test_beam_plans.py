@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxq.contract import Beam
-from mlxq_worker.engine.beam import BeamSearch
-from mlxq_worker.engine.beam_rows import new_row
-from mlxq_worker.engine.budget import KvBudget, KvCost
-from mlxq_worker.engine.row import Row, RowResult, RowSpec, TokenScores
-from mlxq_worker.engine.scheduler import Plan, Scheduler
+from mlxq_worker.engine.kvcache.budget import KvBudget, KvCost
+from mlxq_worker.engine.rows.beam import BeamSearch
+from mlxq_worker.engine.rows.beam_rows import new_row
+from mlxq_worker.engine.rows.row import Row, RowResult, RowSpec, TokenScores
+from mlxq_worker.engine.scheduling.scheduler import Plan, Scheduler
 from row_specs import row_spec
 
 END, NUM_IDS = 0, 9

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mlxq_worker.engine.budget import KvBudget, KvCost
-from mlxq_worker.engine.row import Row
-from mlxq_worker.engine.scheduler import Scheduler
+from mlxq_worker.engine.kvcache.budget import KvBudget, KvCost
+from mlxq_worker.engine.rows.row import Row
+from mlxq_worker.engine.scheduling.scheduler import Scheduler
 from row_specs import row_spec
 
 

@@ -21,11 +21,11 @@ from mlxq.cli.lazy import Entry, LazyGroup
 from mlxq.cli.progress import Log, RateMeter, describe, duration
 from mlxq.cli.report import counted, exit_code, headline
 from mlxq.cli.signals import StopRequest
-from mlxq.client import Client
 from mlxq.contract import Request
 from mlxq.errors import ModelError
-from mlxq.openai import text_request
-from mlxq.tally import Summary, Tally
+from mlxq.files.tally import Summary, Tally
+from mlxq.queue.client import Client
+from mlxq.requests.openai import text_request
 from mlxq_worker.commands import run as run_module
 from mlxq_worker.commands.worker import options_given, worker
 from mlxq_worker.config import WorkerConfig

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from mlxq.connect import connect, mask_url
 from mlxq.errors import ConfigError
+from mlxq.queue.connect import connect, mask_url
 
 
 @pytest.mark.parametrize(

@@ -10,10 +10,10 @@ from typing import Any
 import msgspec
 import pytest
 
-from mlxq import openai
 from mlxq.contract import Request
 from mlxq.errors import RequestError
-from mlxq.fields import FIELDS
+from mlxq.requests import openai
+from mlxq.requests.fields import FIELDS
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from fake_engine import FakeEngine
-from mlxq_worker.decode import DecodeLoop
-from mlxq_worker.engine.row import RowSpec, StepReport
-from mlxq_worker.memory_watch import MemoryWatch
+from mlxq_worker.decoding.loop import DecodeLoop
+from mlxq_worker.decoding.memory_watch import MemoryWatch
+from mlxq_worker.decoding.width import CALM_S
+from mlxq_worker.engine.rows.row import RowSpec, StepReport
 from mlxq_worker.messages import (
     Admit,
     Cancel,
@@ -28,7 +29,6 @@ from mlxq_worker.messages import (
     ToIo,
 )
 from mlxq_worker.step_watch import StepWatch
-from mlxq_worker.width import CALM_S
 
 
 class Rig:

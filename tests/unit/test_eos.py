@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mlxq.errors import EosError, ModelError
-from mlxq_worker.eos import (
+from mlxq_worker.model.eos import (
     CHAT_TEMPLATE,
     CONFIG,
     GENERATION_CONFIG,
@@ -281,7 +281,7 @@ def test_a_turn_end_that_the_model_cannot_produce_is_left_out() -> None:
 
 
 def test_resolving_an_eos_set_needs_no_mlx_and_no_transformers() -> None:
-    check = "import sys, mlxq_worker.eos; print({'mlx', 'mlx_lm', 'transformers', 'numpy'} & set(sys.modules))"
+    check = "import sys, mlxq_worker.model.eos; print({'mlx', 'mlx_lm', 'transformers', 'numpy'} & set(sys.modules))"
 
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=60)
 

@@ -17,10 +17,20 @@ from typing import Any
 
 import pytest
 
-from mlxq import files, openai, result_lines
 from mlxq.errors import ConfigError, InputFileError
-from mlxq.files import BadLine, ResultWriter, count_lines, load_done, order_file, read_requests, refuse_same_file
-from mlxq.openai import ParsedLine
+from mlxq.files import result_file
+from mlxq.files.result_file import (
+    BadLine,
+    ResultWriter,
+    count_lines,
+    load_done,
+    order_file,
+    read_requests,
+    refuse_same_file,
+)
+from mlxq.requests import openai
+from mlxq.requests.openai import ParsedLine
+from mlxq.results import result_lines
 
 
 def request_file(path: Path, content: bytes | str, name: str = "in.jsonl") -> Path:
@@ -165,7 +175,7 @@ def test_an_endless_line_is_refused_and_the_next_one_is_read(
 ) -> None:
     # given small limits and a line several times as long
     monkeypatch.setattr(openai, "MAX_LINE_BYTES", 100)
-    monkeypatch.setattr(files, "_READ_LIMIT", 105)
+    monkeypatch.setattr(result_file, "_READ_LIMIT", 105)
     content = '{"prompt": "' + "x" * 500 + '"}\n{"prompt": "ok"}\n'
 
     # when
@@ -179,7 +189,7 @@ def test_an_endless_line_is_refused_and_the_next_one_is_read(
 def test_a_line_of_exactly_the_limit_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = b'{"prompt": "aaaa"}'
     monkeypatch.setattr(openai, "MAX_LINE_BYTES", len(line))
-    monkeypatch.setattr(files, "_READ_LIMIT", len(line) + 5)
+    monkeypatch.setattr(result_file, "_READ_LIMIT", len(line) + 5)
     content = b"\xef\xbb\xbf" + line + b"\r\n" + line[:-2] + b'a"}'
     items = list(read_requests(request_file(tmp_path, content)))
     assert [type(item) for item in items] == [ParsedLine, BadLine]
@@ -400,7 +410,7 @@ def test_a_second_writer_is_refused_until_the_first_closes(tmp_path: Path) -> No
 def test_the_lock_goes_with_a_killed_process(tmp_path: Path) -> None:
     # given a process that holds the file
     path = tmp_path / "out.jsonl"
-    code = f"from mlxq.files import ResultWriter as W; w = W({str(path)!r}); print('open', flush=True); input()"
+    code = f"import mlxq.files.result_file as f; w = f.ResultWriter({str(path)!r}); print('open', flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"open\n"

@@ -7,9 +7,9 @@ from random import Random
 import pytest
 
 from mlxq.contract import Beam, Request, SamplingParams, StopDetails
-from mlxq_worker.engine.row import RowResult, RowSpec, choice_row_id
-from mlxq_worker.held import Held, HeldJobs
-from mlxq_worker.job_data import Claimed
+from mlxq_worker.engine.rows.row import RowResult, RowSpec, choice_row_id
+from mlxq_worker.jobs.active import Held, HeldJobs
+from mlxq_worker.jobs.claimed import Claimed
 from row_specs import row_spec
 
 REQUEST = Request(

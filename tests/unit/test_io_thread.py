@@ -10,8 +10,8 @@ from typing import cast
 import pytest
 from redis import exceptions as redis_errors
 
-from mlxq_worker.desk import JobDesk
-from mlxq_worker.io_thread import IoThread
+from mlxq_worker.jobs.consumer import JobDesk
+from mlxq_worker.jobs.io_thread import IoThread
 from mlxq_worker.messages import Channel, Dropped, ToIo
 from mlxq_worker.step_watch import StepWatch
 from worker_helpers import DEADLINE_S, wait_until
@@ -52,7 +52,7 @@ def redis_is_away() -> None:
 
 
 def test_rows_that_end_while_redis_is_away_cause_no_tries_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlxq_worker.io_thread.FIRST_BACKOFF_S", DEADLINE_S)
+    monkeypatch.setattr("mlxq_worker.jobs.io_thread.FIRST_BACKOFF_S", DEADLINE_S)
     desk = FakeDesk(on_turn=redis_is_away)
     thread, channel = a_thread(desk)
 
@@ -66,7 +66,7 @@ def test_rows_that_end_while_redis_is_away_cause_no_tries_of_their_own(monkeypat
 
 
 def test_the_desk_hears_how_long_redis_was_away_from_the_first_failed_try_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlxq_worker.io_thread.FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr("mlxq_worker.jobs.io_thread.FIRST_BACKOFF_S", 0.01)
     is_away = Event()
     is_away.set()
     desk = FakeDesk(on_turn=lambda: redis_is_away() if is_away.is_set() else None)
@@ -85,7 +85,7 @@ def test_the_desk_hears_how_long_redis_was_away_from_the_first_failed_try_on(mon
 
 
 def test_a_script_that_redis_forgot_in_the_wrong_moment_is_no_reason_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlxq_worker.io_thread.FIRST_BACKOFF_S", 0.01)
+    monkeypatch.setattr("mlxq_worker.jobs.io_thread.FIRST_BACKOFF_S", 0.01)
     errors = [redis_errors.NoScriptError("No matching script.")]
 
     def forget_once() -> None:
@@ -104,7 +104,7 @@ def test_a_redis_that_stays_away_while_closing_is_given_up_and_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("ERROR", logger="rq.worker")
-    monkeypatch.setattr("mlxq_worker.io_thread.CLOSE_S", 0.0)
+    monkeypatch.setattr("mlxq_worker.jobs.io_thread.CLOSE_S", 0.0)
     thread, _ = a_thread(FakeDesk(on_close=redis_is_away))
 
     thread.start()
@@ -118,7 +118,7 @@ def test_a_redis_that_hangs_while_closing_is_reported(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("ERROR", logger="rq.worker")
-    monkeypatch.setattr("mlxq_worker.io_thread.CLOSE_TIMEOUT_S", 0.05)
+    monkeypatch.setattr("mlxq_worker.jobs.io_thread.CLOSE_TIMEOUT_S", 0.05)
     answers = Event()
     thread, _ = a_thread(FakeDesk(on_close=lambda: answers.wait(DEADLINE_S)))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mlxq.leftovers import batch_prefix
+from mlxq.files.stale_batches import batch_prefix
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def output(tmp_path: Path) -> Path:
 def on_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, machine_id: str) -> None:
     file = tmp_path / "machine-id"
     file.write_text(f"{machine_id}\n")
-    monkeypatch.setattr("mlxq.leftovers.MACHINE_ID", file)
+    monkeypatch.setattr("mlxq.files.stale_batches.MACHINE_ID", file)
 
 
 def test_the_same_file_has_the_same_prefix_every_time(output: Path) -> None:
@@ -40,7 +40,7 @@ def test_two_machines_of_one_name_and_one_path_leave_each_others_batches_alone(
 def test_without_systemd_a_network_card_tells_machines_apart_but_not_a_number_drawn_by_lot(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, output: Path, node: int, is_told_apart: bool
 ) -> None:
-    monkeypatch.setattr("mlxq.leftovers.MACHINE_ID", tmp_path / "none")
+    monkeypatch.setattr("mlxq.files.stale_batches.MACHINE_ID", tmp_path / "none")
     monkeypatch.setattr("uuid.getnode", lambda: 1 << 40)
     unknown = batch_prefix(output)
     monkeypatch.setattr("uuid.getnode", lambda: node)

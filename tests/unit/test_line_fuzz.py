@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from mlxq import openai
 from mlxq.contract import CHAT, COMPLETIONS
 from mlxq.errors import RequestError
-from mlxq.fields import FIELDS
-from mlxq.files import BadLine, read_requests
-from mlxq.openai import LINE_FIELDS, ParsedLine
+from mlxq.files.result_file import BadLine, read_requests
+from mlxq.requests import openai
+from mlxq.requests.fields import FIELDS
+from mlxq.requests.openai import LINE_FIELDS, ParsedLine
 
 NUM_LINES = 50_000
 CORPUS = Path(__file__).parents[1] / "corpus"

@@ -7,8 +7,14 @@ import sys
 
 import pytest
 
-from mlxq_worker.memory_watch import MemoryWatch, is_allocation_failure, machine_bytes, no_limit, resident_bytes
-from mlxq_worker.width import CALM_S, MAX_CALM_S, Width
+from mlxq_worker.decoding.memory_watch import (
+    MemoryWatch,
+    is_allocation_failure,
+    machine_bytes,
+    no_limit,
+    resident_bytes,
+)
+from mlxq_worker.decoding.width import CALM_S, MAX_CALM_S, Width
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ import pytest
 from mlxq.errors import EosError, ModelError
 from mlxq_worker import blas
 from mlxq_worker.blas import preload_openblas
-from mlxq_worker.model import (
+from mlxq_worker.model.load import (
     UNSTATED_CONTEXT_LENGTH,
     context_length_of,
     load_model,
@@ -78,7 +78,7 @@ def test_a_directory_is_described_without_its_weights(tmp_path: Path) -> None:
 def test_describing_a_model_imports_no_mlx(tmp_path: Path) -> None:
     write_model_files(tmp_path)
     check = (
-        "import sys\nfrom mlxq_worker.model import load_tokenizer_only\n"
+        "import sys\nfrom mlxq_worker.model.load import load_tokenizer_only\n"
         f"load_tokenizer_only({str(tmp_path)!r})\nprint({{'mlx', 'mlx_lm'}} & set(sys.modules))"
     )
 

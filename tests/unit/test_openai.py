@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from mlxq import openai
 from mlxq.contract import (
     CHAT,
     COMPLETIONS,
@@ -15,7 +14,8 @@ from mlxq.contract import (
     SamplingParams,
 )
 from mlxq.errors import ConfigError, RequestError
-from mlxq.fields import FIELDS
+from mlxq.requests import openai
+from mlxq.requests.fields import FIELDS
 
 USER = {"role": "user", "content": "hi"}
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}

@@ -9,13 +9,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlxq import openai, read_back
 from mlxq.contract import CHAT
-from mlxq.conversation import MESSAGE_FIELDS
 from mlxq.errors import RequestError
-from mlxq.fields import FIELDS, REPETITION_DETECTION_FIELDS
-from mlxq.openai import LINE_FIELDS, ParsedLine
-from mlxq.structures import JSON_SCHEMA_FIELDS, RESPONSE_FORMAT_FIELDS, STRUCTURED_OUTPUTS_FIELDS
+from mlxq.requests import openai
+from mlxq.requests.conversation import MESSAGE_FIELDS
+from mlxq.requests.fields import FIELDS, REPETITION_DETECTION_FIELDS
+from mlxq.requests.openai import LINE_FIELDS, ParsedLine
+from mlxq.requests.structures import JSON_SCHEMA_FIELDS, RESPONSE_FORMAT_FIELDS, STRUCTURED_OUTPUTS_FIELDS
+from mlxq.results import read_back
 
 quick = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

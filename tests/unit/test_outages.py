@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mlxq.errors import QueueError, QueueUnavailable
-from mlxq.outages import MAX_PAUSE_S, NAP_S, Outages
+from mlxq.files.outages import MAX_PAUSE_S, NAP_S, Outages
 
 
 class Clock:

@@ -9,7 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxq_worker.engine.places import COLUMN_STEP, Changes, Place, Places, SlabSize, Wipe, slab_of, slab_sizes
+from mlxq_worker.engine.kvcache.slot_allocator import (
+    COLUMN_STEP,
+    Changes,
+    Place,
+    Places,
+    SlabSize,
+    Wipe,
+    slab_of,
+    slab_sizes,
+)
 
 
 @pytest.mark.parametrize(("num_columns", "slab"), [(0, 0), (1, 0), (256, 0), (257, 1), (512, 1), (513, 2), (4096, 4)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxq_worker.engine.prefix import BLOCK, MIN_TOKENS, Prefix, PrefixTable
+from mlxq_worker.engine.kvcache.prefix import BLOCK, MIN_TOKENS, Prefix, PrefixTable
 
 SYSTEM = tuple(range(1000, 1000 + 4 * BLOCK))
 

@@ -20,12 +20,12 @@ from mlxq.contract import (
     TokenLogprob,
 )
 from mlxq.errors import RequestError
-from mlxq.openai import parse_object
-from mlxq_worker.engine.row import RowResult, RowSpec, TokenScores
-from mlxq_worker.eos import EosSet, resolve_eos
-from mlxq_worker.prepare import Preparer, draw_seed
-from mlxq_worker.tokenizer import Tokenizer
-from mlxq_worker.tool_formats import ToolFormat
+from mlxq.requests.openai import parse_object
+from mlxq_worker.engine.rows.row import RowResult, RowSpec, TokenScores
+from mlxq_worker.model.eos import EosSet, resolve_eos
+from mlxq_worker.model.tokenizer import Tokenizer
+from mlxq_worker.model.tool_formats import ToolFormat
+from mlxq_worker.text.prepare import Preparer, draw_seed
 from tokenizers_for_tests import ASCII, FakeTokenizer, llama_3, qwen, real_tokenizer
 
 VOCAB_SIZE = 152_000

@@ -11,8 +11,8 @@ import pytest
 
 from mlxq.cli import COMMANDS
 from mlxq.contract import FINISH_REASONS, StopType
-from mlxq.field_table import renewed
-from mlxq.fields import FIELDS
+from mlxq.requests.field_table import renewed
+from mlxq.requests.fields import FIELDS
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 
@@ -49,7 +49,7 @@ def test_every_flag_that_is_mentioned_belongs_to_some_command() -> None:
 
 
 def test_the_tables_of_fields_are_those_that_the_code_makes() -> None:
-    assert renewed(README) == README, "run: python -m mlxq.field_table README.md"
+    assert renewed(README) == README, "run: python -m mlxq.requests.field_table README.md"
 
 
 def test_the_tables_have_every_field() -> None:

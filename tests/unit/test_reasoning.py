@@ -9,10 +9,10 @@ import pytest
 
 from mlxq.contract import Request, SamplingParams, Structure
 from mlxq_worker.engine.reasoning import Reasoning, ReasoningState
-from mlxq_worker.engine.row import Row, RowSpec
-from mlxq_worker.eos import resolve_eos
-from mlxq_worker.prepare import Preparer
-from mlxq_worker.reasoning import ReasoningMarkers, reasoning_markers_of, split_reasoning
+from mlxq_worker.engine.rows.row import Row, RowSpec
+from mlxq_worker.model.eos import resolve_eos
+from mlxq_worker.model.reasoning import ReasoningMarkers, reasoning_markers_of, split_reasoning
+from mlxq_worker.text.prepare import Preparer
 from row_specs import row_spec
 from tokenizers_for_tests import CHATML_TEMPLATE, real_tokenizer
 

@@ -13,13 +13,13 @@ import pytest
 from redis import Redis
 
 from mlxq.errors import QueueUnavailable
-from mlxq_worker.redis_server import SERVERS, private_redis
+from mlxq_worker.supervision.redis_server import SERVERS, private_redis
 
 needs_server = pytest.mark.skipif(not any(map(shutil.which, SERVERS)), reason="no redis-server on the PATH")
 
 OWNER = """
 import time
-from mlxq_worker.redis_server import private_redis
+from mlxq_worker.supervision.redis_server import private_redis
 with private_redis() as server:
     print(server.url, flush=True)
     time.sleep(60)

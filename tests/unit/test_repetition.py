@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mlxq.contract import RepetitionDetection
-from mlxq_worker.engine.repetition import RepetitionWatch
+from mlxq_worker.engine.rows.repetition import RepetitionWatch
 
 RULES = st.builds(
     lambda shortest, longer, count: RepetitionDetection(

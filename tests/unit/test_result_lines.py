@@ -12,7 +12,6 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 from pydantic import ValidationError
 
-from mlxq import read_back, result_lines
 from mlxq.contract import (
     CHAT,
     COMPLETIONS,
@@ -31,6 +30,7 @@ from mlxq.contract import (
     Usage,
 )
 from mlxq.errors import RequestError
+from mlxq.results import read_back, result_lines
 
 CALL = ToolCall(id="call_1", name="add", arguments='{"a": 1}')
 A = Alternative(token_id=5, token="a", logprob=-0.5, rank=1)

@@ -10,7 +10,7 @@ import pytest
 from mlxq.contract import RepetitionDetection, StopDetails
 from mlxq_worker.engine.api import AbortReason
 from mlxq_worker.engine.reasoning import Reasoning
-from mlxq_worker.engine.row import Row, RowResult
+from mlxq_worker.engine.rows.row import Row, RowResult
 from row_specs import row_spec
 
 # Token ids are bytes; the first two are special tokens (no text), and XYZ is one token of three characters.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlxq_worker.engine.run_ahead import RunAhead
+from mlxq_worker.engine.scheduling.run_ahead import RunAhead
 
 
 def after(run_ahead: RunAhead, num_steps: int, num_unforeseen: int) -> RunAhead:

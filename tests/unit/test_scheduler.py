@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxq_worker.engine.row import Row, RowResult
-from mlxq_worker.engine.scheduler import Plan, Scheduler
+from mlxq_worker.engine.rows.row import Row, RowResult
+from mlxq_worker.engine.scheduling.scheduler import Plan, Scheduler
 from row_specs import row_spec
 
 EOS, TOKEN = 0, 7

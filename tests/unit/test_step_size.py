@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from mlxq_worker.engine.step_size import MAX_STALL, MAX_TOKENS, StepTiming, choose_size, first_size, next_size
+from mlxq_worker.engine.scheduling.step_size import (
+    MAX_STALL,
+    MAX_TOKENS,
+    StepTiming,
+    choose_size,
+    first_size,
+    next_size,
+)
 
 
 def timings(**milliseconds: float) -> list[StepTiming]:

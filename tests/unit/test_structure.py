@@ -13,13 +13,13 @@ import pytest
 
 from mlxq.contract import Request, SamplingParams, Structure, ToolChoice
 from mlxq.errors import RequestError
-from mlxq.structures import MAX_CHOICES
-from mlxq_worker import structure
+from mlxq.requests.structures import MAX_CHOICES
 from mlxq_worker.engine.constraint import Constraint, fill_masks
 from mlxq_worker.engine.reasoning import Reasoning
-from mlxq_worker.model import DescribedModel, load_tokenizer_only
-from mlxq_worker.structure import StructureCompiler
-from mlxq_worker.tool_formats import tool_format_of
+from mlxq_worker.model.load import DescribedModel, load_tokenizer_only
+from mlxq_worker.model.tool_formats import tool_format_of
+from mlxq_worker.text import structure
+from mlxq_worker.text.structure import StructureCompiler
 from tokenizers_for_tests import llama_3, real_tokenizer
 
 WEATHER: dict[str, Any] = {

@@ -13,14 +13,14 @@ import pytest
 from mlx_lm import tokenizer_utils
 
 from mlxq.contract import Request, SamplingParams, StopDetails, StopType, Structure, ToolChoice
-from mlxq_worker.answer_parts import AnswerParts, AnswerReader
 from mlxq_worker.engine.constraint import Constraint
 from mlxq_worker.engine.reasoning import Reasoning
-from mlxq_worker.engine.row import RowResult
-from mlxq_worker.model import load_tokenizer_only
-from mlxq_worker.structure import StructureCompiler
-from mlxq_worker.tool_calls import ToolAnswer, split_answer
-from mlxq_worker.tool_formats import ToolFormat, tool_format_of
+from mlxq_worker.engine.rows.row import RowResult
+from mlxq_worker.model.load import load_tokenizer_only
+from mlxq_worker.model.tool_formats import ToolFormat, tool_format_of
+from mlxq_worker.text.answer_parts import AnswerParts, AnswerReader
+from mlxq_worker.text.structure import StructureCompiler
+from mlxq_worker.text.tool_calls import ToolAnswer, split_answer
 from row_specs import row_spec
 from tokenizers_for_tests import real_tokenizer
 

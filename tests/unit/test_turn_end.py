@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from mlxq_worker.turn_end import find_turn_end
+from mlxq_worker.model.turn_end import find_turn_end
 from tokenizers_for_tests import CHATML_TEMPLATE, FakeTokenizer, gemma, gpt_oss, llama_3, qwen
 
 SPECIALS = ("<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>", "<|end|>\n", "[INST]", "[/INST]", "<think>")

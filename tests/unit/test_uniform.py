@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxq_worker.engine.uniform import uniform
+from mlxq_worker.engine.sampling.uniform import uniform
 
 NUM_DRAWS = 10_000
 
@@ -31,7 +31,7 @@ def test_every_draw_lies_strictly_between_0_and_1_and_is_exact_in_float32(seed: 
 def test_the_extreme_hash_values_stay_inside_the_open_interval_in_float32(
     bits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlxq_worker.engine.uniform._mix", lambda z: bits)
+    monkeypatch.setattr("mlxq_worker.engine.sampling.uniform._mix", lambda z: bits)
 
     draw = uniform(0, 0)
 

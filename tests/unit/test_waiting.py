@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from mlxq_worker.engine.row import Row
-from mlxq_worker.engine.waiting import PATIENCE, WaitingLine
+from mlxq_worker.engine.rows.row import Row
+from mlxq_worker.engine.scheduling.waiting_queue import PATIENCE, WaitingLine
 from row_specs import row_spec
 
 

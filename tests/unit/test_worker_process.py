@@ -12,8 +12,8 @@ import pytest
 
 from mlxq.errors import WorkerFailed
 from mlxq_worker import exits
-from mlxq_worker.restarts import FIRST_PAUSE_S, HEALTHY_S, MAX_FAILED_STARTS, MAX_PAUSE_S, Restarts
-from mlxq_worker.worker_process import WorkerGaveUp, WorkerProcess
+from mlxq_worker.supervision.restarts import FIRST_PAUSE_S, HEALTHY_S, MAX_FAILED_STARTS, MAX_PAUSE_S, Restarts
+from mlxq_worker.supervision.worker_process import WorkerGaveUp, WorkerProcess
 
 DIES = "import sys; print('out of luck', file=sys.stderr); sys.exit(3)"
 LIVES = "import time; time.sleep(60)"
@@ -141,7 +141,7 @@ def test_a_signal_that_ends_it_is_named() -> None:
 
 
 def test_one_that_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("mlxq_worker.worker_process.STOP_TIMEOUT_S", 0.1)
+    monkeypatch.setattr("mlxq_worker.supervision.worker_process.STOP_TIMEOUT_S", 0.1)
     deaf = tmp_path / "deaf"
     rig = Rig(f"import signal, time; signal.signal(15, signal.SIG_IGN); open({str(deaf)!r}, 'w'); time.sleep(60)")
     with rig.worker:

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from mlxq.errors import ModelError
 from mlxq_worker.blas import preload_openblas
 from mlxq_worker.config import WorkerConfig
+from mlxq_worker.decoding.memory_watch import MemoryWatch, no_limit, resident_bytes
 from mlxq_worker.engine.api import Engine
-from mlxq_worker.memory_watch import MemoryWatch, no_limit, resident_bytes
 from mlxq_worker.messages import Preparer
 
 
@@ -38,11 +38,11 @@ def load_backend(config: WorkerConfig) -> Backend:
     preload_openblas()  # before the next line brings in mlx, which binds its BLAS as it loads
 
     from mlxq_worker.engine.engine import BatchEngine
-    from mlxq_worker.engine.memory import active_bytes, room_for_rows, usable_bytes
-    from mlxq_worker.model import load_model
-    from mlxq_worker.prepare import Preparer as ModelPreparer
-    from mlxq_worker.reasoning import reasoning_markers_of
-    from mlxq_worker.tool_formats import tool_format_of
+    from mlxq_worker.engine.kvcache.memory import active_bytes, room_for_rows, usable_bytes
+    from mlxq_worker.model.load import load_model
+    from mlxq_worker.model.reasoning import reasoning_markers_of
+    from mlxq_worker.model.tool_formats import tool_format_of
+    from mlxq_worker.text.prepare import Preparer as ModelPreparer
 
     loaded = load_model(config.model, extra_eos_tokens=config.extra_eos_tokens, allow_no_eos=config.allow_no_eos)
     preparer = ModelPreparer(

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
 from mlxq import keys
-from mlxq.connect import DEFAULT_URL
 from mlxq.errors import ConfigError
-from mlxq_worker.memory_watch import machine_bytes
+from mlxq.queue.connect import DEFAULT_URL
+from mlxq_worker.decoding.memory_watch import machine_bytes
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from typing import Protocol
 
 from mlxq.contract import Request, Result
 from mlxq.errors import RequestError
-from mlxq_worker.engine.row import RowResult, RowSpec
+from mlxq_worker.engine.rows.row import RowResult, RowSpec
 
 
 class Preparer(Protocol):

@@ -29,12 +29,12 @@ from mlxq.errors import ConfigError
 from mlxq_worker import exits
 from mlxq_worker.backend import Backend, load_backend
 from mlxq_worker.config import WorkerConfig
-from mlxq_worker.decode import DecodeLoop
-from mlxq_worker.desk import JobDesk
-from mlxq_worker.io_thread import IoThread
-from mlxq_worker.jobs import JobStore
+from mlxq_worker.decoding.loop import DecodeLoop
+from mlxq_worker.jobs.consumer import JobDesk
+from mlxq_worker.jobs.io_thread import IoThread
+from mlxq_worker.jobs.presence import Presence
+from mlxq_worker.jobs.store import JobStore
 from mlxq_worker.messages import Channel, Ready, Wake
-from mlxq_worker.presence import Presence
 from mlxq_worker.step_watch import StepWatch
 
 logger = logging.getLogger("rq.worker")

@@ -6,9 +6,9 @@ import click
 
 from mlxq.cli import options
 from mlxq.cli.report import counted
-from mlxq.client import Client
-from mlxq.connect import DEFAULT_URL
 from mlxq.errors import BatchNotFound
+from mlxq.queue.client import Client
+from mlxq.queue.connect import DEFAULT_URL
 
 
 @click.command(context_settings=options.SETTINGS)

@@ -7,16 +7,16 @@ from pathlib import Path
 
 import click
 
-from mlxq import bulk
 from mlxq.cli import options
 from mlxq.cli.progress import progress
 from mlxq.cli.report import finish
 from mlxq.cli.signals import StopRequest
-from mlxq.client import Client
-from mlxq.connect import DEFAULT_URL
-from mlxq.files import refuse_same_file
-from mlxq.sink import default_error_file
-from mlxq.tally import Tally
+from mlxq.files import bulk
+from mlxq.files.result_file import refuse_same_file
+from mlxq.files.sink import default_error_file
+from mlxq.files.tally import Tally
+from mlxq.queue.client import Client
+from mlxq.queue.connect import DEFAULT_URL
 
 
 @click.command(context_settings=options.SETTINGS)

@@ -9,16 +9,16 @@ from typing import Any
 
 import click
 
-from mlxq.answers import CHUNK
-from mlxq.arrivals import Arrivals
 from mlxq.cli import options
 from mlxq.cli.report import EMPTY_HINT, counted
-from mlxq.client import Batch, Client
-from mlxq.connect import DEFAULT_URL
 from mlxq.errors import QueueUnavailable
-from mlxq.files import BadLine, read_requests
-from mlxq.openai import ParsedLine, text_request
-from mlxq.read_back import calls_of, choices_of, error_message_of, text_of
+from mlxq.files.read_ahead import Arrivals
+from mlxq.files.result_file import BadLine, read_requests
+from mlxq.queue.answers import CHUNK
+from mlxq.queue.client import Batch, Client
+from mlxq.queue.connect import DEFAULT_URL
+from mlxq.requests.openai import ParsedLine, text_request
+from mlxq.results.read_back import calls_of, choices_of, error_message_of, text_of
 
 
 @click.command(context_settings=options.SETTINGS)

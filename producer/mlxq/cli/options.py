@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from mlxq import keys
-from mlxq.openai import check_defaults
+from mlxq.requests.openai import check_defaults
 
 SETTINGS = {"auto_envvar_prefix": "MLXQ", "show_default": True}
 """For every command: the variable of an option is the same wherever the option appears.

@@ -17,7 +17,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
-from mlxq.tally import Tally
+from mlxq.files.tally import Tally
 
 LOG_EVERY_S = 10.0
 DRAW_EVERY_S = 0.2

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mlxq.cli.progress import duration
-from mlxq.tally import Summary
+from mlxq.files.tally import Summary
 
 EMPTY_HINT = "The input holds no requests."
 LIMIT_HINT = "Answers that end on max_tokens or context_length are cut short."

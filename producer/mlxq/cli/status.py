@@ -14,8 +14,8 @@ from rich.table import Column, Table
 from mlxq.cli import options
 from mlxq.cli.progress import duration
 from mlxq.cli.report import counted
-from mlxq.client import Batch, BatchCounts, Client
-from mlxq.connect import DEFAULT_URL
+from mlxq.queue.client import Batch, BatchCounts, Client
+from mlxq.queue.connect import DEFAULT_URL
 
 MAX_LISTED = 20
 

@@ -15,8 +15,8 @@ from mlxq.cli import options
 from mlxq.errors import MlxqError
 
 if TYPE_CHECKING:
-    from mlxq_worker.eos import EosToken
-    from mlxq_worker.model import DescribedModel
+    from mlxq_worker.model.eos import EosToken
+    from mlxq_worker.model.load import DescribedModel
 
 PIPED_WIDTH = 160
 """Columns of a table that goes to a file or a program: no line is folded there."""
@@ -38,7 +38,7 @@ def eos(model: str, as_json: bool, extra_eos_token: tuple[str, ...], allow_no_eo
     MODEL is a directory, a Hub repository such as org/name, or demo. The variables that add end tokens to a worker,
     MLXQ_EXTRA_EOS_TOKEN and MLXQ_ALLOW_NO_EOS, count here too.
     """
-    from mlxq_worker.model import load_tokenizer_only
+    from mlxq_worker.model.load import load_tokenizer_only
 
     try:
         described = load_tokenizer_only(model, extra_eos_tokens=extra_eos_token, allow_no_eos=allow_no_eos)

@@ -1,6 +1,6 @@
 """`mlxq run`: a file of requests in, a file of answers out, with nothing else to start.
 
-Puts together what others do: a private Redis (unless one is given), worker processes, `mlxq.bulk` and a progress
+Puts together what others do: a private Redis (unless one is given), worker processes, `mlxq.files.bulk` and a progress
 display. Never imports mlx itself.
 """
 
@@ -17,21 +17,22 @@ from typing import Any
 
 import click
 
-from mlxq import bulk, durability
 from mlxq.cli import options
 from mlxq.cli.progress import Display, progress
 from mlxq.cli.report import EMPTY_HINT, finish
 from mlxq.cli.signals import StopRequest
-from mlxq.client import Client
-from mlxq.connect import address_of
 from mlxq.errors import QueueUnavailable
-from mlxq.files import count_lines, read_requests, refuse_same_file
-from mlxq.sink import default_error_file
-from mlxq.tally import Summary, Tally
+from mlxq.files import bulk
+from mlxq.files.result_file import count_lines, read_requests, refuse_same_file
+from mlxq.files.sink import default_error_file
+from mlxq.files.tally import Summary, Tally
+from mlxq.queue import durability
+from mlxq.queue.client import Client
+from mlxq.queue.connect import address_of
 from mlxq_worker.commands.size import Size
-from mlxq_worker.redis_server import private_redis
-from mlxq_worker.salvage import Salvage
-from mlxq_worker.worker_process import WorkerProcess
+from mlxq_worker.supervision.dead_workers import Salvage
+from mlxq_worker.supervision.redis_server import private_redis
+from mlxq_worker.supervision.worker_process import WorkerProcess
 
 LEASE_S = 30
 """Shorter than a worker's own default: a run that is killed leaves its jobs behind for this long."""
@@ -133,7 +134,7 @@ def run(
 
 
 def _warn_of_other_models(summary: Summary, model: str) -> None:
-    from mlxq_worker.model import name_of
+    from mlxq_worker.model.load import name_of
 
     for name, count in summary.models:
         if name != name_of(model):

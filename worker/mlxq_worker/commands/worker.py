@@ -135,11 +135,11 @@ def worker(
 def _supervise(config: WorkerConfig, options: list[str], log_level: str) -> None:
     """Be the process that looks after the one that works. That one reads the same environment and options; the URL,
     which may hold a password and would show in `ps`, only from the former."""
-    from mlxq import durability
-    from mlxq.connect import connect
-    from mlxq_worker.salvage import Salvage
-    from mlxq_worker.supervisor import Supervisor, logger
-    from mlxq_worker.worker_process import WorkerGaveUp, WorkerProcess
+    from mlxq.queue import durability
+    from mlxq.queue.connect import connect
+    from mlxq_worker.supervision.dead_workers import Salvage
+    from mlxq_worker.supervision.supervisor import Supervisor, logger
+    from mlxq_worker.supervision.worker_process import WorkerGaveUp, WorkerProcess
 
     logger.setLevel(log_level.upper())
     connection = connect(config.url)
@@ -163,7 +163,7 @@ def _supervise(config: WorkerConfig, options: list[str], log_level: str) -> None
 
 def _work(config: WorkerConfig, log_level: str) -> int:
     """Be the process that works; returns its exit code (`exits`)."""
-    from mlxq.connect import connect, queue_errors
+    from mlxq.queue.connect import connect, queue_errors
     from mlxq_worker.worker import BatchWorker
 
     connection = connect(config.url)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
-    from mlxq_worker.engine.row import RowSpec, StepReport
+    from mlxq_worker.engine.rows.row import RowSpec, StepReport
 
 AbortReason = Literal["cancelled", "deadline"]
 """Why a row was ended from outside; the words are `StopDetails.type`'s."""

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from mlxq_worker.engine.admission import check_fits, check_width
 from mlxq_worker.engine.api import AbortReason
-from mlxq_worker.engine.beam_rows import new_row
-from mlxq_worker.engine.memory import RELEASE_STEPS, measure_budget, release_unused
-from mlxq_worker.engine.packed import PackedRunner, packs
-from mlxq_worker.engine.padded import PaddedRunner
-from mlxq_worker.engine.row import Decode, RowSpec, StepReport
-from mlxq_worker.engine.run_ahead import RunAhead
-from mlxq_worker.engine.runner import Launched, Runner
-from mlxq_worker.engine.scheduler import Scheduler
-from mlxq_worker.engine.step_timing import measure_step_size
+from mlxq_worker.engine.kvcache.memory import RELEASE_STEPS, measure_budget, release_unused
+from mlxq_worker.engine.rows.beam_rows import new_row
+from mlxq_worker.engine.rows.row import Decode, RowSpec, StepReport
+from mlxq_worker.engine.runners.packed import PackedRunner, packs
+from mlxq_worker.engine.runners.padded import PaddedRunner
+from mlxq_worker.engine.runners.runner import Launched, Runner
+from mlxq_worker.engine.runners.step_timing import measure_step_size
+from mlxq_worker.engine.scheduling.admission import check_fits, check_width
+from mlxq_worker.engine.scheduling.run_ahead import RunAhead
+from mlxq_worker.engine.scheduling.scheduler import Scheduler
 
 DEFAULT_STEP_TOKENS = 512
 

@@ -1,0 +1,284 @@
+"""File in, file out: requests go into the queue through a bounded window, answers go to a `Sink` as they end.
+
+Lines are read lazily and collected jobs are deleted from Redis once their lines are on the disk, so neither this
+process nor Redis grows with the file. Knows nothing of who answers the jobs, nor of terminals and signals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeGuard
+
+from mlxq.errors import BatchNotFound, InputFileError, QueueError, QueueUnavailable
+from mlxq.files.outages import Outages, Tell
+from mlxq.files.read_ahead import Arrivals
+from mlxq.files.result_file import BadLine
+from mlxq.files.sink import Sink
+from mlxq.files.stale_batches import batch_prefix, clear
+from mlxq.files.tally import Summary, Tally
+from mlxq.queue.answers import CHUNK, Answer
+from mlxq.queue.batch import Batch
+from mlxq.queue.client import Client
+from mlxq.requests.openai import ParsedLine
+from mlxq.results.read_back import content_hash_of
+
+DEFAULT_MAX_INFLIGHT = 4096
+POLL_S = 0.5
+"""How long a turn waits for an answer at most: `on_turn` is called about that often."""
+
+OnTurn = Callable[[Tally], bool]
+"""Sees the counts after every turn and says whether to go on; what it raises ends the run."""
+
+
+def process(
+    client: Client,
+    lines: Iterable[ParsedLine | BadLine],
+    output: Path,
+    error_file: Path,
+    *,
+    on_turn: OnTurn,
+    max_inflight: int = DEFAULT_MAX_INFLIGHT,
+    resume: bool = True,
+    ordered: bool = False,
+    tell: Tell | None = None,
+) -> Summary:
+    """Have every line answered: each becomes one line of the output file or of the error file.
+
+    When `on_turn` says to stop, or raises, what has ended is kept and the rest of the batch is cancelled; a later
+    run over the same files goes on from there. What a killed run left in the queue is cleared away first, and its
+    answers are kept unless the output file is gone. A request that changed under its id is answered again, and its
+    new line takes the old one's place.
+
+    Args:
+        lines: what `mlxq.files.result_file.read_requests` yields.
+        max_inflight: requests in the queue at a time; bounds memory here and in Redis.
+        resume: skip requests whose answer is in the output file already; otherwise both files start empty.
+        ordered: at the end, rewrite the output file in the order of the input. The error file stays as it ended.
+        tell: hears that Redis went away, and the run waits until it is back; without it, that ends the run. Redis
+            must be there at the start.
+
+    Raises:
+        InputFileError: a file can't be read or written.
+        QueueUnavailable: Redis can't be reached.
+    """
+    outages = Outages(tell)
+    keeps_answers = resume and output.exists()
+    with Sink(output, error_file, resume=resume) as sink:
+        prefix = batch_prefix(output)
+        if prefix is not None:
+            clear(client, prefix, sink, keeps_answers=keeps_answers)
+        with _Bulk(client.open(prefix=prefix), lines, sink, max_inflight, tell) as bulk:
+            while on_turn(sink.tally) and not bulk.is_done:
+                sink.tally.is_waiting = not outages.attempt(bulk.turn)
+        if ordered and bulk.is_done:
+            sink.order_by(bulk.custom_ids)
+    return sink.summary(interrupted=not bulk.is_done)
+
+
+def collect(
+    batch: Batch,
+    output: Path,
+    error_file: Path,
+    *,
+    on_turn: OnTurn,
+    follow: bool = False,
+    ordered: bool = False,
+    tell: Tell | None = None,
+) -> Summary:
+    """Fetch the answers of a batch that somebody submitted; nothing is deleted from Redis.
+
+    Args:
+        follow: wait until the batch is done; otherwise take what has ended so far.
+        ordered: at the end, rewrite the output file in the order of the batch.
+        tell: hears that Redis went away, and the collection waits until it is back; without it, that ends it.
+
+    Raises:
+        InputFileError: a file can't be written.
+        BatchNotFound: the batch is gone.
+        QueueUnavailable: Redis can't be reached.
+    """
+    outages = Outages(tell)
+    with Sink(output, error_file) as sink:
+        collection = _Collection(batch, sink, follow)
+        while on_turn(sink.tally) and not collection.has_ended:
+            sink.tally.is_waiting = not outages.attempt(collection.turn)
+        if ordered and collection.has_ended:
+            sink.order_by(collection.custom_ids)
+    return sink.summary(interrupted=not collection.is_done)
+
+
+class _Collection:
+    """One reading of a batch that others answer. `custom_ids` are in the order of the batch, once `has_ended`."""
+
+    def __init__(self, batch: Batch, sink: Sink, follow: bool) -> None:
+        self.custom_ids: list[str] = []
+        self.is_done = False
+        self.has_ended = False
+        self._batch = batch
+        # Who doesn't wait is to be told of all that has ended.
+        self._collector = batch.collector() if follow else batch.collector(reconcile_s=0.0)
+        self._sink = sink
+        self._follow = follow
+        self._custom_id_of: dict[str, str] = {}
+
+    def turn(self) -> None:
+        """Take what has ended; may be repeated after a `QueueUnavailable`."""
+        num_before = len(self._custom_id_of)
+        for answer in self._collector.take(POLL_S if self._follow else 0.0):
+            self._custom_id_of[answer.job_id] = answer.custom_id
+            if not self._sink.skip_if_done(answer.custom_id, content_hash_of(answer.line)):
+                self._sink.write(answer.line)
+        self._sink.sync_if_due()
+        self.is_done = self._collector.is_done()
+        if self.is_done or not (self._follow or len(self._custom_id_of) > num_before):
+            self.custom_ids = [self._custom_id_of[i] for i in self._batch.job_ids() if i in self._custom_id_of]
+            self.has_ended = True
+
+
+class _Bulk:
+    """One run over one input; leaving it early keeps what has ended and cancels the rest.
+
+    `custom_ids` are those of the lines read so far, in their order.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        lines: Iterable[ParsedLine | BadLine],
+        sink: Sink,
+        max_inflight: int,
+        tell: Tell | None,
+    ) -> None:
+        self.custom_ids: list[str] = []
+        self._batch = batch
+        self._collector = batch.collector()
+        self._lines = Arrivals(lines, ahead=min(CHUNK, max_inflight))
+        self._sink = sink
+        self._max_inflight = max_inflight
+        self._tell = tell
+        self._refill = min(CHUNK, max(1, max_inflight // 4))
+        self._inflight: dict[str, ParsedLine] = {}  # by job id
+        self._unsynced: list[Answer] = []
+        self._input_ended = False
+        self._has_batch = False
+        self._is_unsure = False  # whether all that is in flight has reached Redis, and Redis still has it
+
+    @property
+    def is_done(self) -> bool:
+        return self._input_ended and not self._inflight
+
+    def turn(self) -> None:
+        """Fill the window, then take what has ended; waits only when the window has no room or the input no line.
+
+        May be repeated after a `QueueUnavailable`: it goes on where it was, and first puts back into the queue what
+        Redis has lost.
+        """
+        if self._is_unsure:
+            self._enqueue_lost()
+        self._is_unsure = True
+        room = self._max_inflight - len(self._inflight)
+        can_submit = not self._input_ended and room >= self._refill
+        if can_submit:
+            self._submit(min(room, CHUNK))
+        self._collect(0.0 if can_submit else POLL_S)
+        if self._sink.sync_if_due():
+            self._forget()
+        self._is_unsure = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._lines.close()
+        if isinstance(error, QueueUnavailable):
+            return  # the next run into the same file clears the queue
+        with suppress(QueueUnavailable) if error else nullcontext():  # the first error is the one to hear of
+            self._leave(keeps=not isinstance(error, QueueError | InputFileError))
+
+    def _leave(self, keeps: bool) -> None:
+        """Cancel what still waits, whatever goes wrong; rows that are decoding are dropped by their workers.
+
+        With `keeps` what has ended is written down before, and what the cancelling ended is deleted. Otherwise, with
+        a full disk for example, answers stay in Redis: the next run into the same file takes them over.
+        """
+        try:
+            if keeps:
+                self._keep()
+        finally:
+            if self._inflight:
+                self._cancel()
+        if keeps:
+            self._clear()
+
+    def _submit(self, count: int) -> None:
+        lines = self._lines.take(count)
+        self._input_ended = self._lines.has_ended
+        requests = [line for line in lines if self._is_to_run(line)]
+        # Before they are queued, since they are read only once.
+        self._inflight.update((self._batch.job_id(line.request.custom_id), line) for line in requests)
+        self._sink.tally.num_inflight = len(self._inflight)
+        self._enqueue(requests)
+
+    def _enqueue_lost(self) -> None:
+        had_batch = self._has_batch  # or the first of it may never have arrived
+        num_lost = self._enqueue(self._inflight.values())
+        if num_lost and had_batch and self._tell is not None:
+            self._tell(f"Redis came back without {num_lost:,} of the requests; they are in the queue again.")
+
+    def _enqueue(self, requests: Collection[ParsedLine]) -> int:
+        """Returns how many Redis didn't have."""
+        num_added = self._batch.add(requests) if requests else 0
+        self._has_batch |= bool(requests)
+        if self._input_ended and self._has_batch:
+            self._batch.seal()
+        return num_added
+
+    def _is_to_run(self, line: ParsedLine | BadLine) -> TypeGuard[ParsedLine]:
+        if isinstance(line, BadLine):
+            self.custom_ids.append(line.custom_id)
+            self._sink.refuse(line)
+            return False
+        self.custom_ids.append(line.request.custom_id)
+        return not self._sink.skip_if_done(line.request.custom_id, line.request.content_hash)
+
+    def _collect(self, block_s: float) -> bool:
+        """Write what has ended. Returns whether anything has."""
+        num_before = len(self._unsynced)
+        for answer in self._collector.take(block_s):
+            self._write(answer)
+            self._unsynced.append(answer)
+        self._sink.tally.num_inflight = len(self._inflight)
+        return len(self._unsynced) > num_before
+
+    def _write(self, answer: Answer) -> None:
+        # A job may end twice, say when a lost worker comes back; its first answer is on its way to the disk.
+        line = self._inflight.pop(answer.job_id, None)
+        if line is not None:
+            self._sink.write({**answer.line, "custom_id": line.request.custom_id})
+
+    def _keep(self) -> None:
+        while not self.is_done and self._collect(0.0):
+            pass
+        self._sink.sync()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._collector.forget(self._unsynced)
+        self._unsynced = []
+
+    def _cancel(self) -> None:
+        with suppress(BatchNotFound):  # nothing of it had reached Redis yet
+            self._batch.cancel()
+
+    def _clear(self) -> None:
+        while answers := list(self._collector.take(0.0)):
+            for answer in answers:
+                if answer.status == "finished":
+                    self._write(answer)
+            self._sink.sync()
+            self._collector.forget(answers)

@@ -1,0 +1,136 @@
+"""The two files of one run: answers go to the output file, failures to the error file.
+
+The output file is the durable state, so a rerun adds to it and skips what it holds; whatever failed is tried again,
+and its new outcome takes the place of the old failure. Knows nothing of where lines come from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from mlxq.files.error_file import ErrorFile
+from mlxq.files.result_file import BadLine, check_result_file, count_lines, done_by, load_done, open_writer, order_file
+from mlxq.files.tally import Summary, Tally
+from mlxq.results.read_back import is_success
+from mlxq.results.result_lines import failure_line
+
+SYNC_S = 1.0
+
+
+def default_error_file(output: Path) -> Path:
+    """``out.jsonl`` -> ``out.errors.jsonl``."""
+    return output.with_name(f"{output.stem}.errors{output.suffix or '.jsonl'}")
+
+
+class Sink:
+    """Writes every line to the file it belongs in, and counts it. Use it as a context manager.
+
+    Args:
+        output: the file of answers.
+        error_file: the file of failures; there is none afterwards if it would be empty.
+        resume: keep and skip what the output file already holds; otherwise both files start empty.
+
+    Raises:
+        InputFileError: a file can't be used, or another run is using it.
+    """
+
+    def __init__(self, output: Path, error_file: Path, *, resume: bool = True) -> None:
+        self.tally = Tally()
+        self._output_path = output
+        self._order: Sequence[str] = ()
+        self._dropped: set[str] = set()
+        self._num_asked = 0
+        self._synced = time.monotonic()
+        check_result_file(error_file)  # before the output file comes into being
+        with ExitStack() as stack:
+            self._output = stack.enter_context(open_writer(output, keep=resume))
+            self._errors = stack.enter_context(ErrorFile(error_file, keep=resume))
+            self._done = load_done(output) if output.is_file() else {}
+            # A run that was killed may have left two lines for one id.
+            self._needs_rewrite = output.is_file() and count_lines(output) != len(self._done)
+            self._writers = stack.pop_all()
+
+    def skip_if_done(self, custom_id: str, content_hash: str | None) -> bool:
+        """Whether the output file already held the answer to this very request; if so, count it as skipped."""
+        known = self._done.get(custom_id)
+        self._num_asked += known is not None
+        if known is None or known.content_hash != content_hash:
+            return False
+        self.tally.skip(known.model)
+        self._errors.settle(custom_id)
+        return True
+
+    def adopt(self, line: Mapping[str, Any]) -> None:
+        """Write an answer that an earlier run had asked for; it counts as skipped when its request comes."""
+        custom_id, answer = line["custom_id"], done_by(line)
+        if answer is not None and self._done.get(custom_id) != answer:
+            self._needs_rewrite |= custom_id in self._done
+            self._output.append(line)
+            self._errors.settle(custom_id)
+            self._done[custom_id] = answer
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        """Write one output line. It stands, after `close`, for all that the output file held under its id."""
+        self.tally.add(line)
+        self._needs_rewrite |= line["custom_id"] in self._done
+        if is_success(line):
+            self._output.append(line)
+            self._errors.settle(line["custom_id"])
+        else:
+            self._errors.append(line)
+            self._dropped.add(line["custom_id"])
+
+    def refuse(self, bad: BadLine) -> None:
+        """Write the failure of an input line that was refused."""
+        line = failure_line(bad.failure())
+        if bad.owns_id:
+            self._num_asked += bad.custom_id in self._done
+            self.write(line)
+        else:  # the answer to another line with this id is to stay
+            self.tally.add(line)
+            self._errors.append(line)
+
+    def sync(self) -> None:
+        """Force what was written to the disk."""
+        self._output.sync()
+        self._errors.sync()
+        self._synced = time.monotonic()
+
+    def sync_if_due(self) -> bool:
+        """`sync` if the last one was a second or more ago; says whether it did."""
+        if time.monotonic() - self._synced < SYNC_S:
+            return False
+        self.sync()
+        return True
+
+    def summary(self, *, interrupted: bool = False) -> Summary:
+        """What came of the run. Only one that was not interrupted knows which lines nobody asked for."""
+        unasked = 0 if interrupted else len(self._done) - self._num_asked
+        unasked_failures = 0 if interrupted else self._errors.num_unsettled
+        return self.tally.summary(interrupted=interrupted, unasked=unasked, unasked_failures=unasked_failures)
+
+    def order_by(self, custom_ids: Sequence[str]) -> None:
+        """Have `close` rewrite the output file in this order; other ids follow behind."""
+        self._order = custom_ids
+
+    def close(self) -> None:
+        """Sync, and rewrite the files where they are to be ordered or have stale lines."""
+        self._writers.close()
+        if self._needs_rewrite or self._order:
+            order_file(self._output_path, self._order, without=self._dropped)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._writers.__exit__(kind, error, traceback)

@@ -1,0 +1,127 @@
+"""Counts what becomes of the requests of one run, and sums it up: how many, how fast, and why answers stopped.
+
+Reads output lines; writes and prints nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mlxq.results.read_back import error_code_of, is_cancelled, is_success, model_of, stop_details_of, usage_of
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """How many choices ended this way. `token` is the end token's text or the stop string, where there is one."""
+
+    type: str
+    token: str | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """What came of a run. Every input line is one of `skipped`, `succeeded`, `failed` and `cancelled`, unless
+    `interrupted`; a part of an answer is `cancelled`, too.
+
+    `skipped` were answered by an earlier run. `unasked` are the answers in the output file to requests that this run
+    does not have, `unasked_failures` those in the error file; they are in no other count. `models` tells whose the
+    answers are, skipped ones too. It, `error_codes` and `stops` have the most frequent first.
+    """
+
+    skipped: int
+    succeeded: int
+    failed: int
+    error_codes: tuple[tuple[str, int], ...]
+    stops: tuple[Stop, ...]
+    prompt_tokens: int
+    completion_tokens: int
+    seconds: float
+    interrupted: bool = False
+    models: tuple[tuple[str, int], ...] = ()
+    unasked: int = 0
+    unasked_failures: int = 0
+    cancelled: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.skipped + self.succeeded + self.failed + self.cancelled
+
+
+@dataclass(slots=True)
+class Tally:
+    """The counts of a run so far; they only rise. Two tell of now: `num_inflight`, the requests in the queue, and
+    `is_waiting`, whether the run waits for Redis to come back."""
+
+    skipped: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    num_inflight: int = 0
+    is_waiting: bool = False
+    _started: float = field(default_factory=time.monotonic)
+    _error_codes: Counter[str] = field(default_factory=Counter)
+    _stops: Counter[tuple[str, str | None]] = field(default_factory=Counter)
+    _models: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def num_done(self) -> int:
+        return self.skipped + self.succeeded + self.failed + self.cancelled
+
+    @property
+    def seconds(self) -> float:
+        """Since the tally was begun."""
+        return time.monotonic() - self._started
+
+    def skip(self, model: str | None) -> None:
+        """Count a request that this model has answered before."""
+        self.skipped += 1
+        self._count_model(model)
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Count one output line."""
+        prompt_tokens, completion_tokens = usage_of(line)
+        self.prompt_tokens += prompt_tokens
+        self.completion_tokens += completion_tokens
+        self._stops.update((str(stop.get("type")), _label(stop)) for stop in stop_details_of(line))
+        self._count_model(model_of(line))
+        if is_cancelled(line):
+            self.cancelled += 1
+        elif is_success(line):
+            self.succeeded += 1
+        else:
+            self.failed += 1
+            self._error_codes[error_code_of(line) or "unknown"] += 1
+
+    def summary(self, *, interrupted: bool = False, unasked: int = 0, unasked_failures: int = 0) -> Summary:
+        """The counts as of now."""
+        return Summary(
+            skipped=self.skipped,
+            succeeded=self.succeeded,
+            failed=self.failed,
+            cancelled=self.cancelled,
+            error_codes=tuple(self._error_codes.most_common()),
+            stops=tuple(Stop(kind, token, count) for (kind, token), count in self._stops.most_common()),
+            prompt_tokens=self.prompt_tokens,
+            completion_tokens=self.completion_tokens,
+            seconds=self.seconds,
+            interrupted=interrupted,
+            models=tuple(self._models.most_common()),
+            unasked=unasked,
+            unasked_failures=unasked_failures,
+        )
+
+    def _count_model(self, model: str | None) -> None:
+        if model is not None:
+            self._models[model] += 1
+
+
+def _label(stop: Mapping[str, Any]) -> str | None:
+    label = stop.get("token") or stop.get("string")
+    return None if label is None else str(label)

@@ -1,0 +1,272 @@
+"""Collects the answers of one batch as its jobs end, each job exactly once.
+
+The batch's event stream says what ended, in order. Jobs that somebody else ended (RQ's maintenance, the `rq`
+commands, a deletion) leave no event, so after a quiet while the jobs not seen yet are looked up and what has become
+of them is recorded. Only ids and positions are kept: how many answers are in memory is up to the caller.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from base64 import b64decode
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Literal, TypeVar, cast
+
+import msgspec
+from redis import Redis
+from rq.job import Job
+from rq.registry import CanceledJobRegistry, FailedJobRegistry, FinishedJobRegistry
+
+from mlxq import keys
+from mlxq.contract import Failure
+from mlxq.errors import BatchNotFound
+from mlxq.queue import rq_keys
+from mlxq.queue.connect import queue_errors, replies_to
+from mlxq.queue.reconcile import LOST, record_ends
+from mlxq.results.read_back import custom_id_of, is_output_line, is_success
+from mlxq.results.result_lines import failure_line
+
+Status = Literal["finished", "failed", "cancelled"]
+T = TypeVar("T")
+
+CHUNK = 500
+"""Jobs per round trip."""
+RECONCILE_S = 5.0
+RECONCILE_MAX_S = 60.0
+BUSY_LOOP_GUARD_S = 0.02
+"""Pause when a blocking read came back early and empty, as embedded servers may."""
+
+_SIGNS_OF_A_CRASH = ("AbandonedJobError", "terminated unexpectedly", "stuck in intermediate queue")
+"""What RQ writes about a job whose worker died."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A job that has ended; its answer is not fetched yet. `is_lost` if it was deleted before it had one."""
+
+    job_id: str
+    status: Status
+    event_id: str
+    is_lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One ended job and its output line, made up here (an error line) where the job left none."""
+
+    job_id: str
+    custom_id: str
+    status: Status
+    line: dict[str, Any]
+    event_id: str
+
+    @property
+    def is_success(self) -> bool:
+        return is_success(self.line)
+
+
+class Collector:
+    """A reader of one batch, from its first event on. Not thread-safe.
+
+    Args:
+        reconcile_s: quiet seconds after which jobs without an event are looked for; doubles, up to a minute, as
+            long as none is found. With 0, an empty `poll` says that nothing at all has ended.
+    """
+
+    def __init__(self, connection: Redis, batch_id: str, queue: str, *, reconcile_s: float = RECONCILE_S) -> None:
+        self._redis = connection
+        self._batch_id = batch_id
+        self._queue = queue
+        self._position = "0-0"
+        self._seen: set[str] = set()
+        self._unfetched: list[Ended] = []
+        self._reconcile_s = reconcile_s
+        self._wait_s = reconcile_s
+        self._quiet_since = time.monotonic()
+
+    def poll(self, block_s: float) -> list[Ended]:
+        """What has ended since the last call; waits up to `block_s` for the first one.
+
+        Raises:
+            QueueUnavailable: Redis can't be reached.
+        """
+        with queue_errors(self._redis):
+            ended = self._first_sightings(self._read_events(block_s))
+            now = time.monotonic()
+            if not ended and now - self._quiet_since >= self._wait_s:
+                ended = self._reconcile()
+                self._wait_s = self._reconcile_s if ended else min(2 * self._wait_s, RECONCILE_MAX_S)
+                self._quiet_since = now
+            elif ended:
+                self._quiet_since = now
+        return ended
+
+    def take(self, block_s: float) -> Iterator[Answer]:
+        """`poll`, then `fetch`. What Redis's absence keeps from being fetched comes with the next call.
+
+        Raises:
+            QueueUnavailable: Redis can't be reached.
+        """
+        self._unfetched += self.poll(block_s)
+        while self._unfetched:
+            yield from self.fetch(self._unfetched[:CHUNK])
+            del self._unfetched[:CHUNK]
+
+    def fetch(self, ended: Sequence[Ended]) -> Iterator[Answer]:
+        """The answers of ended jobs, one round trip per chunk.
+
+        Raises:
+            QueueUnavailable: Redis can't be reached.
+        """
+        for chunk in chunked(ended, CHUNK):
+            with queue_errors(self._redis):
+                answers = self._fetch_chunk(chunk)
+            yield from answers
+
+    def is_done(self) -> bool:
+        """Whether the batch is sealed and every job that is still in it has been seen.
+
+        Raises:
+            BatchNotFound: the batch is gone.
+        """
+        with queue_errors(self._redis), self._redis.pipeline() as pipe:
+            pipe.hget(keys.batch(self._batch_id), "sealed")
+            pipe.zcard(keys.batch_jobs(self._batch_id))
+            sealed, num_jobs = pipe.execute()
+            if sealed is None:
+                raise BatchNotFound(f"there is no batch {self._batch_id!r} in this Redis")
+            if sealed != b"1" or len(self._seen) < num_jobs:
+                return False
+            return next(self._unseen(), None) is None
+
+    def forget(self, answers: Sequence[Answer]) -> None:
+        """Delete collected jobs and their answers from Redis and from the batch; its counts stay.
+
+        A forgotten job may be submitted again. Keeps the memory of a long run flat.
+        """
+        for chunk in chunked(answers, CHUNK):
+            with queue_errors(self._redis):
+                self._delete(chunk)
+            self._seen.difference_update(answer.job_id for answer in chunk)
+
+    def _read_events(self, block_s: float) -> list[Ended]:
+        started = time.monotonic()
+        stream = keys.batch_events(self._batch_id)
+        with self._redis.pipeline(transaction=False) as pipe:
+            pipe.xread({stream: self._position}, count=CHUNK, block=max(1, int(block_s * 1000)))
+            [reply] = pipe.execute()
+        if not reply:
+            left_s = block_s - (time.monotonic() - started)
+            time.sleep(max(0.0, min(left_s, BUSY_LOOP_GUARD_S)))
+            return []
+        [(_, entries)] = reply
+        self._position = entries[-1][0].decode()
+        return [_ended(entry_id, fields) for entry_id, fields in entries]
+
+    def _first_sightings(self, ended: Iterable[Ended]) -> list[Ended]:
+        fresh = {item.job_id: item for item in ended if item.job_id not in self._seen}
+        self._seen.update(fresh)
+        return list(fresh.values())
+
+    def _reconcile(self) -> list[Ended]:
+        """Have the ends of jobs that left no event recorded, and read them."""
+        ended: list[Ended] = []
+        for chunk in chunked(self._unseen(), CHUNK):
+            record_ends(self._redis, self._batch_id, chunk, read_to=self._position)
+            ended += self._first_sightings(self._read_events(0.0))
+        return ended
+
+    def _unseen(self) -> Iterator[str]:
+        start, jobs = 0, keys.batch_jobs(self._batch_id)
+        while job_ids := cast("list[bytes]", self._redis.zrange(jobs, start, start + CHUNK - 1)):
+            start += len(job_ids)
+            yield from (job_id for item in job_ids if (job_id := item.decode()) not in self._seen)
+
+    def _fetch_chunk(self, chunk: Sequence[Ended]) -> list[Answer]:
+        with self._redis.pipeline(transaction=False) as pipe:
+            for item in chunk:
+                pipe.xrevrange(rq_keys.results(item.job_id), count=1)
+                pipe.hget(Job.key_for(item.job_id), "meta")
+            replies = replies_to(pipe)
+        return [
+            _answer(item, entries or [], meta)
+            for item, entries, meta in zip(chunk, replies[::2], replies[1::2], strict=True)
+        ]
+
+    def _delete(self, chunk: Sequence[Answer]) -> None:
+        job_ids = [answer.job_id for answer in chunk]
+        event_ids = [answer.event_id for answer in chunk]
+        with self._redis.pipeline() as pipe:
+            pipe.unlink(*map(Job.key_for, job_ids), *map(rq_keys.results, job_ids))
+            for registry in (FinishedJobRegistry, FailedJobRegistry, CanceledJobRegistry):
+                pipe.zrem(registry(self._queue, connection=self._redis).key, *job_ids)
+            pipe.zrem(keys.batch_jobs(self._batch_id), *job_ids)
+            pipe.xdel(keys.batch_events(self._batch_id), *event_ids)
+            pipe.execute()
+
+
+def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of `size`, the last one shorter."""
+    iterator = iter(items)
+    while chunk := list(islice(iterator, size)):
+        yield chunk
+
+
+def _ended(entry_id: bytes, fields: dict[bytes, bytes]) -> Ended:
+    is_lost = fields.get(b"code") == LOST.encode()
+    return Ended(fields[b"job"].decode(), cast(Status, fields[b"status"].decode()), entry_id.decode(), is_lost)
+
+
+def _answer(item: Ended, entries: list[tuple[bytes, dict[bytes, bytes]]], meta: bytes | None) -> Answer:
+    fields = entries[0][1] if entries else {}
+    line = _output_line(fields)
+    if line is None:
+        line = failure_line(_made_up_failure(item, fields, meta))
+    return Answer(item.job_id, line["custom_id"], item.status, line, item.event_id)
+
+
+def _output_line(fields: dict[bytes, bytes]) -> dict[str, Any] | None:
+    """The output line in an entry of ``rq:results:{job}``; `None` where a stranger wrote something else."""
+    try:
+        line = msgspec.json.decode(b64decode(fields.get(b"return_value", b"")))
+    except (ValueError, RecursionError):  # base64's and msgspec's errors are ValueErrors
+        return None
+    return cast("dict[str, Any]", line) if is_output_line(line) else None
+
+
+def _made_up_failure(item: Ended, fields: dict[bytes, bytes], meta: bytes | None) -> Failure:
+    code, message = _why_without_line(item, fields)
+    return Failure(custom_id=_custom_id_in(meta) or item.job_id, request_id=item.job_id, code=code, message=message)
+
+
+def _custom_id_in(meta: bytes | None) -> str | None:
+    """`None` if the custom id is lost with the job's hash, or overwritten; the job id still names the job."""
+    try:
+        return custom_id_of(msgspec.json.decode(meta or b""))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _why_without_line(item: Ended, fields: dict[bytes, bytes]) -> tuple[str, str]:
+    if item.is_lost:
+        return LOST, "The job was deleted from Redis before it had an answer; enqueue the same file again to add it."
+    if item.status == "cancelled":
+        return "cancelled", "The job was cancelled outside mlxq."
+    if b"exc_string" in fields:
+        last_words = _last_words(fields[b"exc_string"])
+        if any(sign in last_words for sign in _SIGNS_OF_A_CRASH):
+            return "worker_crashed", f"The worker gave up the job: {last_words}"
+        return "failed_outside", f"The job failed outside mlxq: {last_words}"
+    return "result_expired", "The job has ended, but its answer is no longer in Redis."
+
+
+def _last_words(exc_string: bytes) -> str:
+    """The last line of what RQ has written about an error."""
+    try:
+        lines = zlib.decompress(b64decode(exc_string)).decode().strip().splitlines()
+    except (ValueError, zlib.error):
+        return "what it says about it can't be read"
+    return lines[-1] if lines else "it says nothing about it"

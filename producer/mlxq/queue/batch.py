@@ -1,0 +1,323 @@
+"""One batch of requests in the queue: add to it, count it, wait for it, cancel it.
+
+A job's id follows from the batch id and the request's custom id, so adding the same lines again completes a batch
+instead of doubling it. Sees requests as already parsed lines and answers as output lines; runs nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import cast
+
+from redis import Redis
+from redis.client import Pipeline
+from rq.job import Job, Retry
+from rq.queue import EnqueueData, Queue
+from rq.serializers import JSONSerializer
+
+from mlxq import keys
+from mlxq.errors import BatchNotFound, QueueError
+from mlxq.queue.answers import CHUNK, RECONCILE_S, Answer, Collector, Ended, chunked
+from mlxq.queue.cancel import JOB_HASH_LENGTH, end_queued, stop_running, take_out
+from mlxq.queue.connect import queue_errors, transact
+from mlxq.queue.content import content_hashes
+from mlxq.queue.reconcile import ends_of, gone, num_open, take_back
+from mlxq.requests.openai import ParsedLine
+
+MAX_RETRIES = 3
+"""Times that a job whose worker died goes back to the queue."""
+RATE_SAMPLE = 200
+"""Ended jobs over which `Batch.rate` is measured."""
+POLL_S = 1.0
+
+_ONE_LINE = "mlxq request"
+"""RQ's job description; its default would be the start of the prompt, in Redis and in logs."""
+
+
+@dataclass(frozen=True, slots=True)
+class StopCount:
+    """How many finished choices ended this way; `token_id` is `None` where no token ended them."""
+
+    type: str
+    token_id: int | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchCounts:
+    """A snapshot of one batch. `created` is in Unix seconds; `stops` has the most frequent first."""
+
+    batch_id: str
+    queue: str
+    created: float
+    total: int
+    sealed: bool
+    cancelled: bool
+    num_finished: int
+    num_failed: int
+    num_cancelled: int
+    prompt_tokens: int
+    completion_tokens: int
+    stops: tuple[StopCount, ...]
+
+    @property
+    def num_ended(self) -> int:
+        return self.num_finished + self.num_failed + self.num_cancelled
+
+    @property
+    def is_done(self) -> bool:
+        return self.sealed and self.num_ended >= self.total
+
+
+class Batch:
+    """One batch. Build it with `Client.submit`, `Client.open` or `Client.batch`."""
+
+    def __init__(self, connection: Redis, batch_id: str, queue: str) -> None:
+        self.id = batch_id
+        self.queue = queue
+        self._redis = connection
+        self._rq_queue = Queue(queue, connection=connection, serializer=JSONSerializer)
+        self._next_index = 0
+
+    def __repr__(self) -> str:
+        return f"Batch({self.id!r}, queue={self.queue!r})"
+
+    def job_id(self, custom_id: str) -> str:
+        """The id of the job that answers this request."""
+        digest = hashlib.sha256(custom_id.encode()).hexdigest()
+        return f"{self.id}-{digest[:JOB_HASH_LENGTH]}"
+
+    def job_ids(self) -> Iterator[str]:
+        """The ids of the jobs that are in the batch, in the order of the input."""
+        start = 0
+        while job_ids := self._job_ids_from(start):
+            start += len(job_ids)
+            yield from (job_id.decode() for job_id in job_ids)
+
+    def add(self, lines: Iterable[ParsedLine]) -> int:
+        """Enqueue requests and return how many were added: a custom id that the batch has is enqueued again only if
+        its job was deleted, or its answer has expired.
+
+        The lines are read lazily, a chunk at a time, and every chunk is written atomically.
+
+        Raises:
+            QueueUnavailable: Redis can't be reached; add the same lines again to complete the batch.
+            QueueError: the batch is cancelled, or in another queue.
+        """
+        return sum(self._add_chunk(chunk) for chunk in chunked(lines, CHUNK))
+
+    def changed(self, lines: Iterable[ParsedLine]) -> list[str]:
+        """The custom ids of those requests that the batch has with other content: `add` leaves them as they are.
+
+        Raises:
+            QueueUnavailable: Redis can't be reached.
+        """
+        return [custom_id for chunk in chunked(lines, CHUNK) for custom_id in self._changed_in(chunk)]
+
+    def seal(self) -> None:
+        """Say that everything is enqueued, so that `as_completed` and `wait` come to an end."""
+        with queue_errors(self._redis), self._redis.pipeline() as pipe:
+            self._describe(pipe)
+            pipe.hset(keys.batch(self.id), "sealed", "1")
+            pipe.execute()
+
+    def counts(self) -> BatchCounts:
+        """The batch's counts as of now. Counts jobs that RQ's own tools ended or deleted before.
+
+        Raises:
+            BatchNotFound: the batch is gone.
+        """
+        with queue_errors(self._redis):
+            counts = self._read_counts()
+            if counts.total - counts.num_ended > num_open(self._redis, self.queue):
+                collector = self.collector(reconcile_s=0.0)
+                while collector.poll(0.0):
+                    pass
+                counts = self._read_counts()
+        return counts
+
+    def rate(self) -> float:
+        """Answers per second, among the last 200 jobs that ended until now by Redis's clock; 0 if there are none."""
+        with queue_errors(self._redis), self._redis.pipeline(transaction=False) as pipe:
+            pipe.xrevrange(keys.batch_events(self.id), count=RATE_SAMPLE)
+            pipe.time()
+            entries, (now_s, now_us) = pipe.execute()
+        if not entries:
+            return 0.0
+        oldest_ms = int(entries[-1][0].split(b"-")[0])
+        age_ms: int = now_s * 1000 + now_us // 1000 - oldest_ms
+        num_answered: int = sum(fields[b"status"] == b"finished" for _, fields in entries)
+        return num_answered * 1000 / max(1, age_ms)
+
+    def collector(self, *, reconcile_s: float = RECONCILE_S) -> Collector:
+        """A reader of the batch from its first ended job on, for callers that keep their own loop."""
+        return Collector(self._redis, self.id, self.queue, reconcile_s=reconcile_s)
+
+    def as_completed(self, timeout_s: float | None = None) -> Iterator[Answer]:
+        """The answers in the order in which jobs end, each job once, until the batch is sealed and done.
+
+        Raises:
+            TimeoutError: the batch wasn't done after `timeout_s`.
+            BatchNotFound: the batch is gone.
+            QueueUnavailable: Redis can't be reached.
+        """
+        collector = self.collector()
+        for ended in self._until_done(collector, timeout_s):
+            yield from collector.fetch(ended)
+
+    def wait(self, timeout_s: float | None = None) -> BatchCounts:
+        """Wait for the end of the batch without fetching answers. Raises what `as_completed` raises."""
+        for _ in self._until_done(self.collector(), timeout_s):
+            pass
+        return self.counts()
+
+    def cancel(self) -> int:
+        """Cancel the batch and return how many waiting jobs were ended at once.
+
+        Rows that are decoding are dropped by their workers, which keep the partial text. Cancelling twice is fine.
+
+        Raises:
+            BatchNotFound: the batch is gone.
+        """
+        with queue_errors(self._redis):
+            if not self._redis.exists(keys.batch(self.id)):
+                raise self._not_found()
+            self._redis.hset(keys.batch(self.id), "cancelled", "1")
+            take_out(self._redis, self.queue, self.id)
+            return sum(
+                self._end_queued(chunk, "batch_cancelled", "The batch was cancelled before this job started.")
+                for chunk in chunked(self.job_ids(), CHUNK)
+            )
+
+    def cancel_job(self, job_id: str) -> bool:
+        """Cancel one job: end it if it waits, have its worker drop it if it runs. `False` if it has already ended."""
+        with queue_errors(self._redis):
+            if self._end_queued([job_id], "cancelled", "The job was cancelled before it started."):
+                self._rq_queue.remove(job_id)
+                return True
+            return stop_running(self._redis, job_id)
+
+    def _read_counts(self) -> BatchCounts:
+        fields = cast("dict[bytes, bytes]", self._redis.hgetall(keys.batch(self.id)))
+        if not fields:
+            raise self._not_found()
+        return _counts(self.id, {name.decode(): value.decode() for name, value in fields.items()})
+
+    def _job_ids_from(self, start: int) -> list[bytes]:
+        with queue_errors(self._redis):
+            return cast("list[bytes]", self._redis.zrange(keys.batch_jobs(self.id), start, start + CHUNK - 1))
+
+    def _until_done(self, collector: Collector, timeout_s: float | None) -> Iterator[list[Ended]]:
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while not collector.is_done():
+            left_s = POLL_S if deadline is None else deadline - time.monotonic()
+            if left_s <= 0:
+                raise TimeoutError(f"batch {self.id!r} wasn't done after {timeout_s} s")
+            yield collector.poll(min(POLL_S, left_s))
+
+    def _changed_in(self, lines: list[ParsedLine]) -> Iterator[str]:
+        requests = {self.job_id(line.request.custom_id): line.request for line in lines}
+        with queue_errors(self._redis):
+            scores = self._redis.zmscore(keys.batch_jobs(self.id), list(requests))
+            known = [job_id for job_id, score in zip(requests, scores, strict=True) if score is not None]
+            hashes = content_hashes(self._redis, known)
+        for job_id, content_hash in zip(known, hashes, strict=True):
+            if content_hash not in (None, requests[job_id].content_hash):
+                yield requests[job_id].custom_id
+
+    def _add_chunk(self, lines: list[ParsedLine]) -> int:
+        requests: dict[str, tuple[int, ParsedLine]] = {}
+        for index, line in enumerate(lines, self._next_index):
+            requests.setdefault(self.job_id(line.request.custom_id), (index, line))
+        self._next_index += len(lines)
+        enqueue_new = partial(self._enqueue_new, requests)
+        with queue_errors(self._redis):
+            # Producers of the same batch may race; whoever loses looks again at which jobs are new.
+            return transact(self._redis, enqueue_new, keys.batch_jobs(self.id))
+
+    def _enqueue_new(self, requests: dict[str, tuple[int, ParsedLine]], pipe: Pipeline) -> int:
+        self._check_open(pipe)
+        known = pipe.zmscore(keys.batch_jobs(self.id), list(requests))
+        new = [job_id for job_id, score in zip(requests, known, strict=True) if score is None]
+        lost = self._watch_lost(
+            pipe, [job_id for job_id, score in zip(requests, known, strict=True) if score is not None]
+        )
+        earlier_ends = ends_of(pipe, self.id, lost) if lost else {}
+        pipe.multi()
+        self._describe(pipe)
+        take_back(pipe, self.id, earlier_ends)
+        if new or lost:
+            to_run = [*lost, *new]
+            self._rq_queue.enqueue_many((self._job(job_id, requests[job_id][1]) for job_id in to_run), pipeline=pipe)
+            pipe.zadd(keys.batch_jobs(self.id), {job_id: requests[job_id][0] for job_id in to_run})
+            pipe.hincrby(keys.batch(self.id), "total", len(new))
+        return len(new) + len(lost)
+
+    def _watch_lost(self, pipe: Pipeline, job_ids: list[str]) -> list[str]:
+        """Those of the batch's jobs that Redis has no longer. Nobody may add or record them while we do."""
+        lost = gone(pipe, job_ids)
+        if lost:
+            pipe.watch(keys.batch_events(self.id), *map(Job.key_for, lost))  # type: ignore[no-untyped-call]
+        return gone(pipe, lost)
+
+    def _check_open(self, pipe: Pipeline) -> None:
+        queue, cancelled = cast("list[bytes | None]", pipe.hmget(keys.batch(self.id), "queue", "cancelled"))
+        if queue is not None and queue.decode() != self.queue:
+            raise QueueError(f"batch {self.id!r} is in queue {queue.decode()!r}, not in {self.queue!r}")
+        if cancelled == b"1":
+            raise QueueError(f"batch {self.id!r} is cancelled; use another batch id")
+
+    def _job(self, job_id: str, line: ParsedLine) -> EnqueueData:
+        return Queue.prepare_data(
+            keys.FUNCTION_NAME,
+            args=[line.payload],
+            timeout=-1,
+            result_ttl=keys.RESULT_TTL_S,
+            failure_ttl=keys.FAILURE_TTL_S,
+            description=_ONE_LINE,
+            job_id=job_id,
+            meta={"custom_id": line.request.custom_id, "batch": self.id},
+            retry=Retry(max=MAX_RETRIES),
+        )
+
+    def _describe(self, pipe: Pipeline) -> None:
+        now, batch = time.time(), keys.batch(self.id)
+        initial = {"queue": self.queue, "created": now, "total": 0, "sealed": 0, "cancelled": 0}
+        for name, value in initial.items():
+            pipe.hsetnx(batch, name, str(value))
+        pipe.zadd(keys.BATCHES, {self.id: now}, nx=True)
+        for key in (batch, keys.batch_jobs(self.id), keys.batch_events(self.id)):
+            pipe.expire(key, keys.BATCH_TTL_S)
+
+    def _end_queued(self, job_ids: list[str], code: str, message: str) -> int:
+        return end_queued(self._redis, self.queue, self.id, job_ids, code=code, message=message)
+
+    def _not_found(self) -> BatchNotFound:
+        return BatchNotFound(f"there is no batch {self.id!r} in this Redis")
+
+
+def _counts(batch_id: str, fields: dict[str, str]) -> BatchCounts:
+    stops = [_stop_count(name, value) for name, value in fields.items() if name.startswith("stop:")]
+    return BatchCounts(
+        batch_id=batch_id,
+        queue=fields["queue"],
+        created=float(fields["created"]),
+        total=int(fields["total"]),
+        sealed=fields["sealed"] == "1",
+        cancelled=fields["cancelled"] == "1",
+        num_finished=int(fields.get("finished", 0)),
+        num_failed=int(fields.get("failed", 0)),
+        num_cancelled=int(fields.get("cancelled_jobs", 0)),
+        prompt_tokens=int(fields.get("prompt_tokens", 0)),
+        completion_tokens=int(fields.get("completion_tokens", 0)),
+        stops=tuple(sorted(stops, key=lambda stop: (-stop.count, stop.type))),
+    )
+
+
+def _stop_count(name: str, value: str) -> StopCount:
+    _, stop_type, token_id = name.split(":")
+    return StopCount(stop_type, int(token_id) if token_id else None, int(value))

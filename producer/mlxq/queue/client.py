@@ -1,0 +1,130 @@
+"""The door to the queue: one Redis and one of its queues, where batches are submitted and found again.
+
+    client = Client("redis://localhost:6379")
+    batch = client.submit([text_request("Say hello", custom_id="a")])
+    for answer in batch.as_completed():
+        print(answer.custom_id, answer.line["response"])
+
+Knows neither the wire format nor files; what can be done with one batch is in `mlxq.queue.batch`.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Iterable
+from typing import cast
+
+from redis import Redis
+from rq.queue import Queue
+from rq.worker_registration import WORKERS_BY_QUEUE_KEY
+
+from mlxq import keys
+from mlxq.errors import BatchNotFound, ConfigError
+from mlxq.queue.answers import Answer
+from mlxq.queue.batch import Batch, BatchCounts
+from mlxq.queue.cancel import JOB_HASH_LENGTH
+from mlxq.queue.connect import DEFAULT_URL, connect, queue_errors
+from mlxq.requests.openai import ParsedLine
+
+__all__ = ["Answer", "Batch", "BatchCounts", "Client"]
+
+_BATCH_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
+
+
+class Client:
+    """A Redis and one of its queues.
+
+    Args:
+        redis: a Redis URL, or a connection that doesn't decode responses.
+        queue: the RQ queue that new jobs go to.
+
+    Raises:
+        ConfigError: the URL is none that Redis clients know.
+    """
+
+    def __init__(self, redis: str | Redis = DEFAULT_URL, queue: str = keys.DEFAULT_QUEUE) -> None:
+        self.redis = connect(redis) if isinstance(redis, str) else redis
+        self.queue = queue
+
+    def submit(self, lines: Iterable[ParsedLine], batch_id: str | None = None, *, sealed: bool = True) -> Batch:
+        """Enqueue requests as one batch, a chunk at a time; what the batch already has is left as it is.
+
+        With `sealed=False` the batch stays open for `Batch.add`, and `Batch.as_completed` waits for more.
+
+        Raises:
+            QueueUnavailable: Redis can't be reached; submit the same lines again to complete the batch.
+            ConfigError: the batch id can't be used.
+            QueueError: the batch is cancelled or in another queue.
+        """
+        batch = self.open(batch_id)
+        batch.add(lines)
+        if sealed:
+            batch.seal()
+        return batch
+
+    def open(self, batch_id: str | None = None, *, prefix: str | None = None) -> Batch:
+        """A batch to add to, new or not; a fresh id, which begins with `prefix`, is drawn when none is given. Nothing
+        is written yet.
+
+        Raises:
+            ConfigError: the id has other characters than letters, digits, ``_`` and ``-``, or over 100 of them.
+        """
+        batch_id = batch_id or f"{prefix or 'b'}{int(time.time()):x}{secrets.token_hex(4)}"
+        if not _BATCH_ID.fullmatch(batch_id):
+            raise ConfigError(f"batch id {batch_id!r} must be 1 to 100 letters, digits, '_' or '-'")
+        return Batch(self.redis, batch_id, self.queue)
+
+    def batch(self, batch_id: str) -> Batch:
+        """A batch that exists, whatever queue it is in.
+
+        Raises:
+            BatchNotFound: no batch has this id.
+        """
+        with queue_errors(self.redis):
+            queue = cast("bytes | None", self.redis.hget(keys.batch(batch_id), "queue"))
+        if queue is None:
+            raise BatchNotFound(f"there is no batch {batch_id!r} in this Redis")
+        return Batch(self.redis, batch_id, queue.decode())
+
+    def batch_of(self, job_id: str) -> Batch:
+        """The batch that a job belongs to.
+
+        Raises:
+            BatchNotFound: no batch has this job.
+        """
+        batch_id = job_id[: -JOB_HASH_LENGTH - 1]
+        with queue_errors(self.redis):
+            if self.redis.zscore(keys.batch_jobs(batch_id), job_id) is None:
+                raise BatchNotFound(f"there is no job {job_id!r} in this Redis")
+        return self.batch(batch_id)
+
+    def batch_ids(self) -> list[str]:
+        """The ids of all batches that still exist, oldest first. Strikes those that expired off the list."""
+        with queue_errors(self.redis), self.redis.pipeline(transaction=False) as pipe:
+            batch_ids = [item.decode() for item in cast("list[bytes]", self.redis.zrange(keys.BATCHES, 0, -1))]
+            for batch_id in batch_ids:
+                pipe.exists(keys.batch(batch_id))
+            found = dict(zip(batch_ids, pipe.execute(), strict=True))
+            if gone := [batch_id for batch_id in batch_ids if not found[batch_id]]:
+                self.redis.zrem(keys.BATCHES, *gone)
+        return [batch_id for batch_id in batch_ids if found[batch_id]]
+
+    def queue_length(self) -> int:
+        """How many jobs wait in the queue, of any batch; those that wait to be tried again, too."""
+        with queue_errors(self.redis), self.redis.pipeline(transaction=False) as pipe:
+            pipe.llen(Queue(self.queue, connection=self.redis).key)
+            pipe.zcard(keys.delayed(self.queue))
+            return sum(pipe.execute())
+
+    def num_workers(self) -> int:
+        """How many workers are registered on the queue and alive."""
+        with queue_errors(self.redis), self.redis.pipeline(transaction=False) as pipe:
+            for worker_key in self.redis.smembers(WORKERS_BY_QUEUE_KEY % self.queue):
+                pipe.exists(worker_key)
+            return sum(pipe.execute())
+
+    def close(self) -> None:
+        """Give the connections back."""
+        self.redis.close()

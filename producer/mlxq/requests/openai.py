@@ -1,0 +1,262 @@
+"""Reads input lines: the OpenAI batch format, its shorthands and plain text.
+
+One line or one decoded object becomes a `ParsedLine`, or a `RequestError` that names the field; nothing else ever
+comes out, whatever goes in. A field that `fields` doesn't list, or lists as refused, is refused rather than
+ignored. Knows no files, no queue and no model: whether a prompt fits is for the worker to say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from mlxq.contract import CHAT, COMPLETIONS, Endpoint, Request
+from mlxq.errors import ConfigError, RequestError
+from mlxq.requests import checks
+from mlxq.requests.assemble import request_of
+from mlxq.requests.conversation import PART_FIELDS
+from mlxq.requests.field import Field
+from mlxq.requests.fields import FIELDS
+
+MAX_LINE_BYTES = 16 * 1024 * 1024
+MAX_DEPTH = 100
+"""Levels of nested lists and objects. Far below where any JSON library on the way to the worker overflows."""
+MAX_CUSTOM_ID_CHARS = 512
+MAX_REASON_CHARS = 200
+
+LINE_FIELDS = ("custom_id", "id", "method", "url", "body")
+"""What stands around the body; ``id`` is another name for ``custom_id``."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedLine:
+    """One accepted line.
+
+    `payload` is what travels to the worker, which parses it again to an equal `request`: the canonical object
+    ``{"custom_id", "url", "body"}``, its body as it was written, less nulls and permitted unknown fields.
+    """
+
+    request: Request
+    payload: dict[str, Any]
+
+
+def parse_line(
+    data: bytes | str,
+    *,
+    default_custom_id: str,
+    allow_unknown: bool = False,
+    defaults: Mapping[str, Any] | None = None,
+) -> ParsedLine:
+    """Read one input line: an OpenAI batch line or a shorthand.
+
+    Args:
+        data: the JSON text, at most `MAX_LINE_BYTES`.
+        default_custom_id: the id of a line that has none.
+        allow_unknown: drop unknown fields instead of refusing them.
+        defaults: body fields for every line that doesn't set them; see `check_defaults`.
+
+    Raises:
+        RequestError: the line can't be accepted.
+    """
+    raw = _encoded(data)
+    if len(raw) > MAX_LINE_BYTES:
+        raise line_too_long()
+    return _parse(_decoded(raw), default_custom_id, allow_unknown, defaults or {})
+
+
+def parse_object(
+    obj: Any,
+    *,
+    default_custom_id: str,
+    allow_unknown: bool = False,
+    defaults: Mapping[str, Any] | None = None,
+) -> ParsedLine:
+    """Like `parse_line`, for an object that is decoded already or was built in Python. It has no size limit.
+
+    Raises:
+        RequestError: the object can't be accepted, or is not plain JSON (NaN, a set, a loop).
+    """
+    # Through JSON and back, so that what follows meets JSON's types only and both ways in are one.
+    return _parse(_decoded(_dumped(obj)), default_custom_id, allow_unknown, defaults or {})
+
+
+def text_request(
+    text: str, *, custom_id: str, chat: bool = False, defaults: Mapping[str, Any] | None = None
+) -> ParsedLine:
+    """A prompt in plain text: a completion, or with `chat` a conversation of one user message.
+
+    Raises:
+        RequestError: the text is empty or is not Unicode text, or a default is wrong.
+    """
+    body = {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
+    return parse_object({"body": body}, default_custom_id=custom_id, defaults=defaults)
+
+
+def check_defaults(defaults: Mapping[str, Any]) -> None:
+    """Check the body fields that are to be merged under every line.
+
+    Raises:
+        ConfigError: one of them is unknown, has a bad value, or is a prompt.
+    """
+    if not defaults.keys().isdisjoint({"messages", "prompt"}):
+        raise ConfigError("the defaults for all requests can't hold messages or a prompt")
+    try:
+        for name, value in _known(defaults, FIELDS, "", allow_unknown=False).items():
+            FIELDS[name].read(value, name)
+    except RequestError as error:
+        raise ConfigError(f"bad default for all requests: {error}") from error
+
+
+def content_hash(url: str, body: Mapping[str, Any]) -> str:
+    """Hex SHA-256 of what determines the answer: the endpoint, and the body without its labels."""
+    relevant = {name: value for name, value in body.items() if name not in FIELDS or not FIELDS[name].label}
+    return hashlib.sha256(msgspec.json.encode([url, relevant], order="sorted")).hexdigest()
+
+
+def read_custom_id(data: bytes) -> str | None:
+    """The usable `custom_id` of an input line that was refused, if it can be read at all."""
+    try:
+        line = _decoded(data)
+        return (_custom_id(line, default="") or None) if type(line) is dict else None
+    except RequestError:
+        return None
+
+
+def line_too_long() -> RequestError:
+    """The error for a line over `MAX_LINE_BYTES`."""
+    message = f"the line is longer than {MAX_LINE_BYTES // 2**20} MiB"
+    return RequestError(message, code="line_too_long", status_code=413)
+
+
+def _encoded(data: bytes | str) -> bytes:
+    try:
+        return data.encode() if isinstance(data, str) else data
+    except UnicodeEncodeError as error:
+        raise _invalid_json(error) from error
+
+
+def _decoded(raw: bytes) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except (ValueError, RecursionError) as error:  # DecodeError and UnicodeDecodeError are ValueErrors
+        raise _invalid_json(error) from error
+
+
+def _dumped(obj: Any) -> bytes:
+    try:
+        return json.dumps(obj, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _invalid_json(error) from error
+
+
+def _invalid_json(error: Exception) -> RequestError:
+    reason = str(error)[:MAX_REASON_CHARS]  # it names the way to the place, which may be a hundred levels long
+    return RequestError(f"this is not valid JSON: {reason}", code="invalid_json")
+
+
+def _parse(line: Any, default_custom_id: str, allow_unknown: bool, defaults: Mapping[str, Any]) -> ParsedLine:
+    if type(line) is not dict:
+        raise RequestError(f"a line must be a JSON object, not {checks.show(line)}", code="invalid_type")
+    if checks.is_deeper_than(line, MAX_DEPTH):
+        raise RequestError(f"the line is nested more than {MAX_DEPTH} levels deep", code="too_deep")
+    _check_target(line)
+    given = _given_body(line, allow_unknown)
+    body = _known({**_applicable(defaults, given), **given}, FIELDS, "", allow_unknown)
+    custom_id = _custom_id(line, default_custom_id)
+    endpoint = _endpoint(line, body)
+    payload = {"custom_id": custom_id, "url": endpoint, "body": body}
+    return ParsedLine(request_of(custom_id, endpoint, body, content_hash(endpoint, body)), payload)
+
+
+def _given_body(line: dict[str, Any], allow_unknown: bool) -> dict[str, Any]:
+    """The body without nulls: what stands under ``body``, or in a shorthand all that is not a line field."""
+    if line.get("body") is None:
+        body = {name: value for name, value in line.items() if name not in LINE_FIELDS}
+    else:
+        if not allow_unknown:
+            _check_beside_body(line)
+        body = checks.an_object(line["body"], "body")
+    return {name: value for name, value in body.items() if value is not None}
+
+
+def _check_target(line: Mapping[str, Any]) -> None:
+    """What is asked of a server that mlxq isn't; first of all, since another endpoint has other fields."""
+    if line.get("method") not in (None, "POST"):
+        raise checks.out_of_range("method", '"POST"', line["method"])
+    if line.get("url") not in (None, CHAT, COMPLETIONS):
+        raise checks.out_of_range("url", f'"{CHAT}" or "{COMPLETIONS}"', line["url"])
+
+
+def _check_beside_body(line: Mapping[str, Any]) -> None:
+    for name in line:
+        if name in FIELDS and name not in LINE_FIELDS:
+            raise RequestError(f"{name} stands beside body; it belongs inside", param=name, code="unknown_field")
+        if name not in LINE_FIELDS:
+            raise checks.unknown_field(name, LINE_FIELDS)
+
+
+def _applicable(defaults: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
+    """The defaults for what a body leaves open. `max_tokens` is not open to one that sets its other name."""
+    taken = {FIELDS[name].fills for name in body if name in FIELDS and FIELDS[name].fills}
+    fields = {name: FIELDS.get(name) for name in defaults}
+    return {
+        name: defaults[name]
+        for name, field in fields.items()
+        if field is None or (field.fills not in taken and ("messages" in body or not field.chat_only))
+    }
+
+
+def _known(obj: Mapping[str, Any], fields: Mapping[str, Field], path: str, allow_unknown: bool) -> dict[str, Any]:
+    """The known fields of an object, and of the objects in it, that are not null."""
+    for name in obj:
+        if name not in fields and not allow_unknown:
+            raise checks.unknown_field(name, fields if path else (*fields, *LINE_FIELDS), path)
+    return {
+        name: _known_inside(value, fields[name], f"{path}{name}", allow_unknown)
+        for name, value in obj.items()
+        if name in fields and value is not None
+    }
+
+
+def _known_inside(value: Any, field: Field, path: str, allow_unknown: bool) -> Any:
+    if field.inside and type(value) is list:
+        return [_known_inside(item, field, f"{path}[{index}]", allow_unknown) for index, item in enumerate(value)]
+    # A part of a message that is no text is refused as a whole, and not for what it has inside.
+    is_other_part = field.inside is PART_FIELDS and type(value) is dict and value.get("type") != "text"
+    if not field.inside or type(value) is not dict or is_other_part:
+        return value
+    return _known(value, field.inside, f"{path}.", allow_unknown)
+
+
+def _custom_id(line: Mapping[str, Any], default: str) -> str:
+    ids = {name: line[name] for name in ("custom_id", "id") if line.get(name) is not None}
+    for name, value in ids.items():
+        if type(value) is not str:
+            raise checks.wrong_type(name, "a string in quotes", value)
+        if not 1 <= len(value) <= MAX_CUSTOM_ID_CHARS:
+            raise checks.out_of_range(name, f"1 to {MAX_CUSTOM_ID_CHARS} characters long", value)
+    if len(set(ids.values())) > 1:
+        raise RequestError("custom_id and id differ; give one of them", param="id", code="invalid_value")
+    return next(iter(ids.values()), default)
+
+
+def _endpoint(line: Mapping[str, Any], body: Mapping[str, Any]) -> Endpoint:
+    """The endpoint that the body implies; `url` may repeat but not contradict it."""
+    if ("messages" in body) == ("prompt" in body):
+        raise _neither_or_both("messages" in body)
+    implied = CHAT if "messages" in body else COMPLETIONS
+    if line.get("url") not in (None, implied):
+        has = "messages" if implied == CHAT else "a prompt"
+        raise RequestError(f"url says {line['url']}, but the body has {has}", param="url", code="invalid_value")
+    return implied
+
+
+def _neither_or_both(both: bool) -> RequestError:
+    if both:
+        return RequestError("give messages or prompt, not both", param="prompt", code="invalid_value")
+    return checks.missing("messages", "the line has neither messages nor a prompt")

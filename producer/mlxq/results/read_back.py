@@ -1,0 +1,107 @@
+"""Reads output lines back: who is answered, with what, why it stopped, and which error a line holds.
+
+A line may come from an older or newer mlxq, or from another program: whatever is missing or of another shape reads as
+nothing, and no function here raises. Builds no lines; `mlxq.results.result_lines` does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+CANCELLED_CODES: Final = ("cancelled", "batch_cancelled")
+"""Of a request that was cancelled before it ran, by itself or with its batch."""
+
+
+def custom_id_of(line: Any) -> str | None:
+    """The id of the request that an output line answers; `None` if it has none."""
+    custom_id = _at(line, "custom_id")
+    return custom_id if isinstance(custom_id, str) else None
+
+
+def is_output_line(line: Any) -> bool:
+    """Whether this says whom it answers and with what: a request has an id, too."""
+    has_outcome = _at(line, "response") is not None or _at(line, "error") is not None
+    return has_outcome and custom_id_of(line) is not None
+
+
+def is_success(line: Any) -> bool:
+    """Whether an output line holds an answer."""
+    return _at(line, "response", "status_code") == 200 and _at(line, "error") is None
+
+
+def is_cancelled(line: Any) -> bool:
+    """Whether an output line is that of a cancelled request: one that never ran, or a part of an answer."""
+    if error_code_of(line) in CANCELLED_CODES:
+        return True
+    return any(stop.get("type") == "cancelled" for stop in stop_details_of(line))
+
+
+def content_hash_of(line: Any) -> str | None:
+    """The hash of the request that an output line answers; `None` for one without an answer by mlxq."""
+    value = _at(line, "response", "body", "mlxq", "content_hash")
+    return value if isinstance(value, str) else None
+
+
+def model_of(line: Any) -> str | None:
+    """The name of the model that gave the answer in an output line; `None` for one without an answer."""
+    value = _at(line, "response", "body", "model")
+    return value if isinstance(value, str) else None
+
+
+def choices_of(line: Any) -> tuple[dict[str, Any], ...]:
+    """The answers in an output line, in order; none if it holds an error."""
+    choices = _at(line, "response", "body", "choices")
+    return tuple(choice for choice in choices if isinstance(choice, dict)) if isinstance(choices, list) else ()
+
+
+def stop_details_of(line: Any) -> tuple[dict[str, Any], ...]:
+    """The `stop_details` of every choice of an output line. Plain objects, since a newer worker may know more."""
+    details = (_at(choice, "stop_details") for choice in choices_of(line))
+    return tuple(detail for detail in details if isinstance(detail, dict))
+
+
+def text_of(choice: Any) -> str | None:
+    """The text of one choice; `None` for one that has none, as when it only calls tools."""
+    for path in (("message", "content"), ("text",)):
+        if isinstance(text := _at(choice, *path), str):
+            return text
+    return None
+
+
+def texts_of(line: Any) -> tuple[str, ...]:
+    """The text of every choice of an output line that has one."""
+    return tuple(text for choice in choices_of(line) if (text := text_of(choice)) is not None)
+
+
+def calls_of(choice: Any) -> tuple[dict[str, Any], ...]:
+    """The functions that one choice calls, with their names and arguments."""
+    calls = _at(choice, "message", "tool_calls")
+    functions = (_at(call, "function") for call in calls) if isinstance(calls, list) else ()
+    return tuple(function for function in functions if isinstance(function, dict))
+
+
+def error_code_of(line: Any) -> str | None:
+    """The code of the error that an output line holds; `None` for one that holds an answer."""
+    code = _at(line, "error", "code") or _at(line, "response", "body", "error", "code")
+    return code if isinstance(code, str) else None
+
+
+def error_message_of(line: Any) -> str | None:
+    """The message of the error that an output line holds; `None` for one that holds an answer."""
+    message = _at(line, "error", "message") or _at(line, "response", "body", "error", "message")
+    return message if isinstance(message, str) else None
+
+
+def usage_of(line: Any) -> tuple[int, int]:
+    """The prompt and completion tokens of an output line; zeros where it has none."""
+    counts = (_at(line, "response", "body", "usage", name) for name in ("prompt_tokens", "completion_tokens"))
+    prompt, completion = (count if isinstance(count, int) else 0 for count in counts)
+    return prompt, completion
+
+
+def _at(value: Any, *path: str) -> Any:
+    for name in path:
+        if not isinstance(value, dict):
+            return None
+        value = value.get(name)
+    return value

@@ -1,0 +1,60 @@
+"""How many rows fit in memory: the KV budget that admission spends.
+
+Rows in slabs take the slabs' room (`engine/places`), padded rows as much as the longest of them; prefixes that rows
+share take theirs once. A row counts with its prompt and all that it may generate, so a row that was admitted never runs
+out of room. Plain Python; `engine/memory` measures a model and a machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mlxq_worker.engine.kvcache.slot_allocator import slab_sizes
+
+PREFIX_SHARE = 8
+"""Prefixes that nobody uses may stay in one part of this many of the budget, while no row needs it."""
+
+
+@dataclass(frozen=True, slots=True)
+class KvCost:
+    """What one row keeps, by kind of layer: some bytes for every token, some for every token up to a window's length
+    (`windows`: pairs of bytes a token and tokens), and some once (recurrent states)."""
+
+    bytes_per_token: int = 0
+    windows: tuple[tuple[int, int], ...] = ()
+    fixed_bytes: int = 0
+
+    def of_row(self, num_tokens: int) -> int:
+        """Bytes that a row of this many tokens takes."""
+        in_windows = sum(size * min(num_tokens, length) for size, length in self.windows)
+        return self.bytes_per_token * num_tokens + in_windows + self.fixed_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KvBudget:
+    """What rows cost and what there is, in bytes. Rows lie `in_slabs`, or are padded to the longest of them."""
+
+    cost: KvCost
+    limit_bytes: int
+    in_slabs: bool = False
+
+    def taken(self, row_lengths: Iterable[int]) -> int:
+        """Bytes that rows of these lengths, in tokens, take together."""
+        lengths = list(row_lengths)
+        if self.in_slabs:
+            return sum(size.num_slots * self.cost.of_row(size.num_columns) for size in slab_sizes(lengths).values())
+        return len(lengths) * self.cost.of_row(max(lengths, default=0))
+
+    def fits(self, row_lengths: Iterable[int], num_prefix_tokens: int = 0) -> bool:
+        """Whether rows of these lengths fit together, beside prefixes of so many tokens."""
+        return self.taken(row_lengths) + self.cost.bytes_per_token * num_prefix_tokens <= self.limit_bytes
+
+    def prefix_tokens(self, max_prefix_bytes: int | None) -> int:
+        """How many tokens of prefixes so many bytes hold; `None` for the usual share of the budget."""
+        num_bytes = self.limit_bytes // PREFIX_SHARE if max_prefix_bytes is None else max_prefix_bytes
+        return num_bytes // max(1, self.cost.bytes_per_token)
+
+    def spare_tokens(self, row_lengths: Iterable[int]) -> int:
+        """How many tokens of prefixes there is room for beside rows of these lengths."""
+        return max(0, self.limit_bytes - self.taken(row_lengths)) // max(1, self.cost.bytes_per_token)

@@ -1,0 +1,220 @@
+"""Where the tokens of one step go: their positions, the slots and columns that they are written to, and how they
+attend to what is there. Made once a step from plain spans, as arrays that every layer uses.
+
+Knows nothing of keys and values: `engine/slots` holds those.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain, groupby
+
+import mlx.core as mx
+
+from mlxq_worker.engine.kvcache.prefix import Prefix
+from mlxq_worker.engine.kvcache.slot_allocator import Place
+from mlxq_worker.engine.runners.attention import CAUSAL_BLOCK, is_fused
+from mlxq_worker.engine.scheduling.scheduler import PrefixPiece
+
+MAX_OPENING = CAUSAL_BLOCK
+"""Tokens of the longest opening, which attends in a single block. Longer ones attend one by one: by then starting to is
+the least of it."""
+
+_OPENING_STEP = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens of one row that are in this step: columns `start` to `stop` at its place, behind its prefix if any."""
+
+    place: Place
+    start: int
+    stop: int
+    prefix: Prefix | None = None
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def columns(self) -> range:
+        return range(self.start, self.stop)
+
+    @property
+    def opening_size(self) -> int:
+        """Openings of the same size attend together; 0 for what is none, and attends by itself."""
+        sees_itself_alone = self.start == 0 and (self.prefix is None or not is_fused())
+        return -(-len(self) // _OPENING_STEP) if sees_itself_alone and len(self) <= MAX_OPENING else 0
+
+    @property
+    def positions(self) -> range:
+        """The tokens' positions in their sequence."""
+        before = len(self.prefix) if self.prefix else 0
+        return range(before + self.start, before + self.stop)
+
+
+class Layout:
+    """First one token of each decoding row, then the spans of prompts, then the pieces of prefixes. N tokens in all, M
+    of them in slots.
+
+    Args:
+        decoding: spans of one token, by rising place.
+        spans: the prompt pieces, in the order of their tokens; best by `opening_size`.
+        prefixes: the prefix pieces, in the order of their tokens.
+
+    Attributes:
+        sharing: how tokens attend to shared prefixes, if any does. The decoding rows' do so together; prompts' join
+            them where attention is done in parts anyway.
+        joined: the prompt pieces whose tokens are in `sharing`, openings of about the same length put together.
+        segments: those that attend each by itself, openings put together, too.
+    """
+
+    def __init__(
+        self, decoding: Sequence[Span], spans: Sequence[Span] = (), prefixes: Sequence[PrefixPiece] = ()
+    ) -> None:
+        in_slots = (*decoding, *spans)
+        self.prefixes = tuple(prefixes)
+        sharing = decoding if is_fused() else in_slots
+        self.sharing = Sharing(sharing) if any(span.prefix for span in sharing) else None
+        grouped = _grouped(spans)
+        self.joined = grouped if self.sharing and not is_fused() else ()
+        self.segments: tuple[Segment, ...] = (*(() if self.joined else grouped), *prefixes)
+        self.num_decoding = len(decoding)
+        self.num_in_slots = sum(map(len, in_slots))
+        positions = [position for span in in_slots for position in span.positions]
+        positions += [position for piece in prefixes for position in range(piece.start, piece.stop)]
+        self.positions = mx.array(positions)  # (N,)
+        self.writes = _writes(in_slots)
+        self.windows = _windows(decoding)
+
+
+class Openings:
+    """Short beginnings of prompts, which attend to nothing but themselves: n tokens as B rows of Q, the shorter rows
+    filled up at their ends, where no token that counts sees what is there.
+
+    Args:
+        lengths: tokens of each row.
+
+    Attributes:
+        kept: (n,) where each token stands among the B * Q; `None` where all of them count.
+    """
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self._num_tokens = sum(lengths)
+        self._num_rows, self._width = len(lengths), max(lengths)
+        rows = list(zip(accumulate(lengths, initial=0), lengths, strict=False))
+        is_ragged = self._num_rows * self._width > self._num_tokens
+        # (B * Q,) which token stands where: behind a row's last one, that one again
+        filled = (first + min(i, length - 1) for first, length in rows for i in range(self._width))
+        kept = (row * self._width + i for row, length in enumerate(lengths) for i in range(length))
+        self._filled = _indices(filled) if is_ragged else None
+        self.kept = _indices(kept) if is_ragged else None
+
+    def __len__(self) -> int:
+        return self._num_tokens
+
+    def side_by_side(self, tokens: mx.array) -> mx.array:
+        """(n, heads, 1, D) to (B, heads, Q, D)."""
+        filled = tokens if self._filled is None else tokens[self._filled]
+        _, num_heads, _, size = tokens.shape
+        return filled.reshape(self._num_rows, self._width, num_heads, size).swapaxes(1, 2)
+
+
+Segment = Span | Openings | PrefixPiece
+"""Tokens of a step, side by side in it, that attend at once."""
+
+
+def _grouped(spans: Sequence[Span]) -> tuple[Span | Openings, ...]:
+    groups: list[Span | Openings] = []
+    for size, group in groupby(spans, key=lambda span: span.opening_size):
+        own = list(group)
+        groups += [Openings(list(map(len, own)))] if size and len(own) > 1 else own
+    return tuple(groups)
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Which of the step's tokens go to a slab, `None` for all M of them, and to which slots and columns: (m,) each."""
+
+    slab: int
+    tokens: mx.array | None
+    slots: mx.array
+    columns: mx.array
+
+
+def _writes(in_slots: Sequence[Span]) -> tuple[Write, ...]:
+    """One write for each slab."""
+    first, starts = 0, []
+    for span in in_slots:
+        starts.append((span, first))
+        first += len(span)
+    starts.sort(key=lambda each: each[0].place.slab)
+    grouped = {slab: list(group) for slab, group in groupby(starts, key=lambda each: each[0].place.slab)}
+    return tuple(
+        Write(
+            slab,
+            None if len(grouped) == 1 else _indices(start + i for span, start in group for i in range(len(span))),
+            _indices(span.place.slot for span, _ in group for _ in range(len(span))),
+            _indices(chain.from_iterable(span.columns for span, _ in group)),
+        )
+        for slab, group in grouped.items()
+    )
+
+
+def _indices(values: Iterable[int]) -> mx.array:
+    """Unsigned, since mlx takes a quarter longer to scatter where an index might count from the end."""
+    return mx.array(list(values), dtype=mx.uint32)
+
+
+class Window:
+    """How the decoding rows of one slab attend to it: all slots up to the last one in use, over one window of columns.
+
+    S slots, B decoding rows, W columns.
+
+    Args:
+        slab: which one.
+        first: the index of its first row among all decoding rows.
+        decoding: spans of one token, by rising slot.
+    """
+
+    def __init__(self, slab: int, first: int, decoding: Sequence[Span]) -> None:
+        lengths = {span.place.slot: span.stop for span in decoding}
+        self.slab = slab
+        self.rows = slice(first, first + len(lengths))
+        self.num_slots = max(lengths) + 1
+        self.width = max(lengths.values())
+        in_window = [lengths.get(slot, 1) for slot in range(self.num_slots)]
+        is_ragged = any(length != self.width for length in in_window)
+        columns = mx.arange(self.width)[None, None, None]  # (1, 1, 1, W)
+        self.mask = columns < mx.array(in_window)[:, None, None, None] if is_ragged else None  # (S, 1, 1, W)
+        has_holes = len(lengths) < self.num_slots
+        places = {slot: index for index, slot in enumerate(lengths)}
+        # (S,) which decoding row stands in for each slot: its own, or any for a slot that is empty
+        self.query_rows = mx.array([places.get(slot, 0) for slot in range(self.num_slots)]) if has_holes else None
+        self.result_rows = mx.array(list(lengths)) if has_holes else None  # (B,) where each row's result stands
+
+
+def _windows(decoding: Sequence[Span]) -> tuple[Window, ...]:
+    first, windows = 0, []
+    for slab, group in groupby(decoding, key=lambda span: span.place.slab):
+        windows.append(Window(slab, first, list(group)))
+        first = windows[-1].rows.stop
+    return tuple(windows)
+
+
+class Sharing:
+    """Which of n tokens attend to which prefix. `order` (n,) puts the results, group after group and then those of
+    tokens that share nothing, into the tokens' order; `None` where they are in it already."""
+
+    def __init__(self, spans: Sequence[Span]) -> None:
+        groups: dict[Prefix | None, list[int]] = {}
+        for index, prefix in enumerate(chain.from_iterable([span.prefix] * len(span) for span in spans)):
+            groups.setdefault(prefix, []).append(index)
+        alone = groups.pop(None, [])
+        grouped = list(chain.from_iterable(groups.values()))
+        self.groups = {prefix: mx.array(group) for prefix, group in groups.items() if prefix}  # (tokens of the group,)
+        self.num_tokens = len(grouped) + len(alone)
+        self.num_alone = len(alone)
+        order = [*grouped, *alone]
+        in_order = order == sorted(order)
+        self.order = None if in_order else mx.array(sorted(range(len(order)), key=order.__getitem__))

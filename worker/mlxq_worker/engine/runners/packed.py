@@ -1,0 +1,221 @@
+"""Runs a `Plan` on slots: the decoding rows' tokens and the pieces of prompts go through the model in one forward
+pass, packed side by side.
+
+For models whose layers all attend to everything (`packs` tries it out); the others take `engine/padded`. Prompts are
+prefilled inside the decode step, so rows that join don't make the others wait.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import KVCache, make_prompt_cache
+
+from mlxq_worker.engine.kvcache.slot_allocator import Places
+from mlxq_worker.engine.rows.row import Fork, Row
+from mlxq_worker.engine.runners.activation import quick_swiglu, route_swiglu
+from mlxq_worker.engine.runners.layout import Layout, Span
+from mlxq_worker.engine.runners.runner import Launched
+from mlxq_worker.engine.runners.slots import SlotCache, route_attention
+from mlxq_worker.engine.sampling.logprobs import score_piece
+from mlxq_worker.engine.sampling.sampler import Sampler
+from mlxq_worker.engine.scheduling.scheduler import Piece, Plan, PrefixPiece
+
+log = logging.getLogger(__name__)
+
+
+class PackedModel:
+    """An mlx-lm model over slots: `hidden` runs its layers, `logits` its head, apart, since most of a prompt's tokens
+    need no logits. N tokens in a step, E numbers in a hidden state, V ids in the vocabulary.
+    """
+
+    def __init__(self, model: Any) -> None:
+        route_swiglu(model)
+        self._body = model.model
+        self._head = copy.copy(model)
+        self._head.model = _Passed(model.model)
+        self.caches = [SlotCache() for _ in make_prompt_cache(model)]
+
+    def hidden(self, tokens: mx.array, layout: Layout) -> mx.array:
+        """Run tokens (N,) through the layers, writing their keys and values where `layout` says: (N, 1, E)."""
+        for cache in self.caches:
+            cache.begin_step(layout)
+        with quick_swiglu():
+            hidden: mx.array = self._body(tokens[:, None], cache=self.caches)
+        return hidden
+
+    def logits(self, hidden: mx.array) -> mx.array:
+        """(N, 1, E) to (N, V)."""
+        logits: mx.array = self._head(hidden)
+        return logits[:, -1]
+
+
+class PackedRunner:
+    """A batch in slots.
+
+    Args:
+        model: an mlx-lm model that `packs`.
+        max_num_seqs: the number of slots.
+        max_num_batched_tokens: how many tokens go through the model in one step.
+        max_prefix_tokens: how many tokens of shared prefixes are kept.
+    """
+
+    def __init__(self, model: Any, *, max_num_seqs: int, max_num_batched_tokens: int, max_prefix_tokens: int) -> None:
+        self._model = model
+        self.max_prefix_tokens = max_prefix_tokens
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop the batch and free its memory."""
+        self._packed = PackedModel(self._model)
+        self._places = Places[Row]()
+        self._seats: dict[Row, int] = {}  # where in `_newest` a row's token is: unlike its place it stays
+        self._newest = mx.zeros((self.max_num_seqs,), dtype=mx.uint32)  # (seats,) newest token, computed or not
+        self._sampler = Sampler()
+        mx.clear_cache()
+
+    def launch(self, plan: Plan) -> Launched | None:
+        """Bring the slots to `plan` and start computing it. Nothing is launched if no row is due a token."""
+        self._place(plan)
+        if plan.forks:
+            self._fork(plan.forks)
+        if not (plan.rows or plan.prefixes):
+            return None
+        decoding = sorted(plan.decoding, key=self._places.__getitem__)
+        plan = replace(plan, prefill=tuple(sorted(plan.prefill, key=self._opening_size)))
+        layout = Layout(
+            [self._span(row, row.decode_position, row.decode_position + 1) for row in decoding],
+            [self._span(piece.row, piece.start, piece.stop) for piece in plan.prefill],
+            plan.prefixes,
+        )
+        hidden = self._packed.hidden(self._tokens(decoding, plan), layout)
+        self._score_prompts(plan.prefill, hidden, len(decoding))
+        rows, places = _sampled_rows(decoding, plan)
+        if not rows:
+            mx.async_eval(hidden[-1, -1, -1])  # one number of it is enough to have all keys and values computed
+            return None
+        sampled = hidden if len(places) == hidden.shape[0] else hidden[mx.array(places)]
+        return Launched(rows, self._packed.logits(sampled), self._sampler, partial(self._keep_newest, rows))
+
+    def _span(self, row: Row, start: int, stop: int) -> Span:
+        """Positions `start` to `stop` of a row's sequence as columns of its place."""
+        before = len(row.prefix) if row.prefix else 0
+        return Span(self._places[row], start - before, stop - before, row.prefix)
+
+    def _opening_size(self, piece: Piece) -> int:
+        return self._span(piece.row, piece.start, piece.stop).opening_size
+
+    def _tokens(self, decoding: Sequence[Row], plan: Plan) -> mx.array:
+        """The step's tokens (N,): the decoding rows' newest, then the prompts' pieces, then the prefixes'."""
+        pieces: tuple[Piece | PrefixPiece, ...] = (*plan.prefill, *plan.prefixes)
+        prompt_ids = [token_id for piece in pieces for token_id in piece.token_ids]
+        newest = self._newest[mx.array([self._seats[row] for row in decoding], dtype=mx.uint32)]
+        return mx.concatenate([newest, mx.array(prompt_ids, dtype=mx.uint32)]) if prompt_ids else newest
+
+    def _keep_newest(self, rows: tuple[Row, ...], tokens: mx.array) -> None:
+        self._newest[mx.array([self._seats[row] for row in rows])] = tokens
+
+    def _score_prompts(self, pieces: Sequence[Piece], hidden: mx.array, place: int) -> None:
+        """Score the prompts of the rows that ask for it, as far as these pieces go; they begin at `place` of `hidden`
+        (N, 1, E)."""
+        for piece in pieces:
+            if piece.row.wants_prompt_scores:
+                score_piece(piece.row, piece.start, hidden[place : place + len(piece)], self._packed.logits)
+            place += len(piece)
+
+    def _place(self, plan: Plan) -> None:
+        """Give the plan's rows their places. A row whose prefix is still being prefilled has none yet."""
+        for prefix in plan.evicted:
+            for cache in self._packed.caches:
+                cache.evict(prefix)
+        columns = {row: _num_columns(row) for row in (*plan.rows, *plan.resting)}
+        changes = self._places.arrange(columns)
+        for cache in self._packed.caches:
+            cache.arrange(changes)
+        self._seats = {row: seat for row, seat in self._seats.items() if row in columns}
+        free = iter(sorted(set(range(self.max_num_seqs)) - set(self._seats.values())))
+        self._seats |= {row: next(free) for row in columns if row not in self._seats}
+
+    def _fork(self, forks: Sequence[Fork]) -> None:
+        """Give rows what others have computed, and the tokens to go on with."""
+        # Both have as many tokens, so they lie in one slab.
+        copied = [(self._places[fork.source], self._places[fork.row]) for fork in forks if fork.source is not fork.row]
+        for cache in self._packed.caches:
+            cache.copy(copied)
+        seats = mx.array([self._seats[fork.row] for fork in forks])
+        self._newest[seats] = mx.array([fork.token_id for fork in forks], dtype=mx.uint32)
+
+
+def _num_columns(row: Row) -> int:
+    """How many columns of its place a row needs for now: its prompt's behind the prefix, and its tokens' up to this
+    step."""
+    before = len(row.prefix) if row.prefix else 0
+    return max(len(row.spec.prompt_ids), row.decode_position + 1) - before
+
+
+def packs(model: Any) -> bool:
+    """Whether `model` computes the same on slots as on mlx-lm's own caches; tried out on a few tokens."""
+    if any(type(cache) is not KVCache for cache in make_prompt_cache(model)):
+        return False
+    if not hasattr(model, "model") or not route_attention(model):
+        return False
+    ids = mx.arange(1, 7)
+    expected = model(ids[None], cache=make_prompt_cache(model))[0]  # (6, V)
+    try:
+        logits = _try_out(PackedModel(model), ids)
+    except (NotImplementedError, TypeError, ValueError, AttributeError) as error:
+        log.warning("%s can't be packed, decoding padded: %r", type(model).__module__, error)
+        return False
+    difference, scale = mx.abs(logits - expected[mx.array([5, 3])]).max(), mx.abs(expected).max()
+    is_same = bool((difference < _TOLERANCE * scale).item())
+    if not is_same:
+        log.warning("%s computes something else on slots, decoding padded", type(model).__module__)
+    return is_same
+
+
+_TOLERANCE = 0.05
+"""Of the largest logit. Rounding in bfloat16 stays well below; attention done wrongly comes out far above."""
+
+
+def _try_out(packed: PackedModel, ids: mx.array) -> mx.array:
+    """The logits (2, V) that follow ids[:6] and ids[:4], each prefilled but for its last id, then decoded."""
+    places = Places[int]()
+    changes = places.arrange({6: 6, 4: 4})
+    for cache in packed.caches:
+        cache.arrange(changes)
+    packed.hidden(mx.concatenate([ids[:5], ids[:3]]), Layout([], [Span(places[6], 0, 5), Span(places[4], 0, 3)]))
+    return packed.logits(packed.hidden(ids[mx.array([5, 3])], Layout([Span(places[6], 5, 6), Span(places[4], 3, 4)])))
+
+
+def _sampled_rows(decoding: Sequence[Row], plan: Plan) -> tuple[tuple[Row, ...], list[int]]:
+    """The rows that get a token from this step, and the index of each one's last token in it."""
+    rows, places = list(decoding), list(range(len(decoding)))
+    end = len(decoding)
+    for piece in plan.prefill:
+        end += len(piece)
+        if piece.is_last:
+            rows.append(piece.row)
+            places.append(end - 1)
+    return tuple(rows), places
+
+
+class _Passed:
+    """Stands in for a model's layers where only its head is to run: returns what it is given, and still shows the
+    layers' parts, since a head that is tied to the embedding looks there for its weights."""
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+
+    def __call__(self, inputs: mx.array, *_: Any, **__: Any) -> mx.array:
+        return inputs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._body, name)

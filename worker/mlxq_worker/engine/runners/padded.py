@@ -1,0 +1,220 @@
+"""Runs a `Plan` on mlx-lm's own batch caches: any architecture that has them, recurrent and sliding-window ones too.
+
+Uses their `merge`, `prepare`, `finalize`, `filter` and `extend`, but none of mlx-lm's generators. Prompts are padded on
+the right while they are prefilled and rolled into place after that, as those caches ask for. `engine/packed` is faster
+where it can be used.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import mlx.core as mx
+from mlx_lm.models.cache import make_prompt_cache
+
+from mlxq_worker.engine.rows.row import Fork, Row
+from mlxq_worker.engine.runners.runner import Launched
+from mlxq_worker.engine.sampling.logprobs import score_piece
+from mlxq_worker.engine.sampling.sampler import Sampler
+from mlxq_worker.engine.scheduling.scheduler import Plan
+
+log = logging.getLogger(__name__)
+
+Cache = Any
+"""One layer's cache of mlx-lm, for a whole batch."""
+
+_PADDING_ID = 0
+_MAX_PADDING_SHARE = 0.25
+_STATE_EVAL_INTERVAL = 64
+
+
+class Batch:
+    """Rows that go through the model together, padded on the left to the longest one, and what they have computed."""
+
+    def __init__(self) -> None:
+        self.rows: tuple[Row, ...] = ()
+        self.tokens = mx.zeros((0,), dtype=mx.uint32)  # (B,) the newest token of every row, computed or not
+        self._caches: list[Cache] = []
+        self._num_steps = 0
+
+    def keep(self, kept: frozenset[Row]) -> None:
+        """Take every other row out of the batch."""
+        places = [place for place, row in enumerate(self.rows) if row in kept]
+        if len(places) == len(self.rows):
+            return
+        self.rows = tuple(self.rows[place] for place in places)
+        self.tokens = self.tokens[mx.array(places)] if places else self.tokens[:0]
+        self._gather(places)
+
+    def join(self, rows: Sequence[Row], caches: list[Cache]) -> None:
+        """Put prefilled rows at the end of the batch."""
+        last_ids = mx.array([row.spec.prompt_ids[-1] for row in rows], dtype=mx.uint32)  # (b,)
+        self.tokens = mx.concatenate([self.tokens, last_ids])
+        if self.rows:
+            for cache, other in zip(self._caches, caches, strict=True):
+                cache.extend(other)
+        else:
+            self._caches = caches
+        self.rows += tuple(rows)
+
+    def fork(self, forks: Sequence[Fork]) -> None:
+        """Have just these rows, each with what its source has computed and with the token to go on with."""
+        places = [self.rows.index(fork.source) for fork in forks]
+        if places != list(range(len(self.rows))):
+            self._gather(places)
+        self.rows = tuple(fork.row for fork in forks)
+        self.tokens = mx.array([fork.token_id for fork in forks], dtype=mx.uint32)
+
+    def decode(self, model: Any) -> mx.array:
+        """Run every row's newest token through the model: logits (B, V)."""
+        logits: mx.array = model(self.tokens[:, None], cache=self._caches)[:, -1, :]
+        self._num_steps += 1
+        if self._num_steps % _STATE_EVAL_INTERVAL == 0:
+            # Parts of a cache that no output depends on would otherwise grow an unevaluated graph without end.
+            mx.async_eval(logits, [cache.state for cache in self._caches])
+        return logits
+
+    def _gather(self, places: Sequence[int]) -> None:
+        """Keep what is in these places, in this order; one may come several times."""
+        if not places:
+            self._caches = []
+        for cache in self._caches:
+            cache.filter(mx.array(list(places)))
+
+
+class PaddedRunner:
+    """A batch of mlx-lm's caches, and one more for each beam search: what all rows of a batch have computed grows by a
+    token on every step, and beams sit out every other one.
+
+    Args:
+        model: an mlx-lm model; called with token ids (B, L) and a list of caches it returns logits (B, L, V).
+        max_num_seqs: how many rows decode together at most; 1 where the model's caches can't be batched.
+        prefill_chunk: at most this many positions of a prompt go through the model at once.
+    """
+
+    def __init__(self, model: Any, *, max_num_seqs: int, prefill_chunk: int) -> None:
+        self._model = model
+        self._prefill_chunk = prefill_chunk
+        self._can_batch = all(hasattr(cache, "merge") for cache in make_prompt_cache(model))
+        if not self._can_batch:
+            log.warning("the caches of %s can't be batched: decoding one row at a time", type(model).__module__)
+        self.max_num_seqs = max_num_seqs if self._can_batch else 1
+        self.max_num_batched_tokens = None
+        self.max_prefix_tokens = 0
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop the batch and free its memory."""
+        self._batch = Batch()
+        self._searches: dict[Row, Batch] = {}  # by their first rows
+        self._sampler = Sampler()
+        mx.clear_cache()
+
+    def launch(self, plan: Plan) -> Launched | None:
+        """Bring the batch to `plan`, whose prompts come in one piece, and start computing a token for every row."""
+        self._batch.keep(frozenset(plan.decoding))
+        for group in prefill_groups(
+            [piece.row for piece in plan.prefill if not piece.row.spec.beam], self._prefill_chunk
+        ):
+            self._batch.join(group, self._prefill(group))
+        batches = [self._batch, *self._search(plan)] if self._batch.rows else self._search(plan)
+        if not batches:
+            return None
+        logits = [batch.decode(self._model) for batch in batches]
+        rows = tuple(chain.from_iterable(batch.rows for batch in batches))
+        return Launched(
+            rows, logits[0] if len(logits) == 1 else mx.concatenate(logits), self._sampler, self._keep_newest
+        )
+
+    def _search(self, plan: Plan) -> list[Batch]:
+        """Bring the batches of beam searches to `plan`; returns those that take part in it."""
+        forks: dict[Row, list[Fork]] = {}
+        for fork in plan.forks:
+            forks.setdefault(fork.row.first, []).append(fork)
+        going_on = {row.first for row in plan.resting} | forks.keys()
+        self._searches = {first: batch for first, batch in self._searches.items() if first in going_on}
+        for first, own in forks.items():
+            self._searches[first].fork(own)
+        begun = [piece.row for piece in plan.prefill if piece.row.spec.beam]
+        for first in begun:
+            self._searches[first] = Batch()
+            self._searches[first].join([first], self._prefill([first]))
+        return [self._searches[first] for first in (*forks, *begun)]
+
+    def _prefill(self, rows: Sequence[Row]) -> list[Cache]:
+        """Run all but the last token of the rows' prompts through the model, equal ones once; the last one is decoded
+        from."""
+        each = [row.spec.prompt_ids[:-1] for row in rows]
+        prompts = list(dict.fromkeys(each))
+        place = {prompt: index for index, prompt in enumerate(prompts)}
+        scored = [(place[prompt], row) for prompt, row in zip(each, rows, strict=True) if row.wants_prompt_scores]
+        caches = self._prefill_prompts(prompts, scored)
+        if len(prompts) < len(each):
+            for cache in caches:
+                cache.filter(mx.array([place[prompt] for prompt in each]))  # an index may come several times
+        return caches
+
+    def _prefill_prompts(self, prompts: Sequence[Sequence[int]], scored: Sequence[tuple[int, Row]]) -> list[Cache]:
+        """Run prompts through the model; those of the `scored` rows, each given with its prompt's index, are scored."""
+        caches = self._new_caches(len(prompts))
+        lengths = [len(prompt) for prompt in prompts]
+        longest = max(lengths)
+        if longest == 0:
+            return caches
+        padding = [longest - length for length in lengths]
+        if any(padding):
+            for cache in caches:
+                cache.prepare(lengths=lengths, right_padding=padding)
+        tokens = mx.array([[*prompt, *[_PADDING_ID] * pad] for prompt, pad in zip(prompts, padding, strict=True)])
+        for start in range(0, longest, self._prefill_chunk):  # tokens: (B, longest)
+            logits = self._model(tokens[:, start : start + self._prefill_chunk], cache=caches)
+            for index, row in scored:
+                score_piece(row, start, logits[index], _as_they_are)
+            mx.eval([cache.state for cache in caches])
+        if self._can_batch:
+            # Also without padding: recurrent caches otherwise go on counting it down, one graph node a token.
+            for cache in caches:
+                cache.finalize()
+        return caches
+
+    def _new_caches(self, num_rows: int) -> list[Cache]:
+        """Empty caches, one a layer, for a batch of `num_rows`."""
+        single = [make_prompt_cache(self._model) for _ in range(num_rows)]
+        if not self._can_batch:
+            return list(single[0])
+        return [layer[0].merge(list(layer)) for layer in zip(*single, strict=True)]
+
+    def _keep_newest(self, tokens: mx.array) -> None:
+        """Beams are given their tokens by the plan; the others go on with what was sampled, and come first."""
+        self._batch.tokens = tokens[: len(self._batch.rows)]
+
+
+def _as_they_are(logits: mx.array) -> mx.array:
+    return logits
+
+
+def prefill_groups(rows: Sequence[Row], prefill_chunk: int) -> Iterator[tuple[Row, ...]]:
+    """Split rows into groups that are prefilled together, by rising prompt length.
+
+    A group is padded to its longest prompt where little of the work is padding and where mlx-lm's caches allow it:
+    the prefilled part has to be one chunk, of two positions at least. Otherwise it holds prompts of one length.
+    (In padded prompts of several chunks recurrent caches take the state of rows that go on from the wrong place, and
+    sliding-window caches refuse a chunk of one position.)
+    """
+    group: list[Row] = []
+    num_tokens = 0
+    for row in sorted(rows, key=lambda row: len(row.spec.prompt_ids)):
+        length = len(row.spec.prompt_ids)
+        num_positions = length * (len(group) + 1)
+        padding = num_positions - num_tokens - length
+        may_pad = padding <= _MAX_PADDING_SHARE * num_positions and 2 <= length - 1 <= prefill_chunk
+        if group and padding and not may_pad:
+            yield tuple(group)
+            group, num_tokens = [], 0
+        group.append(row)
+        num_tokens += length
+    if group:
+        yield tuple(group)

@@ -1,0 +1,306 @@
+"""Decides who is dropped, admitted, prefilled and decoded on a step, and gives rows the tokens that come back.
+
+Plain Python over `Row` objects: no arrays, so every decision can be tested without a model. `engine/waiting` says
+whose turn it is, `engine/budget` who fits.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+from mlxq_worker.engine.api import AbortReason, RowError
+from mlxq_worker.engine.kvcache.budget import KvBudget
+from mlxq_worker.engine.kvcache.prefix import Prefix, PrefixTable
+from mlxq_worker.engine.rows.row import Fork, Row, RowResult, TokenScores
+from mlxq_worker.engine.scheduling.waiting_queue import WaitingLine
+
+_NONE: Mapping[Any, Any] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens `start` to `stop` of a row's prompt, to be prefilled on this step."""
+
+    row: Row
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.row.spec.prompt_ids[self.start : self.stop]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the prompt ends here, so that the row gets its first token from this step."""
+        return self.stop == len(self.row.spec.prompt_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixPiece:
+    """Tokens `start` to `stop` of a shared prefix, to be prefilled on this step."""
+
+    prefix: Prefix
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.prefix.token_ids[self.start : self.stop]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step: the `decoding` rows get one more token each, after the `forks`, and pieces of prompts and of shared
+    prefixes are prefilled. `resting` rows keep their places; `evicted` prefixes are used by nobody any more."""
+
+    decoding: tuple[Row, ...] = ()
+    prefill: tuple[Piece, ...] = ()
+    prefixes: tuple[PrefixPiece, ...] = ()
+    evicted: tuple[Prefix, ...] = ()
+    resting: tuple[Row, ...] = ()
+
+    @property
+    def num_prefilled(self) -> int:
+        """How many tokens of prompts are prefilled."""
+        return sum(len(piece) for piece in self.prefill) + sum(len(piece) for piece in self.prefixes)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Every row that is computed on this step, each once."""
+        return self.decoding + tuple(piece.row for piece in self.prefill)
+
+    @property
+    def forks(self) -> tuple[Fork, ...]:
+        """What decoding rows go on from where it isn't simply their own newest token. No row that is forked onto is the
+        source of another."""
+        return tuple(row.fork for row in self.decoding if row.fork)
+
+
+class Scheduler:
+    """The waiting line and the running batch.
+
+    A row is *running* from its admission to its end. Its place in the batch is free again once it wants no more
+    tokens: a row whose last permitted token is on its way frees it a step before it ends.
+
+    Args:
+        max_num_seqs: how many rows are in the batch at most.
+        max_num_batched_tokens: how many tokens go through the model in one step, the decoding rows' included;
+            longer prompts are prefilled over several steps. `None`: a row's prompt is prefilled on one step.
+        max_prefix_tokens: how many tokens of shared prefixes are kept; 0 shares none.
+        budget: what rows may take together; `None` for no bound.
+        longest_first: admit the longest prompts first, and not those that came first.
+    """
+
+    def __init__(
+        self,
+        max_num_seqs: int,
+        max_num_batched_tokens: int | None = None,
+        max_prefix_tokens: int = 0,
+        budget: KvBudget | None = None,
+        *,
+        longest_first: bool = False,
+    ) -> None:
+        self._max_num_seqs = max_num_seqs
+        self._budget = budget
+        self._max_num_batched_tokens = max_num_batched_tokens
+        self._prefixes = PrefixTable(max_prefix_tokens)
+        self._waiting = WaitingLine(longest_first=longest_first)
+        self._running: list[Row] = []
+        self._has_aborts = False
+        self._is_full = False  # nobody fits until a row ends or comes
+
+    def __repr__(self) -> str:
+        return f"Scheduler(running={self.num_running}/{self._max_num_seqs} waiting={self.num_waiting})"
+
+    @property
+    def num_running(self) -> int:
+        return len(self._running)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def _num_places(self) -> int:
+        """How many places of the batch are free."""
+        return self._max_num_seqs - sum(row.wants_token for row in self._running)
+
+    @property
+    def free_rows(self) -> int:
+        """How many more rows could decode at once, the waiting ones counted as if they did."""
+        return max(0, self._num_places - sum(row.spec.num_rows for row in self._waiting))
+
+    def add(self, row: Row) -> None:
+        """Put a row at the end of the waiting line."""
+        self._waiting.add(row)
+        self._is_full = False
+        self._prefixes.expect(row.spec.prompt_ids)
+
+    def abort(self, row_id: str, reason: AbortReason) -> None:
+        """Mark a row to be dropped at the next `schedule`; the first reason stays."""
+        for row in (*self._running, *self._waiting):
+            if row.spec.row_id == row_id and row.abort_reason is None:
+                row.abort_reason = reason
+                self._has_aborts = True
+
+    def schedule(self, now: float) -> tuple[Plan, list[RowResult]]:
+        """Drop what was cancelled or is overdue, fill the free places, and plan the next step."""
+        dropped = self._drop(now)
+        decoding = tuple(row for row in self._running if row.is_due)
+        resting = tuple(row for row in self._running if row.is_resting)
+        prefill, prefixes = self._prefill(len(decoding), now)
+        for row in (*decoding, *(piece.row for piece in prefill if piece.is_last)):
+            row.num_scheduled += 1
+        return Plan(decoding, tuple(prefill), tuple(prefixes), self._evicted(), resting), dropped
+
+    def commit(
+        self,
+        rows: Sequence[Row],
+        token_ids: Sequence[int],
+        now: float,
+        scores: Mapping[Row, TokenScores] = _NONE,
+        errors: Mapping[Row, RowError] = _NONE,
+    ) -> list[RowResult]:
+        """Give each row the token that came back for it; rows that ended in the meantime discard theirs.
+
+        Args:
+            scores: of the tokens of those rows that ask for them.
+            errors: the rows that no token could be chosen for; they end here.
+
+        Returns:
+            The results of the rows that this step ended.
+        """
+        for row, token_id in zip(rows, token_ids, strict=True):
+            if row.finished:
+                continue
+            if row in errors:
+                row.fail(errors[row], now)
+            else:
+                row.commit(token_id, now, scores.get(row))
+        return self._remove_ended(self._running)
+
+    def clear(self) -> None:
+        """Forget every row and every prefix."""
+        self._waiting.clear()
+        self._running.clear()
+        self._prefixes.clear()
+
+    def _prefill(self, num_decoding: int, now: float) -> tuple[list[Piece], list[PrefixPiece]]:
+        """Pieces of prompts for what the step has room for: rows that are in the batch first, then new ones; before a
+        row's own tokens those of its prefix, if it is the first to use it."""
+        pieces: list[Piece] = []
+        prefix_pieces: list[PrefixPiece] = []
+        begun = deque(row for row in self._running if not row.is_prefilled)
+        num_places = self._num_places
+        # At least one token even where the decoding rows fill the step, or a prompt would never get on.
+        limit = self._max_num_batched_tokens
+        room = sys.maxsize if limit is None else max(1, limit - num_decoding)
+        while room > 0 and (begun or (self._waiting and num_places >= self._waiting.next.spec.num_rows)):
+            if begun:
+                row = begun.popleft()
+            elif admitted := self._admit(now):
+                row = admitted
+                num_places -= row.spec.num_rows
+            else:
+                break
+            for prefix in row.prefix.unfilled() if row.prefix else ():
+                if room > 0:
+                    prefix_pieces.append(PrefixPiece(prefix, *_prefill(prefix, len(prefix), room)))
+                    room -= len(prefix_pieces[-1])
+            if room > 0:
+                pieces.append(Piece(row, *_prefill(row, len(row.spec.prompt_ids), room)))
+                room -= len(pieces[-1])
+        return pieces, prefix_pieces
+
+    def _admit(self, now: float) -> Row | None:
+        """Let the next row into the batch, with all its beams, if they fit beside the rows that run."""
+        if self._is_full:
+            return None
+        row = self._waiting.next
+        for other in row.others:
+            self._prefixes.expect(other.spec.prompt_ids)
+        joining = [(each, self._prefix_for(each)) for each in (row, *row.others)]
+        if not self._fits(joining):
+            self._is_full = True
+            self._give_back(joining)
+            return None
+        self._waiting.remove(row)
+        for each, prefix in joining:
+            each.admit(now, prefix)
+            self._running.append(each)
+        return row
+
+    def _prefix_for(self, row: Row) -> Prefix | None:
+        """The scores of a prompt's tokens come from computing them, so a row that wants them shares nobody's prefix."""
+        return None if row.wants_prompt_scores else self._prefixes.acquire(row.spec.prompt_ids)
+
+    def _give_back(self, joining: Sequence[tuple[Row, Prefix | None]]) -> None:
+        """As if these rows, the first of which waits on, had not been looked at."""
+        for _, prefix in joining:
+            if prefix:
+                self._prefixes.release(prefix)
+        for other, _ in joining[1:]:
+            self._prefixes.forget(other.spec.prompt_ids)
+
+    def _fits(self, joining: Iterable[tuple[Row, Prefix | None]]) -> bool:
+        """Whether the rows fit behind their prefixes, beside those that run and the prefixes in use. What runs alone
+        always does: `BatchEngine.admit` asked."""
+        if self._budget is None or not self._running:
+            return True
+        lengths = [*self._own_lengths(), *(_own_length(row, prefix) for row, prefix in joining)]
+        return self._budget.fits(lengths, self._prefixes.num_locked_tokens)
+
+    def _own_lengths(self) -> Iterator[int]:
+        return (_own_length(row, row.prefix) for row in self._running)
+
+    def _evicted(self) -> tuple[Prefix, ...]:
+        """The prefixes that have to go: they are kept only where there is room beside the rows."""
+        if self._budget is None or not self._prefixes.num_tokens:
+            return self._prefixes.take_evicted()
+        return self._prefixes.take_evicted(self._budget.spare_tokens(self._own_lengths()))
+
+    def _drop(self, now: float) -> list[RowResult]:
+        candidates = [*self._running, *(self._waiting if self._has_aborts else ())]
+        for row in candidates:
+            reason: AbortReason | None = row.abort_reason or ("deadline" if row.overdue(now) else None)
+            if reason and not row.finished:
+                row.abort(reason, now)
+        if self._has_aborts:
+            self._waiting.drop_finished()
+            self._has_aborts = False
+        return self._remove_ended(candidates)
+
+    def _remove_ended(self, rows: Iterable[Row]) -> list[RowResult]:
+        """The results of those rows that have ended; they leave the batch and their prefixes."""
+        ended = [row for row in rows if row.finished]
+        for row in ended:
+            self._prefixes.forget(row.spec.prompt_ids)
+            if row.prefix:
+                self._prefixes.release(row.prefix)
+        if ended:
+            self._running = [row for row in self._running if not row.finished]
+            self._is_full = False
+        return [result for row in ended for result in row.results]
+
+
+def _own_length(row: Row, prefix: Prefix | None) -> int:
+    """How many tokens the row may take behind this prefix."""
+    return row.spec.num_tokens - (len(prefix) if prefix else 0)
+
+
+def _prefill(what: Row | Prefix, length: int, room: int) -> tuple[int, int]:
+    """Count up to `room` more of its `length` tokens as given to the device; returns where they start and stop."""
+    start = what.num_prefilled
+    what.num_prefilled = min(length, start + room)
+    return start, what.num_prefilled

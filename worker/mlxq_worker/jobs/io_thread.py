@@ -1,0 +1,179 @@
+"""The thread that owns Redis: receives messages, gives the desk its turns, and sits out Redis's absences.
+
+While Redis is away the decode thread goes on, and what ends is kept. An error that no waiting can cure goes to the
+decode thread, which then ends the worker.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from queue import Empty
+from threading import Thread
+
+from redis import exceptions as redis_errors
+
+from mlxq_worker import exits
+from mlxq_worker.jobs.consumer import JobDesk
+from mlxq_worker.messages import Channel, Close, IoFailed, Stop, ToIo
+from mlxq_worker.step_watch import StepWatch
+
+logger = logging.getLogger("rq.worker")
+
+FIRST_BACKOFF_S = 0.2
+MAX_BACKOFF_S = 10.0
+CLOSE_S = 5.0
+"""No try to write what is left starts later than that after `Close`."""
+CLOSE_TIMEOUT_S = 15.0
+"""For the thread to end, the last of those tries included."""
+
+_LEFT_BEHIND = "the jobs go back to the queue when their leases run out"
+_PASSING_ERRORS = (
+    redis_errors.ConnectionError,
+    redis_errors.TimeoutError,
+    redis_errors.ReadOnlyError,
+    redis_errors.OutOfMemoryError,
+    redis_errors.NoScriptError,  # flushed between loading a script and running it; the next try loads it again
+)
+_PASSING_REPLIES = ("LOADING", "MISCONF", "MASTERDOWN", "OOM", "READONLY", "TRYAGAIN")
+"""How Redis's answer begins when it can't do now what it could do before."""
+
+
+class IoThread(Thread):
+    """Runs a `JobDesk`. Ends on `Close`, or with an `IoFailed` to the decode thread.
+
+    Args:
+        watch: sees whether the decode thread hangs; leases would be extended for ever then.
+        parent_pid: a process without which the worker is to stop.
+    """
+
+    def __init__(self, desk: JobDesk, channel: Channel, watch: StepWatch, *, parent_pid: int | None = None) -> None:
+        super().__init__(name="mlxq-io", daemon=True)
+        self._desk = desk
+        self._channel = channel
+        self._watch = watch
+        self._parent = ParentWatch(parent_pid) if parent_pid is not None else None
+        self._backoff_s = 0.0
+        self._away_since = 0.0
+        self._next_try = 0.0
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:  # noqa: BLE001  the decode thread raises it again
+            self._error = error
+            self._channel.to_decode.put(IoFailed(error))
+
+    def close(self) -> None:
+        """Tell the thread to end and wait for it. For the decode thread, which reads no messages any more.
+
+        Raises:
+            BaseException: what the thread has ended on, maybe only now.
+        """
+        self._channel.to_io.put(Close())
+        self.join(CLOSE_TIMEOUT_S)
+        if self.is_alive():
+            logger.error("Redis has kept us waiting for %.0f s: %s", CLOSE_TIMEOUT_S, _LEFT_BEHIND)
+        if self._error is not None:
+            raise self._error
+
+    def _work(self) -> None:
+        wait_s = 0.0
+        while not self._receive(wait_s):
+            self._watch_parent()
+            self._watch_steps()
+            wait_s = self._turn_when_due()
+        self._close()
+
+    def _turn_when_due(self) -> float:
+        """Returns how many seconds to wait for the next turn. A message ends that wait, but not the one for Redis:
+        while that is away, one comes for every row that ends."""
+        if (left_s := self._next_try - time.monotonic()) > 0:
+            return left_s
+        turned = self._attempt(self._turn)
+        return self._backoff_s if turned is None else turned
+
+    def _turn(self) -> float:
+        now = time.time()
+        if self._backoff_s:
+            self._desk.reconnected(now, time.monotonic() - self._away_since)
+        return self._desk.turn(now)
+
+    def _receive(self, wait_s: float) -> bool:
+        """Take in all messages, waiting for the first one. Returns whether it is time to close."""
+        try:
+            message: ToIo = self._channel.to_io.get(block=wait_s > 0, timeout=wait_s or None)
+            while True:
+                if isinstance(message, Close):
+                    return True
+                self._desk.receive(message, time.time())
+                message = self._channel.to_io.get_nowait()
+        except Empty:
+            return False
+
+    def _attempt(self, action: Callable[[], float]) -> float | None:
+        """What the action returns, or `None` and a longer wait before the next try if Redis is away."""
+        began = time.monotonic()
+        try:
+            result = action()
+        except redis_errors.RedisError as error:
+            if not _will_pass(error):
+                raise
+            if not self._backoff_s:
+                self._away_since = began
+            self._backoff_s = min(MAX_BACKOFF_S, 2 * self._backoff_s or FIRST_BACKOFF_S)
+            self._next_try = time.monotonic() + self._backoff_s
+            logger.warning("Redis doesn't answer, next try in %.1f s: %s", self._backoff_s, error)
+            return None
+        if self._backoff_s:
+            logger.info("Redis answers again")
+        self._backoff_s = 0.0
+        return result
+
+    def _close(self) -> None:
+        last_try = time.monotonic() + CLOSE_S
+        while self._attempt(self._close_desk) is None:
+            if time.monotonic() + self._backoff_s > last_try:
+                logger.error("Redis is away: %s", _LEFT_BEHIND)
+                return
+            time.sleep(self._backoff_s)
+
+    def _close_desk(self) -> float:
+        self._desk.close(time.time())
+        return 0.0
+
+    def _watch_parent(self) -> None:
+        if self._parent is not None and self._parent.is_gone():
+            self._channel.to_decode.put(Stop("the parent process is gone"))
+            self._parent = None
+
+    def _watch_steps(self) -> None:
+        if self._watch.is_stuck(time.monotonic()):
+            logger.critical("No token has come for %.0f s: ending at once; %s", self._watch.timeout_s, _LEFT_BEHIND)
+            os._exit(exits.STUCK)  # nothing gentler ends a thread that hangs in the driver
+
+
+class ParentWatch:
+    """Whether another process, usually our parent, still lives."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._is_parent = os.getppid() == pid
+
+    def is_gone(self) -> bool:
+        if self._is_parent:
+            return os.getppid() != self._pid  # right even while it is a zombie
+        try:
+            os.kill(self._pid, 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
+
+
+def _will_pass(error: redis_errors.RedisError) -> bool:
+    return isinstance(error, _PASSING_ERRORS) or str(error).startswith(_PASSING_REPLIES)

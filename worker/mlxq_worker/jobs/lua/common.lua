@@ -1,0 +1,118 @@
+-- Put in front of every script. ARGV[1] is RQ's key prefix, ARGV[2] a JSON object with the script's parameters.
+-- Times in it are Unix seconds on the caller's clock, as strings, because cjson would round a number to 14 digits.
+local rq = ARGV[1]
+local p = cjson.decode(ARGV[2])
+
+local function job_key(job) return rq .. ':job:' .. job end
+local function queue_key(queue) return rq .. ':queue:' .. queue end
+local function delayed_key(queue) return 'mlxq:delayed:' .. queue end
+local function wip_key(queue) return rq .. ':wip:' .. queue end
+local function execution_key(job, execution) return rq .. ':execution:' .. job .. ':' .. execution end
+local function executions_key(job) return rq .. ':executions:' .. job end
+local function worker_executions_key(worker) return rq .. ':worker:' .. worker .. ':executions' end
+
+-- Anybody may have put anything under a job's keys. A job whose hash is something else is gone; what lies under the keys
+-- that only RQ uses beside it makes room.
+local function is_a(kind, key)
+  local found = redis.call('TYPE', key)
+  found = type(found) == 'table' and found.ok or found
+  return found == kind or found == 'none'
+end
+local function make_room(kind, key)
+  if not is_a(kind, key) then redis.call('DEL', key) end
+end
+
+-- A field of a job as a whole number, or nil. Anybody may have written anything into the hash, and neither HINCRBY nor
+-- EXPIRE takes fractions or numbers of many digits.
+local function whole_number(value)
+  local digits = value and string.match(value, '^%-?(%d+)$')
+  return digits and #digits <= 9 and tonumber(value) or nil
+end
+
+local function strikes_of(job)
+  return math.max(0, whole_number(redis.call('HGET', job_key(job), 'mlxq_strikes')) or 0)
+end
+
+-- Like HINCRBY, which refuses a field that is no whole number.
+local function count(key, field, amount)
+  local reply = redis.pcall('HINCRBY', key, field, amount)
+  if type(reply) == 'table' and reply.err then redis.call('HSET', key, field, amount) end
+end
+
+-- Returns how many the job has then.
+local function add_strikes(job, number)
+  local strikes = strikes_of(job) + number
+  redis.call('HSET', job_key(job), 'mlxq_strikes', strikes)
+  return strikes
+end
+
+-- Leases are measured on Redis's clock, the only one that all workers share; a test may move its own instead.
+local function lease_now()
+  if p.lease_clock == 'caller' then return tonumber(p.now) end
+  local time = redis.call('TIME')
+  return tonumber(time[1]) + tonumber(time[2]) / 1000000
+end
+
+-- When the leases of a worker ended that is known to be dead, which tells them from those that nobody has extended.
+local ABANDONED = 0
+
+-- The entry in rq:wip:{queue} is the lease: whoever's execution is in there owns the job.
+local function holds_lease(queue, job, execution)
+  return redis.call('ZSCORE', wip_key(queue), job .. ':' .. execution)
+end
+
+local function extend_lease(queue, job, execution)
+  local now, lease = lease_now(), tonumber(p.lease_s)
+  local ttl = math.ceil(lease)
+  redis.call('ZADD', wip_key(queue), string.format('%.6f', now + lease), job .. ':' .. execution)
+  redis.call('HSET', execution_key(job, execution), 'last_heartbeat', p.now)
+  redis.call('EXPIRE', execution_key(job, execution), ttl)
+  make_room('zset', executions_key(job))
+  redis.call('ZADD', executions_key(job), string.format('%.6f', now + lease + 60), execution)
+  redis.call('EXPIRE', executions_key(job), ttl + 60)
+  redis.call('HSET', job_key(job), 'last_heartbeat', p.now_iso)
+end
+
+-- What rq.executions.Execution.create and Job.prepare_for_execution write.
+local function open_execution(queue, job, execution)
+  redis.call('HSET', execution_key(job, execution),
+    'id', execution, 'job_id', job, 'created_at', p.now, 'worker_name', p.worker)
+  extend_lease(queue, job, execution)
+  redis.call('SADD', worker_executions_key(p.worker), job .. ':' .. execution)
+  redis.call('EXPIRE', worker_executions_key(p.worker), math.ceil(p.lease_s) + 60)
+  redis.call('HSET', job_key(job), 'status', 'started', 'started_at', p.now_iso, 'worker_name', p.worker)
+  redis.call('PERSIST', job_key(job))
+end
+
+-- What rq.executions.Execution.delete removes.
+local function close_execution(queue, job, execution, worker)
+  make_room('zset', executions_key(job))
+  redis.call('DEL', execution_key(job, execution))
+  redis.call('ZREM', wip_key(queue), job .. ':' .. execution)
+  redis.call('ZREM', executions_key(job), execution)
+  redis.call('SREM', worker_executions_key(worker), job .. ':' .. execution)
+end
+
+-- As if it had never been claimed. Without strikes it goes to the front of the queue at once; with some, claim.lua puts
+-- it there after a while that doubles with each, so that a job that breaks things breaks them ever more rarely.
+local function put_back(queue, job, strikes)
+  redis.call('HSET', job_key(job), 'status', 'queued', 'started_at', '', 'worker_name', '')
+  local ttl = whole_number(redis.call('HGET', job_key(job), 'ttl'))
+  if ttl and ttl > 0 then redis.call('EXPIRE', job_key(job), ttl) end
+  if strikes == 0 then
+    redis.call('LPUSH', queue_key(queue), job)
+    return
+  end
+  make_room('zset', delayed_key(queue))
+  local delay = math.min(p.max_delay_s, p.delay_s * 2 ^ (strikes - 1))
+  -- What is put back last is to be first in the queue; at one time, the place in the set says which that is.
+  local due = lease_now() + delay + redis.call('ZCARD', delayed_key(queue)) / 1000000
+  redis.call('ZADD', delayed_key(queue), string.format('%.6f', due), job)
+end
+
+-- One claimed job, in the order in which mlxq_worker.jobs.claimed.Claimed reads it.
+local function describe(queue, job, execution)
+  local fields = redis.call('HMGET', job_key(job), 'data', 'meta', 'enqueued_at',
+    'success_callback_name', 'failure_callback_name', 'stopped_callback_name', 'webhooks', 'repeats_left')
+  return {queue, job, execution, tostring(strikes_of(job)), unpack(fields)}
+end

@@ -1,0 +1,261 @@
+"""The jobs in Redis, under RQ's keys: claim, beat, end, release, recover. Only this file writes what RQ owns.
+
+Each operation on a job is one Lua script (`lua/`), so that no crash and no other worker can see a job
+in between. A worker owns a job for as long as its execution is in RQ's ``rq:wip:{queue}``, which is the lease;
+every write of an end checks that first. Knows nothing of threads, engines or the wire format. Times are Unix
+seconds on the caller's clock, and end up in what RQ's tools show; leases run on Redis's clock, since the workers'
+clocks differ.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from typing import Any, Literal, cast
+from uuid import uuid4
+
+import msgspec
+from redis import Redis
+from redis import exceptions as redis_errors
+from redis.commands.core import Script
+from rq.defaults import RQ_KEY_PREFIX
+from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
+from rq.job import Job
+from rq.queue import Queue
+from rq.rate_limit import release_slot
+from rq.registry import FailedJobRegistry, FinishedJobRegistry, ReadyJobRegistry
+from rq.serializers import JSONSerializer
+from rq.utils import utcformat
+from rq.worker_registration import clean_worker_registry
+
+from mlxq import keys
+from mlxq_worker.jobs.claimed import Claimed
+from mlxq_worker.jobs.endings import Ending
+from mlxq_worker.traces import trace_of
+
+logger = logging.getLogger("rq.worker")
+
+LeaseState = Literal["held", "canceled", "lost"]
+_LEASE_STATES: tuple[LeaseState, ...] = ("held", "canceled", "lost")
+
+SUSPECT_STRIKES = 2
+"""With this many strikes a job runs alone."""
+MAX_STRIKES = 3
+"""With this many it fails."""
+FIRST_DELAY_S = 1.0
+"""Before a job with one strike is tried again; twice that with two, and so on."""
+MAX_DELAY_S = 60.0
+_WRONG_TYPE = "WRONGTYPE"
+
+RECOVER_LIMIT = 500
+"""Expired leases per call and queue, so that one call can't block Redis for long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a claim brought, and how many jobs are still queued. `suspended` says that ``rq suspend`` is on."""
+
+    jobs: list[Claimed]
+    num_queued: int
+    suspended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """Jobs of workers that died: how many went back, and those that are ours now because they have to fail."""
+
+    num_requeued: int
+    struck_out: list[Claimed]
+
+
+class JobStore:
+    """The jobs of some queues as one worker sees them. Thread-safe as far as its connection is.
+
+    Args:
+        connection: must not decode responses.
+        worker_name: the RQ worker that executions are registered for.
+        queues: RQ queue names in order of preference.
+        lease_s: how long a claimed job stays ours without a beat.
+        result_ttl_s: for finished jobs that set no `result_ttl` of their own.
+        lease_clock: what leases are measured with. ``caller`` takes the `now` of each call, for tests that move it.
+    """
+
+    def __init__(
+        self,
+        connection: Redis,
+        worker_name: str,
+        queues: Sequence[str],
+        *,
+        lease_s: float = 90.0,
+        result_ttl_s: int = keys.RESULT_TTL_S,
+        lease_clock: Literal["redis", "caller"] = "redis",
+    ) -> None:
+        self._redis = connection
+        self._worker = worker_name
+        self._queues = list(queues)
+        self._lease_s = lease_s
+        self._result_ttl_s = result_ttl_s
+        self._lease_clock = lease_clock
+        self._tells_uptime = True
+        self._claim = _script(connection, "claim")
+        self._beat = _script(connection, "beat")
+        self._finish = _script(connection, "finish")
+        self._release = _script(connection, "release")
+        self._recover = _script(connection, "recover")
+        self._abandon = _script(connection, "abandon")
+
+    def claim(self, limit: int, now: float, *, num_held: int = 0) -> Claim:
+        """Take up to `limit` jobs and lease them. A suspect comes alone, and only to a worker that holds nothing."""
+        reply = self._claim(
+            args=self._args(
+                now,
+                queues=self._queues,
+                limit=limit,
+                num_held=num_held,
+                suspect_at=SUSPECT_STRIKES,
+                seed=uuid4().hex,
+            )
+        )
+        suspended, num_queued, jobs = cast("tuple[int, int, list[list[bytes | None]]]", reply)
+        return Claim([Claimed.read(job, now) for job in jobs], num_queued, bool(suspended))
+
+    def beat(self, jobs: Sequence[Claimed], now: float) -> list[LeaseState]:
+        """Extend the leases. Says of each job whether it is still ours, canceled (RQ's `Job.cancel`), or lost."""
+        entries = [(job.queue, job.job_id, job.execution_id) for job in jobs]
+        states = cast("list[int]", self._beat(args=self._args(now, jobs=entries)))
+        return [_LEASE_STATES[state] for state in states]
+
+    def cancelled_batches(self, batches: Collection[str]) -> set[str]:
+        """Those of the batches that somebody asked to cancel."""
+        names = sorted(batches)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hget(keys.batch(name), "cancelled")
+            flags = pipe.execute(raise_on_error=False)
+        for flag in flags:
+            if isinstance(flag, Exception) and not str(flag).startswith(_WRONG_TYPE):  # that is no batch of ours
+                raise flag
+        return {name for name, flag in zip(names, flags, strict=True) if flag == b"1"}
+
+    def end(self, endings: Sequence[Ending], now: float) -> list[bool]:
+        """Write how jobs ended, all in one round trip. `False` says that the job wasn't ours any more and that
+        nothing was written. Jobs that depend on these are enqueued by RQ."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for ending in endings:
+                self._finish(args=self._finish_args(ending, now), client=pipe)
+            written = pipe.execute()
+        for ending, code in zip(endings, written, strict=True):
+            if code == 2:
+                self._follow_up(ending.job)
+        return [bool(code) for code in written]
+
+    def release(self, jobs: Iterable[Claimed], now: float, *, strikes: int = 0) -> None:
+        """Give jobs back to the front of their queues in their old order, those that get strikes after a delay; no
+        RQ retry is spent. Jobs that are not ours any more are left alone."""
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job in reversed(list(jobs)):
+                self._add_release(pipe, job.queue, job.job_id, job.execution_id, now, strikes)
+            pipe.execute()
+
+    def release_strays(self, held: Iterable[Claimed], now: float) -> int:
+        """Give back what is registered for this worker and not in `held`: a claim whose reply never arrived.
+        Returns how many there were."""
+        known = {f"{job.job_id}:{job.execution_id}".encode() for job in held}
+        registered = self._redis.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(self._worker))
+        strays = sorted(cast("set[bytes]", registered) - known)
+        with self._redis.pipeline(transaction=False) as pipe:
+            for stray in strays:
+                job_id, _, execution_id = stray.decode(errors="replace").partition(":")
+                for queue in self._queues:
+                    self._add_release(pipe, queue, job_id, execution_id, now, 0)
+            return sum(pipe.execute())
+
+    def uptime_s(self) -> float:
+        """How long Redis has been running; for ever, where it doesn't say."""
+        if not self._tells_uptime:
+            return float("inf")
+        try:
+            return float(self._redis.info("server")["uptime_in_seconds"])
+        except (redis_errors.ResponseError, KeyError):  # an embedded one, which hangs up on it, or an ACL
+            self._tells_uptime = False
+            return float("inf")
+
+    def recover_expired(self, now: float, *, only_abandoned: bool = False) -> Recovered:
+        """Take back the jobs whose lease ran out, each with a strike; see `Recovered`. With `only_abandoned` those of
+        workers that are known to be dead, see `abandon`."""
+        parameters: dict[str, Any] = {"max_strikes": MAX_STRIKES, "limit": RECOVER_LIMIT, "seed": uuid4().hex}
+        parameters["only_abandoned"] = only_abandoned
+        reply = self._recover(args=self._args(now, queues=self._queues, **parameters))
+        num_requeued, struck_out = cast("tuple[int, list[list[bytes | None]]]", reply)
+        return Recovered(num_requeued, [Claimed.read(job, now) for job in struck_out])
+
+    def abandon(self, worker_name: str, now: float) -> list[str]:
+        """End the leases of all that a worker holds, for it is dead: the next `recover_expired`, anybody's, takes its
+        jobs. Returns their ids. A worker that lives after all registers again with its next beat."""
+        jobs = cast("list[bytes]", self._abandon(args=self._args(now, queues=self._queues, dead=worker_name)))
+        return [job.decode(errors="replace") for job in jobs]
+
+    def clean_registries(self) -> None:
+        """RQ's maintenance of what ended long ago. Its cleaning of started jobs is left out: it would import and
+        run the failure callbacks that jobs name; `recover_expired` does that work."""
+        for name in self._queues:
+            queue = self._queue(name)
+            for registry in (FinishedJobRegistry, FailedJobRegistry, ReadyJobRegistry):
+                registry(queue=queue, job_class=Job, serializer=JSONSerializer).cleanup()
+            clean_worker_registry(queue)
+
+    def _args(self, now: float, **parameters: Any) -> list[str | bytes]:
+        moment = datetime.fromtimestamp(now, UTC)
+        times = {"now": f"{now:.6f}", "now_iso": utcformat(moment)}
+        lease = {"lease_s": self._lease_s, "lease_clock": self._lease_clock}
+        lease |= {"delay_s": FIRST_DELAY_S, "max_delay_s": MAX_DELAY_S}
+        return [RQ_KEY_PREFIX, msgspec.json.encode({"worker": self._worker, **times, **lease, **parameters})]
+
+    def _finish_args(self, ending: Ending, now: float) -> list[str | bytes]:
+        job = ending.job
+        parameters: dict[str, Any] = {
+            "queue": job.queue,
+            "job": job.job_id,
+            "execution": job.execution_id,
+            "started": f"{job.claimed_at:.6f}",
+            "outcome": ending.outcome,
+            "status": ending.rq_status,
+            "result_ttl": self._result_ttl_s,
+            "failure_ttl": keys.FAILURE_TTL_S,
+            "batch_ttl": keys.BATCH_TTL_S,
+        }
+        if job.batch is not None:
+            parameters |= {
+                "batch": keys.batch(job.batch),
+                "batch_jobs": keys.batch_jobs(job.batch),
+                "batch_events": keys.batch_events(job.batch),
+                "counts": ending.counts,
+            }
+        return [*self._args(now, **parameters), ending.answer, ending.error]
+
+    def _add_release(self, pipe: Any, queue: str, job_id: str, execution_id: str, now: float, strikes: int) -> None:
+        place = {"queue": queue, "job": job_id, "execution": execution_id}
+        self._release(args=self._args(now, strikes=strikes, **place), client=pipe)
+
+    def _follow_up(self, job: Claimed) -> None:
+        """What RQ does after a job has ended, for the few jobs that others wait for. Those may be of any make, and
+        what can't be read of them must not end a worker: they go on waiting."""
+        try:
+            ended = Job.fetch(job.job_id, connection=self._redis, serializer=JSONSerializer)
+            release_slot(ended)
+            self._queue(job.queue).enqueue_dependents(ended)
+        except (redis_errors.ConnectionError, redis_errors.TimeoutError):
+            raise  # to be repeated
+        except Exception as error:  # noqa: BLE001 - whatever it is, it costs those jobs only
+            logger.error("What waits for job %s can't be enqueued: %s", job.job_id, trace_of(error))
+
+    def _queue(self, name: str) -> Queue:
+        return Queue(name, connection=self._redis, serializer=JSONSerializer)
+
+
+def _script(connection: Redis, name: str) -> Script:
+    folder = files("mlxq_worker.jobs") / "lua"
+    return connection.register_script("\n".join((folder / f"{part}.lua").read_text() for part in ("common", name)))

@@ -1,0 +1,241 @@
+"""Finds a model, reads what it says about itself, and loads its weights.
+
+A model is a directory in Hugging Face layout, a Hub repository, or the demo that ships in the package. Everything
+but the weights is read without importing mlx, so that `mlxq eos` starts at once. Never runs code that comes with a
+model. Knows nothing of requests or batches.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mlxq.errors import ModelError
+from mlxq_worker.blas import preload_openblas
+from mlxq_worker.model.eos import EosSet, resolve_eos
+from mlxq_worker.model.tokenizer import Tokenizer
+
+DEMO = "demo"
+DEMO_NAME = "mlxq-demo"
+
+UNSTATED_CONTEXT_LENGTH = 131_072
+"""The limit for a model that states none, such as one with a recurrent state instead of positions."""
+
+_CONTEXT_LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
+# transformers writes about 1e30 where a tokenizer states no length.
+_LARGEST_STATED_LENGTH = 10**9
+
+_REPOSITORY_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
+_DESCRIPTION_FILES = ("*.json", "*.jsonl", "*.txt", "*.jinja", "tokenizer.model", "*.tiktoken")
+_WEIGHT_FILES = ("model*.safetensors",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DescribedModel:
+    """A model without its weights.
+
+    `name` is what responses report. `vocab_size` is how many ids the model takes and produces, `context_length` how
+    many tokens prompt and answer may have together. `config` and `generation_config` are the files' content.
+    """
+
+    name: str
+    path: Path
+    tokenizer: Tokenizer
+    config: Mapping[str, Any]
+    generation_config: Mapping[str, Any]
+    vocab_size: int
+    context_length: int
+    eos: EosSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel(DescribedModel):
+    """A model that can run; `model` is an `mlx.nn.Module` and belongs to the thread that loaded it."""
+
+    model: Any
+
+
+def load_model(
+    model: str | None = None, *, extra_eos_tokens: Sequence[int | str] = (), allow_no_eos: bool = False
+) -> LoadedModel:
+    """Load a model with its weights.
+
+    Args:
+        model: a directory, a Hub repository id, or ``demo`` (also `None`); a local directory that is called
+            demo is ``./demo``.
+
+    Raises:
+        ModelError: it can't be found, read or loaded.
+        EosError: its end tokens are missing or impossible; found before the weights are loaded.
+    """
+    described = _describe(_locate(model, with_weights=True), extra_eos_tokens, allow_no_eos)
+    return LoadedModel(**vars(described), model=_load_weights(described))
+
+
+def load_tokenizer_only(
+    model: str | None = None, *, extra_eos_tokens: Sequence[int | str] = (), allow_no_eos: bool = False
+) -> DescribedModel:
+    """Read everything but the weights, without importing mlx. Arguments and errors are `load_model`'s."""
+    return _describe(_locate(model, with_weights=False), extra_eos_tokens, allow_no_eos)
+
+
+def vocab_size_of(config: Mapping[str, Any], tokenizer: Tokenizer) -> int:
+    """How many ids the model has; the number of the tokenizer's tokens where config.json does not say.
+
+    Where a config states it twice, architectures differ in which one they build: the smaller is safe with either.
+    """
+    stated = [size for part in _parts(config) if (size := part.get("vocab_size")) is not None]
+    for size in stated:
+        if type(size) is not int or size < 1:
+            raise ModelError(f"config.json: vocab_size is {size!r}, not a positive whole number")
+    return min(stated, default=len(tokenizer))
+
+
+def context_length_of(config: Mapping[str, Any], tokenizer: Tokenizer) -> int:
+    """How many tokens a sequence may have, by config.json, else by the tokenizer, else `UNSTATED_CONTEXT_LENGTH`."""
+    stated = (part.get(field) for part in _parts(config) for field in _CONTEXT_LENGTH_FIELDS)
+    for length in (*stated, tokenizer.model_max_length):
+        if type(length) is int and 0 < length <= _LARGEST_STATED_LENGTH:
+            return length
+    return UNSTATED_CONTEXT_LENGTH
+
+
+def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The text model's part of a multimodal config, and the config itself."""
+    if isinstance(text_config := config.get("text_config"), Mapping):
+        yield text_config
+    yield config
+
+
+@dataclass(frozen=True, slots=True)
+class _Location:
+    name: str
+    path: Path
+
+
+def name_of(model: str | None) -> str:
+    """How answers will call the model that is asked for like this. Doesn't find out whether there is one."""
+    if model is None or model == DEMO:
+        return DEMO_NAME
+    path = Path(model).expanduser()
+    return path.resolve().name if path.is_dir() else model
+
+
+def _locate(model: str | None, *, with_weights: bool) -> _Location:
+    if model is None or model == DEMO:
+        from mlxq_worker.demo import MODEL_PATH
+
+        return _Location(name_of(model), MODEL_PATH)
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return _Location(name_of(model), path)
+    if path.exists():
+        raise ModelError(f"{model} is a file; a model is a directory or a Hub repository such as org/name")
+    if not _REPOSITORY_ID.fullmatch(model):
+        raise ModelError(f"there is no directory {model}")
+    return _Location(name_of(model), _download(model, _DESCRIPTION_FILES + (_WEIGHT_FILES if with_weights else ())))
+
+
+def _download(repository: str, patterns: Sequence[str]) -> Path:
+    """The repository's files in the Hub's local cache, fetched if they are not there."""
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns)))
+    except Exception as error:
+        raise ModelError(
+            f"{repository} is neither a directory here nor a Hub repository that can be downloaded: {error}"
+        ) from error
+
+
+def _describe(location: _Location, extra_eos_tokens: Sequence[int | str], allow_no_eos: bool) -> DescribedModel:
+    config = _read_config(location.path)
+    generation_file = location.path / "generation_config.json"
+    generation_config = _read_object(generation_file) if generation_file.exists() else {}
+    tokenizer = _load_tokenizer(location.path, config)
+    vocab_size = vocab_size_of(config, tokenizer)
+    eos = resolve_eos(
+        tokenizer,
+        config,
+        generation_config,
+        vocab_size=vocab_size,
+        extra=extra_eos_tokens,
+        allow_no_eos=allow_no_eos,
+    )
+    return DescribedModel(
+        name=location.name,
+        path=location.path,
+        tokenizer=tokenizer,
+        config=config,
+        generation_config=generation_config,
+        vocab_size=vocab_size,
+        context_length=context_length_of(config, tokenizer),
+        eos=eos,
+    )
+
+
+def _read_config(path: Path) -> Mapping[str, Any]:
+    file = path / "config.json"
+    if not file.exists():
+        raise ModelError(f"{path} has no config.json: it is not a model in Hugging Face layout")
+    config = _read_object(file)
+    if not isinstance(config.get("model_type"), str):
+        raise ModelError(f"{file} does not say which model_type this is")
+    if config.get("model_file") is not None:
+        raise ModelError(f"{path} brings its own model code ({config['model_file']}), which is never run")
+    return config
+
+
+def _read_object(file: Path) -> Mapping[str, Any]:
+    try:
+        value = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{file} can't be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ModelError(f"{file} must hold a JSON object")
+    return value
+
+
+def _load_tokenizer(path: Path, config: Mapping[str, Any]) -> Tokenizer:
+    # mlx-lm's loader gives the same tokenizer inside a wrapper, but imports mlx and replaces EOS ids.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install PyTorch
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
+            path, config=_config_for_tokenizer(config), trust_remote_code=False
+        )
+    except Exception as error:  # the tokenizers library raises bare Exceptions on a damaged file
+        if not (path / "tokenizer.json").exists():  # what transformers says then is about packages
+            raise ModelError(f"{path} has no tokenizer.json, and no other tokenizer that can be loaded") from error
+        raise ModelError(f"the tokenizer in {path} can't be loaded: {error}") from error
+    return tokenizer
+
+
+def _config_for_tokenizer(config: Mapping[str, Any]) -> Any:
+    """What transformers chooses the tokenizer's class by. From the model's type alone: given the whole file, it
+    refuses fields that it does not like, an EOS that is a text or a nested list among them."""
+    from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+    model_type = config["model_type"]
+    known = model_type in CONFIG_MAPPING  # mlx-lm has architectures that transformers has not
+    chosen = AutoConfig.for_model(model_type) if known else PreTrainedConfig()
+    chosen.tokenizer_class = config.get("tokenizer_class")
+    return chosen
+
+
+def _load_weights(described: DescribedModel) -> Any:
+    preload_openblas()
+    from mlx_lm.utils import load_model as load_weights
+
+    try:
+        model, _config = load_weights(described.path)
+    except Exception as error:  # a wrong config fails anywhere inside the model's own code
+        kind = described.config["model_type"]
+        raise ModelError(f"mlx-lm can't load the {kind} model in {described.path}: {error}") from error
+    return model

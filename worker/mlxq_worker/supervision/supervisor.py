@@ -1,0 +1,85 @@
+"""The process that `mlxq worker` is for its user: it keeps the one that decodes alive, and ends it when asked to.
+
+Never imports mlx, so that nothing of a model or a GPU can take it along. What a dead worker had in hand is given back
+at once (`salvage`); when to start again is `worker_process`'s to decide. The first SIGTERM or SIGINT is passed on once,
+so that running rows get their grace; the second one too, and the worker gives everything back at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+
+from mlxq_worker.supervision.dead_workers import Salvage
+from mlxq_worker.supervision.worker_process import WorkerProcess
+from mlxq_worker.timing import Every
+
+logger = logging.getLogger("mlxq.supervisor")
+
+POLL_S = 0.1
+LOOK_S = 10.0
+"""Between two looks for dead workers of this host."""
+STOP_MARGIN_S = 20.0
+"""Beyond the grace period, for writing what has ended to a slow Redis. A worker that still lives then hangs."""
+
+
+class Supervisor:
+    """Looks after one worker process until it is done or somebody asks it to stop.
+
+    Args:
+        process: not started yet; whoever gives it ends it.
+        grace_s: how long the worker may take to stop after the first signal.
+    """
+
+    def __init__(self, process: WorkerProcess, salvage: Salvage, grace_s: float) -> None:
+        self._process = process
+        self._salvage = salvage
+        self._grace_s = grace_s
+        self._num_signals = 0
+        self._num_passed_on = 0
+        self._deadline = float("inf")
+        self._look_timer = Every(LOOK_S)
+
+    def run(self, sleep: Callable[[float], object] = time.sleep) -> None:
+        """Returns once the worker has ended in peace, or was asked to end.
+
+        Raises:
+            WorkerFailed: it can't work, or dies whenever it starts.
+        """
+        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            while not self.turn(time.monotonic()):
+                sleep(POLL_S)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def turn(self, now: float) -> bool:
+        """One iteration; returns whether there is nothing more to look after."""
+        if self._num_signals:
+            return self._stop(now)
+        if self._look_timer.is_due(now):
+            self._salvage.look()
+        return self._process.check(now)
+
+    def request_stop(self) -> None:
+        self._num_signals += 1
+
+    def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
+        self.request_stop()
+
+    def _stop(self, now: float) -> bool:
+        """Pass on what has not been passed on yet, and wait."""
+        if self._num_passed_on == 0:
+            self._deadline = now + self._grace_s + STOP_MARGIN_S
+        if self._num_passed_on < self._num_signals:  # one a turn: two at once would arrive as one
+            self._process.send(signal.SIGTERM)
+            self._num_passed_on += 1
+        if now >= self._deadline and self._process.is_running:
+            logger.error("The worker doesn't end: killing it")
+            self._process.send(signal.SIGKILL)
+            self._deadline = float("inf")
+        return not self._process.is_running

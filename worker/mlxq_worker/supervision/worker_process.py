@@ -1,0 +1,211 @@
+"""Keeps one worker process running: starts it, starts it again when it has died, passes on that it should end.
+
+Never imports mlx and never forks: a worker is a fresh interpreter. What it is told beside its command line goes
+through its environment (see `WorkerConfig`): who looks after it, its name in Redis, and where to say that it is ready.
+Each look at it is one `check`; nothing here runs by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import IO, Self
+from uuid import uuid4
+
+from mlxq.errors import WorkerFailed
+from mlxq_worker import exits
+from mlxq_worker.supervision.restarts import Restarts
+
+STOP_TIMEOUT_S = 15.0
+SHOWN_LINES = 10
+SHOWN_BYTES = 8192
+ERROR = "\nError: "
+"""How the last words of a command that can't work begin."""
+
+
+class WorkerGaveUp(WorkerFailed):
+    """The worker has said itself that it can't work."""
+
+
+class Life:
+    """One process from its start to its end.
+
+    Args:
+        command: what to run.
+        variables: laid over this process's environment.
+        output: where it writes, standard error included.
+    """
+
+    def __init__(self, command: Sequence[str], variables: Mapping[str, str], output: IO[bytes] | IO[str]) -> None:
+        self.name = uuid4().hex
+        self.ready_at: float | None = None
+        self._ready_pipe, ready_fd = os.pipe()
+        os.set_blocking(self._ready_pipe, False)
+        supervision = {"MLXQ_PARENT_PID": str(os.getpid()), "MLXQ_NAME": self.name, "MLXQ_READY_FD": str(ready_fd)}
+        try:
+            self.process = subprocess.Popen(
+                command,
+                env={**os.environ, **variables, **supervision},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=(ready_fd,),
+                start_new_session=True,  # a terminal's Ctrl-C is ours to pass on, once
+            )
+        finally:
+            os.close(ready_fd)
+
+    def look(self, now: float) -> int | None:
+        """Its exit code once it has ended; notes when it is ready."""
+        code = self.process.poll()
+        if self.ready_at is None and self._says_ready():
+            self.ready_at = now
+        return code
+
+    def close(self) -> None:
+        os.close(self._ready_pipe)
+
+    def _says_ready(self) -> bool:
+        try:
+            return bool(os.read(self._ready_pipe, 1))
+        except BlockingIOError:
+            return False
+
+
+class WorkerProcess:
+    """One worker in all its lives. Use it as a context manager; it starts with the first `check`.
+
+    Args:
+        command: what to run.
+        variables: laid over this process's environment.
+        verbose: let it write to our stderr; otherwise its last lines are kept for the error message.
+        tell: hears of a death after which it is started again.
+        bury: called with the worker's name in Redis whenever a process that may have claimed jobs has ended.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        variables: Mapping[str, str],
+        *,
+        verbose: bool = False,
+        tell: Callable[[str], object],
+        bury: Callable[[str], object],
+    ) -> None:
+        self._command = list(command)
+        self._variables = dict(variables)
+        # Unbuffered, since the process writes through a descriptor that shares our position.
+        self._log: IO[bytes] | None = None if verbose else tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
+        self._tell = tell
+        self._bury = bury
+        self._life: Life | None = None
+        self._restarts = Restarts()
+        self._was_ready = False
+        self._start_at = 0.0
+
+    @property
+    def is_running(self) -> bool:
+        return self._life is not None and self._life.process.poll() is None
+
+    def check(self, now: float | None = None) -> bool:
+        """Start the process if it is not there, after a pause that grows with every death in a row.
+
+        Args:
+            now: seconds on the monotonic clock.
+
+        Returns:
+            Whether it has just ended in peace, as it does when somebody asks it to; the next `check` starts it again.
+
+        Raises:
+            WorkerGaveUp: it says that it can't work.
+            WorkerFailed: it has died too often before it was ready.
+        """
+        now = time.monotonic() if now is None else now
+        if self._life is not None and (code := self._life.look(now)) is not None:
+            return self._ended(self._life, code, now)
+        if self._life is None and now >= self._start_at:
+            self._start()
+        return False
+
+    def send(self, signum: signal.Signals) -> None:
+        """Pass a signal on to the process, if there is one."""
+        if self._life is not None:
+            self._life.process.send_signal(signum)
+
+    def stop(self) -> None:
+        """End the process, in peace if it can; more than once is fine."""
+        if self._life is None:
+            return
+        process = self._life.process
+        process.terminate()
+        try:
+            process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        self._close(self._life, time.monotonic())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.stop()
+        if self._log is not None:
+            self._log.close()
+
+    def _start(self) -> None:
+        if self._log is not None:
+            self._log.seek(0)
+            self._log.truncate()  # what the one before wrote must not pass for this one's last words
+        self._life = Life(self._command, self._variables, sys.stderr if self._log is None else self._log)
+
+    def _close(self, life: Life, now: float) -> None:
+        life.look(now)
+        life.close()
+        self._life = None
+        if life.ready_at is not None:
+            self._bury(life.name)
+
+    def _ended(self, life: Life, code: int, now: float) -> bool:
+        self._was_ready |= life.ready_at is not None
+        self._close(life, now)
+        if code == exits.START_AGAIN:
+            return False
+        if code in (exits.USAGE, exits.GAVE_UP) or (code == exits.NO_REDIS and not self._was_ready):
+            raise WorkerGaveUp(f"the worker can't work: {self._reason(code)}")
+        ready_s = None if life.ready_at is None else now - life.ready_at
+        if code == exits.NO_REDIS:
+            ready_s = 0.0  # not its fault: it waits for Redis, however long that takes
+        death = f"last with {_named(code)}:{self._last_words() or ' its output went to stderr'}"
+        pause_s = self._restarts.pause_s(ready_s, death)
+        self._start_at = now + pause_s
+        if code != exits.DONE:
+            self._tell(f"A worker ended with {_named(code)} and is started again; what it had in hand is done again.")
+        return code == exits.DONE
+
+    def _reason(self, code: int) -> str:
+        return self._last_words().rpartition(ERROR)[2].strip() or f"it ended with {_named(code)}, and has said why"
+
+    def _last_words(self) -> str:
+        """Its last lines, each after a newline."""
+        if self._log is None:
+            return ""
+        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - SHOWN_BYTES))
+        lines = self._log.read().decode(errors="replace").splitlines()[-SHOWN_LINES:]
+        return "".join(f"\n{line}" for line in lines)
+
+
+def _named(code: int) -> str:
+    """A negative code is the signal that ended the process."""
+    try:
+        return signal.Signals(-code).name if code < 0 else f"code {code}"
+    except ValueError:
+        return f"signal {-code}"

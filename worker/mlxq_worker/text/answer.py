@@ -1,0 +1,105 @@
+"""Turns the ends of a request's rows into its answer: choices, their texts and scores, and what was used.
+
+Plain Python: knows no engine, no wire format and no queue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mlxq.contract import Choice, EosEntry, Request, Result, RunInfo, StopDetails, TokenLogprob, Usage
+from mlxq_worker.engine.rows.row import RowResult, RowSpec, TokenScores
+from mlxq_worker.model.eos import EosSet
+from mlxq_worker.model.tokenizer import Tokenizer
+from mlxq_worker.text.answer_parts import AnswerReader
+from mlxq_worker.text.vocabulary import TokenTexts
+
+
+class AnswerBuilder:
+    """Builds the answers of one model. `reader` tells their parts apart; `model_name` is what they report."""
+
+    def __init__(self, tokenizer: Tokenizer, eos: EosSet, reader: AnswerReader, *, model_name: str) -> None:
+        self._reader = reader
+        self._texts = TokenTexts(tokenizer)
+        self._eos = eos
+        self._model_name = model_name
+
+    def build(
+        self,
+        request: Request,
+        specs: Sequence[RowSpec],
+        results: Sequence[RowResult],
+        *,
+        request_id: str,
+        created: int,
+        queue_s: float,
+    ) -> Result:
+        """The answer to a request all of whose rows have ended, one result for each choice, in order.
+
+        Args:
+            created: Unix seconds.
+            queue_s: seconds that the request waited.
+        """
+        first = specs[0]
+        wants_ids = request.sampling.return_token_ids
+        return Result(
+            custom_id=request.custom_id,
+            request_id=request_id,
+            endpoint=request.endpoint,
+            model=self._model_name,
+            created=created,
+            choices=tuple(self._choice(request, first, index, result) for index, result in enumerate(results)),
+            usage=Usage(
+                prompt_tokens=results[0].num_prompt_tokens,
+                completion_tokens=sum(len(result.token_ids) for result in results),
+            ),
+            run=self._run_info(request, first, results, queue_s),
+            prompt_token_ids=first.prompt_ids if wants_ids else None,
+            prompt_logprobs=self._prompt_logprobs(results[0].prompt_logprobs),
+        )
+
+    def _choice(self, request: Request, spec: RowSpec, index: int, result: RowResult) -> Choice:
+        details = result.stop_details
+        parts = self._reader.read(request, spec, result)
+        return Choice(
+            index=index,
+            text=parts.text,
+            finish_reason=parts.finish_reason,
+            stop_reason=_stop_reason(details, self._eos.primary_id),
+            stop_details=details,
+            reasoning_content=parts.reasoning_content,
+            tool_calls=parts.tool_calls,
+            logprobs=self._logprobs(result.logprobs),
+            token_ids=result.token_ids if request.sampling.return_token_ids else None,
+            seed=result.seed,
+            beam_score=result.beam_score,
+        )
+
+    def _logprobs(self, scores: Sequence[TokenScores] | None) -> tuple[TokenLogprob, ...] | None:
+        return None if scores is None else tuple(map(self._texts.scored, scores))
+
+    def _prompt_logprobs(self, scores: Sequence[TokenScores | None] | None) -> tuple[TokenLogprob | None, ...] | None:
+        return None if scores is None else tuple(None if each is None else self._texts.scored(each) for each in scores)
+
+    def _run_info(self, request: Request, spec: RowSpec, results: Sequence[RowResult], queue_s: float) -> RunInfo:
+        """Seconds are those of the row that took longest."""
+        return RunInfo(
+            eos=tuple(EosEntry(id=end.id, token=end.token) for end in self._eos.members(spec.eos_ids)),
+            seed=spec.seed,
+            content_hash=request.content_hash,
+            queue_s=queue_s,
+            prefill_s=max(result.prefill_s for result in results),
+            decode_s=max(result.decode_s for result in results),
+        )
+
+
+def _stop_reason(details: StopDetails, primary_id: int | None) -> int | str | None:
+    """vLLM's `stop_reason`: nothing for the primary EOS and for limits, else the id or the string that stopped, or
+    its word for a text that loops (`check_stop` in vllm/v1/core/sched/utils.py)."""
+    if details.type == "repetition":
+        return "repetition_detected"
+    if details.type == "stop_string":
+        return details.string
+    if details.type == "eos_token" and details.token_id == primary_id:
+        return None
+    return details.token_id if details.type in ("eos_token", "stop_token") else None

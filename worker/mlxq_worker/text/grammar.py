@@ -1,0 +1,151 @@
+"""Writes down, in llguidance's grammar syntax, what a request's answer is held to; compiles nothing.
+
+A request can ask for a structure, for tool calls, or for either of them. What llguidance will say of the result is
+turned into an error that names the field which asked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlxq.contract import Request, Structure
+from mlxq.errors import RequestError
+from mlxq_worker.model.tool_formats import ToolFormat, json_rule
+
+_ERROR_CODES = {
+    "json_object": "invalid_schema",
+    "json_schema": "invalid_schema",
+    "regex": "invalid_regex",
+    "choice": "invalid_choice",
+    "grammar": "invalid_grammar",
+}
+_LONGEST_QUOTE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """A grammar for llguidance, the field that asked for it, and the code of an error in it."""
+
+    source: str
+    param: str
+    code: str
+
+    def error(self, message: str) -> RequestError:
+        """The refusal that quotes the compiler."""
+        quoted = message.strip()
+        if len(quoted) > _LONGEST_QUOTE:
+            quoted = f"{quoted[:_LONGEST_QUOTE]}..."
+        return RequestError(f"{self.param} can't be compiled: {quoted}", param=self.param, code=self.code)
+
+
+def answer_grammar(request: Request, tool_format: ToolFormat | None) -> Grammar | None:
+    """What the answer is held to, or `None` for nothing.
+
+    Under tool_choice `required` it is one or more calls and nothing else. Under `auto` with a structure it is calls or
+    what fits the structure, and with a `strict` tool it is free but for its calls, each of which fits its tool.
+
+    Raises:
+        RequestError: the request asks for something that can't be written down for this model.
+    """
+    if request.tools and request.tool_choice.mode != "none":
+        return _beside_tools(request, request.tools, _known(tool_format))
+    return _alone(request.structure) if request.structure else None
+
+
+_CALLS = "mlxq_calls"
+"""The rule of `call_rules` that stands for all calls of an answer."""
+
+
+def _known(tool_format: ToolFormat | None) -> ToolFormat:
+    """Like vLLM without a parser, this refuses tools whose calls would stay text."""
+    if tool_format is None:
+        raise RequestError(
+            "no tool call format is known for this model's chat template, so its calls can't be read:"
+            ' leave tools out or set tool_choice to "none"',
+            param="tools",
+            code="unsupported",
+        )
+    return tool_format
+
+
+def _beside_tools(request: Request, tools: Sequence[dict[str, Any]], tool_format: ToolFormat) -> Grammar | None:
+    if request.tool_choice.mode == "required":
+        return Grammar(f"start: {_CALLS}\n{_forced_calls(request, tool_format)}", "tool_choice", "invalid_schema")
+    if request.structure is None:
+        return _strict_calls(request, tools, tool_format)
+    return _structure_or_calls(request, request.structure, tool_format)
+
+
+def _forced_calls(request: Request, tool_format: ToolFormat) -> str:
+    return tool_format.call_rules(_callable_tools(request), name=_CALLS, several=request.tool_choice.parallel)
+
+
+def _structure_or_calls(request: Request, structure: Structure, tool_format: ToolFormat) -> Grammar:
+    rules = _forced_calls(request, tool_format)
+    source = f"start: {_CALLS} | mlxq_answer\nmlxq_answer: {_rule(structure)}\n{rules}"
+    return Grammar(source, structure.param, _ERROR_CODES[structure.kind])
+
+
+def _alone(structure: Structure) -> Grammar:
+    source = _lark(structure) if structure.kind == "grammar" else f"start: {_rule(structure)}"
+    return Grammar(source, structure.param, _ERROR_CODES[structure.kind])
+
+
+def _rule(structure: Structure) -> str:
+    """What stands behind a rule's name in Lark for any structure but a grammar, which no request has beside calls."""
+    from llguidance import regex_to_lark
+
+    match structure.kind:
+        case "json_object":
+            return json_rule({"type": "object"})
+        case "json_schema":
+            return _schema_rule(structure)
+        case "regex":
+            return f"/{regex_to_lark(structure.value, use_ascii='d')}/"
+        case _:
+            # One terminal: as alternatives of a rule they would be limited to 2000.
+            return f"MLXQ_CHOICE\nMLXQ_CHOICE: {' | '.join(map(json.dumps, structure.value))}"
+
+
+def _schema_rule(structure: Structure) -> str:
+    try:
+        return json_rule(structure.value)
+    except ValueError as error:
+        raise Grammar("", structure.param, _ERROR_CODES[structure.kind]).error(str(error)) from error
+
+
+def _lark(structure: Structure) -> str:
+    """A grammar in Lark's syntax. Like vLLM, this takes what has no `start:` rule for EBNF as llama.cpp writes it."""
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    try:
+        return any_to_lark(structure.value)
+    except Exception as error:  # the converter raises bare ones
+        raise Grammar("", structure.param, "invalid_grammar").error(str(error)) from error
+
+
+def _callable_tools(request: Request) -> tuple[dict[str, Any], ...]:
+    """The tools that may be called, or the one that must."""
+    name = request.tool_choice.name
+    tools = request.tools or ()
+    return tuple(tool for tool in tools if name is None or tool["function"]["name"] == name)
+
+
+def _strict_calls(request: Request, tools: Sequence[dict[str, Any]], tool_format: ToolFormat) -> Grammar | None:
+    """What holds the calls that the model may make, if one of the tools is `strict`; the others' are held as well."""
+    strict = (index for index, tool in enumerate(tools) if tool["function"].get("strict"))
+    first = next(strict, None)
+    if first is None:
+        return None
+    param = f"tools[{first}].function.strict"
+    if not tool_format.can_be_told_from_text:
+        raise RequestError(
+            f"{param} can't be honoured where calls are this model's choice: leave it out, or demand a call",
+            param=param,
+            code="unsupported",
+        )
+    source = f"{tool_format.text_or_calls(_CALLS)}\n{_forced_calls(request, tool_format)}"
+    return Grammar(source, param, "invalid_schema")

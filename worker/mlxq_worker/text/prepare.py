@@ -1,0 +1,183 @@
+"""Makes a request ready for the engine: every default is filled in, and what only the model can tell is checked, so
+that the engine checks nothing again.
+
+The prompt is `prompt.py`'s matter, the way back `answer.py`'s. Plain Python, for the I/O thread: knows no arrays and no
+queue.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from mlxq.contract import Request, Result, SamplingParams
+from mlxq.errors import RequestError
+from mlxq_worker.engine.reasoning import Reasoning
+from mlxq_worker.engine.rows.row import RowResult, RowSpec, choice_row_id
+from mlxq_worker.model.eos import EosSet
+from mlxq_worker.model.reasoning import ReasoningMarkers
+from mlxq_worker.model.tokenizer import Tokenizer, token_text
+from mlxq_worker.model.tool_formats import ToolFormat
+from mlxq_worker.text.answer import AnswerBuilder
+from mlxq_worker.text.answer_parts import AnswerReader
+from mlxq_worker.text.prompt import PromptReader
+from mlxq_worker.text.structure import StructureCompiler
+from mlxq_worker.text.vocabulary import bad_word_ids, check_ids
+
+_DRAWN_SEEDS = 2**53
+_SEEDS = 2**64
+
+
+def draw_seed() -> int:
+    """A seed for a request that has none: below 2**53, so that every JSON reader keeps it exactly."""
+    return secrets.randbelow(_DRAWN_SEEDS)
+
+
+class Preparer:
+    """Turns requests into rows and results into answers, for one model.
+
+    Args:
+        vocab_size: how many ids the model has.
+        context_length: how many tokens prompt and answer may have together.
+        default_max_tokens: the limit of a request that sets none; never more than the context leaves.
+        model_name: what answers report.
+        tool_format: how the model writes tool calls, if that is known.
+        markers: what the model's reasoning stands between, if it has such a part.
+        draw_seed: gives the seed of a request that has none.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        eos: EosSet,
+        *,
+        vocab_size: int,
+        context_length: int,
+        default_max_tokens: int,
+        model_name: str,
+        tool_format: ToolFormat | None = None,
+        markers: ReasoningMarkers | None = None,
+        draw_seed: Callable[[], int] = draw_seed,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._eos = eos
+        self._vocab_size = vocab_size
+        self._context_length = context_length
+        self._default_max_tokens = default_max_tokens
+        self._draw_seed = draw_seed
+        self._prompts = PromptReader(
+            tokenizer, vocab_size=vocab_size, context_length=context_length, model_name=model_name
+        )
+        self._structures = StructureCompiler(tokenizer, eos.ids(chat=True), vocab_size, tool_format)
+        self._markers = markers
+        reader = AnswerReader(tokenizer, self.decode, tool_format)
+        self._answers = AnswerBuilder(tokenizer, eos, reader, model_name=model_name)
+
+    def prepare(self, request: Request, row_id: str) -> tuple[RowSpec, ...]:
+        """The rows of a request: one for each of its `n` answers, or one for a beam search. Row and seed of answer `i`
+        follow from those of the first; what is asked about the prompt, the first alone reports.
+
+        A request's seed may be any integer; it is taken modulo 2**64.
+
+        Raises:
+            RequestError: this model can't run the request.
+        """
+        first = self._first_row(request, row_id)
+        if first.beam:
+            return (first,)
+        return first, *(self._further_row(request, first, index) for index in range(1, request.sampling.n))
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of generated tokens, special tokens left out."""
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def finish(
+        self,
+        request: Request,
+        specs: tuple[RowSpec, ...],
+        results: tuple[RowResult, ...],
+        *,
+        request_id: str,
+        created: int,
+        queue_s: float,
+    ) -> Result:
+        """The answer to a request all of whose rows have ended; see `AnswerBuilder.build`."""
+        return self._answers.build(request, specs, results, request_id=request_id, created=created, queue_s=queue_s)
+
+    def _first_row(self, request: Request, row_id: str) -> RowSpec:
+        sampling = request.sampling
+        self._check_token_ids(sampling)
+        prompt_ids = self._prompts.token_ids(request)
+        reasoning = self._reasoning(request, prompt_ids)
+        eos_ids = frozenset() if sampling.ignore_eos else self._eos.ids(chat=request.messages is not None)
+        allowed = sampling.allowed_token_ids
+        return RowSpec(
+            row_id=row_id,
+            prompt_ids=prompt_ids,
+            max_tokens=self._max_tokens(request, len(prompt_ids)),
+            context_length=self._context_length,
+            end_tokens=self._end_tokens(eos_ids, sampling.stop_token_ids),
+            eos_ids=eos_ids,
+            seed=self._draw_seed() if sampling.seed is None else sampling.seed % _SEEDS,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            min_tokens=sampling.min_tokens,
+            stop=sampling.stop,
+            include_stop_str_in_output=sampling.include_stop_str_in_output,
+            deadline_s=sampling.timeout_s,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            repetition_penalty=sampling.repetition_penalty,
+            logit_bias=sampling.logit_bias,
+            bad_words=bad_word_ids(self._tokenizer, sampling.bad_words, self._vocab_size),
+            allowed_token_ids=None if allowed is None else frozenset(allowed),
+            repetition_detection=sampling.repetition_detection,
+            constraint=self._structures.constraint(request, eos_ids, reasoning),
+            reasoning=reasoning,
+            num_logprobs=sampling.logprobs,
+            num_prompt_logprobs=sampling.prompt_logprobs,
+            beam=sampling.beam,
+            num_beams_returned=sampling.n if sampling.beam else 1,
+        )
+
+    def _further_row(self, request: Request, first: RowSpec, index: int) -> RowSpec:
+        """The row of answer `index`. A grammar's state is its row's own."""
+        return replace(
+            first,
+            row_id=choice_row_id(first.row_id, index),
+            seed=(first.seed + index) % _SEEDS,
+            constraint=self._structures.constraint(request, first.eos_ids, first.reasoning),
+            num_prompt_logprobs=None,
+        )
+
+    def _reasoning(self, request: Request, prompt_ids: Sequence[int]) -> Reasoning | None:
+        """Only a chat is answered with reasoning: a completion goes on with its prompt."""
+        if self._markers is None or request.messages is None:
+            return None
+        return self._markers.after_prompt(prompt_ids, self.decode)
+
+    def _check_token_ids(self, sampling: SamplingParams) -> None:
+        check_ids(sampling.stop_token_ids, self._vocab_size, "stop_token_ids")
+        check_ids(sampling.logit_bias, self._vocab_size, "logit_bias")
+        check_ids(sampling.allowed_token_ids or (), self._vocab_size, "allowed_token_ids")
+
+    def _max_tokens(self, request: Request, num_prompt_tokens: int) -> int:
+        sampling = request.sampling
+        limit = sampling.max_tokens
+        if limit is None:
+            limit = min(self._default_max_tokens, self._context_length - num_prompt_tokens)
+        if sampling.min_tokens > limit:
+            raise RequestError(
+                f"min_tokens is {sampling.min_tokens}, but the answer can have {limit} tokens at most",
+                param="min_tokens",
+                code="out_of_range",
+            )
+        return limit
+
+    def _end_tokens(self, eos_ids: frozenset[int], stop_token_ids: Sequence[int]) -> dict[int, str]:
+        """Every id that ends the row, with its text."""
+        eos = {end.id: end.token for end in self._eos.members(eos_ids)}
+        return {i: token_text(self._tokenizer, i) for i in stop_token_ids} | eos

@@ -1,0 +1,212 @@
+"""Compiles what an answer is held to (`Request.structure`, a forced tool call) into constraints for the engine.
+
+The compiler is llguidance. Each distinct grammar is tried out once elsewhere (`grammar_trial`) and compiled once; its
+start state is copied for every row. Compile errors name the request's field and quote the compiler. Knows no rows and
+no arrays but the masks.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlxq.contract import Request
+from mlxq.errors import RequestError
+from mlxq_worker.engine.constraint import Words, num_words
+from mlxq_worker.engine.reasoning import Reasoning, ReasoningState
+from mlxq_worker.model.tokenizer import Tokenizer
+from mlxq_worker.model.tool_formats import ToolFormat
+from mlxq_worker.text.compiler import TokenizerData, compile_grammar
+from mlxq_worker.text.grammar import Grammar, answer_grammar
+from mlxq_worker.text.grammar_trial import GrammarTrial
+
+if TYPE_CHECKING:  # it takes a second to import, which only a worker with such requests spends
+    from llguidance import LLMatcher, LLTokenizer
+
+_CACHED_GRAMMARS = 64
+_CACHED_CHARS = 512 * 1024
+"""Of the sources of all cached grammars: compiled, a large one takes about a thousand times its length."""
+
+
+class StructureCompiler:
+    """Makes the constraints of one model's rows.
+
+    Args:
+        eos_ids: all of the model's EOS ids; none of them ever counts as text.
+        vocab_size: the width of the model's logits.
+        tool_format: how the model writes tool calls, if that is known.
+
+    `num_compiled` counts the grammars that weren't in the cache.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        eos_ids: frozenset[int],
+        vocab_size: int,
+        tool_format: ToolFormat | None = None,
+        *,
+        cached_grammars: int = _CACHED_GRAMMARS,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._eos_ids = eos_ids
+        self._vocab_size = vocab_size
+        self._tool_format = tool_format
+        self._cached_grammars = cached_grammars
+        self.num_compiled = 0
+        self._compiled: OrderedDict[str, LLMatcher | str] = OrderedDict()  # or an error; least recently used first
+
+    def constraint(
+        self, request: Request, eos_ids: frozenset[int], reasoning: Reasoning | None = None
+    ) -> GrammarConstraint | None:
+        """A fresh constraint for one row of a request, or `None` if nothing holds its answer.
+
+        EOS is allowed exactly when the answer is complete, by any of `eos_ids`, and a complete answer that nothing can
+        follow has to end so. The request's `stop_token_ids` are allowed then too; before that they are ordinary
+        tokens, so one whose text fits the grammar ends the answer where it stands.
+
+        Args:
+            eos_ids: the row's EOS set; empty under `ignore_eos`.
+            reasoning: the part before the answer that nothing holds, except that no EOS may end it.
+
+        Raises:
+            RequestError: the structure can't be compiled, or the row could never end.
+        """
+        grammar = answer_grammar(request, self._tool_format)
+        if grammar is None:
+            return None
+        end_ids = eos_ids.union(request.sampling.stop_token_ids)
+        if not end_ids:
+            raise RequestError(
+                f"{grammar.param} needs an end token for a complete answer to end with, and ignore_eos takes them all:"
+                " leave it out, or give stop_token_ids",
+                param="ignore_eos" if request.sampling.ignore_eos else grammar.param,
+                code="unsupported",
+            )
+        state = ReasoningState(reasoning) if reasoning else None
+        return GrammarConstraint(self._matcher(grammar).deep_copy(), self._masks.bits(end_ids), state, self._masks)
+
+    def _matcher(self, grammar: Grammar) -> LLMatcher:
+        """The start state of a grammar, from the cache if it is there.
+
+        Raises:
+            RequestError: it can't be compiled.
+        """
+        compiled = self._compiled.get(grammar.source)
+        if compiled is None:
+            compiled = self._compiled[grammar.source] = self._compile(grammar.source)
+            self.num_compiled += 1
+            self._make_room()
+        self._compiled.move_to_end(grammar.source)
+        if isinstance(compiled, str):
+            raise grammar.error(compiled)
+        return compiled
+
+    def _make_room(self) -> None:
+        """The newest grammar always stays."""
+        num_chars = sum(map(len, self._compiled))
+        while len(self._compiled) > 1 and (len(self._compiled) > self._cached_grammars or num_chars > _CACHED_CHARS):
+            num_chars -= len(self._compiled.popitem(last=False)[0])
+
+    def _compile(self, source: str) -> LLMatcher | str:
+        """The compiled grammar, or what is wrong with it: also worth keeping, since it can take a while to find."""
+        return self._trial.error_in(source) or compile_grammar(self._masks.tokenizer, source)
+
+    @cached_property
+    def _tokenizer_data(self) -> TokenizerData:
+        try:
+            return TokenizerData.of(self._tokenizer, self._eos_ids, self._vocab_size)
+        except ValueError as error:
+            raise RequestError(
+                f"this model's tokenizer is of a kind that no structure can be held to: {error}",
+                param="response_format",
+                code="unsupported",
+            ) from error
+
+    @cached_property
+    def _trial(self) -> GrammarTrial:
+        return GrammarTrial(self._tokenizer_data)
+
+    @cached_property
+    def _masks(self) -> GrammarMasks:
+        return GrammarMasks(self._tokenizer_data.build(), self._eos_ids, self._vocab_size)
+
+
+class GrammarConstraint:
+    """The state of one row's grammar, behind its reasoning part if it may have one. See `Constraint`."""
+
+    __slots__ = ("_end_words", "_matcher", "_reasoning", "batch")
+
+    def __init__(
+        self, matcher: LLMatcher, end_words: Words, reasoning: ReasoningState | None, batch: GrammarMasks
+    ) -> None:
+        self._matcher = matcher
+        self._end_words = end_words  # (W,)
+        self._reasoning = reasoning
+        self.batch = batch
+
+    def allowed_ids(self) -> bytes:
+        masks = self.batch.empty(1)
+        self.batch.fill([self], masks)
+        return masks.astype("<u4").tobytes()
+
+    def advance(self, token_id: int) -> None:
+        if self._reasoning is None or not self._reasoning.push(token_id):
+            self._matcher.consume_token(token_id)
+
+    @property
+    def held_by(self) -> LLMatcher | None:
+        """The grammar that says what may come next; none inside the reasoning part."""
+        return None if self._reasoning and self._reasoning.is_inside else self._matcher
+
+    def complete(self, words: Words) -> None:
+        """Turn the grammar's own mask (W,) into the row's: with its end ids, and with the reasoning part's start."""
+        if self.held_by is None:
+            return
+        if self._matcher.is_error():  # too complex to go on with: the row ends here, with an error
+            words[:] = 0
+        elif self._matcher.is_accepting():
+            words |= self._end_words
+        if self._reasoning and (start_id := self._reasoning.next_start_id) is not None:
+            if self._reasoning.num_tokens:  # a marker that has begun goes on
+                words[:] = 0
+            words[start_id // 32] |= np.uint32(1 << start_id % 32)
+
+
+class GrammarMasks:
+    """Makes the masks of many grammar constraints, in parallel and without holding the interpreter's lock."""
+
+    def __init__(self, tokenizer: LLTokenizer, eos_ids: frozenset[int], vocab_size: int) -> None:
+        from llguidance import LLExecutor
+
+        self.tokenizer = tokenizer
+        self._executor = LLExecutor()
+        self._vocab_size = vocab_size
+        self._text_words = self.bits(range(vocab_size)) & ~self.bits(eos_ids)  # (W,)
+
+    def empty(self, num_rows: int) -> Words:
+        """Words that allow nothing: (num_rows, W)."""
+        return np.zeros((num_rows, num_words(self._vocab_size)), dtype=np.uint32)
+
+    def bits(self, ids: Iterable[int]) -> Words:
+        """The mask (W,) that allows exactly these ids."""
+        allowed = np.zeros(32 * num_words(self._vocab_size), dtype=np.uint8)
+        allowed[list(ids)] = 1
+        return np.packbits(allowed, bitorder="little").view("<u4").astype(np.uint32)
+
+    def fill(self, constraints: Sequence[GrammarConstraint], masks: Words) -> None:
+        """Write each constraint's mask into its row of `masks` (C, W)."""
+        from llguidance.numpy import fill_next_token_bitmask_par
+
+        # llguidance writes as many words as its tokenizer has, which may be more than the model's.
+        every = np.full((len(constraints), num_words(self.tokenizer.vocab_size)), -1, dtype=np.int32)
+        held = [(matcher, index) for index, each in enumerate(constraints) if (matcher := each.held_by)]
+        if held:
+            fill_next_token_bitmask_par(self._executor, held, every)
+        masks[:] = every.view(np.uint32)[:, : masks.shape[1]] & self._text_words
+        for constraint, words in zip(constraints, masks, strict=True):
+            constraint.complete(words)
