@@ -20,4 +20,4 @@ settings.register_profile("mlxq", deadline=None)
 settings.load_profile("mlxq")
 
 collect_ignore = [] if find_spec("torch") else ["parity"]
-pytest_plugins = ["redis_fixture"]
+pytest_plugins = ["tests.support.redis_fixture"]

@@ -28,7 +28,7 @@ from tests.bench import stock_job
 from tests.bench.in_process import BenchModel
 from tests.bench.outcome import Outcome
 from tests.bench.workloads import Item, Workload
-from tests.processes import environment
+from tests.support.processes import environment
 
 from mlxq.files import bulk
 from mlxq.files.result_file import read_requests

@@ -13,16 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from batch_files import Line, choice, endless, read_lines, text_of, write_lines
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
 from redis import Redis
+from tests.support.batch_files import Line, choice, endless, read_lines, text_of, write_lines
+from tests.support.processes import DEADLINE_S, MLXQ, ended, run, running
+from tests.support.queued_jobs import fetch, wait_until
 
 from mlxq.queue.client import Client
 from mlxq.results.read_back import is_success
 from mlxq_worker.demo.tasks import count_example
-from processes import DEADLINE_S, MLXQ, ended, run, running
-from worker_helpers import fetch, wait_until
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 COUNTING = count_example(1, 9).body["prompt"]

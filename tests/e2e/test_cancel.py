@@ -7,13 +7,23 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from batch_files import Line, choice, demo_examples, endless, read_lines, request, requests, text_of, write_lines
 from redis import Redis
+from tests.support.batch_files import (
+    Line,
+    choice,
+    demo_examples,
+    endless,
+    read_lines,
+    request,
+    requests,
+    text_of,
+    write_lines,
+)
+from tests.support.processes import DEADLINE_S, MLXQ, run, running
+from tests.support.queued_jobs import wait_until
 
 from mlxq.queue.client import Client
 from mlxq_worker.demo.tasks import count_example
-from processes import DEADLINE_S, MLXQ, run, running
-from worker_helpers import wait_until
 
 NUM_ROWS = 16
 MAX_TOKENS = 1000

@@ -8,11 +8,10 @@ import json
 from pathlib import Path
 
 import pytest
-from batch_files import Line, read_lines, write_lines
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
-
-from processes import MLXQ, run
+from tests.support.batch_files import Line, read_lines, write_lines
+from tests.support.processes import MLXQ, run
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 NOT_BY_THE_DEMO_MODEL = {

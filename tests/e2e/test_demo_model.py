@@ -9,8 +9,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 import pytest
+from tests.support.engine_runs import run
 
-from engine_runs import run
 from mlxq.requests.openai import parse_object
 from mlxq_worker.demo.tasks import MAX_COUNT_TOKENS, Example, held_out
 from mlxq_worker.engine.engine import BatchEngine

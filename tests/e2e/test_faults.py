@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from processes import environment
+from tests.support.processes import environment
 
 ROOT = Path(__file__).parents[2]
 OPTIONS = ("--seconds", "60", "--requests", "400", "--workers", "3", "--seed", "1", "--patience", "120")

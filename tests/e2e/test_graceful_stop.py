@@ -10,17 +10,17 @@ import time
 from dataclasses import dataclass
 
 import pytest
-from batch_files import endless, request
 from redis import Redis
 from rq.registry import StartedJobRegistry
+from tests.support.batch_files import endless, request
+from tests.support.processes import DEADLINE_S, MLXQ, ended, rq, run, running
+from tests.support.queued_jobs import fetch, queue_of, wait_until
 
 from mlxq import keys
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.requests.openai import parse_object
 from mlxq_worker.demo.tasks import count_example
-from processes import DEADLINE_S, MLXQ, ended, rq, run, running
-from worker_helpers import fetch, queue_of, wait_until
 
 NUM_ROWS = 8
 NUM_JOBS = 2 * NUM_ROWS + 5

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from batch_files import Line, choice, demo_examples, read_lines, requests, text_of, write_lines
+from tests.support.batch_files import Line, choice, demo_examples, read_lines, requests, text_of, write_lines
+from tests.support.processes import DEADLINE_S, MLXQ, ended, run, running
+from tests.support.queued_jobs import wait_until
 
 from mlxq.results.read_back import calls_of
 from mlxq_worker.demo.tasks import Example
-from processes import DEADLINE_S, MLXQ, ended, run, running
-from worker_helpers import wait_until
 
 EXAMPLES = demo_examples(64)
 GOOD = requests(EXAMPLES)

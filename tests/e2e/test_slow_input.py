@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from tests.support.fake_worker import FakeWorker
+from tests.support.processes import DEADLINE_S, MLXQ, environment
+from tests.support.queued_jobs import wait_until
 
-from fake_worker import FakeWorker
 from mlxq.queue.client import Client
-from processes import DEADLINE_S, MLXQ, environment
-from worker_helpers import wait_until
 
 pytestmark = pytest.mark.slow
 

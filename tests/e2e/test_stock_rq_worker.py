@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
-from batch_files import choice, demo_examples, requests, text_of
 from redis import Redis
+from tests.support.batch_files import choice, demo_examples, requests, text_of
+from tests.support.processes import RQ, run
+from tests.support.queued_jobs import fetch, queue_of
 
 from mlxq.queue.client import Client
 from mlxq.requests.openai import parse_object
-from processes import RQ, run
-from worker_helpers import fetch, queue_of
 
 
 @pytest.mark.slow

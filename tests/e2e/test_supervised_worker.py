@@ -10,15 +10,15 @@ import sys
 from typing import Any
 
 import pytest
-from batch_files import demo_examples, requests, text_of
 from redis import Redis
 from rq.worker import Worker
+from tests.support.batch_files import demo_examples, requests, text_of
+from tests.support.processes import DEADLINE_S, MLXQ, ended, run, running
+from tests.support.queued_jobs import wait_until
 
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.requests.openai import parse_object
-from processes import DEADLINE_S, MLXQ, ended, run, running
-from worker_helpers import wait_until
 
 EXAMPLES = demo_examples(60)
 WORKER = (*MLXQ, "worker", "--model", "demo", "--max-num-seqs", "4")

@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import pytest
-from batch_files import Line, choice, demo_examples, read_lines, requests, text_of, write_lines
 from redis import Redis
 from rq.job import Job, JobStatus
 from rq.queue import Queue
 from rq.suspension import resume, suspend
 from rq.worker import Worker
+from tests.support.batch_files import Line, choice, demo_examples, read_lines, requests, text_of, write_lines
+from tests.support.processes import DEADLINE_S, MLXQ, ended, rq, run, running
+from tests.support.queued_jobs import fetch, wait_until
 
 from mlxq.queue.client import Client
-from processes import DEADLINE_S, MLXQ, ended, rq, run, running
-from worker_helpers import fetch, wait_until
 
 EXAMPLES = demo_examples(150)
 SHORT_LEASE = {"MLXQ_LEASE_S": "2", "MLXQ_MAINTENANCE_S": "0.5"}

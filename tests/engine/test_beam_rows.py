@@ -9,11 +9,12 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from countdown import Countdown
 from mlx_lm.models.cache import make_prompt_cache
-from tiny_models import CONFIGS, VOCAB_SIZE, build
+from tests.support.countdown import Countdown
+from tests.support.engine_runs import decode, run
+from tests.support.row_specs import row_spec
+from tests.support.tiny_models import CONFIGS, VOCAB_SIZE, build
 
-from engine_runs import decode, run
 from mlxq.contract import Beam, StopDetails
 from mlxq.errors import RequestError
 from mlxq_worker.engine.engine import BatchEngine
@@ -21,7 +22,6 @@ from mlxq_worker.engine.kvcache.memory import measure_cost
 from mlxq_worker.engine.rows.beam import BeamSearch, Hypothesis
 from mlxq_worker.engine.rows.row import RowResult, RowSpec, choice_row_id
 from mlxq_worker.engine.runners.slots import Layout
-from row_specs import row_spec
 
 EOS, OTHER_EOS, STOP = 5, 9, 33
 ENDS = {"end_tokens": {EOS: "<5>", OTHER_EOS: "<9>", STOP: "<33>"}, "eos_ids": frozenset({EOS, OTHER_EOS})}

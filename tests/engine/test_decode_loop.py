@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from tiny_models import build
+from tests.support.engine_runs import decode, run
+from tests.support.row_specs import row_spec
+from tests.support.tiny_models import build
 
-from engine_runs import decode, run
 from mlxq_worker.decoding.loop import DecodeLoop
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.rows.row import StepReport
 from mlxq_worker.messages import Admit, Channel
 from mlxq_worker.step_watch import StepWatch
-from row_specs import row_spec
 
 WIDTH = 3
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from tiny_models import VOCAB_SIZE, build
+from tests.support.engine_runs import decode, run
+from tests.support.row_specs import row_spec
+from tests.support.tiny_models import VOCAB_SIZE, build
 
-from engine_runs import decode, run
 from mlxq.contract import StopDetails
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.rows.row import Row, RowSpec
 from mlxq_worker.engine.sampling.sampler import Sampler
 from mlxq_worker.engine.sampling.token_sampler import best_ids
-from row_specs import row_spec
 
 EVERY_WAY = pytest.mark.parametrize(
     ("architecture", "packed"),

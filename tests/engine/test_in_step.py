@@ -7,14 +7,14 @@ from random import Random
 from typing import Any
 
 import pytest
-from countdown import Countdown, counting_from
-from tiny_models import VOCAB_SIZE, build
+from tests.support.countdown import Countdown, counting_from
+from tests.support.engine_runs import decode, run
+from tests.support.row_specs import row_spec
+from tests.support.tiny_models import VOCAB_SIZE, build
 
-from engine_runs import decode, run
 from mlxq.contract import Beam
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.rows.row import RowSpec, StepReport
-from row_specs import row_spec
 
 WIDTH = 4
 

@@ -8,9 +8,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from countdown import VOCAB_SIZE, Countdown, counting_from, decode
+from tests.support.countdown import VOCAB_SIZE, Countdown, counting_from, decode
+from tests.support.engine_runs import run
 
-from engine_runs import run
 from mlxq_worker.engine.engine import BatchEngine
 
 

@@ -9,13 +9,13 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
-from tests.engine.tiny_models import build
-from tests.engine_runs import decode
+from tests.support.engine_runs import decode
+from tests.support.row_specs import row_spec
+from tests.support.tiny_models import build
 
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.kvcache.memory import RELEASE_STEPS, measure_cost
 from mlxq_worker.engine.runners import padded
-from row_specs import row_spec
 
 NUM_STEPS = 3_000
 MAX_GRAPH = 1_000

@@ -9,15 +9,15 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from processed_rows import any_parameters
-from tiny_models import VOCAB_SIZE, build
+from tests.support.engine_runs import decode, run
+from tests.support.processed_rows import any_parameters
+from tests.support.row_specs import row_spec
+from tests.support.tiny_models import VOCAB_SIZE, build
 
-from engine_runs import decode, run
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.rows.row import Row, RowSpec, TokenScores
 from mlxq_worker.engine.sampling.logprobs import LEAST_LOGPROB, Scores
 from mlxq_worker.engine.sampling.sampler import Sampler
-from row_specs import row_spec
 
 TOLERANCE = 1e-4
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from tiny_models import VOCAB_SIZE, build
+from tests.support.engine_runs import decode, run
+from tests.support.row_specs import row_spec
+from tests.support.tiny_models import VOCAB_SIZE, build
 
-from engine_runs import decode, run
 from mlxq.errors import RequestError
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.kvcache.memory import measure_cost
@@ -19,7 +20,6 @@ from mlxq_worker.engine.rows.row import RowSpec
 from mlxq_worker.engine.runners.layout import Layout
 from mlxq_worker.engine.runners.packed import packs
 from mlxq_worker.engine.runners.slots import SlotCache
-from row_specs import row_spec
 
 
 class Altered:
@@ -159,7 +159,7 @@ def test_rows_that_share_a_prefix_get_the_tokens_that_they_get_without_sharing(
 def test_rows_get_the_same_tokens_where_attention_is_a_single_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     model, specs = build("llama"), sharing_specs(seed=5)
     in_parts = run(BatchEngine(model, decode, max_num_seqs=8, max_num_batched_tokens=24), specs).tokens
-    for module in ("attention", "layout"):
+    for module in ("runners.attention", "runners.layout"):
         monkeypatch.setattr(f"mlxq_worker.engine.{module}.is_fused", lambda: True)
 
     fused = run(BatchEngine(model, decode, max_num_seqs=8, max_num_batched_tokens=24), specs).tokens

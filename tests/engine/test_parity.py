@@ -14,14 +14,14 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from mlx_lm.generate import generate_step
-from tiny_models import CONFIGS, VOCAB_SIZE, build
+from tests.support.engine_runs import decode, run
+from tests.support.row_specs import row_spec
+from tests.support.tiny_models import CONFIGS, VOCAB_SIZE, build
 
-from engine_runs import decode, run
 from mlxq.contract import StopDetails
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.rows.row import RowSpec
 from mlxq_worker.engine.runners.packed import packs
-from row_specs import row_spec
 
 PREFILL_CHUNK = 16
 # One token is decoded from, the rest is prefilled: nothing, one chunk exactly, one position more, several chunks;

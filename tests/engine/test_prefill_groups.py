@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from itertools import chain
 
-from countdown import decode
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.countdown import decode
+from tests.support.row_specs import row_spec
 
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.runners.padded import prefill_groups
-from row_specs import row_spec
 
 CHUNK = 100
 

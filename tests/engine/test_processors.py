@@ -10,14 +10,14 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
-from processed_rows import Residues, any_parameters, processed
-from tiny_models import VOCAB_SIZE, build
+from tests.support.engine_runs import decode, run
+from tests.support.processed_rows import Residues, any_parameters, processed
+from tests.support.row_specs import row_spec
+from tests.support.tiny_models import VOCAB_SIZE, build
 
-from engine_runs import decode, run
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.rows.row import Row, RowSpec
 from mlxq_worker.engine.sampling.processors import Processors
-from row_specs import row_spec
 
 ENDS = {token_id: f"<{token_id}>" for token_id in (1, 9, 60)}
 NAMES = (

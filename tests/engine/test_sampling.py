@@ -9,15 +9,15 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from tiny_models import VOCAB_SIZE, build
+from tests.support.engine_runs import decode, run
+from tests.support.row_specs import row_spec
+from tests.support.tiny_models import VOCAB_SIZE, build
 
-from engine_runs import decode, run
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.rows.row import Row, RowSpec
 from mlxq_worker.engine.sampling.sampler import Sampler
 from mlxq_worker.engine.sampling.token_sampler import Filter
 from mlxq_worker.engine.sampling.uniform import uniform
-from row_specs import row_spec
 
 Probs = NDArray[np.float64]
 

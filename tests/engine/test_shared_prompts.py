@@ -7,12 +7,12 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from tiny_models import CONFIGS, VOCAB_SIZE, build
+from tests.support.engine_runs import decode, run
+from tests.support.row_specs import row_spec
+from tests.support.tiny_models import CONFIGS, VOCAB_SIZE, build
 
-from engine_runs import decode, run
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.rows.row import RowSpec
-from row_specs import row_spec
 
 NUM_ANSWERS = 4
 PROMPT_LENGTHS = (1, 2, 20, 100)

@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
-from random_schemas import Schema, random_schema
-from tiny_models import build
+from tests.support.engine_runs import run
+from tests.support.random_schemas import Schema, random_schema
+from tests.support.row_specs import row_spec
+from tests.support.small_tokenizers import real_tokenizer
+from tests.support.tiny_models import build
 
-from engine_runs import run
 from mlxq.contract import Request, SamplingParams, Structure, ToolChoice
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.rows.row import RowResult, RowSpec
@@ -25,8 +27,6 @@ from mlxq_worker.model.load import load_model
 from mlxq_worker.model.tool_formats import ToolFormat, tool_format_of
 from mlxq_worker.text.answer_parts import AnswerReader
 from mlxq_worker.text.structure import StructureCompiler
-from row_specs import row_spec
-from tokenizers_for_tests import real_tokenizer
 
 SCHEMAS = 200
 MAX_TOKENS = 120

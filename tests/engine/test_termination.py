@@ -10,9 +10,9 @@ from random import Random
 from typing import Any
 
 import pytest
-from countdown import EOS, VOCAB_SIZE, Countdown, counting_from, decode
+from tests.support.countdown import EOS, VOCAB_SIZE, Countdown, counting_from, decode
+from tests.support.engine_runs import run
 
-from engine_runs import run
 from mlxq.contract import StopDetails
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.rows.row import RowResult, RowSpec

@@ -15,7 +15,7 @@ from pathlib import Path
 from redis import Redis
 from redis.exceptions import RedisError
 from tests.faults.diary import Diary
-from tests.processes import MLXQ, environment
+from tests.support.processes import MLXQ, environment
 
 LEASE_S = 3.0
 NUM_ROWS = 4

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.faults import workload
 from tests.faults.diary import Diary
 from tests.faults.workload import Files, Line
-from tests.processes import MLXQ, environment
+from tests.support.processes import MLXQ, environment
 
 MAX_INFLIGHT = 200
 RERUN_PAUSE_S = 1.0

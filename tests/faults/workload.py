@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from tests.processes import MLXQ, environment
+from tests.support.processes import MLXQ, environment
 
 from mlxq_worker.demo.tasks import Example, Task, generate
 

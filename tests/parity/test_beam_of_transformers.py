@@ -14,15 +14,15 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from tests.support.engine_runs import run
+from tests.support.row_specs import row_spec
 from transformers import LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
 import mlxq_worker.demo
-from engine_runs import run
 from mlxq.contract import Beam
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.rows.row import RowSpec, choice_row_id
 from mlxq_worker.model.load import load_model
-from row_specs import row_spec
 
 DEMO_MODEL = Path(mlxq_worker.demo.__file__).parent / "model"
 VOCAB_SIZE = 1705

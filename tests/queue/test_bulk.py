@@ -17,8 +17,9 @@ import pytest
 from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
+from tests.support.fake_worker import FakeWorker, echo, refuse
+from tests.support.redis_fixture import MortalRedis
 
-from fake_worker import FakeWorker, echo, refuse
 from mlxq import keys
 from mlxq.contract import Request
 from mlxq.errors import InputFileError, ModelError, QueueUnavailable
@@ -30,7 +31,6 @@ from mlxq.files.tally import Stop, Summary, Tally
 from mlxq.queue.answers import Answer, Collector, Ended
 from mlxq.queue.client import Client
 from mlxq.requests.openai import ParsedLine, parse_line
-from redis_fixture import MortalRedis
 
 
 class Files:

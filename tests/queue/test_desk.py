@@ -8,8 +8,9 @@ from queue import Empty
 
 import pytest
 from redis import Redis
+from tests.support.fake_engine import FakeEngine, FakePreparer, FakeWorker
+from tests.support.queued_jobs import answer, enqueue_plain, events, status, submit
 
-from fake_engine import FakeEngine, FakePreparer, FakeWorker
 from mlxq.contract import StopDetails, StopType
 from mlxq_worker.config import EngineConfig, WorkerConfig
 from mlxq_worker.engine.api import RowError
@@ -18,8 +19,6 @@ from mlxq_worker.jobs.consumer import COME_BACK_S, JobDesk
 from mlxq_worker.jobs.presence import Presence
 from mlxq_worker.jobs.store import JobStore
 from mlxq_worker.messages import Admit, Cancel, Channel, Ended, Ready, ToDecode
-from redis_fixture import connection, redis_server_url, redis_url  # noqa: F401 - fixtures
-from worker_helpers import answer, enqueue_plain, events, status, submit
 
 LEASE_S = 90.0
 START = 1_700_000_000.0
@@ -28,7 +27,7 @@ START = 1_700_000_000.0
 class Office:
     """A desk whose model is loaded, and the end of its channel where the decode thread would be."""
 
-    def __init__(self, connection: Redis, **config: float) -> None:  # noqa: F811
+    def __init__(self, connection: Redis, **config: float) -> None:
         complete = WorkerConfig(model="fake", lease_s=LEASE_S, engine=EngineConfig(max_num_seqs=4), **config)
         self._worker = FakeWorker(["mlxq"], connection=connection, serializer="json", config=complete)
         self._worker.register_birth()
@@ -72,14 +71,14 @@ def uptime(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.fixture
-def office(connection: Redis) -> Iterator[Office]:  # noqa: F811
+def office(connection: Redis) -> Iterator[Office]:
     office = Office(connection)
     yield office
     office.close()
 
 
 @pytest.fixture
-def neighbour(connection: Redis) -> Iterator[Office]:  # noqa: F811
+def neighbour(connection: Redis) -> Iterator[Office]:
     neighbour = Office(connection)
     yield neighbour
     neighbour.close()
@@ -89,12 +88,12 @@ def admitted(messages: list[ToDecode]) -> list[str]:
     return [spec.row_id for message in messages if isinstance(message, Admit) for spec in message.specs]
 
 
-def strikes(connection: Redis, job_id: str) -> int:  # noqa: F811
+def strikes(connection: Redis, job_id: str) -> int:
     return int(connection.hget(f"rq:job:{job_id}", "mlxq_strikes") or 0)
 
 
 def test_a_row_that_takes_longer_than_its_lease_stays_with_its_worker(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     office: Office,
     neighbour: Office,
 ) -> None:
@@ -110,7 +109,7 @@ def test_a_row_that_takes_longer_than_its_lease_stays_with_its_worker(
 
 
 def test_the_jobs_of_a_worker_that_is_gone_are_taken_over_once_their_leases_have_run_out(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     office: Office,
     neighbour: Office,
 ) -> None:
@@ -127,7 +126,7 @@ def test_the_jobs_of_a_worker_that_is_gone_are_taken_over_once_their_leases_have
 
 
 def test_the_answer_of_a_worker_that_was_taken_for_dead_comes_too_late_and_is_counted(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     office: Office,
     neighbour: Office,
 ) -> None:
@@ -147,7 +146,7 @@ def test_the_answer_of_a_worker_that_was_taken_for_dead_comes_too_late_and_is_co
 
 
 def test_after_an_outage_the_other_workers_get_time_to_extend_their_leases(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     office: Office,
     neighbour: Office,
 ) -> None:
@@ -165,7 +164,7 @@ def test_after_an_outage_the_other_workers_get_time_to_extend_their_leases(
 
 
 def test_a_worker_that_starts_after_an_outage_gives_the_others_the_same_time(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     office: Office,
     neighbour: Office,
     uptime: list[float],
@@ -184,7 +183,7 @@ def test_a_worker_that_starts_after_an_outage_gives_the_others_the_same_time(
 
 
 def test_the_jobs_of_a_worker_that_is_known_to_be_dead_are_taken_over_in_any_case(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     office: Office,
     neighbour: Office,
     uptime: list[float],
@@ -200,7 +199,7 @@ def test_the_jobs_of_a_worker_that_is_known_to_be_dead_are_taken_over_in_any_cas
 
 
 def test_the_jobs_of_a_worker_that_does_not_come_back_are_taken_over_later(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     office: Office,
     neighbour: Office,
 ) -> None:
@@ -216,7 +215,7 @@ def test_the_jobs_of_a_worker_that_does_not_come_back_are_taken_over_later(
 
 
 def test_a_connection_that_breaks_again_and_again_keeps_nobody_from_taking_over_jobs(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     office: Office,
     neighbour: Office,
 ) -> None:
@@ -250,7 +249,7 @@ RESULT = RowResult(
 
 
 def test_the_first_row_that_fails_cancels_the_jobs_others_and_says_how_it_ends(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     office: Office,
 ) -> None:
     job = enqueue_plain(connection, "rows=3")

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 from redis import Redis
+from tests.support.processes import MLXQ, run
+from tests.support.redis_fixture import MortalRedis
 
 from mlxq.queue.connect import connect
 from mlxq.queue.durability import warnings
-from processes import MLXQ, run
-from redis_fixture import MortalRedis
 
 GOOD = {"maxmemory": "100mb", "maxmemory-policy": "noeviction", "appendonly": "yes", "save": ""}
 

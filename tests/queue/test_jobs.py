@@ -14,6 +14,8 @@ from rq.callbacks import Callback
 from rq.executions import Execution
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 from rq.suspension import resume, suspend
+from tests.support.queued_jobs import answer, enqueue_plain, events, fetch, queue_of, status, submit
+from tests.support.redis_fixture import MortalRedis
 
 from mlxq import keys
 from mlxq.contract import Choice, Result, RunInfo, StopDetails, Usage
@@ -22,8 +24,6 @@ from mlxq_worker.jobs import endings
 from mlxq_worker.jobs.claimed import MAX_DATA_BYTES, Claimed
 from mlxq_worker.jobs.endings import Ending
 from mlxq_worker.jobs.store import FIRST_DELAY_S, MAX_DELAY_S, MAX_STRIKES, JobStore
-from redis_fixture import MortalRedis, mortal_redis, redis_program, redis_server_url, redis_url  # noqa: F401 - fixtures
-from worker_helpers import answer, enqueue_plain, events, fetch, queue_of, status, submit
 
 LEASE_S = 90.0
 
@@ -87,7 +87,7 @@ def test_a_claim_takes_jobs_in_order_and_registers_them_as_rq_does(connection: R
     assert 0 < connection.ttl(execution.key) <= LEASE_S
 
 
-def test_two_workers_that_claim_at_once_share_the_queue_and_no_job(redis_url: str) -> None:  # noqa: F811
+def test_two_workers_that_claim_at_once_share_the_queue_and_no_job(redis_url: str) -> None:
     with Redis.from_url(redis_url) as shared:
         submit(shared, *map(str, range(200)))
     taken: dict[str, list[str]] = {"w1": [], "w2": []}
@@ -588,7 +588,7 @@ def test_a_lease_that_has_run_out_on_rediss_clock_is_recovered(connection: Redis
     assert worker.recover_expired(now()).num_requeued == 1
 
 
-def test_how_long_redis_has_been_running_is_as_it_says(mortal_redis: MortalRedis) -> None:  # noqa: F811
+def test_how_long_redis_has_been_running_is_as_it_says(mortal_redis: MortalRedis) -> None:
     with Redis.from_url(mortal_redis.url) as connection:
         store = JobStore(connection, "w1", ["mlxq"])
         young = store.uptime_s()

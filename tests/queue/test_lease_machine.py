@@ -25,6 +25,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from redis import Redis
+from tests.support.queued_jobs import answer, events, status
 
 from mlxq import keys
 from mlxq.queue.client import Client
@@ -33,8 +34,6 @@ from mlxq_worker.jobs import endings, store
 from mlxq_worker.jobs.claimed import Claimed
 from mlxq_worker.jobs.endings import Ending
 from mlxq_worker.jobs.store import FIRST_DELAY_S, MAX_STRIKES, SUSPECT_STRIKES, JobStore, LeaseState
-from redis_fixture import connection, redis_server_url, redis_url  # noqa: F401 - fixtures
-from worker_helpers import answer, events, status
 
 pytestmark = pytest.mark.slow
 
@@ -365,7 +364,7 @@ def play(redis: Redis, rules: settings) -> None:
     run_state_machine_as_test(machine, settings=rules)
 
 
-def test_no_interleaving_loses_or_doubles_a_job(connection: Redis) -> None:  # noqa: F811
+def test_no_interleaving_loses_or_doubles_a_job(connection: Redis) -> None:
     play(connection, SETTINGS)
 
 
@@ -383,7 +382,7 @@ MUTANTS = {
 
 @pytest.mark.parametrize(("script", "line", "broken"), MUTANTS.values(), ids=MUTANTS)
 def test_the_machine_notices(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     monkeypatch: pytest.MonkeyPatch,
     script: str,
     line: str,
@@ -398,7 +397,7 @@ def test_the_machine_notices(
 def with_line(load: Callable[[Redis, str], Any], script: str, line: str, broken: str) -> Callable[[Redis, str], Any]:
     """A loader of scripts that replaces one line of one of them."""
 
-    def load_broken(connection: Redis, name: str) -> Any:  # noqa: F811
+    def load_broken(connection: Redis, name: str) -> Any:
         loaded = load(connection, name)
         if name != script:
             return loaded

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import pytest
 from tests.bench.memory import MAX_GROWTH, resident_after
-
-from poison import PoisonWorker
-from supervised import command, variables
+from tests.support.poison import PoisonWorker
+from tests.support.supervised import command, variables
 
 
 @pytest.mark.slow

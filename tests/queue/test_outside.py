@@ -15,8 +15,8 @@ from rq.job import Job, JobStatus
 from rq.queue import Queue
 from rq.results import Result
 from rq.worker import SimpleWorker
+from tests.support.fake_worker import FakeWorker
 
-from fake_worker import FakeWorker
 from mlxq import keys
 from mlxq.files import bulk
 from mlxq.files.tally import Summary

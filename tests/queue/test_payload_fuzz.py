@@ -16,16 +16,15 @@ from typing import Any
 import pytest
 from redis import Redis
 from redis.exceptions import ResponseError
+from tests.support.fake_engine import FakeWorker
+from tests.support.queued_jobs import answer, status
 
-from fake_engine import FakeWorker
 from mlxq import keys
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.requests.fields import FIELDS
 from mlxq.requests.openai import text_request
 from mlxq_worker.config import EngineConfig, WorkerConfig
-from redis_fixture import connection, redis_server_url, redis_url  # noqa: F401 - fixtures
-from worker_helpers import answer, status
 
 pytestmark = pytest.mark.slow
 
@@ -169,7 +168,7 @@ def work(redis: Redis) -> None:
 
 @pytest.mark.parametrize("seed", [1])
 def test_no_payload_ends_the_worker_or_costs_a_neighbour_its_answer(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     caplog: pytest.LogCaptureFixture,
     seed: int,
 ) -> None:
@@ -206,7 +205,7 @@ def state_of(redis: Redis, job_id: str) -> str:
     return "gone" if found is None else found.decode()
 
 
-def test_a_job_under_whose_id_lies_another_type_is_skipped(connection: Redis) -> None:  # noqa: F811
+def test_a_job_under_whose_id_lies_another_type_is_skipped(connection: Redis) -> None:
     batch = enqueue(connection, 0)
     job_ids = list(batch.job_ids())
     connection.set(f"rq:job:{job_ids[0]}", "a string")

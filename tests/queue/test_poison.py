@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from tests.engine_runs import run
+from tests.support.engine_runs import run
+from tests.support.poison import (
+    MAX_BATCH_VARIABLE,
+    UNENCODABLE_PROMPT,
+    UNWRITABLE_ID,
+    VOCAB_SIZE,
+    WORDS,
+    PoisonWorker,
+    load_poisoned,
+)
+from tests.support.queued_jobs import events, fetch, wait_until
+from tests.support.supervised import command, variables
 
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
@@ -17,9 +28,6 @@ from mlxq_worker.config import EngineConfig, WorkerConfig
 from mlxq_worker.supervision.dead_workers import Salvage
 from mlxq_worker.supervision.supervisor import Supervisor
 from mlxq_worker.supervision.worker_process import WorkerProcess
-from poison import MAX_BATCH_VARIABLE, UNENCODABLE_PROMPT, UNWRITABLE_ID, VOCAB_SIZE, WORDS, PoisonWorker, load_poisoned
-from supervised import command, variables
-from worker_helpers import events, fetch, wait_until
 
 WIDTH = 32
 PLACE = 13

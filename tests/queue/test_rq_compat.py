@@ -13,11 +13,10 @@ import pytest
 from redis import Redis
 from rq.job import Job
 from rq.worker import Worker
+from tests.support.processes import RQ, ended, rq, run, running
+from tests.support.queued_jobs import DEADLINE_S, answer, enqueue_plain, events, queue_of, submit, wait_until
 
 from mlxq.jobs import generate
-from processes import RQ, ended, rq, run, running
-from redis_fixture import connection, redis_server_url, redis_url  # noqa: F401 - fixtures
-from worker_helpers import DEADLINE_S, answer, enqueue_plain, events, queue_of, submit, wait_until
 
 FAKE = {"MLXQ_MODEL": "fake", "MLXQ_MAX_NUM_SEQS": "4"}
 
@@ -35,7 +34,7 @@ def test_the_function_that_jobs_name_says_how_to_run_them() -> None:
         generate({})
 
 
-def test_stock_rq_worker_runs_ours_to_the_end_of_the_queue(connection: Redis, redis_url: str) -> None:  # noqa: F811
+def test_stock_rq_worker_runs_ours_to_the_end_of_the_queue(connection: Redis, redis_url: str) -> None:
     job = enqueue_plain(connection)
 
     with rq_worker(redis_url, "--burst", kind="FakeWorker") as process:
@@ -48,7 +47,7 @@ def test_stock_rq_worker_runs_ours_to_the_end_of_the_queue(connection: Redis, re
     assert "hello" not in output
 
 
-def test_the_worker_class_can_be_named_by_its_package(connection: Redis, redis_url: str) -> None:  # noqa: F811
+def test_the_worker_class_can_be_named_by_its_package(connection: Redis, redis_url: str) -> None:
     command = (*RQ, "worker", "-u", redis_url, "-w", "mlxq_worker.BatchWorker", "-S", "json", "--burst", "mlxq")
 
     done = run(*command, MLXQ_MODEL="/no/such/model")
@@ -57,7 +56,7 @@ def test_the_worker_class_can_be_named_by_its_package(connection: Redis, redis_u
     assert "/no/such/model" in done.stderr
 
 
-def test_a_bad_variable_is_named(redis_url: str) -> None:  # noqa: F811
+def test_a_bad_variable_is_named(redis_url: str) -> None:
     with rq_worker(redis_url, "--burst", MLXQ_LEASE_S="soon") as process:
         output = ended(process)
 
@@ -65,7 +64,7 @@ def test_a_bad_variable_is_named(redis_url: str) -> None:  # noqa: F811
     assert "MLXQ_LEASE_S must be a number of seconds, not 'soon'" in output
 
 
-def test_rq_info_and_worker_all_show_what_a_busy_worker_does(connection: Redis, redis_url: str) -> None:  # noqa: F811
+def test_rq_info_and_worker_all_show_what_a_busy_worker_does(connection: Redis, redis_url: str) -> None:
     batch = submit(connection, *("slow" for _ in range(20)), max_tokens=100_000)
 
     with rq_worker(redis_url, "--name", "busy-bee", kind="FakeWorker"):
@@ -81,7 +80,7 @@ def test_rq_info_and_worker_all_show_what_a_busy_worker_does(connection: Redis, 
     assert {execution.job_id for execution in executions} == {batch.job_id(f"r{i}") for i in range(8)}
 
 
-def test_sigterm_returns_what_has_not_ended_and_exits_cleanly(connection: Redis, redis_url: str) -> None:  # noqa: F811
+def test_sigterm_returns_what_has_not_ended_and_exits_cleanly(connection: Redis, redis_url: str) -> None:
     batch = submit(connection, *("slow" for _ in range(12)), max_tokens=100_000)
 
     with rq_worker(redis_url, MLXQ_GRACE_S="0.2") as process:
@@ -94,7 +93,7 @@ def test_sigterm_returns_what_has_not_ended_and_exits_cleanly(connection: Redis,
     assert connection.smembers("rq:workers") == set()
 
 
-def test_a_second_signal_ends_a_worker_that_still_loads_its_model(connection: Redis, redis_url: str) -> None:  # noqa: F811
+def test_a_second_signal_ends_a_worker_that_still_loads_its_model(connection: Redis, redis_url: str) -> None:
     with rq_worker(redis_url, kind="LoadingWorker") as process:
         wait_until(lambda: connection.exists("loading"), "the load to begin")
         wait_until(lambda: process.send_signal(signal.SIGTERM) or process.poll() is not None, "the worker to end")
@@ -104,7 +103,7 @@ def test_a_second_signal_ends_a_worker_that_still_loads_its_model(connection: Re
     assert "Stopping once the model is loaded" in output
 
 
-def test_killing_one_of_two_workers_loses_nothing_and_doubles_nothing(connection: Redis, redis_url: str) -> None:  # noqa: F811
+def test_killing_one_of_two_workers_loses_nothing_and_doubles_nothing(connection: Redis, redis_url: str) -> None:
     batch = submit(connection, *("hello" for _ in range(60)), max_tokens=5)
     short = {"MLXQ_LEASE_S": "2", "MLXQ_MAINTENANCE_S": "0.5"}
 
@@ -124,8 +123,8 @@ def test_killing_one_of_two_workers_loses_nothing_and_doubles_nothing(connection
 
 @pytest.mark.parametrize("word", ["die", "hang"])
 def test_a_job_that_kills_its_worker_three_times_fails_and_its_neighbours_finish(
-    connection: Redis,  # noqa: F811
-    redis_url: str,  # noqa: F811
+    connection: Redis,
+    redis_url: str,
     word: str,
 ) -> None:
     batch = submit(connection, "one", word, "three", "four")
@@ -142,10 +141,10 @@ def test_a_job_that_kills_its_worker_three_times_fails_and_its_neighbours_finish
     assert answer(connection, batch.job_id("r1"))["error"]["code"] == "worker_crashed"
 
 
-def test_a_worker_ends_when_its_parent_is_gone(connection: Redis, redis_url: str) -> None:  # noqa: F811
+def test_a_worker_ends_when_its_parent_is_gone(connection: Redis, redis_url: str) -> None:
     submit(connection, "slow", max_tokens=100_000)
     script = (
-        "import os, sys; from redis import Redis; from fake_engine import SlowWorker;"
+        "import os, sys; from redis import Redis; from tests.support.fake_engine import SlowWorker;"
         "from mlxq_worker.config import WorkerConfig;"
         "config = WorkerConfig(model='fake', grace_s=0.1, parent_pid=int(sys.argv[2]));"
         "SlowWorker(['mlxq'], connection=Redis.from_url(sys.argv[1]), serializer='json', config=config).work()"

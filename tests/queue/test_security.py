@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from tests.support.fake_engine import FakeEngine, FakePreparer, FakeWorker
+from tests.support.processes import MLXQ, run, running
+from tests.support.queued_jobs import enqueue_plain, fetch, free_port, status, submit, wait_until
+from tests.support.redis_fixture import MortalRedis
 
-from fake_engine import FakeEngine, FakePreparer, FakeWorker
 from mlxq.errors import QueueUnavailable
 from mlxq.queue.client import Client
 from mlxq.queue.connect import connect
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.supervision.dead_workers import Salvage
-from processes import MLXQ, run, running
-from redis_fixture import MortalRedis, connection, redis_server_url, redis_url  # noqa: F401 - fixtures
-from worker_helpers import enqueue_plain, fetch, free_port, status, submit, wait_until
 
 ROOT = Path(__file__).parents[2]
 SECRET = "hunter2-PASSWORD"
@@ -203,7 +203,7 @@ def test_a_server_with_an_unknown_certificate_or_another_name_is_refused(tls: tu
 
 @pytest.mark.parametrize(("owner", "part"), [(FakePreparer, "prepare"), (FakePreparer, "finish"), (FakeEngine, "step")])
 def test_an_error_that_quotes_the_prompt_is_logged_without_it(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     owner: type,
@@ -223,7 +223,7 @@ def test_an_error_that_quotes_the_prompt_is_logged_without_it(
 
 
 @pytest.mark.slow
-def test_a_worker_logs_no_prompt_and_no_answer(redis_url: str) -> None:  # noqa: F811
+def test_a_worker_logs_no_prompt_and_no_answer(redis_url: str) -> None:
     with connect(redis_url) as redis:
         batch = submit(redis, f"Repeat: {MARKER}", f"{MARKER} " * 2000, max_tokens=5)
         enqueue_plain(redis, MARKER)

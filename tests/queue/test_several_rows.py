@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from tests.support.fake_engine import FakeEngine, FakePreparer, FakeWorker
+from tests.support.queued_jobs import answer, enqueue_plain, fetch, queue_of, status, submit
 
-from fake_engine import FakeEngine, FakePreparer, FakeWorker
 from mlxq_worker.config import EngineConfig, WorkerConfig
 from mlxq_worker.decoding.loop import DecodeLoop
 from mlxq_worker.jobs.consumer import BEAT_S, JobDesk
@@ -20,8 +21,6 @@ from mlxq_worker.jobs.presence import Presence
 from mlxq_worker.jobs.store import JobStore
 from mlxq_worker.messages import Channel, Ready
 from mlxq_worker.step_watch import StepWatch
-from redis_fixture import connection, redis_server_url, redis_url  # noqa: F401 - fixtures
-from worker_helpers import answer, enqueue_plain, fetch, queue_of, status, submit
 
 START = 1_700_000_000.0
 
@@ -29,7 +28,7 @@ START = 1_700_000_000.0
 class Works:
     """A desk and a decode loop over an engine that is four rows wide; eight rows are held at most."""
 
-    def __init__(self, connection: Redis) -> None:  # noqa: F811
+    def __init__(self, connection: Redis) -> None:
         config = WorkerConfig(model="fake", engine=EngineConfig(max_num_seqs=4))
         worker = FakeWorker(["mlxq"], connection=connection, serializer="json", config=config)
         worker.register_birth()
@@ -68,7 +67,7 @@ class Works:
 
 
 @pytest.fixture
-def works(connection: Redis) -> Iterator[Works]:  # noqa: F811
+def works(connection: Redis) -> Iterator[Works]:
     works = Works(connection)
     yield works
     works.close()
@@ -78,7 +77,7 @@ def choices(line: dict[str, Any]) -> list[tuple[int, str, str]]:
     return [(each["index"], each["text"], each["finish_reason"]) for each in line["response"]["body"]["choices"]]
 
 
-def test_a_job_is_answered_once_all_its_rows_have_ended(connection: Redis, works: Works) -> None:  # noqa: F811
+def test_a_job_is_answered_once_all_its_rows_have_ended(connection: Redis, works: Works) -> None:
     job = enqueue_plain(connection, "rows=3 uneven")
 
     works.turns(3)
@@ -97,7 +96,7 @@ def test_a_job_is_answered_once_all_its_rows_have_ended(connection: Redis, works
 
 
 def test_the_rows_of_a_job_enter_the_engine_together_even_if_they_are_more_than_it_is_wide(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     works: Works,
 ) -> None:
     wide, neighbour = enqueue_plain(connection, "rows=11"), enqueue_plain(connection, "beside it")
@@ -111,7 +110,7 @@ def test_the_rows_of_a_job_enter_the_engine_together_even_if_they_are_more_than_
     assert status(connection, neighbour.id) == "finished"
 
 
-def test_cancelling_a_job_ends_all_its_rows_and_keeps_their_texts(connection: Redis, works: Works) -> None:  # noqa: F811
+def test_cancelling_a_job_ends_all_its_rows_and_keeps_their_texts(connection: Redis, works: Works) -> None:
     batch = submit(connection, "rows=3 uneven", max_tokens=1000)
     works.turns(5)
 
@@ -125,7 +124,7 @@ def test_cancelling_a_job_ends_all_its_rows_and_keeps_their_texts(connection: Re
     assert not works.engine.rows
 
 
-def test_a_job_cancelled_before_its_rows_run_ends_whole(connection: Redis, works: Works) -> None:  # noqa: F811
+def test_a_job_cancelled_before_its_rows_run_ends_whole(connection: Redis, works: Works) -> None:
     enqueue_plain(connection, "rows=4", job_id="ahead")
     batch = submit(connection, "rows=3", max_tokens=1000)
     works.turns(2)
@@ -137,7 +136,7 @@ def test_a_job_cancelled_before_its_rows_run_ends_whole(connection: Redis, works
     assert status(connection, "ahead") == "finished"
 
 
-def test_a_row_that_ends_in_an_error_fails_its_job_and_no_other(connection: Redis, works: Works) -> None:  # noqa: F811
+def test_a_row_that_ends_in_an_error_fails_its_job_and_no_other(connection: Redis, works: Works) -> None:
     bad = enqueue_plain(connection, "rows=3 twisted")
     good = enqueue_plain(connection, "beside it")
 
@@ -151,7 +150,7 @@ def test_a_row_that_ends_in_an_error_fails_its_job_and_no_other(connection: Redi
 
 
 @pytest.mark.parametrize("how", ["misfit", "refuse"], ids=["the second row", "every row"])
-def test_a_row_that_is_refused_refuses_its_job(connection: Redis, works: Works, how: str) -> None:  # noqa: F811
+def test_a_row_that_is_refused_refuses_its_job(connection: Redis, works: Works, how: str) -> None:
     bad = enqueue_plain(connection, f"rows=3 {how}")
     good = enqueue_plain(connection, "beside it")
 
@@ -164,7 +163,7 @@ def test_a_row_that_is_refused_refuses_its_job(connection: Redis, works: Works, 
 
 
 def test_a_step_that_raises_costs_a_job_one_strike_however_many_rows_it_has(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     works: Works,
 ) -> None:
     job = enqueue_plain(connection, "rows=3 boom")
@@ -175,7 +174,7 @@ def test_a_step_that_raises_costs_a_job_one_strike_however_many_rows_it_has(
 
 
 def test_stopping_gives_a_job_back_whole_while_some_of_its_rows_have_ended(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     works: Works,
 ) -> None:
     job = enqueue_plain(connection, "rows=3 uneven")
@@ -188,7 +187,7 @@ def test_stopping_gives_a_job_back_whole_while_some_of_its_rows_have_ended(
 
 
 def test_what_is_held_is_counted_in_rows_and_the_rest_goes_back_to_the_queue(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     works: Works,
 ) -> None:
     jobs = [enqueue_plain(connection, "rows=6") for _ in range(8)]

@@ -16,14 +16,14 @@ from typing import Any
 import pytest
 from redis import Redis
 from rq.worker import Worker
+from tests.support.fake_engine import FakeWorker
+from tests.support.queued_jobs import enqueue_plain, events, status, submit, wait_until
+from tests.support.supervised import command
 
-from fake_engine import FakeWorker
 from mlxq_worker.jobs.store import JobStore
 from mlxq_worker.supervision.dead_workers import Salvage
 from mlxq_worker.supervision.supervisor import STOP_MARGIN_S, Supervisor
 from mlxq_worker.supervision.worker_process import WorkerProcess
-from supervised import command
-from worker_helpers import enqueue_plain, events, status, submit, wait_until
 
 GRACE_S = 5.0
 COUNTS_SIGNALS = """

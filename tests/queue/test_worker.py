@@ -15,16 +15,8 @@ from redis import exceptions as redis_errors
 from rq.command import send_shutdown_command, send_stop_job_command
 from rq.suspension import resume, suspend
 from rq.worker import DequeueStrategy
-
-from fake_engine import FakeEngine, FakePreparer, FakeWorker
-from mlxq.errors import ConfigError, ModelError
-from mlxq_worker import exits
-from mlxq_worker.backend import Backend
-from mlxq_worker.config import EngineConfig, WorkerConfig
-from mlxq_worker.jobs.consumer import JobDesk
-from mlxq_worker.jobs.store import Claim, JobStore
-from redis_fixture import connection, redis_server_url, redis_url  # noqa: F401 - fixtures
-from worker_helpers import (
+from tests.support.fake_engine import FakeEngine, FakePreparer, FakeWorker
+from tests.support.queued_jobs import (
     DEADLINE_S,
     answer,
     enqueue_plain,
@@ -35,6 +27,13 @@ from worker_helpers import (
     submit,
     wait_until,
 )
+
+from mlxq.errors import ConfigError, ModelError
+from mlxq_worker import exits
+from mlxq_worker.backend import Backend
+from mlxq_worker.config import EngineConfig, WorkerConfig
+from mlxq_worker.jobs.consumer import JobDesk
+from mlxq_worker.jobs.store import Claim, JobStore
 
 LONG = 1_000_000
 """More tokens than any test waits for."""
@@ -60,7 +59,7 @@ class Watched(FakeWorker):
         return len(self.engines[-1].rows) if self.engines else 0
 
 
-def a_worker(connection: Redis, width: int = 4, **config: Any) -> Watched:  # noqa: F811
+def a_worker(connection: Redis, width: int = 4, **config: Any) -> Watched:
     complete = WorkerConfig(model="fake", engine=EngineConfig(max_num_seqs=width), **config)
     return Watched(["mlxq"], connection=connection, serializer="json", config=complete)
 
@@ -104,7 +103,7 @@ def lose_first_reply_of_claim(monkeypatch: pytest.MonkeyPatch, error: Exception 
 # --- Decoding -------------------------------------------------------------------------------------------------
 
 
-def test_two_hundred_jobs_end_once_each_in_a_batch_that_is_refilled(connection: Redis) -> None:  # noqa: F811
+def test_two_hundred_jobs_end_once_each_in_a_batch_that_is_refilled(connection: Redis) -> None:
     batch = submit(connection, *("hello" for _ in range(200)))
     worker = a_worker(connection, width=8)
 
@@ -118,7 +117,7 @@ def test_two_hundred_jobs_end_once_each_in_a_batch_that_is_refilled(connection: 
 
 
 def test_the_time_that_a_worker_was_idle_is_not_charged_to_the_next_row(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("mlxq_worker.worker.IDLE_WAIT_S", DEADLINE_S)
@@ -134,7 +133,7 @@ def test_the_time_that_a_worker_was_idle_is_not_charged_to_the_next_row(
     assert worker.engines[0].times[num_steps] >= idle_since
 
 
-def test_bad_requests_fail_alone_each_with_its_own_error(connection: Redis) -> None:  # noqa: F811
+def test_bad_requests_fail_alone_each_with_its_own_error(connection: Redis) -> None:
     batch = submit(connection, "fine", "bad", "refuse", "fine")
 
     a_worker(connection).work(burst=True)
@@ -145,7 +144,7 @@ def test_bad_requests_fail_alone_each_with_its_own_error(connection: Redis) -> N
     assert {answers[name]["response"]["status_code"] for name in ("r1", "r2")} == {400}
 
 
-def test_a_request_that_does_not_parse_is_rejected_with_the_field_named(connection: Redis) -> None:  # noqa: F811
+def test_a_request_that_does_not_parse_is_rejected_with_the_field_named(connection: Redis) -> None:
     line = {"custom_id": "x", "url": "/v1/completions", "body": {"prompt": "hi", "max_tokens": "many"}}
     job = queue_of(connection).enqueue("mlxq.jobs.generate", line)
 
@@ -155,7 +154,7 @@ def test_a_request_that_does_not_parse_is_rejected_with_the_field_named(connecti
     assert (error["param"], status(connection, job.id)) == ("max_tokens", "failed")
 
 
-def test_poison_jobs_fail_alone_and_run_nothing(connection: Redis) -> None:  # noqa: F811
+def test_poison_jobs_fail_alone_and_run_nothing(connection: Redis) -> None:
     pickled, foreign, good = (enqueue_plain(connection) for _ in range(3))
     connection.hset(pickled.key, "data", b"cos\nabort\n(tR.")
     connection.hset(foreign.key, "data", b'["os.abort", null, [], {}]')
@@ -167,7 +166,7 @@ def test_poison_jobs_fail_alone_and_run_nothing(connection: Redis) -> None:  # n
 
 
 def test_a_preparer_with_a_bug_costs_one_job(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     first, second = enqueue_plain(connection, "one"), enqueue_plain(connection, "two")
@@ -186,7 +185,7 @@ def test_a_preparer_with_a_bug_costs_one_job(
     assert answer(connection, first.id)["error"]["code"] == "internal_error"
 
 
-def test_no_prompt_and_no_answer_is_logged(connection: Redis, caplog: pytest.LogCaptureFixture) -> None:  # noqa: F811
+def test_no_prompt_and_no_answer_is_logged(connection: Redis, caplog: pytest.LogCaptureFixture) -> None:
     submit(connection, "sesame", "sesame bad", "sesame refuse", "sesame boom")
 
     with caplog.at_level(logging.DEBUG, logger="rq.worker"):
@@ -199,7 +198,7 @@ def test_no_prompt_and_no_answer_is_logged(connection: Redis, caplog: pytest.Log
 # --- A step that raises ---------------------------------------------------------------------------------------
 
 
-def test_a_row_that_breaks_the_batch_fails_alone_in_the_end(connection: Redis) -> None:  # noqa: F811
+def test_a_row_that_breaks_the_batch_fails_alone_in_the_end(connection: Redis) -> None:
     batch = submit(connection, "one", "two", "three boom", "four", "five", "six")
     worker = a_worker(connection)
 
@@ -216,7 +215,7 @@ def test_a_row_that_breaks_the_batch_fails_alone_in_the_end(connection: Redis) -
 # --- Cancelling -----------------------------------------------------------------------------------------------
 
 
-def test_cancelling_a_batch_drops_its_rows_and_keeps_their_text(connection: Redis) -> None:  # noqa: F811
+def test_cancelling_a_batch_drops_its_rows_and_keeps_their_text(connection: Redis) -> None:
     batch = submit(connection, *("slow" for _ in range(6)), max_tokens=LONG)
     worker = a_worker(connection)
 
@@ -233,7 +232,7 @@ def test_cancelling_a_batch_drops_its_rows_and_keeps_their_text(connection: Redi
     assert {status(connection, batch.job_id(name)) for name in answers} == {"canceled"}
 
 
-def test_jobs_of_a_cancelled_batch_end_without_being_run(connection: Redis) -> None:  # noqa: F811
+def test_jobs_of_a_cancelled_batch_end_without_being_run(connection: Redis) -> None:
     batch = submit(connection, "one", "two")
     connection.hset(f"mlxq:batch:{batch.id}", "cancelled", 1)
     worker = a_worker(connection)
@@ -245,7 +244,7 @@ def test_jobs_of_a_cancelled_batch_end_without_being_run(connection: Redis) -> N
     assert answer(connection, batch.job_id("r0"))["error"]["code"] == "batch_cancelled"
 
 
-def test_rqs_stop_command_ends_one_running_job(connection: Redis) -> None:  # noqa: F811
+def test_rqs_stop_command_ends_one_running_job(connection: Redis) -> None:
     stopped, other = (enqueue_plain(connection, "slow") for _ in range(2))
     for job in (stopped, other):
         line = {"url": "/v1/completions", "body": {"prompt": "slow", "max_tokens": LONG}}
@@ -260,7 +259,7 @@ def test_rqs_stop_command_ends_one_running_job(connection: Redis) -> None:  # no
         assert status(connection, other.id) == "started"
 
 
-def test_rqs_cancel_ends_a_running_job_as_cancelled(connection: Redis) -> None:  # noqa: F811
+def test_rqs_cancel_ends_a_running_job_as_cancelled(connection: Redis) -> None:
     batch = submit(connection, "slow", max_tokens=LONG)
     job_id = batch.job_id("r0")
     worker = a_worker(connection)
@@ -274,7 +273,7 @@ def test_rqs_cancel_ends_a_running_job_as_cancelled(connection: Redis) -> None: 
     assert answer(connection, job_id)["response"]["body"]["choices"][0]["finish_reason"] == "abort"
 
 
-def test_a_row_whose_job_was_taken_away_is_dropped(connection: Redis) -> None:  # noqa: F811
+def test_a_row_whose_job_was_taken_away_is_dropped(connection: Redis) -> None:
     job = enqueue_plain(connection)
     job.args = ({"url": "/v1/completions", "body": {"prompt": "slow", "max_tokens": LONG}},)
     job.save()
@@ -291,7 +290,7 @@ def test_a_row_whose_job_was_taken_away_is_dropped(connection: Redis) -> None:  
 # --- Stopping -------------------------------------------------------------------------------------------------
 
 
-def test_a_first_signal_lets_running_rows_end_and_gives_the_others_back(connection: Redis) -> None:  # noqa: F811
+def test_a_first_signal_lets_running_rows_end_and_gives_the_others_back(connection: Redis) -> None:
     batch = submit(connection, *("slow" for _ in range(12)), max_tokens=15)
     worker = a_worker(connection)
 
@@ -305,7 +304,7 @@ def test_a_first_signal_lets_running_rows_end_and_gives_the_others_back(connecti
     assert connection.zcard("rq:wip:mlxq") == 0
 
 
-def test_a_second_signal_gives_everything_back_at_once_without_a_strike(connection: Redis) -> None:  # noqa: F811
+def test_a_second_signal_gives_everything_back_at_once_without_a_strike(connection: Redis) -> None:
     batch = submit(connection, *("slow" for _ in range(6)), max_tokens=LONG)
     worker = a_worker(connection)
 
@@ -320,7 +319,7 @@ def test_a_second_signal_gives_everything_back_at_once_without_a_strike(connecti
     assert connection.hget(f"rq:job:{batch.job_id('r0')}", "mlxq_strikes") is None
 
 
-def test_rows_that_outlast_the_grace_go_back(connection: Redis) -> None:  # noqa: F811
+def test_rows_that_outlast_the_grace_go_back(connection: Redis) -> None:
     submit(connection, "slow", max_tokens=LONG)
     worker = a_worker(connection, grace_s=0.1)
 
@@ -333,7 +332,7 @@ def test_rows_that_outlast_the_grace_go_back(connection: Redis) -> None:  # noqa
     assert queue_of(connection).count == 1
 
 
-def test_rqs_shutdown_command_stops_an_idle_worker(connection: Redis) -> None:  # noqa: F811
+def test_rqs_shutdown_command_stops_an_idle_worker(connection: Redis) -> None:
     worker = a_worker(connection)
 
     with working(worker) as thread:
@@ -345,7 +344,7 @@ def test_rqs_shutdown_command_stops_an_idle_worker(connection: Redis) -> None:  
     assert Watched.all(connection=connection) == [] or connection.hexists(worker.key, "death")
 
 
-def test_a_suspended_worker_claims_nothing_until_it_is_resumed(connection: Redis) -> None:  # noqa: F811
+def test_a_suspended_worker_claims_nothing_until_it_is_resumed(connection: Redis) -> None:
     worker = a_worker(connection)
     suspend(connection)
 
@@ -359,7 +358,7 @@ def test_a_suspended_worker_claims_nothing_until_it_is_resumed(connection: Redis
 
 @pytest.mark.parametrize("asked_by", ["configuration", "RQ"])
 def test_after_enough_jobs_a_fresh_process_is_asked_for_and_nothing_is_left_in_limbo(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     asked_by: str,
 ) -> None:
     batch = submit(connection, *("hello" for _ in range(40)))
@@ -374,7 +373,7 @@ def test_after_enough_jobs_a_fresh_process_is_asked_for_and_nothing_is_left_in_l
     assert worker.exit_code == exits.START_AGAIN
 
 
-def test_a_worker_that_is_told_to_stop_while_it_recycles_just_stops(connection: Redis) -> None:  # noqa: F811
+def test_a_worker_that_is_told_to_stop_while_it_recycles_just_stops(connection: Redis) -> None:
     submit(connection, *("slow" for _ in range(12)), max_tokens=20)
     worker = a_worker(connection, max_generated_tokens=4)
 
@@ -390,7 +389,7 @@ def test_a_worker_that_is_told_to_stop_while_it_recycles_just_stops(connection: 
 
 
 def test_results_survive_a_redis_that_is_away_for_a_while(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     batch = submit(connection, "one", "two", "three")
@@ -412,7 +411,7 @@ def test_results_survive_a_redis_that_is_away_for_a_while(
 
 
 def test_a_claim_whose_reply_an_outage_swallowed_is_given_back_when_redis_answers_again(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lose_first_reply_of_claim(monkeypatch, redis_errors.ConnectionError("gone"))
@@ -424,7 +423,7 @@ def test_a_claim_whose_reply_an_outage_swallowed_is_given_back_when_redis_answer
 
 
 def test_a_claim_whose_reply_redis_py_lost_by_a_retry_is_given_back_before_a_burst_ends(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lose_first_reply_of_claim(monkeypatch, None)
@@ -436,8 +435,8 @@ def test_a_claim_whose_reply_redis_py_lost_by_a_retry_is_given_back_before_a_bur
 
 
 def test_connections_that_break_again_and_again_lose_and_double_nothing(
-    connection: Redis,  # noqa: F811
-    redis_url: str,  # noqa: F811
+    connection: Redis,
+    redis_url: str,
 ) -> None:
     batch = submit(connection, *("hello" for _ in range(300)))
     # What a claim took whose reply redis-py lost by a retry of its own waits for the next look: by default 10 s.
@@ -455,7 +454,7 @@ def test_connections_that_break_again_and_again_lose_and_double_nothing(
 
 
 def test_an_error_that_no_waiting_cures_ends_the_worker(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(self: JobStore, *args: Any, **options: Any) -> None:
@@ -468,7 +467,7 @@ def test_an_error_that_no_waiting_cures_ends_the_worker(
 
 
 def test_an_error_while_closing_ends_the_worker_with_that_error(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def broken(self: JobDesk, now: float) -> None:
@@ -480,7 +479,7 @@ def test_an_error_while_closing_ends_the_worker_with_that_error(
         a_worker(connection).work(burst=True)
 
 
-def test_a_model_that_does_not_load_leaves_no_worker_and_no_claimed_job(connection: Redis) -> None:  # noqa: F811
+def test_a_model_that_does_not_load_leaves_no_worker_and_no_claimed_job(connection: Redis) -> None:
     job = enqueue_plain(connection)
 
     class Broken(FakeWorker):
@@ -495,7 +494,7 @@ def test_a_model_that_does_not_load_leaves_no_worker_and_no_claimed_job(connecti
     assert connection.smembers("rq:workers") == set()
 
 
-def test_a_worker_entry_that_was_flushed_is_written_again(connection: Redis) -> None:  # noqa: F811
+def test_a_worker_entry_that_was_flushed_is_written_again(connection: Redis) -> None:
     worker = a_worker(connection)
 
     with working(worker):
@@ -515,7 +514,7 @@ def test_a_worker_entry_that_was_flushed_is_written_again(connection: Redis) -> 
     ],
 )
 def test_options_of_rq_that_mean_nothing_here_are_refused(
-    connection: Redis,  # noqa: F811
+    connection: Redis,
     options: dict[str, Any],
     name: str,
 ) -> None:
@@ -523,7 +522,7 @@ def test_options_of_rq_that_mean_nothing_here_are_refused(
         a_worker(connection).work(burst=True, **options)
 
 
-def test_another_serializer_than_json_is_refused(connection: Redis) -> None:  # noqa: F811
+def test_another_serializer_than_json_is_refused(connection: Redis) -> None:
     worker = FakeWorker(["mlxq"], connection=connection, config=WorkerConfig(model="fake"))
 
     with pytest.raises(ConfigError, match="--serializer json"):

@@ -9,6 +9,7 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.row_specs import row_spec
 
 from mlxq.contract import Beam
 from mlxq_worker.engine.kvcache.budget import KvBudget, KvCost
@@ -16,7 +17,6 @@ from mlxq_worker.engine.rows.beam import BeamSearch
 from mlxq_worker.engine.rows.beam_rows import new_row
 from mlxq_worker.engine.rows.row import Row, RowResult, RowSpec, TokenScores
 from mlxq_worker.engine.scheduling.scheduler import Plan, Scheduler
-from row_specs import row_spec
 
 END, NUM_IDS = 0, 9
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from tests.support.row_specs import row_spec
 
 from mlxq_worker.engine.kvcache.budget import KvBudget, KvCost
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.scheduling.scheduler import Scheduler
-from row_specs import row_spec
 
 
 @pytest.mark.parametrize(("num_tokens", "num_bytes"), [(1, 10 + 3 + 7), (8, 80 + 24 + 7), (100, 1000 + 24 + 7)])

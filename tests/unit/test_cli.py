@@ -14,8 +14,8 @@ import click
 import pytest
 from click.testing import CliRunner, Result
 from redis import Redis
+from tests.support.fake_worker import FakeWorker, echo, refuse
 
-from fake_worker import FakeWorker, echo, refuse
 from mlxq.cli import COMMANDS, main
 from mlxq.cli.lazy import Entry, LazyGroup
 from mlxq.cli.progress import Log, RateMeter, describe, duration
@@ -33,7 +33,7 @@ from mlxq_worker.config import WorkerConfig
 STAND_IN = """
 import os, signal, sys, threading
 sys.path.insert(0, {tests!r})
-from fake_worker import FakeWorker, {answer}
+from tests.support.fake_worker import FakeWorker, {answer}
 stopping = threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stopping.set())
 with FakeWorker(os.environ["MLXQ_URL"], {answer}):

@@ -6,8 +6,8 @@ from queue import Empty
 from typing import Any
 
 import pytest
+from tests.support.fake_engine import FakeEngine
 
-from fake_engine import FakeEngine
 from mlxq_worker.decoding.loop import DecodeLoop
 from mlxq_worker.decoding.memory_watch import MemoryWatch
 from mlxq_worker.decoding.width import CALM_S

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from tests.support.small_tokenizers import FakeTokenizer, gemma, gpt_oss, llama_3, qwen
 
 from mlxq.errors import EosError, ModelError
 from mlxq_worker.model.eos import (
@@ -22,7 +23,6 @@ from mlxq_worker.model.eos import (
     EosToken,
     resolve_eos,
 )
-from tokenizers_for_tests import FakeTokenizer, gemma, gpt_oss, llama_3, qwen
 
 VOCAB_SIZE = 300_000
 

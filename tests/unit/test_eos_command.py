@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from tests.support.small_tokenizers import LLAMA_CONFIG, write_model_files
 
 from mlxq_worker.commands.eos import eos
-from tokenizers_for_tests import LLAMA_CONFIG, write_model_files
 
 NO_EOS_CONFIG = {**LLAMA_CONFIG, "eos_token_id": None}
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from random import Random
 
 import pytest
+from tests.support.row_specs import row_spec
 
 from mlxq.contract import Beam, Request, SamplingParams, StopDetails
 from mlxq_worker.engine.rows.row import RowResult, RowSpec, choice_row_id
 from mlxq_worker.jobs.active import Held, HeldJobs
 from mlxq_worker.jobs.claimed import Claimed
-from row_specs import row_spec
 
 REQUEST = Request(
     custom_id="c", endpoint="/v1/completions", prompt="Hi", sampling=SamplingParams(), content_hash="ab" * 32

@@ -9,12 +9,12 @@ from typing import cast
 
 import pytest
 from redis import exceptions as redis_errors
+from tests.support.queued_jobs import DEADLINE_S, wait_until
 
 from mlxq_worker.jobs.consumer import JobDesk
 from mlxq_worker.jobs.io_thread import IoThread
 from mlxq_worker.messages import Channel, Dropped, ToIo
 from mlxq_worker.step_watch import StepWatch
-from worker_helpers import DEADLINE_S, wait_until
 
 
 class FakeDesk:

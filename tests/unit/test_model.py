@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.support.small_tokenizers import LLAMA_CONFIG, FakeTokenizer, write_model_files
 
 from mlxq.errors import EosError, ModelError
 from mlxq_worker import blas
@@ -19,7 +20,6 @@ from mlxq_worker.model.load import (
     load_tokenizer_only,
     vocab_size_of,
 )
-from tokenizers_for_tests import LLAMA_CONFIG, FakeTokenizer, write_model_files
 
 TOKENIZER = FakeTokenizer(added={"</s>": 0, "<s>": 1, "a": 2})
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.support.small_tokenizers import ASCII, FakeTokenizer, llama_3, qwen, real_tokenizer
 
 from mlxq.contract import (
     FINISH_REASONS,
@@ -26,7 +27,6 @@ from mlxq_worker.model.eos import EosSet, resolve_eos
 from mlxq_worker.model.tokenizer import Tokenizer
 from mlxq_worker.model.tool_formats import ToolFormat
 from mlxq_worker.text.prepare import Preparer, draw_seed
-from tokenizers_for_tests import ASCII, FakeTokenizer, llama_3, qwen, real_tokenizer
 
 VOCAB_SIZE = 152_000
 ENDOFTEXT, IM_END = 151643, 151645

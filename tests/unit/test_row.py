@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from tests.support.row_specs import row_spec
 
 from mlxq.contract import RepetitionDetection, StopDetails
 from mlxq_worker.engine.api import AbortReason
 from mlxq_worker.engine.reasoning import Reasoning
 from mlxq_worker.engine.rows.row import Row, RowResult
-from row_specs import row_spec
 
 # Token ids are bytes; the first two are special tokens (no text), and XYZ is one token of three characters.
 EOS, TURN_END, XYZ = 0, 1, 256

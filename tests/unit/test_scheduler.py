@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.row_specs import row_spec
 
 from mlxq_worker.engine.rows.row import Row, RowResult
 from mlxq_worker.engine.scheduling.scheduler import Plan, Scheduler
-from row_specs import row_spec
 
 EOS, TOKEN = 0, 7
 

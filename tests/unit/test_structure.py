@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.support.small_tokenizers import llama_3, real_tokenizer
 
 from mlxq.contract import Request, SamplingParams, Structure, ToolChoice
 from mlxq.errors import RequestError
@@ -20,7 +21,6 @@ from mlxq_worker.model.load import DescribedModel, load_tokenizer_only
 from mlxq_worker.model.tool_formats import tool_format_of
 from mlxq_worker.text import structure
 from mlxq_worker.text.structure import StructureCompiler
-from tokenizers_for_tests import llama_3, real_tokenizer
 
 WEATHER: dict[str, Any] = {
     "type": "function",

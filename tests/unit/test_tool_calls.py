@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from mlx_lm import tokenizer_utils
+from tests.support.row_specs import row_spec
+from tests.support.small_tokenizers import real_tokenizer
 
 from mlxq.contract import Request, SamplingParams, StopDetails, StopType, Structure, ToolChoice
 from mlxq_worker.engine.constraint import Constraint
@@ -21,8 +23,6 @@ from mlxq_worker.model.tool_formats import ToolFormat, tool_format_of
 from mlxq_worker.text.answer_parts import AnswerParts, AnswerReader
 from mlxq_worker.text.structure import StructureCompiler
 from mlxq_worker.text.tool_calls import ToolAnswer, split_answer
-from row_specs import row_spec
-from tokenizers_for_tests import real_tokenizer
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOLS = (

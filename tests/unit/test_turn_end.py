@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from tests.support.small_tokenizers import CHATML_TEMPLATE, FakeTokenizer, gemma, gpt_oss, llama_3, qwen
 
 from mlxq_worker.model.turn_end import find_turn_end
-from tokenizers_for_tests import CHATML_TEMPLATE, FakeTokenizer, gemma, gpt_oss, llama_3, qwen
 
 SPECIALS = ("<s>", "</s>", "<|user|>", "<|assistant|>", "<|end|>", "<|end|>\n", "[INST]", "[/INST]", "<think>")
 

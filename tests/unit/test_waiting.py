@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from tests.support.row_specs import row_spec
+
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.scheduling.waiting_queue import PATIENCE, WaitingLine
-from row_specs import row_spec
 
 
 def line_of(lengths: dict[str, int], *, longest_first: bool) -> WaitingLine:

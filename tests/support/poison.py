@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from tests.support.small_tokenizers import FakeTokenizer
+
 from mlxq.contract import Request, Result
 from mlxq_worker.backend import Backend
 from mlxq_worker.blas import preload_openblas
@@ -19,7 +21,6 @@ from mlxq_worker.engine.api import Engine
 from mlxq_worker.model.eos import EosSet, EosToken
 from mlxq_worker.text.prepare import Preparer
 from mlxq_worker.worker import BatchWorker
-from tokenizers_for_tests import FakeTokenizer
 
 VOCAB_SIZE = 64
 WORDS = ("<undecodable>", "<boom>", "<huge>", "<nan>", "<die>")
@@ -61,7 +62,7 @@ class PoisonedPreparer(Preparer):
 def load_poisoned(width: int) -> Backend:
     """The model, on this thread."""
     preload_openblas()
-    from poisoned_model import poisoned_engine, poisoned_llama
+    from tests.support.poisoned_model import poisoned_engine, poisoned_llama
 
     letters = {letter: i for i, letter in enumerate((string.ascii_letters + string.digits)[:_EOS_ID])}
     poison = {word: _EOS_ID + 1 + i for i, word in enumerate(WORDS)}

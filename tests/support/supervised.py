@@ -1,5 +1,5 @@
-"""A worker of the tests as the process that a supervisor keeps: ``python supervised.py MODULE:CLASS``, the rest from
-the environment, as `mlxq worker` does it."""
+"""A worker of the tests as the process that a supervisor keeps: ``python -m tests.support.supervised
+MODULE:CLASS``, the rest from the environment, as `mlxq worker` does it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def variables(**given: str) -> dict[str, str]:
 
 def command(worker: type) -> list[str]:
     """What to run for a worker of this class."""
-    return [sys.executable, __file__, f"{worker.__module__}:{worker.__qualname__}"]
+    return [sys.executable, "-m", "tests.support.supervised", f"{worker.__module__}:{worker.__qualname__}"]
 
 
 def main() -> int:

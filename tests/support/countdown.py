@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
+from tests.support.row_specs import row_spec
 
 from mlxq_worker.engine.rows.row import RowSpec
-from row_specs import row_spec
 
 VOCAB_SIZE = 128
 EOS = 0

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tiny_models import VOCAB_SIZE
+from tests.support.tiny_models import VOCAB_SIZE
 
 from mlxq_worker.engine.rows.row import RowSpec
 

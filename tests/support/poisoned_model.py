@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 from mlx import nn
 from mlx_lm.models import llama
-from tests.engine.tiny_models import VOCAB_SIZE, build
+from tests.support.tiny_models import VOCAB_SIZE, build
 
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.rows.row import Row

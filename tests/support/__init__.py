@@ -1,0 +1,1 @@
+"""What tests of several folders share: fixtures, fakes, tiny models, small requests."""
