@@ -19,9 +19,10 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 from tests.bench.outcome import Outcome
 from tests.bench.workloads import GREEDY, Item, Workload
+from tests.support.row_specs import name_of
 
+from mlxq_worker.engine.api import RowId, RowSpec
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.rows.row import RowSpec
 
 TokenIds = tuple[int, ...]
 
@@ -88,7 +89,7 @@ IN_PROCESS: dict[str, Callable[[BenchModel, Workload, int], Outcome]] = {
 def row_spec(index: int, item: Item) -> RowSpec:
     """The item as a row that no token ends."""
     return RowSpec(
-        row_id=str(index),
+        row_id=RowId(str(index)),
         prompt_ids=item.prompt,
         max_tokens=item.num_tokens,
         context_length=1 << 20,
@@ -107,9 +108,9 @@ def play(engine: BatchEngine, specs: Sequence[RowSpec]) -> Generated:
     while len(tokens) < len(specs):
         report = engine.step(time.perf_counter())
         rows_computed += report.rows_computed
-        tokens |= {result.row_id: result.token_ids for result in report.finished}
+        tokens |= {name_of(result.row_id): result.token_ids for result in report.finished}
     engine.close()
-    return Generated([tokens[spec.row_id] for spec in specs], rows_computed)
+    return Generated([tokens[name_of(spec.row_id)] for spec in specs], rows_computed)
 
 
 def _outcome(bench: BenchModel, workload: Workload, generate: Callable[[], Generated]) -> Outcome:

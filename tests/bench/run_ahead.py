@@ -29,8 +29,8 @@ from tests.bench.models import SIZES, write_model
 from tests.bench.outcome import Outcome
 from tests.bench.workloads import FIRST_ID, LAST_ID, Item, Sampling
 
+from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.rows.row import RowSpec
 
 WAYS = {"always": True, "never": False, "where_it_pays": None}
 MEANS = (5, 15, 60)

@@ -27,7 +27,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from mlxq_worker.engine.rows.row import Row, RowSpec
+from mlxq_worker.engine.api import RowId, RowSpec
+from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.sampling.sampler import Sampler
 
 VOCABULARIES = (2048, 131_072)
@@ -80,7 +81,7 @@ def rows_of(parameters: Sequence[dict[str, Any]], num_ids: int, rng: random.Rand
     """Rows amid their answers, each with a prompt and a seed of its own."""
     specs = [
         RowSpec(
-            row_id=str(index),
+            row_id=RowId(str(index)),
             prompt_ids=tuple(rng.choices(range(num_ids), k=PROMPT_TOKENS)),
             max_tokens=1_000_000,
             context_length=2_000_000,

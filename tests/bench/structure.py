@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mlxq.contract import Request, SamplingParams, Structure
+from mlxq_worker.engine.api import RowId, RowSpec
 from mlxq_worker.engine.constraint import Constraint, fill_masks
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.rows.row import RowSpec
 from mlxq_worker.model.load import load_tokenizer_only
 from mlxq_worker.text.structure import StructureCompiler
 
@@ -90,7 +90,7 @@ class Bench:
 
     def _row(self, index: int, constraint: Constraint | None) -> RowSpec:
         return RowSpec(
-            row_id=str(index),
+            row_id=RowId(str(index)),
             prompt_ids=tuple(self._rng.choices(range(1000), k=PROMPT_TOKENS)),
             max_tokens=self._max_tokens,
             context_length=PROMPT_TOKENS + self._max_tokens,

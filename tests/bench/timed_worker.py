@@ -15,8 +15,7 @@ from pathlib import Path
 
 from mlxq_worker.backend import Backend
 from mlxq_worker.config import WorkerConfig
-from mlxq_worker.engine.api import AbortReason, Engine
-from mlxq_worker.engine.rows.row import RowSpec, StepReport
+from mlxq_worker.engine.api import AbortReason, Engine, RowId, RowSpec, StepReport
 from mlxq_worker.worker import BatchWorker
 
 NOTES_VARIABLE = "BENCH_STEP_NOTES"
@@ -37,7 +36,7 @@ class TimedEngine:
         self._steps.append((start, time.monotonic()))
         return report
 
-    def cancel(self, row_id: str, reason: AbortReason = "cancelled") -> None:
+    def cancel(self, row_id: RowId, reason: AbortReason = "cancelled") -> None:
         self._engine.cancel(row_id, reason)
 
     def close(self) -> None:

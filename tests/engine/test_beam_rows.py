@@ -12,15 +12,15 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 from tests.support.countdown import Countdown
 from tests.support.engine_runs import decode, run
-from tests.support.row_specs import row_spec
+from tests.support.row_specs import name_of, row_spec
 from tests.support.tiny_models import CONFIGS, VOCAB_SIZE, build
 
 from mlxq.contract import Beam, StopDetails
 from mlxq.errors import RequestError
+from mlxq_worker.engine.api import RowResult, RowSpec
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.kvcache.memory import measure_cost
 from mlxq_worker.engine.rows.beam import BeamSearch, Hypothesis
-from mlxq_worker.engine.rows.row import RowResult, RowSpec, choice_row_id
 from mlxq_worker.engine.runners.slots import Layout
 
 EOS, OTHER_EOS, STOP = 5, 9, 33
@@ -92,7 +92,7 @@ def reference(architecture: str) -> list[list[tuple[tuple[int, ...], float]]]:
 
 
 def found(results: dict[str, RowResult], spec: RowSpec) -> list[RowResult]:
-    return [results[choice_row_id(spec.row_id, index)] for index in range(spec.num_beams_returned)]
+    return [results[name_of(row_id)] for row_id in spec.answer_ids]
 
 
 @pytest.mark.parametrize("pipelined", [True, False], ids=["pipelined", "plain"])
@@ -122,8 +122,11 @@ def test_each_hypothesis_says_how_it_ended_and_all_end_on_one_step() -> None:
     outcome = run(engine_of(kind), specs)
 
     for spec in specs:
-        ids = {result.row_id for result in found(outcome.results, spec)}
-        assert sum(not ids.isdisjoint({each.row_id for each in report.finished}) for report in outcome.reports) == 1
+        ids = {name_of(result.row_id) for result in found(outcome.results, spec)}
+        assert (
+            sum(not ids.isdisjoint({name_of(each.row_id) for each in report.finished}) for report in outcome.reports)
+            == 1
+        )
     seen = set()
     for result in outcome.results.values():
         *before, last = result.token_ids

@@ -7,8 +7,8 @@ from tests.support.row_specs import row_spec
 from tests.support.tiny_models import build
 
 from mlxq_worker.decoding.loop import DecodeLoop
+from mlxq_worker.engine.api import StepReport
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.rows.row import StepReport
 from mlxq_worker.messages import Admit, Channel
 from mlxq_worker.step_watch import StepWatch
 

@@ -10,12 +10,13 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from tests.support.engine_runs import decode, run
-from tests.support.row_specs import row_spec
+from tests.support.row_specs import name_of, row_spec
 from tests.support.tiny_models import VOCAB_SIZE, build
 
 from mlxq.contract import StopDetails
+from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.rows.row import Row, RowSpec
+from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.sampling.sampler import Sampler
 from mlxq_worker.engine.sampling.token_sampler import best_ids
 
@@ -60,7 +61,7 @@ def test_rows_that_compute_no_numbers_end_alone(architecture: str, packed: bool,
     culprit_id = unused_id(specs, alone.values())
     poison(model, culprit_id)
     culprits = [
-        row_spec(row_id=f"culprit {spec.row_id}", prompt_ids=(*spec.prompt_ids, culprit_id, 5), num_logprobs=2)
+        row_spec(row_id=f"culprit {name_of(spec.row_id)}", prompt_ids=(*spec.prompt_ids, culprit_id, 5), num_logprobs=2)
         for spec in specs
     ]
     steered = row_spec(row_id="steered", logit_bias={culprit_id: 1000.0}, num_logprobs=0)
@@ -71,7 +72,7 @@ def test_rows_that_compute_no_numbers_end_alone(architecture: str, packed: bool,
 
         assert {row_id: outcome.tokens[row_id] for row_id in alone} == alone
         for culprit in culprits:
-            result = outcome.results[culprit.row_id]
+            result = outcome.results[name_of(culprit.row_id)]
             assert result.stop_details == StopDetails(type="error")
             assert (result.error_code, result.token_ids, result.logprobs) == ("nan_logits", (), ())
         on_the_way = outcome.results["steered"]
@@ -92,13 +93,13 @@ def test_a_row_that_nothing_may_follow_keeps_what_it_has(architecture: str, pack
 
     outcome = run(engine, [stuck("at once", bad_words=((5,),)), *specs, stuck("later", bad_words=((5, 5, 5),))])
 
-    assert {spec.row_id: outcome.tokens[spec.row_id] for spec in specs} == expected
+    assert {name_of(spec.row_id): outcome.tokens[name_of(spec.row_id)] for spec in specs} == expected
     at_once, later = outcome.results["at once"], outcome.results["later"]
     assert at_once.stop_details == StopDetails(type="error")
     assert later.stop_details == StopDetails(type="error", token_index=1)
     assert (at_once.token_ids, later.token_ids, later.text) == ((), (5, 5), decode((5, 5)))
     assert at_once.error_code == later.error_code == "no_token_allowed"
-    assert all(outcome.results[spec.row_id].error_code is None for spec in specs)
+    assert all(outcome.results[name_of(spec.row_id)].error_code is None for spec in specs)
     assert sum(report.rows_useful for report in outcome.reports) == sum(map(len, outcome.tokens.values()))
 
 

@@ -13,8 +13,8 @@ from tests.support.row_specs import row_spec
 from tests.support.tiny_models import VOCAB_SIZE, build
 
 from mlxq.contract import Beam
+from mlxq_worker.engine.api import RowSpec, StepReport
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.rows.row import RowSpec, StepReport
 
 WIDTH = 4
 

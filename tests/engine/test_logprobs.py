@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from tests.support.engine_runs import decode, run
 from tests.support.processed_rows import any_parameters
-from tests.support.row_specs import row_spec
+from tests.support.row_specs import name_of, row_named, row_spec
 from tests.support.tiny_models import VOCAB_SIZE, build
 
+from mlxq_worker.engine.api import RowSpec, TokenScores
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.rows.row import Row, RowSpec, TokenScores
+from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.sampling.logprobs import LEAST_LOGPROB, Scores
 from mlxq_worker.engine.sampling.sampler import Sampler
 
@@ -77,7 +78,7 @@ def test_scores_are_those_of_the_model_run_by_itself(architecture: str, packed: 
     results = run(engine, random_specs(), one_per_step=True).results
 
     for spec in random_specs():
-        result, num_prompt = results[spec.row_id], len(spec.prompt_ids)
+        result, num_prompt = results[name_of(spec.row_id)], len(spec.prompt_ids)
         sequence = (*spec.prompt_ids, *result.token_ids)
         logits = model(mx.array([sequence]))[0]
         logprobs = np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))  # (tokens, V)
@@ -116,7 +117,7 @@ def test_a_prompt_that_was_cut_short_has_no_scores() -> None:
     spec = row_spec(prompt_ids=tuple(range(40)), num_prompt_logprobs=1, num_logprobs=1)
     engine = BatchEngine(build("llama"), decode, max_num_seqs=2, max_num_batched_tokens=8)
 
-    outcome = run(engine, [spec], before_step=lambda step: engine.cancel("row") if step == 2 else None)
+    outcome = run(engine, [spec], before_step=lambda step: engine.cancel(row_named("row")) if step == 2 else None)
 
     assert outcome.results["row"].prompt_logprobs is None
     assert outcome.results["row"].logprobs == ()

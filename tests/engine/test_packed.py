@@ -10,13 +10,13 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from tests.support.engine_runs import decode, run
-from tests.support.row_specs import row_spec
+from tests.support.row_specs import name_of, row_named, row_spec
 from tests.support.tiny_models import VOCAB_SIZE, build
 
 from mlxq.errors import RequestError
+from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.kvcache.memory import measure_cost
-from mlxq_worker.engine.rows.row import RowSpec
 from mlxq_worker.engine.runners.layout import Layout
 from mlxq_worker.engine.runners.packed import packs
 from mlxq_worker.engine.runners.slots import SlotCache
@@ -264,7 +264,9 @@ def test_rows_that_outgrow_their_slots_and_those_that_stay_get_the_tokens_that_t
 
     together = run(BatchEngine(model, decode, max_num_seqs=5), specs).tokens
     alone = {
-        spec.row_id: run(BatchEngine(model, decode, max_num_seqs=1, packed=False), [spec]).tokens[spec.row_id]
+        name_of(spec.row_id): run(BatchEngine(model, decode, max_num_seqs=1, packed=False), [spec]).tokens[
+            name_of(spec.row_id)
+        ]
         for spec in specs
     }
 
@@ -281,7 +283,7 @@ def test_what_a_row_leaves_in_a_slot_does_not_reach_the_next_one(caches: list[Sl
         if step_index == 4:
             for cache in caches[-2:]:  # both layers
                 cache._slabs[0]._values[1, :, :6] = mx.array(mx.nan)  # all that it has written
-            engine.cancel("leaver")
+            engine.cancel(row_named("leaver"))
             engine.admit(follower)
 
     leaver = row_spec(row_id="leaver", prompt_ids=(1, 2, 3), max_tokens=30)

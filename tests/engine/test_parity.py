@@ -15,12 +15,12 @@ import mlx.core as mx
 import pytest
 from mlx_lm.generate import generate_step
 from tests.support.engine_runs import decode, run
-from tests.support.row_specs import row_spec
+from tests.support.row_specs import name_of, row_named, row_spec
 from tests.support.tiny_models import CONFIGS, VOCAB_SIZE, build
 
 from mlxq.contract import StopDetails
+from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.rows.row import RowSpec
 from mlxq_worker.engine.runners.packed import packs
 
 PREFILL_CHUNK = 16
@@ -74,7 +74,9 @@ class Reference:
 
     def expected(self, specs: list[RowSpec]) -> dict[str, tuple[int, ...]]:
         """By row id, the tokens up to the first end token or the limit."""
-        return {spec.row_id: _until_end(spec, output) for spec, output in zip(specs, self.outputs, strict=True)}
+        return {
+            name_of(spec.row_id): _until_end(spec, output) for spec, output in zip(specs, self.outputs, strict=True)
+        }
 
     def eos_set(self) -> frozenset[int]:
         """Three ids each of which is, for some prompt, the first of the three to be generated, and not at once."""
@@ -156,14 +158,16 @@ def test_prompts_of_one_and_two_tokens_start_together(reference: Reference) -> N
     together = run(reference.engine(3), specs).tokens
 
     for spec in specs:
-        assert run(reference.engine(1), [spec]).tokens == {spec.row_id: together[spec.row_id]}
+        assert run(reference.engine(1), [spec]).tokens == {name_of(spec.row_id): together[name_of(spec.row_id)]}
 
 
 def test_rows_cancelled_in_the_middle_keep_their_tokens_and_leave_the_others_alone(reference: Reference) -> None:
     specs = reference.specs(max_tokens=NUM_TOKENS)
     engine, cancelled_at = reference.engine(8), {5: "2", 6: "0", 9: "7"}
 
-    outcome = run(engine, specs, before_step=lambda step_index: engine.cancel(cancelled_at.get(step_index, "")))
+    outcome = run(
+        engine, specs, before_step=lambda step_index: engine.cancel(row_named(cancelled_at.get(step_index, "")))
+    )
 
     expected = reference.expected(specs)
     for step_index, row_id in cancelled_at.items():
@@ -193,4 +197,4 @@ def test_packed_rows_far_longer_than_their_neighbours_are_as_if_alone(architectu
 
     for spec in specs:
         alone = generate_step(mx.array(spec.prompt_ids), model, max_tokens=spec.limit)
-        assert outcome.tokens[spec.row_id] == tuple(int(token_id) for token_id, _ in alone)
+        assert outcome.tokens[name_of(spec.row_id)] == tuple(int(token_id) for token_id, _ in alone)

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from tests.support.engine_runs import decode, run
 from tests.support.processed_rows import Residues, any_parameters, processed
-from tests.support.row_specs import row_spec
+from tests.support.row_specs import name_of, row_spec
 from tests.support.tiny_models import VOCAB_SIZE, build
 
+from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.rows.row import Row, RowSpec
+from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.sampling.processors import Processors
 
 ENDS = {token_id: f"<{token_id}>" for token_id in (1, 9, 60)}
@@ -162,7 +163,7 @@ def test_greedy_answers_are_those_of_the_formulas_applied_by_hand(model: Any, pa
 
     tokens = run(engine, mixed_specs(), one_per_step=True).tokens
 
-    assert tokens == {spec.row_id: answered_alone(model, spec) for spec in mixed_specs()}
+    assert tokens == {name_of(spec.row_id): answered_alone(model, spec) for spec in mixed_specs()}
 
 
 @pytest.mark.parametrize("pipelined", [True, False], ids=["pipelined", "plain"])

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tests.support.engine_runs import decode, run
-from tests.support.row_specs import row_spec
+from tests.support.row_specs import name_of, row_spec
 from tests.support.tiny_models import VOCAB_SIZE, build
 
+from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.rows.row import Row, RowSpec
+from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.sampling.sampler import Sampler
 from mlxq_worker.engine.sampling.token_sampler import Filter
 from mlxq_worker.engine.sampling.uniform import uniform
@@ -280,7 +281,7 @@ def test_tokens_are_the_same_alone_in_any_company_and_after_joining_at_any_step(
     model: Any, parameters: list[dict[str, Any]]
 ) -> None:
     specs = engine_specs(parameters)
-    alone = {spec.row_id: run(BatchEngine(model, decode, max_num_seqs=1), [spec]).tokens for spec in specs}
+    alone = {name_of(spec.row_id): run(BatchEngine(model, decode, max_num_seqs=1), [spec]).tokens for spec in specs}
 
     for width in (3, 8):
         for company in (specs, specs[::-1]):

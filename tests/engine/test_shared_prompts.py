@@ -8,11 +8,11 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from tests.support.engine_runs import decode, run
-from tests.support.row_specs import row_spec
+from tests.support.row_specs import name_of, row_spec
 from tests.support.tiny_models import CONFIGS, VOCAB_SIZE, build
 
+from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.rows.row import RowSpec
 
 NUM_ANSWERS = 4
 PROMPT_LENGTHS = (1, 2, 20, 100)
@@ -51,7 +51,7 @@ def test_answers_to_one_prompt_are_those_of_its_rows_alone(kind: str, width: int
     together = run(engine(width), specs).tokens
 
     for spec in specs:
-        assert run(engine(1), [spec]).tokens == {spec.row_id: together[spec.row_id]}
+        assert run(engine(1), [spec]).tokens == {name_of(spec.row_id): together[name_of(spec.row_id)]}
 
 
 class Counted:

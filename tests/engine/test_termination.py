@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from tests.support.countdown import EOS, VOCAB_SIZE, Countdown, counting_from, decode
 from tests.support.engine_runs import run
+from tests.support.row_specs import name_of, row_named
 
 from mlxq.contract import StopDetails
+from mlxq_worker.engine.api import RowResult, RowSpec
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.rows.row import RowResult, RowSpec
 
 
 @pytest.fixture(params=[True, False], ids=["pipelined", "plain"])
@@ -36,7 +37,7 @@ def engine(width: int, pipelined: bool, model: Any = None) -> BatchEngine:
 def ended(spec: RowSpec, pipelined: bool) -> RowResult:
     """The row's result, from a batch with two others."""
     neighbours = [counting_from(9, row_id="before"), counting_from(30, row_id="after")]
-    return run(engine(3, pipelined), [neighbours[0], spec, neighbours[1]]).results[spec.row_id]
+    return run(engine(3, pipelined), [neighbours[0], spec, neighbours[1]]).results[name_of(spec.row_id)]
 
 
 def test_a_row_ends_on_eos_and_the_text_does_not_hold_it(pipelined: bool) -> None:
@@ -102,7 +103,7 @@ def test_a_cancelled_row_keeps_its_text_and_its_place_is_taken_at_once(pipelined
 
     def cancel(step_index: int) -> None:
         if step_index == 3:
-            under_test.cancel("20")
+            under_test.cancel(row_named("20"))
 
     outcome = run(under_test, [counting_from(20), counting_from(1)], before_step=cancel)
 
@@ -117,10 +118,10 @@ def test_a_waiting_row_is_cancelled_without_having_run(pipelined: bool) -> None:
     under_test.admit(counting_from(5))
     under_test.admit(counting_from(7))
 
-    under_test.cancel("7")
+    under_test.cancel(row_named("7"))
     report = under_test.step(0.0)
 
-    assert [result.row_id for result in report.finished] == ["7"]
+    assert [name_of(result.row_id) for result in report.finished] == ["7"]
     assert report.finished[0].stop_details == StopDetails(type="cancelled", token_index=None)
     assert (report.num_running, report.num_waiting) == (1, 0)
 
@@ -129,8 +130,8 @@ def test_cancelling_a_row_that_has_ended_or_never_was_changes_nothing(pipelined:
     under_test = engine(2, pipelined)
     first = run(under_test, [counting_from(3)])
 
-    under_test.cancel("3")
-    under_test.cancel("nobody")
+    under_test.cancel(row_named("3"))
+    under_test.cancel(row_named("nobody"))
 
     assert run(under_test, [counting_from(3)]).tokens == first.tokens == {"3": (3, 2, 1, EOS)}
 
@@ -187,7 +188,7 @@ def test_rows_of_very_different_length_keep_a_narrow_batch_efficient(pipelined: 
 
     outcome = run(engine(width, pipelined), specs)
 
-    assert [len(outcome.tokens[spec.row_id]) for spec in specs] == [first + 1 for first in lengths]
+    assert [len(outcome.tokens[name_of(spec.row_id)]) for spec in specs] == [first + 1 for first in lengths]
     assert outcome.row_efficiency >= (0.95 if pipelined else 1.0)
     # The batch was full but for the tail: no step waited for a long row to end.
     busy = [report for report in outcome.reports if report.num_waiting]

@@ -15,13 +15,13 @@ from typing import Any, Literal
 import pytest
 import torch
 from tests.support.engine_runs import run
-from tests.support.row_specs import row_spec
+from tests.support.row_specs import name_of, row_spec
 from transformers import LlamaForCausalLM, LogitsProcessor, LogitsProcessorList
 
 import mlxq_worker.demo
 from mlxq.contract import Beam
+from mlxq_worker.engine.api import RowId, RowSpec
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.rows.row import RowSpec, choice_row_id
 from mlxq_worker.model.load import load_model
 
 DEMO_MODEL = Path(mlxq_worker.demo.__file__).parent / "model"
@@ -140,7 +140,7 @@ def test_hypotheses_and_scores_are_those_of_transformers(width: int, packed: boo
         expected = reference(case)
         if is_clear(case, expected):
             num_clear += 1
-            found = [results[choice_row_id(str(index), place)] for place in range(width)]
+            found = [results[name_of(RowId(str(index), place))] for place in range(width)]
             assert [result.token_ids for result in found] == [token_ids for token_ids, _ in expected], case
             scores = [score for _, score in expected]
             assert [result.beam_score for result in found] == pytest.approx(scores, abs=1e-3), case

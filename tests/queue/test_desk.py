@@ -10,11 +10,11 @@ import pytest
 from redis import Redis
 from tests.support.fake_engine import FakeEngine, FakePreparer, FakeWorker
 from tests.support.queued_jobs import answer, enqueue_plain, events, status, submit
+from tests.support.row_specs import name_of
 
 from mlxq.contract import StopDetails, StopType
 from mlxq_worker.config import EngineConfig, WorkerConfig
-from mlxq_worker.engine.api import RowError
-from mlxq_worker.engine.rows.row import RowResult
+from mlxq_worker.engine.api import RowError, RowId, RowResult
 from mlxq_worker.jobs.consumer import COME_BACK_S, JobDesk
 from mlxq_worker.jobs.presence import Presence
 from mlxq_worker.jobs.store import JobStore
@@ -85,7 +85,7 @@ def neighbour(connection: Redis) -> Iterator[Office]:
 
 
 def admitted(messages: list[ToDecode]) -> list[str]:
-    return [spec.row_id for message in messages if isinstance(message, Admit) for spec in message.specs]
+    return [name_of(spec.row_id) for message in messages if isinstance(message, Admit) for spec in message.specs]
 
 
 def strikes(connection: Redis, job_id: str) -> int:
@@ -231,13 +231,13 @@ def test_a_connection_that_breaks_again_and_again_keeps_nobody_from_taking_over_
     assert strikes(connection, job.id) == 1
 
 
-def ended(row_id: str, kind: StopType, error_code: RowError | None = None) -> Ended:
+def ended(row_id: RowId, kind: StopType, error_code: RowError | None = None) -> Ended:
     details = StopDetails(type=kind)
     return Ended(replace(RESULT, row_id=row_id, stop_details=details, error_code=error_code))
 
 
 RESULT = RowResult(
-    row_id="",
+    row_id=RowId(""),
     token_ids=(),
     text="",
     stop_details=StopDetails(type="cancelled"),

@@ -172,10 +172,10 @@ def test_a_preparer_with_a_bug_costs_one_job(
     first, second = enqueue_plain(connection, "one"), enqueue_plain(connection, "two")
     prepare = FakePreparer.prepare
 
-    def buggy(self: FakePreparer, request: Any, row_id: str) -> Any:
+    def buggy(self: FakePreparer, request: Any, request_id: str) -> Any:
         if request.prompt == "one":
             raise KeyError("template")
-        return prepare(self, request, row_id)
+        return prepare(self, request, request_id)
 
     monkeypatch.setattr(FakePreparer, "prepare", buggy)
 

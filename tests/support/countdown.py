@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 from tests.support.row_specs import row_spec
 
-from mlxq_worker.engine.rows.row import RowSpec
+from mlxq_worker.engine.api import RowSpec
 
 VOCAB_SIZE = 128
 EOS = 0

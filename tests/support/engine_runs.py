@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from mlxq_worker.engine.api import Engine
-from mlxq_worker.engine.rows.row import RowResult, RowSpec, StepReport
+from tests.support.row_specs import name_of
+
+from mlxq_worker.engine.api import Engine, RowResult, RowSpec, StepReport
 
 _MAX_STEPS = 5_000
 
@@ -48,8 +49,8 @@ def run(
         report = engine.step(float(step_index))
         run.reports.append(report)
         for result in report.finished:
-            assert result.row_id not in run.results, f"{result.row_id} ended twice"
-            run.results[result.row_id] = result
+            assert name_of(result.row_id) not in run.results, f"{name_of(result.row_id)} ended twice"
+            run.results[name_of(result.row_id)] = result
         if not todo and report.num_running == report.num_waiting == 0:
             return run
     raise AssertionError(f"not idle after {_MAX_STEPS} steps")

@@ -17,8 +17,7 @@ from mlxq.contract import FINISH_REASONS, Choice, Request, Result, RunInfo, Stop
 from mlxq.errors import RequestError
 from mlxq_worker.backend import Backend
 from mlxq_worker.config import WorkerConfig
-from mlxq_worker.engine.api import AbortReason
-from mlxq_worker.engine.rows.row import RowResult, RowSpec, StepReport, choice_row_id, request_row_id
+from mlxq_worker.engine.api import AbortReason, RowId, RowResult, RowSpec, StepReport
 from mlxq_worker.worker import BatchWorker
 
 DEFAULT_MAX_TOKENS = 3
@@ -35,9 +34,9 @@ class FakeRow:
     def next_stop(self) -> StopType | None:
         """Why the row ends on its newest token, if it does."""
         row_id = self.spec.row_id
-        if "nan" in self.words or ("twisted" in self.words and row_id.endswith("#1")):
+        if "nan" in self.words or ("twisted" in self.words and row_id.index == 1):
             return "error"
-        is_cut_short = "uneven" in self.words and row_id == request_row_id(row_id)
+        is_cut_short = "uneven" in self.words and row_id.index == 0
         return "max_tokens" if is_cut_short or self.num_tokens >= self.spec.max_tokens else None
 
 
@@ -54,7 +53,7 @@ class FakeEngine:
 
     def admit(self, spec: RowSpec) -> None:
         words = tuple("".join(map(chr, spec.prompt_ids)).split())
-        if "refuse" in words or ("misfit" in words and spec.row_id.endswith("#1")):
+        if "refuse" in words or ("misfit" in words and spec.row_id.index == 1):
             raise RequestError("the prompt never fits", param="prompt", code="kv_budget_exceeded")
         self.rows[spec.row_id] = FakeRow(spec, words)
 
@@ -87,7 +86,7 @@ class FakeEngine:
             rows_useful=len(running),
         )
 
-    def cancel(self, row_id: str, reason: AbortReason = "cancelled") -> None:
+    def cancel(self, row_id: RowId, reason: AbortReason = "cancelled") -> None:
         if row_id in self.rows:
             self.rows[row_id].stop = reason
 
@@ -113,13 +112,13 @@ class FakeEngine:
 class FakePreparer:
     """One token per character."""
 
-    def prepare(self, request: Request, row_id: str) -> tuple[RowSpec, ...]:
+    def prepare(self, request: Request, request_id: str) -> tuple[RowSpec, ...]:
         prompt = request.prompt
         assert isinstance(prompt, str)
         if "bad" in prompt.split():
             raise RequestError("this prompt is bad", param="prompt", code="bad_prompt")
         spec = RowSpec(
-            row_id=row_id,
+            row_id=RowId(request_id),
             prompt_ids=tuple(map(ord, prompt)),
             max_tokens=request.sampling.max_tokens or DEFAULT_MAX_TOKENS,
             context_length=1_000_000,
@@ -129,7 +128,7 @@ class FakePreparer:
         )
         num_rows = max(int(word.removeprefix("rows=")) for word in ["rows=1", *prompt.split()] if word[:5] == "rows=")
         return tuple(
-            replace(spec, row_id=choice_row_id(row_id, index), seed=spec.seed + index) for index in range(num_rows)
+            replace(spec, row_id=spec.row_id.answer(index), seed=spec.seed + index) for index in range(num_rows)
         )
 
     def finish(

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tests.support.tiny_models import VOCAB_SIZE
 
-from mlxq_worker.engine.rows.row import RowSpec
+from mlxq_worker.engine.api import RowSpec
 
 Logits = NDArray[np.float32]
 

@@ -9,14 +9,16 @@ from random import Random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.row_specs import row_spec
+from tests.support.row_specs import name_of, row_named, row_spec
 
 from mlxq.contract import Beam
+from mlxq_worker.engine.api import RowResult, RowSpec, TokenScores
 from mlxq_worker.engine.kvcache.budget import KvBudget, KvCost
+from mlxq_worker.engine.plan import Plan
 from mlxq_worker.engine.rows.beam import BeamSearch
 from mlxq_worker.engine.rows.beam_rows import new_row
-from mlxq_worker.engine.rows.row import Row, RowResult, RowSpec, TokenScores
-from mlxq_worker.engine.scheduling.scheduler import Plan, Scheduler
+from mlxq_worker.engine.rows.row import Row
+from mlxq_worker.engine.scheduling.scheduler import Scheduler
 
 END, NUM_IDS = 0, 9
 
@@ -119,10 +121,13 @@ def test_searches_among_other_rows_get_what_they_get_alone_in_no_more_places_tha
 
     while scheduler.num_running or scheduler.num_waiting:
         for result in device.step():
-            assert results.setdefault(result.row_id, result) is result
+            assert results.setdefault(name_of(result.row_id), result) is result
 
     for spec in specs:
-        expected = {f"{spec.row_id}#{place}" if place else spec.row_id: ids for place, ids in enumerate(alone(spec))}
+        expected = {
+            f"{name_of(spec.row_id)}#{place}" if place else name_of(spec.row_id): ids
+            for place, ids in enumerate(alone(spec))
+        }
         found = {row_id: results[row_id].token_ids for row_id in expected}
         assert found == expected
     assert len(results) == sum(spec.num_beams_returned for spec in specs)
@@ -146,8 +151,8 @@ def test_a_search_leaves_out_every_other_step_of_a_device_that_is_one_step_behin
     while scheduler.num_running or scheduler.num_waiting:
         device.step()
 
-    assert [sum(row.spec.row_id == "beam" for row in plan.rows) for plan in plans] == [1, 0, 3, 0, 3, 0, 3, 0]
-    assert [sum(row.spec.row_id == "other" for row in plan.rows) for plan in plans] == [1, 1, 1, 1, 1, 1, 1, 0]
+    assert [sum(name_of(row.spec.row_id) == "beam" for row in plan.rows) for plan in plans] == [1, 0, 3, 0, 3, 0, 3, 0]
+    assert [sum(name_of(row.spec.row_id) == "other" for row in plan.rows) for plan in plans] == [1, 1, 1, 1, 1, 1, 1, 0]
 
 
 LONG_PROMPT = tuple(range(100, 170))
@@ -173,9 +178,9 @@ def test_a_search_that_waited_in_vain_leaves_nothing_that_others_would_seem_to_s
         scheduler.commit(plan.rows, [7] * len(plan.rows), 0.0)
     assert repr(scheduler) == "Scheduler(running=1/5 waiting=1)"
 
-    scheduler.abort("search", "cancelled")
+    scheduler.abort(row_named("search"), "cancelled")
     scheduler.schedule(0.0)
-    scheduler.abort("running", "cancelled")
+    scheduler.abort(row_named("running"), "cancelled")
     scheduler.add(new_row(row_spec(row_id="alone", prompt_ids=LONG_PROMPT, max_tokens=5), decode))
     plan, _ = scheduler.schedule(0.0)
 

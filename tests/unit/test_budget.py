@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.support.row_specs import row_spec
+from tests.support.row_specs import name_of, row_named, row_spec
 
 from mlxq_worker.engine.kvcache.budget import KvBudget, KvCost
 from mlxq_worker.engine.rows.row import Row
@@ -48,7 +48,7 @@ def test_a_row_waits_until_it_fits_beside_the_others_and_keeps_its_turn() -> Non
     batches = []
     for _ in range(30):
         plan, _ = scheduler.schedule(0.0)
-        batches.append("+".join(row.spec.row_id for row in plan.rows))
+        batches.append("+".join(name_of(row.spec.row_id) for row in plan.rows))
         scheduler.commit(plan.rows, [7] * len(plan.rows), 0.0)
 
     assert list(dict.fromkeys(batches)) == ["a+b", "long", "c", ""]
@@ -62,7 +62,7 @@ def test_a_row_that_comes_and_goes_ahead_need_not_wait_for_one_that_does_not_fit
         scheduler.add(Row(spec, lambda ids: ""))
         plan, _ = scheduler.schedule(0.0)
 
-    assert [row.spec.row_id for row in plan.rows] == ["running", "long"]
+    assert [name_of(row.spec.row_id) for row in plan.rows] == ["running", "long"]
 
 
 def sharing_scheduler(limit_bytes: int) -> Scheduler:
@@ -88,7 +88,7 @@ def test_a_prefix_that_nobody_uses_makes_room_for_a_row() -> None:
     plan, _ = scheduler.schedule(0.0)
     shared = plan.prefixes[0].prefix
     for row_id in ("0", "1"):
-        scheduler.abort(row_id, "cancelled")
+        scheduler.abort(row_named(row_id), "cancelled")
     idle, _ = scheduler.schedule(1.0)
 
     scheduler.add(Row(row_spec(row_id="big", prompt_ids=(9,), max_tokens=99), lambda ids: ""))
@@ -96,4 +96,4 @@ def test_a_prefix_that_nobody_uses_makes_room_for_a_row() -> None:
 
     assert idle.evicted == ()
     assert full.evicted == (shared,)
-    assert [row.spec.row_id for row in full.rows] == ["big"]
+    assert [name_of(row.spec.row_id) for row in full.rows] == ["big"]

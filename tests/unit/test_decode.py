@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 from tests.support.fake_engine import FakeEngine
+from tests.support.row_specs import name_of, row_named
 
 from mlxq_worker.decoding.loop import DecodeLoop
 from mlxq_worker.decoding.memory_watch import MemoryWatch
 from mlxq_worker.decoding.width import CALM_S
-from mlxq_worker.engine.rows.row import RowSpec, StepReport
+from mlxq_worker.engine.api import RowId, RowSpec, StepReport
 from mlxq_worker.messages import (
     Admit,
     Cancel,
@@ -66,9 +67,13 @@ def rows(*row_ids: str, prompt: str = "hello", max_tokens: int = 2) -> Admit:
     return Admit(tuple(row(row_id, prompt, max_tokens) for row_id in row_ids))
 
 
+def ids(*names: str) -> tuple[RowId, ...]:
+    return tuple(map(row_named, names))
+
+
 def row(row_id: str, prompt: str = "hello", max_tokens: int = 2) -> RowSpec:
     return RowSpec(
-        row_id=row_id,
+        row_id=row_named(row_id),
         prompt_ids=tuple(map(ord, prompt)),
         max_tokens=max_tokens,
         context_length=1000,
@@ -79,7 +84,7 @@ def row(row_id: str, prompt: str = "hello", max_tokens: int = 2) -> RowSpec:
 
 
 def ended(sent: list[ToIo]) -> list[str]:
-    return [message.result.row_id for message in sent if isinstance(message, Ended)]
+    return [name_of(message.result.row_id) for message in sent if isinstance(message, Ended)]
 
 
 def test_rows_enter_as_others_leave() -> None:
@@ -108,7 +113,7 @@ def test_a_step_that_raises_names_its_rows_and_leaves_the_waiting_ones() -> None
     after = rig.turn()
 
     [raised] = [message for message in sent if isinstance(message, StepRaised)]
-    assert sorted(raised.row_ids) == ["a", "b"]
+    assert sorted(map(name_of, raised.row_ids)) == ["a", "b"]
     assert "boom goes the batch" in raised.error
     assert rig.engines[0].is_closed
     assert rig.engines[1].widths == [1]
@@ -120,7 +125,7 @@ def test_a_row_that_the_engine_refuses_does_not_cost_its_neighbour_the_place() -
 
     sent = rig.turn(rows("a", prompt="refuse"), rows("b", max_tokens=1), rows("c", max_tokens=1))
 
-    assert [message.row_id for message in sent if isinstance(message, Refused)] == ["a"]
+    assert [name_of(message.row_id) for message in sent if isinstance(message, Refused)] == ["a"]
     assert ended(sent) == ["b", "c"]
 
 
@@ -128,18 +133,18 @@ def test_a_cancelled_row_ends_at_the_next_step_and_a_waiting_one_at_once() -> No
     rig = Rig()
     rig.turn(*(rows(name, max_tokens=9) for name in "abc"))
 
-    sent = rig.turn(Cancel(("a",)), Cancel(("c",)), Cancel(("unknown",)))
+    sent = rig.turn(Cancel(ids("a")), Cancel(ids("c")), Cancel(ids("unknown")))
 
-    assert [message for message in sent if isinstance(message, Dropped)] == [Dropped(("c",))]
+    assert [message for message in sent if isinstance(message, Dropped)] == [Dropped(ids("c"))]
     [result] = [message.result for message in sent if isinstance(message, Ended)]
-    assert (result.row_id, result.stop_details.type, result.text) == ("a", "cancelled", "x")
+    assert (name_of(result.row_id), result.stop_details.type, result.text) == ("a", "cancelled", "x")
 
 
 def test_the_rows_of_a_job_enter_together_and_the_next_job_waits_for_room() -> None:
     rig = Rig()
 
     first = rig.turn(rows("a", "a#1", "a#2"), rows("b"))
-    entered = set(rig.engines[0].rows)
+    entered = set(map(name_of, rig.engines[0].rows))
     rest = [rig.turn() for _ in range(4)]
 
     assert entered == {"a", "a#1", "a#2"}, "an engine two rows wide has three of them, and shares their prompt"
@@ -151,9 +156,9 @@ def test_cancelling_a_job_ends_all_its_rows_wherever_they_are() -> None:
     rig = Rig()
     rig.turn(rows("a", "a#1", max_tokens=9), rows("b", "b#1"))
 
-    sent = rig.turn(Cancel(("a", "a#1")), Cancel(("b", "b#1")))
+    sent = rig.turn(Cancel(ids("a", "a#1")), Cancel(ids("b", "b#1")))
 
-    assert [message for message in sent if isinstance(message, Dropped)] == [Dropped(("b", "b#1"))]
+    assert [message for message in sent if isinstance(message, Dropped)] == [Dropped(ids("b", "b#1"))]
     assert ended(sent) == ["a", "a#1"]
 
 
@@ -164,8 +169,8 @@ def test_stopping_returns_the_waiting_rows_and_those_that_still_come() -> None:
     first = rig.turn(Stop("test"), Stop("again"))
     second = rig.turn(rows("d"))
 
-    assert first == [StopClaiming(), Returned(("c",))]
-    assert second[0] == Returned(("d",))
+    assert first == [StopClaiming(), Returned(ids("c"))]
+    assert second[0] == Returned(ids("d"))
     assert ended(second) == ["a", "b"]
 
 
@@ -208,7 +213,7 @@ def test_memory_that_runs_out_is_nobodys_fault_and_the_batch_gets_narrower() -> 
     rig.turn(*(rows(name) for name in "abcdef"))
 
     [returned] = [message for message in sent if isinstance(message, Returned)]
-    assert sorted(returned.row_ids) == list("abcdef")
+    assert sorted(map(name_of, returned.row_ids)) == list("abcdef")
     assert not any(isinstance(message, StepRaised) for message in sent)
     assert rig.engines[-1].widths == [3]
 
@@ -221,7 +226,7 @@ def test_a_job_for_which_there_is_not_enough_memory_fails_alone_with_all_its_row
     sent = rig.turn(job)
 
     refused = [message for message in sent if isinstance(message, Refused)]
-    assert sorted(message.row_id for message in refused) == ["a", "a#1", "a#2"]
+    assert sorted(name_of(message.row_id) for message in refused) == ["a", "a#1", "a#2"]
     assert {message.error.code for message in refused} == {"out_of_memory"}
     assert all("fewer than" in message.error.message for message in refused)
     assert rig.loop.is_idle
@@ -254,7 +259,7 @@ def test_a_worker_far_over_its_memory_limit_makes_room_for_a_fresh_one() -> None
 
     sent = rig.turn(rows("a"), now=10.0)
 
-    assert sent == [StopClaiming(), Returned(("a",))]
+    assert sent == [StopClaiming(), Returned(ids("a"))]
     assert rig.loop.is_recycling
     assert rig.loop.is_in_a_hurry
 
@@ -271,7 +276,7 @@ def test_after_enough_tokens_no_row_is_admitted_and_those_inside_may_take_their_
 
     assert first == []
     assert second == [StopClaiming()]
-    assert third[0] == Returned(("c",))
+    assert third[0] == Returned(ids("c"))
     assert ended(third) == ["a", "b"]
     assert rig.loop.is_recycling
     assert not rig.loop.is_in_a_hurry

@@ -5,10 +5,10 @@ from __future__ import annotations
 from random import Random
 
 import pytest
-from tests.support.row_specs import row_spec
+from tests.support.row_specs import row_named, row_spec
 
 from mlxq.contract import Beam, Request, SamplingParams, StopDetails
-from mlxq_worker.engine.rows.row import RowResult, RowSpec, choice_row_id
+from mlxq_worker.engine.api import RowId, RowResult, RowSpec
 from mlxq_worker.jobs.active import Held, HeldJobs
 from mlxq_worker.jobs.claimed import Claimed
 
@@ -24,10 +24,10 @@ def claimed(name: str) -> Held:
 
 
 def several(name: str, count: int) -> tuple[RowSpec, ...]:
-    return tuple(row_spec(row_id=choice_row_id(name, index)) for index in range(count))
+    return tuple(row_spec(row_id=f"{name}#{index}") for index in range(count))
 
 
-def result(row_id: str) -> RowResult:
+def result(row_id: RowId) -> RowResult:
     return RowResult(
         row_id=row_id,
         token_ids=(),
@@ -46,11 +46,11 @@ def test_a_beam_search_takes_its_width_until_all_of_its_answers_have_come() -> N
 
     jobs.prepared(held, REQUEST, (row_spec(row_id="a", beam=Beam(width=4), num_beams_returned=2),))
     before = jobs.num_open_rows
-    jobs.take(held, result("a"))
+    jobs.take(held, result(row_named("a")))
     between = set(held.open_ids)
-    jobs.take(held, result("a#1"))
+    jobs.take(held, result(row_named("a#1")))
 
-    assert (before, between, held.open_ids) == (4, {"a#1"}, set())
+    assert (before, between, held.open_ids) == (4, {row_named("a#1")}, set())
     assert jobs.num_open_rows == 0
 
 
@@ -68,7 +68,7 @@ def test_a_refused_beam_search_leaves_nothing_to_wait_for() -> None:
     jobs.add(held)
     jobs.prepared(held, REQUEST, (row_spec(row_id="a", beam=Beam(width=4), num_beams_returned=2),))
 
-    jobs.refused(held, "a")
+    jobs.refused(held, row_named("a"))
 
     assert not held.open_ids
     assert jobs.num_open_rows == 0

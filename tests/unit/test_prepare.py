@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.support.row_specs import name_of
 from tests.support.small_tokenizers import ASCII, FakeTokenizer, llama_3, qwen, real_tokenizer
 
 from mlxq.contract import (
@@ -22,7 +23,7 @@ from mlxq.contract import (
 )
 from mlxq.errors import RequestError
 from mlxq.requests.openai import parse_object
-from mlxq_worker.engine.rows.row import RowResult, RowSpec, TokenScores
+from mlxq_worker.engine.api import RowId, RowResult, RowSpec, TokenScores
 from mlxq_worker.model.eos import EosSet, resolve_eos
 from mlxq_worker.model.tokenizer import Tokenizer
 from mlxq_worker.model.tool_formats import ToolFormat
@@ -121,7 +122,7 @@ def test_a_chat_is_rendered_by_the_models_template_up_to_the_models_turn() -> No
     assert shown(tokenizer, spec) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n"
     )
-    assert spec.row_id == "r1"
+    assert name_of(spec.row_id) == "r1"
 
 
 def test_a_chat_begins_with_the_templates_bos_and_no_second_one() -> None:
@@ -331,7 +332,7 @@ def test_sampling_parameters_are_carried_over() -> None:
     )
 
     assert spec == RowSpec(
-        row_id="r1",
+        row_id=RowId("r1"),
         prompt_ids=(ord("H"), ord("i")),
         max_tokens=9,
         min_tokens=2,
@@ -373,7 +374,7 @@ def test_any_integer_is_a_seed_and_one_is_drawn_for_none(seed: int | None, expec
 def test_each_of_several_answers_is_a_row_with_a_seed_of_its_own() -> None:
     first, second, third = preparer().prepare(completion(n=3, seed=2**64 - 2), "r1")
 
-    assert [row.row_id for row in (first, second, third)] == ["r1", "r1#1", "r1#2"]
+    assert [name_of(row.row_id) for row in (first, second, third)] == ["r1", "r1#1", "r1#2"]
     assert [row.seed for row in (first, second, third)] == [2**64 - 2, 2**64 - 1, 0]
     assert first == replace(third, row_id=first.row_id, seed=first.seed), "all else is the same"
 

@@ -10,8 +10,9 @@ from tests.support.row_specs import row_spec
 from tests.support.small_tokenizers import CHATML_TEMPLATE, real_tokenizer
 
 from mlxq.contract import Request, SamplingParams, Structure
+from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.reasoning import Reasoning, ReasoningState
-from mlxq_worker.engine.rows.row import Row, RowSpec
+from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.model.eos import resolve_eos
 from mlxq_worker.model.reasoning import ReasoningMarkers, reasoning_markers_of, split_reasoning
 from mlxq_worker.text.prepare import Preparer

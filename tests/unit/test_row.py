@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from tests.support.row_specs import row_spec
+from tests.support.row_specs import name_of, row_spec
 
 from mlxq.contract import RepetitionDetection, StopDetails
-from mlxq_worker.engine.api import AbortReason
+from mlxq_worker.engine.api import AbortReason, RowResult
 from mlxq_worker.engine.reasoning import Reasoning
-from mlxq_worker.engine.rows.row import Row, RowResult
+from mlxq_worker.engine.rows.row import Row
 
 # Token ids are bytes; the first two are special tokens (no text), and XYZ is one token of three characters.
 EOS, TURN_END, XYZ = 0, 1, 256
@@ -278,13 +278,13 @@ def test_a_row_goes_on_until_something_ends_it() -> None:
     row = Row(row_spec(**ENDS, stop=("xyz!",)), decode)
 
     assert commit_all(row, [*b"abc", XYZ]) is None
-    assert repr(row) == "Row(row 4/100 running)"
+    assert repr(row) == "Row(row#0 4/100 running)"
 
 
 def test_the_result_repeats_what_identifies_the_row() -> None:
     result = ended([EOS], row_id="r1", prompt_ids=(4, 5, 6), seed=17)
 
-    assert (result.row_id, result.num_prompt_tokens, result.seed) == ("r1", 3, 17)
+    assert (name_of(result.row_id), result.num_prompt_tokens, result.seed) == ("r1", 3, 17)
 
 
 def test_prefill_lasts_from_admission_to_the_first_token_and_decode_from_there() -> None:

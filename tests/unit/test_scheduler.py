@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.support.row_specs import row_spec
+from tests.support.row_specs import name_of, row_named, row_spec
 
-from mlxq_worker.engine.rows.row import Row, RowResult
-from mlxq_worker.engine.scheduling.scheduler import Plan, Scheduler
+from mlxq_worker.engine.api import RowResult
+from mlxq_worker.engine.plan import Plan
+from mlxq_worker.engine.rows.row import Row
+from mlxq_worker.engine.scheduling.scheduler import Scheduler
 
 EOS, TOKEN = 0, 7
 
@@ -37,11 +39,11 @@ def row(row_id: str, num_tokens: int = 100, *, prompt_length: int = 1, deadline_
 
 
 def names(rows: Iterable[Row]) -> str:
-    return "".join(row.spec.row_id for row in rows)
+    return "".join(name_of(row.spec.row_id) for row in rows)
 
 
 def ids(results: Iterable[RowResult]) -> str:
-    return "".join(result.row_id for result in results)
+    return "".join(name_of(result.row_id) for result in results)
 
 
 @dataclass
@@ -68,7 +70,7 @@ class Device:
         return ids([*dropped, *finished])
 
     def _is_over(self, row: Row) -> bool:
-        return self.step_index >= self.eos_at.get(row.spec.row_id, math.inf)
+        return self.step_index >= self.eos_at.get(name_of(row.spec.row_id), math.inf)
 
     @property
     def batches(self) -> list[str]:
@@ -153,7 +155,7 @@ def test_a_running_row_that_is_aborted_ends_on_the_next_step_with_what_it_has(la
     for _ in range(3):
         device.step()
 
-    device.scheduler.abort("a", reason)
+    device.scheduler.abort(row_named("a"), reason)
 
     assert device.step() == "a"
     assert device.batches[-1] == "b"
@@ -165,7 +167,7 @@ def test_a_running_row_that_is_aborted_ends_on_the_next_step_with_what_it_has(la
 def test_a_waiting_row_that_is_aborted_never_runs(lag: int) -> None:
     device = Device(scheduler_of(1, row("a", 1), row("b"), row("c", 1)), lag)
 
-    device.scheduler.abort("b", "cancelled")
+    device.scheduler.abort(row_named("b"), "cancelled")
     ended = "".join(device.step() for _ in range(4))
 
     assert ended == "bac"
@@ -177,7 +179,7 @@ def test_a_row_aborted_while_its_last_token_is_on_its_way_is_reported_once() -> 
     device = Device(scheduler_of(1, row("a", 1)), lag=1)
     device.step()
 
-    device.scheduler.abort("a", "cancelled")
+    device.scheduler.abort(row_named("a"), "cancelled")
 
     assert [device.step() for _ in range(3)] == ["a", "", ""]
 
@@ -186,8 +188,8 @@ def test_the_first_abort_reason_stays() -> None:
     aborted = row("a")
     scheduler = scheduler_of(1, aborted)
 
-    scheduler.abort("a", "deadline")
-    scheduler.abort("a", "cancelled")
+    scheduler.abort(row_named("a"), "deadline")
+    scheduler.abort(row_named("a"), "cancelled")
     scheduler.schedule(0.0)
 
     assert aborted.result is not None
@@ -197,7 +199,7 @@ def test_the_first_abort_reason_stays() -> None:
 def test_aborting_an_unknown_row_changes_nothing(lag: int) -> None:
     device = Device(scheduler_of(1, row("a")), lag)
 
-    device.scheduler.abort("z", "cancelled")
+    device.scheduler.abort(row_named("z"), "cancelled")
 
     assert device.step() == ""
     assert device.batches == ["a"]
@@ -208,7 +210,7 @@ def test_a_cancelled_row_that_is_also_overdue_was_cancelled() -> None:
     scheduler = scheduler_of(1, aborted)
     scheduler.schedule(0.0)
 
-    scheduler.abort("a", "cancelled")
+    scheduler.abort(row_named("a"), "cancelled")
     scheduler.schedule(5.0)
 
     assert aborted.result is not None
@@ -278,7 +280,7 @@ def test_clear_forgets_running_and_waiting_rows() -> None:
 
 
 def pieces(plan: Plan) -> list[tuple[str, int, int]]:
-    return [(piece.row.spec.row_id, piece.start, piece.stop) for piece in plan.prefill]
+    return [(name_of(piece.row.spec.row_id), piece.start, piece.stop) for piece in plan.prefill]
 
 
 def test_without_a_limit_on_tokens_a_prompt_is_prefilled_on_one_step() -> None:
@@ -324,7 +326,7 @@ def test_a_row_cancelled_while_its_prompt_is_prefilled_has_no_tokens_and_frees_i
     scheduler.add(row("b"))
     scheduler.schedule(0.0)
 
-    scheduler.abort("a", "cancelled")
+    scheduler.abort(row_named("a"), "cancelled")
     plan, dropped = scheduler.schedule(1.0)
 
     assert ids(dropped) == "a"

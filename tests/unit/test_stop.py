@@ -8,7 +8,7 @@ from itertools import accumulate, groupby
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mlxq_worker.engine.rows.row import Decode
+from mlxq_worker.engine.api import Decode
 from mlxq_worker.engine.rows.stop import MAX_PENDING, StopMatch, StopScanner, TextStream
 
 # A byte-level vocabulary: ids below 256 are bytes, then pieces of several bytes (also cut inside a character), and

@@ -15,9 +15,9 @@ from tests.support.row_specs import row_spec
 from tests.support.small_tokenizers import real_tokenizer
 
 from mlxq.contract import Request, SamplingParams, StopDetails, StopType, Structure, ToolChoice
+from mlxq_worker.engine.api import RowId, RowResult
 from mlxq_worker.engine.constraint import Constraint
 from mlxq_worker.engine.reasoning import Reasoning
-from mlxq_worker.engine.rows.row import RowResult
 from mlxq_worker.model.load import load_tokenizer_only
 from mlxq_worker.model.tool_formats import ToolFormat, tool_format_of
 from mlxq_worker.text.answer_parts import AnswerParts, AnswerReader
@@ -329,7 +329,7 @@ def read(
 
     ids = model.encode(text, add_special_tokens=False)
     result = RowResult(
-        row_id="row",
+        row_id=RowId("row"),
         token_ids=tuple(ids) + ((257,) if end == "eos_token" else ()),
         text=decode(ids),
         stop_details=StopDetails(type=end, string=stop),

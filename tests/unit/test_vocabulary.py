@@ -9,7 +9,7 @@ from tests.support.small_tokenizers import ASCII, FakeTokenizer, real_tokenizer
 
 from mlxq.contract import Alternative
 from mlxq.errors import RequestError
-from mlxq_worker.engine.rows.row import TokenScores
+from mlxq_worker.engine.api import TokenScores
 from mlxq_worker.text.vocabulary import TokenTexts, bad_word_ids, check_ids
 
 WORDS = FakeTokenizer(words={"cat": 1, " cat": 2, "dog": 3, " ": 4, "fish": 5, " f": 6, "ish": 7})

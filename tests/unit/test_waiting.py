@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.support.row_specs import row_spec
+from tests.support.row_specs import name_of, row_spec
 
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.scheduling.waiting_queue import PATIENCE, WaitingLine
@@ -20,7 +20,7 @@ def taken_from(line: WaitingLine) -> list[str]:
     while line:
         row = line.next
         line.remove(row)
-        order.append(row.spec.row_id)
+        order.append(name_of(row.spec.row_id))
     return order
 
 
@@ -44,4 +44,4 @@ def test_a_row_that_ended_while_it_waited_is_gone() -> None:
 
     line.drop_finished()
 
-    assert [row.spec.row_id for row in line] == ["b"]
+    assert [name_of(row.spec.row_id) for row in line] == ["b"]

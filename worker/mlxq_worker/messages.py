@@ -2,8 +2,8 @@
 
 The decode thread (the process's main thread) owns the model and the engine, the I/O thread owns Redis. Both use the
 tokenizer, which crosses once, inside `Ready`: a Rust object that encoding and decoding only read. No array ever
-crosses. The row id of a job's first answer is the execution id of the job, new with every claim, and those of its other
-answers follow from it, so that a late message about an earlier claim of the same job meets nobody.
+crosses. Its rows have the execution id of the job for their request id, new with every claim,
+so that a late message about an earlier claim of the same job meets nobody.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Protocol
 
 from mlxq.contract import Request, Result
 from mlxq.errors import RequestError
-from mlxq_worker.engine.rows.row import RowResult, RowSpec
+from mlxq_worker.engine.api import RowId, RowResult, RowSpec
 
 
 class Preparer(Protocol):
     """Between requests and rows: tokenises one way, builds the answer the other way."""
 
-    def prepare(self, request: Request, row_id: str) -> tuple[RowSpec, ...]:
-        """The rows of a request: one for each answer, or one for a beam search. The first has this id.
+    def prepare(self, request: Request, request_id: str) -> tuple[RowSpec, ...]:
+        """The rows of a request: one for each answer, or one for a beam search.
 
         Raises:
             RequestError: this model can't run the request.
@@ -55,7 +55,7 @@ class Admit:
 class Cancel:
     """Somebody wants the rows of a job to end, or they aren't ours any more."""
 
-    row_ids: tuple[str, ...]
+    row_ids: tuple[RowId, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +112,14 @@ class Ended:
 class Dropped:
     """Cancelled rows that never reached the engine."""
 
-    row_ids: tuple[str, ...]
+    row_ids: tuple[RowId, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
     """The engine won't take this row: it could never run it."""
 
-    row_id: str
+    row_id: RowId
     error: RequestError
 
 
@@ -127,7 +127,7 @@ class Refused:
 class StepRaised:
     """A step raised and took its batch along: these rows were in it."""
 
-    row_ids: tuple[str, ...]
+    row_ids: tuple[RowId, ...]
     error: str
 
 
@@ -135,7 +135,7 @@ class StepRaised:
 class Returned:
     """Rows that the decode thread won't run: back to the queue with them."""
 
-    row_ids: tuple[str, ...]
+    row_ids: tuple[RowId, ...]
 
 
 @dataclass(frozen=True, slots=True)

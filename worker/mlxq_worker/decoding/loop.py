@@ -16,8 +16,7 @@ from queue import Empty
 from mlxq.errors import RequestError
 from mlxq_worker.decoding.memory_watch import MemoryWatch, is_allocation_failure, no_limit
 from mlxq_worker.decoding.width import Width
-from mlxq_worker.engine.api import Engine
-from mlxq_worker.engine.rows.row import RowSpec, StepReport, request_row_id
+from mlxq_worker.engine.api import Engine, RowId, RowSpec, StepReport
 from mlxq_worker.messages import (
     Admit,
     Cancel,
@@ -71,7 +70,7 @@ class DecodeLoop:
         self._tokens_left = float("inf") if max_generated_tokens is None else max_generated_tokens
         self._engine = new_engine()
         self._waiting: deque[tuple[RowSpec, ...]] = deque()
-        self._running: set[str] = set()
+        self._running: set[RowId] = set()
         self._free_rows = max_num_seqs
         self._stop_reason: str | None = None
         self._drained = False
@@ -162,7 +161,7 @@ class DecodeLoop:
             case Wake():
                 pass
 
-    def _cancel(self, row_ids: tuple[str, ...]) -> None:
+    def _cancel(self, row_ids: tuple[RowId, ...]) -> None:
         for specs in self._waiting:
             if specs[0].row_id in row_ids:
                 self._waiting.remove(specs)
@@ -238,7 +237,7 @@ class DecodeLoop:
         logger.error("A step of %d rows raised; starting over with an empty batch: %s", len(rows), trace_of(error))
         if not is_allocation_failure(error):
             self._channel.to_io.put(StepRaised(rows, "".join(traceback.format_exception(error))))
-        elif len(set(map(request_row_id, rows))) > 1:
+        elif len({row_id.request_id for row_id in rows}) > 1:
             self._width.shrink(len(rows), now)
             logger.warning("Memory ran out: going on with no more than %d rows", self._width.rows)
             self._channel.to_io.put(Returned(rows))

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from mlxq.contract import Request
-from mlxq_worker.engine.rows.row import RowResult, RowSpec, choice_row_id, request_row_id
+from mlxq_worker.engine.api import RowId, RowResult, RowSpec
 from mlxq_worker.jobs import endings
 from mlxq_worker.jobs.claimed import Claimed
 from mlxq_worker.jobs.endings import CancelledAs, Ending
@@ -35,11 +35,11 @@ class Held:
     specs: tuple[RowSpec, ...] = ()
     cancelled_as: CancelledAs | None = None
     failure: Ending | None = None
-    open_ids: set[str] = field(default_factory=set)
-    results: dict[str, RowResult] = field(default_factory=dict)
+    open_ids: set[RowId] = field(default_factory=set)
+    results: dict[RowId, RowResult] = field(default_factory=dict)
 
     @property
-    def row_ids(self) -> tuple[str, ...]:
+    def row_ids(self) -> tuple[RowId, ...]:
         """The rows as the engine was given them."""
         return tuple(spec.row_id for spec in self.specs)
 
@@ -50,18 +50,18 @@ class Held:
 
     def prepared(self, request: Request, specs: tuple[RowSpec, ...]) -> None:
         self.request, self.specs = request, specs
-        self.open_ids = {row_id for spec in specs for row_id in _answer_ids(spec)}
+        self.open_ids = {row_id for spec in specs for row_id in spec.answer_ids}
 
     def take(self, result: RowResult) -> None:
         """One answer has come to its end."""
         self.results[result.row_id] = result
         self.open_ids.discard(result.row_id)
 
-    def refused(self, row_id: str) -> None:
+    def refused(self, row_id: RowId) -> None:
         """The engine doesn't take this row: nothing will come of it."""
         for spec in self.specs:
             if spec.row_id == row_id:
-                self.open_ids.difference_update(_answer_ids(spec))
+                self.open_ids.difference_update(spec.answer_ids)
 
     def ending(self, preparer: Preparer, now: float) -> Ending:
         """How the job ends, now that nothing of it is open. `now` is in Unix seconds."""
@@ -82,7 +82,7 @@ class Held:
 
     def _answers(self) -> tuple[RowResult, ...]:
         """What came of each answer, in the order of the choices."""
-        ids = [row_id for spec in self.specs for row_id in _answer_ids(spec)]
+        ids = [row_id for spec in self.specs for row_id in spec.answer_ids]
         return tuple(self.results[row_id] for row_id in ids)
 
 
@@ -138,7 +138,7 @@ class HeldJobs:
         held.take(result)
         self.num_open_rows += held.num_open_rows
 
-    def refused(self, held: Held, row_id: str) -> None:
+    def refused(self, held: Held, row_id: RowId) -> None:
         """The engine doesn't take this row of a job: nothing will come of it."""
         self.num_open_rows -= held.num_open_rows
         held.refused(row_id)
@@ -150,15 +150,11 @@ class HeldJobs:
         if held in self._unprepared:
             self._unprepared.remove(held)
 
-    def of_row(self, row_id: str) -> Held | None:
+    def of_row(self, row_id: RowId) -> Held | None:
         """The job that this row belongs to, if we hold it."""
-        return self._jobs.get(request_row_id(row_id))
+        return self._jobs.get(row_id.request_id)
 
-    def of_rows(self, row_ids: Iterable[str]) -> list[Held]:
+    def of_rows(self, row_ids: Iterable[RowId]) -> list[Held]:
         """The jobs of these rows, each once, in the order in which they were claimed."""
-        wanted = {request_row_id(row_id) for row_id in row_ids}
+        wanted = {row_id.request_id for row_id in row_ids}
         return [held for execution_id, held in self._jobs.items() if execution_id in wanted]
-
-
-def _answer_ids(spec: RowSpec) -> tuple[str, ...]:
-    return tuple(choice_row_id(spec.row_id, index) for index in range(spec.num_beams_returned))

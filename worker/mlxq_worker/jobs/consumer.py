@@ -16,7 +16,7 @@ from rq.worker import WorkerStatus
 from mlxq.errors import RequestError
 from mlxq.requests.openai import parse_object
 from mlxq_worker.config import WorkerConfig
-from mlxq_worker.engine.rows.row import RowResult
+from mlxq_worker.engine.api import RowId, RowResult
 from mlxq_worker.jobs import endings
 from mlxq_worker.jobs.active import Held, HeldJobs
 from mlxq_worker.jobs.cancelled_batches import CancelledBatches
@@ -304,7 +304,7 @@ class JobDesk:
             self._fail(held, endings.row_failed(held.job, result.error_code))
         self._end_if_complete(held, now)
 
-    def _row_refused(self, row_id: str, error: RequestError, now: float) -> None:
+    def _row_refused(self, row_id: RowId, error: RequestError, now: float) -> None:
         if held := self._held.of_row(row_id):
             self._held.refused(held, row_id)
             self._fail(held, endings.rejected(held.job, error))
@@ -320,7 +320,7 @@ class JobDesk:
         if not held.open_ids and self._preparer is not None:
             self._end(held.ending(self._preparer, now))
 
-    def _step_raised(self, row_ids: Iterable[str], error: str) -> None:
+    def _step_raised(self, row_ids: Iterable[RowId], error: str) -> None:
         """Everybody in the batch gets a strike: nobody knows yet whose fault it was."""
         back = []
         for held in self._held.of_rows(row_ids):

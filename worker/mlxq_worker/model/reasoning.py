@@ -10,8 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mlxq_worker.engine.reasoning import Reasoning, ReasoningState
-from mlxq_worker.engine.rows.row import Decode
+from mlxq_worker.engine.api import Decode, Reasoning, ReasoningState
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mlxq.contract import Choice, EosEntry, Request, Result, RunInfo, StopDetails, TokenLogprob, Usage
-from mlxq_worker.engine.rows.row import RowResult, RowSpec, TokenScores
+from mlxq_worker.engine.api import RowResult, RowSpec, TokenScores
 from mlxq_worker.model.eos import EosSet
 from mlxq_worker.model.tokenizer import Tokenizer
 from mlxq_worker.text.answer_parts import AnswerReader

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mlxq.contract import FINISH_REASONS, FinishReason, Request, StopDetails, ToolCall
-from mlxq_worker.engine.rows.row import Decode, RowResult, RowSpec
+from mlxq_worker.engine.api import Decode, RowResult, RowSpec
 from mlxq_worker.model.reasoning import split_reasoning
 from mlxq_worker.model.tokenizer import Tokenizer
 from mlxq_worker.model.tool_formats import ToolFormat

@@ -13,8 +13,7 @@ from dataclasses import replace
 
 from mlxq.contract import Request, Result, SamplingParams
 from mlxq.errors import RequestError
-from mlxq_worker.engine.reasoning import Reasoning
-from mlxq_worker.engine.rows.row import RowResult, RowSpec, choice_row_id
+from mlxq_worker.engine.api import Reasoning, RowId, RowResult, RowSpec
 from mlxq_worker.model.eos import EosSet
 from mlxq_worker.model.reasoning import ReasoningMarkers
 from mlxq_worker.model.tokenizer import Tokenizer, token_text
@@ -74,7 +73,7 @@ class Preparer:
         reader = AnswerReader(tokenizer, self.decode, tool_format)
         self._answers = AnswerBuilder(tokenizer, eos, reader, model_name=model_name)
 
-    def prepare(self, request: Request, row_id: str) -> tuple[RowSpec, ...]:
+    def prepare(self, request: Request, request_id: str) -> tuple[RowSpec, ...]:
         """The rows of a request: one for each of its `n` answers, or one for a beam search. Row and seed of answer `i`
         follow from those of the first; what is asked about the prompt, the first alone reports.
 
@@ -83,7 +82,7 @@ class Preparer:
         Raises:
             RequestError: this model can't run the request.
         """
-        first = self._first_row(request, row_id)
+        first = self._first_row(request, RowId(request_id))
         if first.beam:
             return (first,)
         return first, *(self._further_row(request, first, index) for index in range(1, request.sampling.n))
@@ -105,7 +104,7 @@ class Preparer:
         """The answer to a request all of whose rows have ended; see `AnswerBuilder.build`."""
         return self._answers.build(request, specs, results, request_id=request_id, created=created, queue_s=queue_s)
 
-    def _first_row(self, request: Request, row_id: str) -> RowSpec:
+    def _first_row(self, request: Request, row_id: RowId) -> RowSpec:
         sampling = request.sampling
         self._check_token_ids(sampling)
         prompt_ids = self._prompts.token_ids(request)
@@ -147,7 +146,7 @@ class Preparer:
         """The row of answer `index`. A grammar's state is its row's own."""
         return replace(
             first,
-            row_id=choice_row_id(first.row_id, index),
+            row_id=first.row_id.answer(index),
             seed=(first.seed + index) % _SEEDS,
             constraint=self._structures.constraint(request, first.eos_ids, first.reasoning),
             num_prompt_logprobs=None,

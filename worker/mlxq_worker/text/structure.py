@@ -16,8 +16,7 @@ import numpy as np
 
 from mlxq.contract import Request
 from mlxq.errors import RequestError
-from mlxq_worker.engine.constraint import Words, num_words
-from mlxq_worker.engine.reasoning import Reasoning, ReasoningState
+from mlxq_worker.engine.api import Reasoning, ReasoningState, Words, num_words
 from mlxq_worker.model.tokenizer import Tokenizer
 from mlxq_worker.model.tool_formats import ToolFormat
 from mlxq_worker.text.compiler import TokenizerData, compile_grammar

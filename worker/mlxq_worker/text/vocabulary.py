@@ -10,8 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from mlxq.contract import Alternative, TokenLogprob
 from mlxq.errors import RequestError
-from mlxq_worker.engine.rows.row import TokenScores
-from mlxq_worker.engine.rows.stop import REPLACEMENT
+from mlxq_worker.engine.api import REPLACEMENT, TokenScores
 from mlxq_worker.model.tokenizer import Tokenizer
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")

@@ -13,10 +13,10 @@ from dataclasses import replace
 from itertools import chain, repeat
 
 from mlxq.contract import Beam, StopDetails, StopType
-from mlxq_worker.engine.api import AbortReason, RowError
+from mlxq_worker.engine.api import AbortReason, Decode, RowError, RowResult, RowSpec, TokenScores
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.rows.beam import BeamSearch, Continuations, Hypothesis
-from mlxq_worker.engine.rows.row import Decode, Fork, Row, RowResult, RowSpec, TokenScores, choice_row_id
+from mlxq_worker.engine.rows.row import Fork, Row
 
 
 def new_row(spec: RowSpec, decode: Decode) -> Row:
@@ -174,7 +174,7 @@ class _Hypotheses:
         ends = bool(token_ids) and token_ids[-1] in self._spec.end_tokens
         prefill_s, decode_s = self.rows[0].durations(now)
         return RowResult(
-            row_id=choice_row_id(self._spec.row_id, index),
+            row_id=self._spec.row_id.answer(index),
             token_ids=token_ids,
             text=self._decode(token_ids[:-1] if ends else token_ids),
             stop_details=self._details(token_ids, "error" if is_error else abort_reason),

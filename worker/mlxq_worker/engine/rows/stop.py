@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-REPLACEMENT = "\ufffd"
-"""What decoders put where bytes are not (yet) a character."""
+from mlxq_worker.engine.api import REPLACEMENT
 
 MAX_PENDING = 64
 """Tokens. A character has at most four bytes, so this many undecodable ones in a row are no character."""

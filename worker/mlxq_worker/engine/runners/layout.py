@@ -14,8 +14,8 @@ import mlx.core as mx
 
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import Place
+from mlxq_worker.engine.plan import PrefixPiece
 from mlxq_worker.engine.runners.attention import CAUSAL_BLOCK, is_fused
-from mlxq_worker.engine.scheduling.scheduler import PrefixPiece
 
 MAX_OPENING = CAUSAL_BLOCK
 """Tokens of the longest opening, which attends in a single block. Longer ones attend one by one: by then starting to is

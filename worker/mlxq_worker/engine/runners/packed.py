@@ -18,6 +18,7 @@ import mlx.core as mx
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
 from mlxq_worker.engine.kvcache.slot_allocator import Places
+from mlxq_worker.engine.plan import Piece, Plan, PrefixPiece
 from mlxq_worker.engine.rows.row import Fork, Row
 from mlxq_worker.engine.runners.activation import quick_swiglu, route_swiglu
 from mlxq_worker.engine.runners.layout import Layout, Span
@@ -25,7 +26,6 @@ from mlxq_worker.engine.runners.runner import Launched
 from mlxq_worker.engine.runners.slots import SlotCache, route_attention
 from mlxq_worker.engine.sampling.logprobs import score_piece
 from mlxq_worker.engine.sampling.sampler import Sampler
-from mlxq_worker.engine.scheduling.scheduler import Piece, Plan, PrefixPiece
 
 log = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from typing import Protocol
 
 import mlx.core as mx
 
+from mlxq_worker.engine.plan import Plan
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.sampling.sampler import Sampled, Sampler, Tokens
-from mlxq_worker.engine.scheduling.scheduler import Plan
 
 
 class Launched:

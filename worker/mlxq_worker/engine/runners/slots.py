@@ -20,9 +20,9 @@ import mlx.core as mx
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slab import Slab
 from mlxq_worker.engine.kvcache.slot_allocator import Changes, Place, SlabSize
+from mlxq_worker.engine.plan import PrefixPiece
 from mlxq_worker.engine.runners.attention import Partial, attend, attend_causally_in_parts, attend_in_part, taken_apart
 from mlxq_worker.engine.runners.layout import Layout, Openings, Segment, Sharing, Span, Window
-from mlxq_worker.engine.scheduling.scheduler import PrefixPiece
 
 
 class SlotCache:

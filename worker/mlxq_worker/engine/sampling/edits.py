@@ -14,7 +14,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxq_worker.engine.rows.row import Row, RowSpec
+from mlxq_worker.engine.api import RowSpec
+from mlxq_worker.engine.rows.row import Row
 
 _FIRST_ROOM = 16
 

@@ -14,7 +14,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from mlxq_worker.engine.rows.row import Row, TokenScores
+from mlxq_worker.engine.api import TokenScores
+from mlxq_worker.engine.rows.row import Row
 
 MAX_TOP = 20
 """How many alternatives are looked for where a row asks for fewer: what is found must not depend on its company."""

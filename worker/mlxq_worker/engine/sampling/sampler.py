@@ -14,8 +14,8 @@ from typing import cast
 
 import mlx.core as mx
 
-from mlxq_worker.engine.api import RowError
-from mlxq_worker.engine.rows.row import Row, TokenScores
+from mlxq_worker.engine.api import RowError, TokenScores
+from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.sampling.logprobs import Scores, num_alternatives
 from mlxq_worker.engine.sampling.processors import Processors
 from mlxq_worker.engine.sampling.token_sampler import Choice

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
-from mlxq_worker.engine.rows.row import Row, RowSpec
+from mlxq_worker.engine.api import RowSpec
+from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.sampling.uniform import uniform
 
 _BLOCK = 32

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from mlxq.errors import RequestError
+from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.kvcache.budget import KvBudget
-from mlxq_worker.engine.rows.row import RowSpec
 
 
 def check_fits(spec: RowSpec, budget: KvBudget) -> None:

@@ -9,82 +9,17 @@ from __future__ import annotations
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from mlxq_worker.engine.api import AbortReason, RowError
+from mlxq_worker.engine.api import AbortReason, RowError, RowId, RowResult, TokenScores
 from mlxq_worker.engine.kvcache.budget import KvBudget
 from mlxq_worker.engine.kvcache.prefix import Prefix, PrefixTable
-from mlxq_worker.engine.rows.row import Fork, Row, RowResult, TokenScores
+from mlxq_worker.engine.plan import Piece, Plan, PrefixPiece
+from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.scheduling.waiting_queue import WaitingLine
 
 _NONE: Mapping[Any, Any] = MappingProxyType({})
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """Tokens `start` to `stop` of a row's prompt, to be prefilled on this step."""
-
-    row: Row
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        return self.row.spec.prompt_ids[self.start : self.stop]
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the prompt ends here, so that the row gets its first token from this step."""
-        return self.stop == len(self.row.spec.prompt_ids)
-
-
-@dataclass(frozen=True, slots=True)
-class PrefixPiece:
-    """Tokens `start` to `stop` of a shared prefix, to be prefilled on this step."""
-
-    prefix: Prefix
-    start: int
-    stop: int
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-    @property
-    def token_ids(self) -> tuple[int, ...]:
-        return self.prefix.token_ids[self.start : self.stop]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """One step: the `decoding` rows get one more token each, after the `forks`, and pieces of prompts and of shared
-    prefixes are prefilled. `resting` rows keep their places; `evicted` prefixes are used by nobody any more."""
-
-    decoding: tuple[Row, ...] = ()
-    prefill: tuple[Piece, ...] = ()
-    prefixes: tuple[PrefixPiece, ...] = ()
-    evicted: tuple[Prefix, ...] = ()
-    resting: tuple[Row, ...] = ()
-
-    @property
-    def num_prefilled(self) -> int:
-        """How many tokens of prompts are prefilled."""
-        return sum(len(piece) for piece in self.prefill) + sum(len(piece) for piece in self.prefixes)
-
-    @property
-    def rows(self) -> tuple[Row, ...]:
-        """Every row that is computed on this step, each once."""
-        return self.decoding + tuple(piece.row for piece in self.prefill)
-
-    @property
-    def forks(self) -> tuple[Fork, ...]:
-        """What decoding rows go on from where it isn't simply their own newest token. No row that is forked onto is the
-        source of another."""
-        return tuple(row.fork for row in self.decoding if row.fork)
 
 
 class Scheduler:
@@ -147,7 +82,7 @@ class Scheduler:
         self._is_full = False
         self._prefixes.expect(row.spec.prompt_ids)
 
-    def abort(self, row_id: str, reason: AbortReason) -> None:
+    def abort(self, row_id: RowId, reason: AbortReason) -> None:
         """Mark a row to be dropped at the next `schedule`; the first reason stays."""
         for row in (*self._running, *self._waiting):
             if row.spec.row_id == row_id and row.abort_reason is None:

@@ -1,0 +1,76 @@
+"""What the scheduler decides and a runner carries out: one step, as a value.
+
+Plain Python over rows and prefixes; neither decides nor computes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mlxq_worker.engine.kvcache.prefix import Prefix
+from mlxq_worker.engine.rows.row import Fork, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """Tokens `start` to `stop` of a row's prompt, to be prefilled on this step."""
+
+    row: Row
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.row.spec.prompt_ids[self.start : self.stop]
+
+    @property
+    def is_last(self) -> bool:
+        """Whether the prompt ends here, so that the row gets its first token from this step."""
+        return self.stop == len(self.row.spec.prompt_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixPiece:
+    """Tokens `start` to `stop` of a shared prefix, to be prefilled on this step."""
+
+    prefix: Prefix
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return self.prefix.token_ids[self.start : self.stop]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One step: the `decoding` rows get one more token each, after the `forks`, and pieces of prompts and of shared
+    prefixes are prefilled. `resting` rows keep their places; `evicted` prefixes are used by nobody any more."""
+
+    decoding: tuple[Row, ...] = ()
+    prefill: tuple[Piece, ...] = ()
+    prefixes: tuple[PrefixPiece, ...] = ()
+    evicted: tuple[Prefix, ...] = ()
+    resting: tuple[Row, ...] = ()
+
+    @property
+    def num_prefilled(self) -> int:
+        """How many tokens of prompts are prefilled."""
+        return sum(len(piece) for piece in self.prefill) + sum(len(piece) for piece in self.prefixes)
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Every row that is computed on this step, each once."""
+        return self.decoding + tuple(piece.row for piece in self.prefill)
+
+    @property
+    def forks(self) -> tuple[Fork, ...]:
+        """What decoding rows go on from where it isn't simply their own newest token. No row that is forked onto is the
+        source of another."""
+        return tuple(row.fork for row in self.decoding if row.fork)
