@@ -1,1 +1,77 @@
-"""mlxq: run LLM prompts in bulk through a Redis queue (the light half: producers)."""
+"""mlxq: run LLM prompts in bulk through a Redis queue. What programs use is here; the rest of the package may change.
+
+    from mlxq import Client, request
+
+    batch = Client("redis://localhost:6379").submit(request(prompt=text) for text in texts)
+    for answer in batch.as_completed():
+        print(answer.custom_id, answer.line)
+
+A name is imported from its module when it is first asked for, so that importing the package brings nothing heavy.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlxq.errors import (
+        BatchNotFound,
+        ConfigError,
+        EosError,
+        InputFileError,
+        MlxqError,
+        ModelError,
+        QueueError,
+        QueueUnavailable,
+        RequestError,
+        WorkerFailed,
+    )
+    from mlxq.queue.answers import Answer
+    from mlxq.queue.batch import Batch, BatchCounts, StopCount
+    from mlxq.queue.client import Client
+    from mlxq.requests.build import request
+    from mlxq.requests.openai import ParsedLine
+
+__all__ = [
+    "Answer",
+    "Batch",
+    "BatchCounts",
+    "BatchNotFound",
+    "Client",
+    "ConfigError",
+    "EosError",
+    "InputFileError",
+    "MlxqError",
+    "ModelError",
+    "ParsedLine",
+    "QueueError",
+    "QueueUnavailable",
+    "RequestError",
+    "StopCount",
+    "WorkerFailed",
+    "request",
+]
+
+_MODULES: dict[str, str] = {
+    "Answer": "mlxq.queue.answers",
+    "Batch": "mlxq.queue.batch",
+    "BatchCounts": "mlxq.queue.batch",
+    "Client": "mlxq.queue.client",
+    "ParsedLine": "mlxq.requests.openai",
+    "StopCount": "mlxq.queue.batch",
+    "request": "mlxq.requests.build",
+}
+"""Public name -> the module that defines it; every other public name is an error."""
+
+
+if not TYPE_CHECKING:  # hidden from type checkers, to which it would say that every name exists
+
+    def __getattr__(name: str) -> object:
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(_MODULES.get(name, "mlxq.errors")), name)
+        globals()[name] = value  # so that it is looked up once
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

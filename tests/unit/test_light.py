@@ -51,6 +51,31 @@ def test_importing_mlxq_loads_nothing_heavy() -> None:
     assert loaded <= ALLOWED
 
 
+def test_looking_at_what_is_public_and_catching_errors_loads_nothing_heavy() -> None:
+    at_start = third_party_modules("pass")
+
+    loaded = third_party_modules("import mlxq; dir(mlxq), mlxq.__all__; from mlxq import RequestError") - at_start
+
+    assert loaded <= ALLOWED
+
+
+def test_building_a_request_loads_no_queue() -> None:
+    at_start = third_party_modules("pass")
+
+    loaded = third_party_modules("import mlxq; mlxq.request(prompt='hi')") - at_start
+
+    assert loaded <= ALLOWED | {"msgspec", "typing_extensions"}
+
+
+def test_a_client_loads_redis_and_rq_but_neither_arrays_nor_progress_bars() -> None:
+    loaded = third_party_modules("from mlxq import Client")
+
+    assert {"redis", "rq"} <= loaded
+    assert loaded.isdisjoint(
+        {"fakeredis", "mlx", "mlx_lm", "mlxq_worker", "numpy", "rich", "tokenizers", "transformers"}
+    )
+
+
 def test_help_loads_neither_queue_nor_progress_bars_nor_arrays() -> None:
     at_start = third_party_modules("pass")
 

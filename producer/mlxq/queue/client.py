@@ -1,7 +1,7 @@
 """The door to the queue: one Redis and one of its queues, where batches are submitted and found again.
 
     client = Client("redis://localhost:6379")
-    batch = client.submit([text_request("Say hello", custom_id="a")])
+    batch = client.submit([request(prompt="Say hello", custom_id="a")])
     for answer in batch.as_completed():
         print(answer.custom_id, answer.line["response"])
 
@@ -51,7 +51,10 @@ class Client:
     def submit(self, lines: Iterable[ParsedLine], batch_id: str | None = None, *, sealed: bool = True) -> Batch:
         """Enqueue requests as one batch, a chunk at a time; what the batch already has is left as it is.
 
-        With `sealed=False` the batch stays open for `Batch.add`, and `Batch.as_completed` waits for more.
+        Args:
+            lines: what `mlxq.request` builds, or what is read from a file; they are taken a chunk at a time.
+            batch_id: a batch to begin or to complete; a fresh id by default.
+            sealed: with `False` the batch stays open for `Batch.add`, and `Batch.as_completed` waits for more.
 
         Raises:
             QueueUnavailable: Redis can't be reached; submit the same lines again to complete the batch.

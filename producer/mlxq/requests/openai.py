@@ -81,8 +81,19 @@ def parse_object(
     Raises:
         RequestError: the object can't be accepted, or is not plain JSON (NaN, a set, a loop).
     """
-    # Through JSON and back, so that what follows meets JSON's types only and both ways in are one.
-    return _parse(_decoded(_dumped(obj)), default_custom_id, allow_unknown, defaults or {})
+    return _parse(plain_json(obj), default_custom_id, allow_unknown, defaults or {})
+
+
+def plain_json(value: Any, param: str | None = None) -> Any:
+    """What a Python program gave as JSON's types: through JSON and back, so that its way in is that of lines.
+
+    Raises:
+        RequestError: it is not plain JSON (NaN, a set, a loop); names `param`.
+    """
+    try:
+        return msgspec.json.decode(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
+    except (TypeError, ValueError, RecursionError) as error:
+        raise _invalid_json(error, param) from error
 
 
 def text_request(
@@ -147,16 +158,9 @@ def _decoded(raw: bytes) -> Any:
         raise _invalid_json(error) from error
 
 
-def _dumped(obj: Any) -> bytes:
-    try:
-        return json.dumps(obj, allow_nan=False, ensure_ascii=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise _invalid_json(error) from error
-
-
-def _invalid_json(error: Exception) -> RequestError:
+def _invalid_json(error: Exception, param: str | None = None) -> RequestError:
     reason = str(error)[:MAX_REASON_CHARS]  # it names the way to the place, which may be a hundred levels long
-    return RequestError(f"this is not valid JSON: {reason}", code="invalid_json")
+    return RequestError(f"{param or 'this'} is not valid JSON: {reason}", param=param, code="invalid_json")
 
 
 def _parse(line: Any, default_custom_id: str, allow_unknown: bool, defaults: Mapping[str, Any]) -> ParsedLine:
