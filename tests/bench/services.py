@@ -31,7 +31,7 @@ from tests.bench.workloads import Item, Workload
 from tests.support.processes import environment
 
 from mlxq.files import bulk
-from mlxq.files.result_file import read_requests
+from mlxq.files.input import read_requests
 from mlxq.queue.client import Client
 from mlxq_worker.blas import LIBRARY
 from mlxq_worker.commands.run import worker_command

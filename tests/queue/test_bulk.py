@@ -25,7 +25,8 @@ from mlxq.contract import Request
 from mlxq.errors import InputFileError, ModelError, QueueUnavailable
 from mlxq.files.bulk import collect, process
 from mlxq.files.error_file import ErrorFile
-from mlxq.files.result_file import BadLine, ResultWriter, read_requests
+from mlxq.files.input import BadLine, read_requests
+from mlxq.files.result_file import ResultWriter
 from mlxq.files.sink import Sink
 from mlxq.files.tally import Stop, Summary, Tally
 from mlxq.queue.answers import Answer, Collector, Ended
@@ -338,7 +339,7 @@ import sys
 from pathlib import Path
 from mlxq.files.bulk import process
 from mlxq.queue.client import Client
-from mlxq.files.result_file import read_requests
+from mlxq.files.input import read_requests
 url, given, output, errors = sys.argv[1:]
 process(Client(url), read_requests(given), Path(output), Path(errors), on_turn=lambda tally: True)
 """

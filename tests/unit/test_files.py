@@ -18,16 +18,9 @@ from typing import Any
 import pytest
 
 from mlxq.errors import ConfigError, InputFileError
-from mlxq.files import result_file
-from mlxq.files.result_file import (
-    BadLine,
-    ResultWriter,
-    count_lines,
-    load_done,
-    order_file,
-    read_requests,
-    refuse_same_file,
-)
+from mlxq.files.input import BadLine, read_requests
+from mlxq.files.paths import count_lines, refuse_same_file
+from mlxq.files.result_file import ResultWriter, load_done, order_file
 from mlxq.requests import openai
 from mlxq.requests.openai import ParsedLine
 from mlxq.results import result_lines

@@ -17,7 +17,7 @@ import pytest
 
 from mlxq.contract import CHAT, COMPLETIONS
 from mlxq.errors import RequestError
-from mlxq.files.result_file import BadLine, read_requests
+from mlxq.files.input import BadLine, read_requests
 from mlxq.requests import openai
 from mlxq.requests.fields import FIELDS
 from mlxq.requests.openai import LINE_FIELDS, ParsedLine

@@ -12,7 +12,7 @@ from mlxq.cli.progress import progress
 from mlxq.cli.report import finish
 from mlxq.cli.signals import StopRequest
 from mlxq.files import bulk
-from mlxq.files.result_file import refuse_same_file
+from mlxq.files.paths import refuse_same_file
 from mlxq.files.sink import default_error_file
 from mlxq.files.tally import Tally
 from mlxq.queue.client import Client

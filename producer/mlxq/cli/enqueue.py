@@ -12,8 +12,8 @@ import click
 from mlxq.cli import options
 from mlxq.cli.report import EMPTY_HINT, counted
 from mlxq.errors import QueueUnavailable
+from mlxq.files.input import BadLine, read_requests
 from mlxq.files.read_ahead import Arrivals
-from mlxq.files.result_file import BadLine, read_requests
 from mlxq.queue.answers import CHUNK
 from mlxq.queue.client import Batch, Client
 from mlxq.queue.connect import DEFAULT_URL

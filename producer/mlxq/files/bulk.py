@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import Self, TypeGuard
 
 from mlxq.errors import BatchNotFound, InputFileError, QueueError, QueueUnavailable
+from mlxq.files.input import BadLine
 from mlxq.files.outages import Outages, Tell
 from mlxq.files.read_ahead import Arrivals
-from mlxq.files.result_file import BadLine
 from mlxq.files.sink import Sink
 from mlxq.files.stale_batches import batch_prefix, clear
 from mlxq.files.tally import Summary, Tally
@@ -53,7 +53,7 @@ def process(
     new line takes the old one's place.
 
     Args:
-        lines: what `mlxq.files.result_file.read_requests` yields.
+        lines: what `mlxq.files.input.read_requests` yields.
         max_inflight: requests in the queue at a time; bounds memory here and in Redis.
         resume: skip requests whose answer is in the output file already; otherwise both files start empty.
         ordered: at the end, rewrite the output file in the order of the input. The error file stays as it ended.

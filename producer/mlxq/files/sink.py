@@ -14,7 +14,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from mlxq.files.error_file import ErrorFile
-from mlxq.files.result_file import BadLine, check_result_file, count_lines, done_by, load_done, open_writer, order_file
+from mlxq.files.input import BadLine
+from mlxq.files.paths import count_lines
+from mlxq.files.result_file import check_result_file, done_by, load_done, open_writer, order_file
 from mlxq.files.tally import Summary, Tally
 from mlxq.results.read_back import is_success
 from mlxq.results.result_lines import failure_line

@@ -26,7 +26,7 @@ from mlxq.errors import BatchNotFound
 from mlxq.queue import rq_keys
 from mlxq.queue.connect import queue_errors, replies_to
 from mlxq.queue.reconcile import LOST, record_ends
-from mlxq.results.read_back import custom_id_of, is_output_line, is_success
+from mlxq.results.read_back import custom_id_of, decode_output_line, is_success
 from mlxq.results.result_lines import failure_line
 
 Status = Literal["finished", "failed", "cancelled"]
@@ -231,10 +231,9 @@ def _answer(item: Ended, entries: list[tuple[bytes, dict[bytes, bytes]]], meta: 
 def _output_line(fields: dict[bytes, bytes]) -> dict[str, Any] | None:
     """The output line in an entry of ``rq:results:{job}``; `None` where a stranger wrote something else."""
     try:
-        line = msgspec.json.decode(b64decode(fields.get(b"return_value", b"")))
-    except (ValueError, RecursionError):  # base64's and msgspec's errors are ValueErrors
+        return decode_output_line(b64decode(fields.get(b"return_value", b"")))
+    except ValueError:  # not base64
         return None
-    return cast("dict[str, Any]", line) if is_output_line(line) else None
 
 
 def _made_up_failure(item: Ended, fields: dict[bytes, bytes], meta: bytes | None) -> Failure:

@@ -65,7 +65,7 @@ def parse_line(
     """
     raw = _encoded(data)
     if len(raw) > MAX_LINE_BYTES:
-        raise line_too_long()
+        raise line_too_long(MAX_LINE_BYTES)
     return _parse(_decoded(raw), default_custom_id, allow_unknown, defaults or {})
 
 
@@ -138,9 +138,10 @@ def read_custom_id(data: bytes) -> str | None:
         return None
 
 
-def line_too_long() -> RequestError:
-    """The error for a line over `MAX_LINE_BYTES`."""
-    message = f"the line is longer than {MAX_LINE_BYTES // 2**20} MiB"
+def line_too_long(max_bytes: int) -> RequestError:
+    """The error for a line of more bytes than are allowed."""
+    limit = f"{max_bytes // 2**20} MiB" if max_bytes % 2**20 == 0 else f"{max_bytes} bytes"
+    message = f"the line is longer than {limit}"
     return RequestError(message, code="line_too_long", status_code=413)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import msgspec
+
 CANCELLED_CODES: Final = ("cancelled", "batch_cancelled")
 """Of a request that was cancelled before it ran, by itself or with its batch."""
 
@@ -16,6 +18,15 @@ def custom_id_of(line: Any) -> str | None:
     """The id of the request that an output line answers; `None` if it has none."""
     custom_id = _at(line, "custom_id")
     return custom_id if isinstance(custom_id, str) else None
+
+
+def decode_output_line(data: bytes) -> dict[str, Any] | None:
+    """The output line that these bytes are; `None` if they are something else, or only a part of one."""
+    try:
+        line: dict[str, Any] = msgspec.json.decode(data)
+    except (ValueError, RecursionError):  # DecodeError and UnicodeDecodeError are ValueErrors
+        return None
+    return line if is_output_line(line) else None
 
 
 def is_output_line(line: Any) -> bool:

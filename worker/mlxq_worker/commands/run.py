@@ -23,7 +23,8 @@ from mlxq.cli.report import EMPTY_HINT, finish
 from mlxq.cli.signals import StopRequest
 from mlxq.errors import QueueUnavailable
 from mlxq.files import bulk
-from mlxq.files.result_file import count_lines, read_requests, refuse_same_file
+from mlxq.files.input import read_requests
+from mlxq.files.paths import count_lines, refuse_same_file
 from mlxq.files.sink import default_error_file
 from mlxq.files.tally import Summary, Tally
 from mlxq.queue import durability
