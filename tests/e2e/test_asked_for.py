@@ -17,8 +17,9 @@ from openai.types import Completion
 from openai.types.chat import ChatCompletion
 from redis import Redis
 from tests.support.batch_files import Line, choice, endless, read_lines, text_of, write_lines
-from tests.support.processes import DEADLINE_S, MLXQ, ended, run, running
-from tests.support.queued_jobs import fetch, wait_until
+from tests.support.processes import MLXQ, ended, run, running
+from tests.support.queued_jobs import fetch
+from tests.support.waiting import wait_until
 
 from mlxq.queue.client import Client
 from mlxq.results.read_back import is_success
@@ -260,7 +261,7 @@ def test_a_job_of_four_rows_whose_worker_is_killed_has_one_line_with_all_four(
     job_id = batch.job_id("four")
 
     with running(*worker, **alone) as victim:
-        wait_until(lambda: fetch(connection, job_id).get_status().value == "started", "the job to start", DEADLINE_S)
+        wait_until(lambda: fetch(connection, job_id).get_status().value == "started", "the job to start")
         time.sleep(0.5)  # some steps on
         victim.kill()
         ended(victim)

@@ -19,8 +19,8 @@ from tests.support.batch_files import (
     text_of,
     write_lines,
 )
-from tests.support.processes import DEADLINE_S, MLXQ, run, running
-from tests.support.queued_jobs import wait_until
+from tests.support.processes import MLXQ, run, running
+from tests.support.waiting import wait_until
 
 from mlxq.queue.client import Client
 from mlxq_worker.demo.tasks import count_example
@@ -72,7 +72,7 @@ def test_cancelling_a_batch_ends_what_waits_and_keeps_the_text_of_what_runs(
     batch = Client(connection).batch(batch_id)
 
     with worker(redis_url):
-        wait_until(lambda: batch.counts().num_finished == 1, "the short answer", DEADLINE_S)
+        wait_until(lambda: batch.counts().num_finished == 1, "the short answer")
         cancelled = run(*MLXQ, "cancel", batch_id, "--url", redis_url)
         exit_code = collect(redis_url, batch_id, tmp_path / "out.jsonl")
         text_after = ask(redis_url, "Count from 3 to 7:")

@@ -13,8 +13,9 @@ import pytest
 from redis import Redis
 from rq.registry import StartedJobRegistry
 from tests.support.batch_files import endless, request
-from tests.support.processes import DEADLINE_S, MLXQ, ended, rq, run, running
-from tests.support.queued_jobs import fetch, queue_of, wait_until
+from tests.support.processes import MLXQ, ended, rq, run, running
+from tests.support.queued_jobs import fetch, queue_of
+from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq import keys
 from mlxq.queue.batch import Batch
@@ -91,7 +92,7 @@ def test_a_worker_that_is_stopped_in_a_full_batch_returns_in_time_and_leaves_not
     options = ("--max-num-seqs", str(NUM_ROWS), "--grace", str(stop.grace_s))
 
     with running(*WORKER, *options, MLXQ_URL=redis_url) as supervisor:
-        wait_until(lambda: batch.counts().num_ended, "the first answer", DEADLINE_S)
+        wait_until(lambda: batch.counts().num_ended, "the first answer")
         num_held = connection.zcard(f"rq:wip:{keys.DEFAULT_QUEUE}")
         seconds = seconds_to_end(supervisor, stop)
         output = ended(supervisor)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 from tests.support.fake_worker import FakeWorker
-from tests.support.processes import DEADLINE_S, MLXQ, environment, run
-from tests.support.queued_jobs import wait_until
+from tests.support.processes import MLXQ, environment, run
+from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq.queue.client import Client
 
@@ -102,7 +102,7 @@ def test_a_second_run_into_the_same_file_is_refused_and_the_first_goes_on(redis_
         assert first.stdin is not None
         first.stdin.write('{"custom_id": "first", "prompt": "hello"}\n')
         first.stdin.flush()
-        wait_until(lambda: files.output.exists() and files.output.read_text(), "its first answer", DEADLINE_S)
+        wait_until(lambda: files.output.exists() and files.output.read_text(), "its first answer")
 
         # when
         second = run(*MLXQ, *files.arguments, MLXQ_URL=redis_url)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from tests.support.batch_files import Line, choice, demo_examples, read_lines, requests, text_of, write_lines
-from tests.support.processes import DEADLINE_S, MLXQ, ended, run, running
-from tests.support.queued_jobs import wait_until
+from tests.support.processes import MLXQ, ended, run, running
+from tests.support.waiting import wait_until
 
 from mlxq.results.read_back import calls_of
 from mlxq_worker.demo.tasks import Example
@@ -228,7 +228,7 @@ def test_ctrl_c_keeps_what_has_ended_and_a_rerun_does_the_rest(tmp_path: Path) -
     write_lines(files.input, GOOD)
 
     with running(*files.command("--max-num-seqs", "2")) as process:
-        wait_until(lambda: count_lines(files.output) >= 3, "the first answers", DEADLINE_S)
+        wait_until(lambda: count_lines(files.output) >= 3, "the first answers")
         os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
         output = ended(process)
     before = read_lines(files.output)

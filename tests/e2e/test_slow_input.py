@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 from tests.support.fake_worker import FakeWorker
-from tests.support.processes import DEADLINE_S, MLXQ, environment
-from tests.support.queued_jobs import wait_until
+from tests.support.processes import MLXQ, environment
+from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq.queue.client import Client
 
@@ -61,7 +61,7 @@ def test_each_line_is_queued_before_the_next_one_comes(redis_url: str, tmp_path:
     command = run_command(tmp_path) if name == "run" else ["enqueue", "-i", "-"]
     with fed(*command, url=redis_url) as process:
         send(process, "a")
-        wait_until(partial(has_waiting, client, 1), "the first line", DEADLINE_S)
+        wait_until(partial(has_waiting, client, 1), "the first line")
         for number, custom_id in enumerate("bcd", start=2):
             send(process, custom_id)
             wait_until(partial(has_waiting, client, number), f"line {number}", PROMPT_S)
@@ -72,7 +72,7 @@ def test_a_run_answers_line_by_line_and_ends_with_its_input(redis_url: str, tmp_
     with FakeWorker(redis_url), fed(*run_command(tmp_path), url=redis_url) as process:
         for number, custom_id in enumerate("abc", start=1):
             send(process, custom_id)
-            wait_until(partial(has_lines, output, number), f"answer {number}", DEADLINE_S)
+            wait_until(partial(has_lines, output, number), f"answer {number}")
         process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0
 
@@ -81,7 +81,7 @@ def test_ctrl_c_ends_a_run_that_waits_for_input_and_keeps_what_it_has(redis_url:
     output = tmp_path / "out.jsonl"
     with FakeWorker(redis_url), fed(*run_command(tmp_path), url=redis_url) as process:
         send(process, "a")
-        wait_until(partial(has_lines, output, 1), "the answer", DEADLINE_S)
+        wait_until(partial(has_lines, output, 1), "the answer")
         process.send_signal(signal.SIGINT)
         started = time.monotonic()
         process.wait(DEADLINE_S)

@@ -13,8 +13,8 @@ import pytest
 from redis import Redis
 from rq.worker import Worker
 from tests.support.batch_files import demo_examples, requests, text_of
-from tests.support.processes import DEADLINE_S, MLXQ, ended, run, running
-from tests.support.queued_jobs import wait_until
+from tests.support.processes import MLXQ, ended, run, running
+from tests.support.waiting import wait_until
 
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
@@ -44,7 +44,7 @@ def working_pid(connection: Redis, but: int = 0) -> int:
         found.update(worker.pid for worker in workers if worker.pid != but)
         return bool(found)
 
-    wait_until(look, "a worker", DEADLINE_S)
+    wait_until(look, "a worker")
     return found.pop()
 
 
@@ -63,9 +63,9 @@ def test_a_worker_whose_process_is_killed_goes_on_at_once_and_every_answer_is_ri
 
     with running(*WORKER, MLXQ_URL=redis_url, MLXQ_LEASE_S="90") as supervisor:
         first = working_pid(connection)
-        wait_until(lambda: batch.counts().num_ended > 5, "the first answers", DEADLINE_S)
+        wait_until(lambda: batch.counts().num_ended > 5, "the first answers")
         os.kill(first, signal.SIGKILL)
-        wait_until(lambda: batch.counts().num_ended == len(EXAMPLES), "all answers", DEADLINE_S)
+        wait_until(lambda: batch.counts().num_ended == len(EXAMPLES), "all answers")
         supervisor.terminate()
         output = ended(supervisor)
 
@@ -82,7 +82,7 @@ def test_a_supervisor_that_is_killed_takes_its_worker_along(connection: Redis, r
     with running(*WORKER, MLXQ_URL=redis_url) as supervisor:
         pid = working_pid(connection)
         supervisor.kill()
-        wait_until(lambda: is_gone(pid), "the worker to end itself", DEADLINE_S)
+        wait_until(lambda: is_gone(pid), "the worker to end itself")
 
 
 def test_a_model_that_is_not_there_is_one_sentence_and_not_tried_again(redis_url: str) -> None:

@@ -16,8 +16,9 @@ from rq.queue import Queue
 from rq.suspension import resume, suspend
 from rq.worker import Worker
 from tests.support.batch_files import Line, choice, demo_examples, read_lines, requests, text_of, write_lines
-from tests.support.processes import DEADLINE_S, MLXQ, ended, rq, run, running
-from tests.support.queued_jobs import fetch, wait_until
+from tests.support.processes import MLXQ, ended, rq, run, running
+from tests.support.queued_jobs import fetch
+from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq.queue.client import Client
 
@@ -58,7 +59,7 @@ def names_of_ready_workers(connection: Redis, *pids: int) -> list[str]:
         found.update({worker.pid: worker.name for worker in workers if worker.get_state() == "suspended"})
         return found.keys() >= set(pids)
 
-    wait_until(look, "workers that are ready", DEADLINE_S)
+    wait_until(look, "workers that are ready")
     return [found[pid] for pid in pids]
 
 
@@ -98,7 +99,7 @@ def story(redis_server_url: str, tmp_path_factory: pytest.TempPathFactory) -> St
         ):
             names = names_of_ready_workers(connection, victim.pid, survivor.pid)
             resume(connection)
-            wait_until(lambda: all(num_ended(connection, name) >= 5 for name in names), "both to work", DEADLINE_S)
+            wait_until(lambda: all(num_ended(connection, name) >= 5 for name in names), "both to work")
             victim.kill()
             victim.wait(DEADLINE_S)
             held_by_victim = held(connection, names[0])

@@ -18,8 +18,9 @@ from tests.support.poison import (
     PoisonWorker,
     load_poisoned,
 )
-from tests.support.queued_jobs import events, fetch, wait_until
+from tests.support.queued_jobs import events, fetch
 from tests.support.supervised import command, variables
+from tests.support.waiting import wait_until
 
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client

@@ -14,7 +14,8 @@ from redis import Redis
 from rq.job import Job
 from rq.worker import Worker
 from tests.support.processes import RQ, ended, rq, run, running
-from tests.support.queued_jobs import DEADLINE_S, answer, enqueue_plain, events, queue_of, submit, wait_until
+from tests.support.queued_jobs import answer, enqueue_plain, events, queue_of, submit
+from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq.jobs import generate
 

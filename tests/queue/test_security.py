@@ -14,8 +14,9 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from tests.support.fake_engine import FakeEngine, FakePreparer, FakeWorker
 from tests.support.processes import MLXQ, run, running
-from tests.support.queued_jobs import enqueue_plain, fetch, free_port, status, submit, wait_until
+from tests.support.queued_jobs import enqueue_plain, fetch, free_port, status, submit
 from tests.support.redis_fixture import MortalRedis
+from tests.support.waiting import wait_until
 
 from mlxq.errors import QueueUnavailable
 from mlxq.queue.client import Client

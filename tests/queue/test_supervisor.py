@@ -17,8 +17,9 @@ import pytest
 from redis import Redis
 from rq.worker import Worker
 from tests.support.fake_engine import FakeWorker
-from tests.support.queued_jobs import enqueue_plain, events, status, submit, wait_until
+from tests.support.queued_jobs import enqueue_plain, events, status, submit
 from tests.support.supervised import command
+from tests.support.waiting import wait_until
 
 from mlxq_worker.jobs.store import JobStore
 from mlxq_worker.supervision.dead_workers import Salvage

@@ -16,17 +16,8 @@ from rq.command import send_shutdown_command, send_stop_job_command
 from rq.suspension import resume, suspend
 from rq.worker import DequeueStrategy
 from tests.support.fake_engine import FakeEngine, FakePreparer, FakeWorker
-from tests.support.queued_jobs import (
-    DEADLINE_S,
-    answer,
-    enqueue_plain,
-    events,
-    fetch,
-    queue_of,
-    status,
-    submit,
-    wait_until,
-)
+from tests.support.queued_jobs import answer, enqueue_plain, events, fetch, queue_of, status, submit
+from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq.errors import ConfigError, ModelError
 from mlxq_worker import exits

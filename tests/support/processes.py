@@ -11,10 +11,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from tests.support.waiting import DEADLINE_S
+
 MLXQ = (sys.executable, "-m", "mlxq")
 RQ = (sys.executable, "-m", "rq.cli")
-DEADLINE_S = 60.0
-"""For one command. A worker takes seconds to import MLX and load a model, on a busy machine many."""
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -1,11 +1,9 @@
-"""What the tests of the worker share: jobs in a queue, and waiting with a deadline."""
+"""What the tests of the worker share: jobs in a queue, and what became of them."""
 
 from __future__ import annotations
 
 import socket
-import time
 from collections import Counter
-from collections.abc import Callable
 from typing import Any, cast
 
 from redis import Redis
@@ -16,8 +14,6 @@ from mlxq import keys
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.requests.openai import text_request
-
-DEADLINE_S = 20.0
 
 
 def submit(connection: Redis, *prompts: str, **body: Any) -> Batch:
@@ -55,13 +51,6 @@ def events(connection: Redis, batch: Batch) -> Counter[str]:
     """How often each job of the batch has ended, as ``job:status``."""
     entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", connection.xrange(keys.batch_events(batch.id)))
     return Counter(f"{fields[b'job'].decode()}:{fields[b'status'].decode()}" for _, fields in entries)
-
-
-def wait_until(condition: Callable[[], object], what: str, deadline_s: float = DEADLINE_S) -> None:
-    deadline = time.monotonic() + deadline_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {deadline_s:.0f} s in vain: {what}"
-        time.sleep(0.02)
 
 
 def free_port() -> int:

@@ -9,7 +9,7 @@ from typing import cast
 
 import pytest
 from redis import exceptions as redis_errors
-from tests.support.queued_jobs import DEADLINE_S, wait_until
+from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq_worker.jobs.consumer import JobDesk
 from mlxq_worker.jobs.io_thread import IoThread
