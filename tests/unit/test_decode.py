@@ -9,6 +9,7 @@ import pytest
 from tests.support.fake_engine import FakeEngine
 from tests.support.row_specs import name_of, row_named
 
+from mlxq_worker.decoding.lifecycle import Phase
 from mlxq_worker.decoding.loop import DecodeLoop
 from mlxq_worker.decoding.memory_watch import MemoryWatch
 from mlxq_worker.decoding.width import CALM_S
@@ -35,7 +36,8 @@ from mlxq_worker.step_watch import StepWatch
 class Rig:
     """A loop over fake engines two rows wide."""
 
-    def __init__(self, width: int = 2, **options: Any) -> None:
+    def __init__(self, width: int = 2, *, first_engine: FakeEngine | None = None, **options: Any) -> None:
+        self._first_engine = first_engine
         self.channel = Channel.open()
         self.engines: list[FakeEngine] = []
         self._width = width
@@ -43,7 +45,8 @@ class Rig:
         self.loop = DecodeLoop(self._new_engine, self.channel, width, self.watch, **options)
 
     def _new_engine(self) -> FakeEngine:
-        self.engines.append(FakeEngine(self._width))
+        is_first = not self.engines
+        self.engines.append(self._first_engine if self._first_engine and is_first else FakeEngine(self._width))
         return self.engines[-1]
 
     def turn(self, *messages: ToDecode, now: float = 0.0) -> list[ToIo]:
@@ -178,10 +181,10 @@ def test_the_loop_is_drained_only_once_its_last_row_has_ended() -> None:
     rig = Rig()
 
     rig.turn(rows("a"), Drained())
-    midway = rig.loop.is_drained
+    midway = rig.loop.is_over(0.0)
     rig.turn()
 
-    assert (midway, rig.loop.is_drained) == (False, True)
+    assert (midway, rig.loop.is_over(0.0)) == (False, True)
 
 
 def test_an_error_of_the_io_thread_is_raised_on_this_one() -> None:
@@ -206,8 +209,7 @@ class OutOfMemory(FakeEngine):
 
 
 def test_memory_that_runs_out_is_nobodys_fault_and_the_batch_gets_narrower() -> None:
-    rig = Rig(8)
-    rig.loop._engine = OutOfMemory(8)
+    rig = Rig(8, first_engine=OutOfMemory(8))
 
     sent = rig.turn(*(rows(name) for name in "abcdef"))
     rig.turn(*(rows(name) for name in "abcdef"))
@@ -219,8 +221,7 @@ def test_memory_that_runs_out_is_nobodys_fault_and_the_batch_gets_narrower() -> 
 
 
 def test_a_job_for_which_there_is_not_enough_memory_fails_alone_with_all_its_rows() -> None:
-    rig = Rig(8)
-    rig.loop._engine = OutOfMemory(8)
+    rig = Rig(8, first_engine=OutOfMemory(8))
     job = Admit(tuple(row(name) for name in ("a", "a#1", "a#2")))
 
     sent = rig.turn(job)
@@ -233,8 +234,7 @@ def test_a_job_for_which_there_is_not_enough_memory_fails_alone_with_all_its_row
 
 
 def test_a_narrowed_batch_widens_again_after_a_calm_while() -> None:
-    rig = Rig(4)
-    rig.loop._engine = OutOfMemory(4)
+    rig = Rig(4, first_engine=OutOfMemory(4))
     rig.turn(*(rows(name) for name in "abcd"), now=1000.0)
 
     rig.turn(*(rows(name) for name in "abcd"), now=1001.0)
@@ -260,8 +260,7 @@ def test_a_worker_far_over_its_memory_limit_makes_room_for_a_fresh_one() -> None
     sent = rig.turn(rows("a"), now=10.0)
 
     assert sent == [StopClaiming(), Returned(ids("a"))]
-    assert rig.loop.is_recycling
-    assert rig.loop.is_in_a_hurry
+    assert rig.loop.lifecycle.phase is Phase.EVACUATING
 
 
 # --- Recycling and hanging ------------------------------------------------------------------------------------
@@ -278,8 +277,7 @@ def test_after_enough_tokens_no_row_is_admitted_and_those_inside_may_take_their_
     assert second == [StopClaiming()]
     assert third[0] == Returned(ids("c"))
     assert ended(third) == ["a", "b"]
-    assert rig.loop.is_recycling
-    assert not rig.loop.is_in_a_hurry
+    assert rig.loop.lifecycle.phase is Phase.RECYCLING
 
 
 def test_an_engine_that_steps_but_never_delivers_is_stuck() -> None:
@@ -289,8 +287,7 @@ def test_an_engine_that_steps_but_never_delivers_is_stuck() -> None:
                 finished=(), num_running=1, num_waiting=0, free_rows=1, rows_computed=1, rows_useful=0, num_prefilled=0
             )
 
-    rig = Rig()
-    rig.loop._engine = Idling()
+    rig = Rig(first_engine=Idling())
 
     rig.turn(rows("a"), now=10.0)
     before = rig.watch.is_stuck(10.9)

@@ -85,11 +85,11 @@ class IoFailed:
 
 
 @dataclass(frozen=True, slots=True)
-class Wake:
-    """Look at the flags: a signal has come."""
+class Signalled:
+    """SIGTERM or SIGINT: the first one stops in peace, the next one at once."""
 
 
-ToDecode = Admit | Cancel | Stop | Recycle | Drained | IoFailed | Wake
+ToDecode = Admit | Cancel | Stop | Recycle | Drained | IoFailed | Signalled
 
 # --- To the I/O thread ----------------------------------------------------------------------------------------
 

@@ -34,7 +34,7 @@ from mlxq_worker.jobs.consumer import JobDesk
 from mlxq_worker.jobs.io_thread import IoThread
 from mlxq_worker.jobs.presence import Presence
 from mlxq_worker.jobs.store import JobStore
-from mlxq_worker.messages import Channel, Ready, Wake
+from mlxq_worker.messages import Channel, Ready, Signalled
 from mlxq_worker.step_watch import StepWatch
 
 logger = logging.getLogger("rq.worker")
@@ -54,10 +54,8 @@ class BatchWorker(BaseWorker):
         super().__init__(*args, **kwargs)
         self._given_config = config
         self._channel = Channel.open()
-        self._num_stop_signals = 0
         self.exit_code = exits.DONE
         """What the process should end with, for whoever looks after it; RQ's own command ends with 0."""
-        self._is_loading = False
 
     @property
     def connection_timeout(self) -> int:
@@ -96,7 +94,7 @@ class BatchWorker(BaseWorker):
         )
         config = self._configured(burst, max_jobs)
         setup_loghandlers(logging_level, date_format, log_format)
-        self._install_signal_handlers()
+        self._handle_signals(self.request_stop)
         self.register_birth()  # type: ignore[no-untyped-call]
         try:
             return self._serve(config)
@@ -105,25 +103,20 @@ class BatchWorker(BaseWorker):
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """The first call stops in peace, the next one at once."""
-        self._num_stop_signals += 1
-        self._channel.to_decode.put(Wake())
+        self._channel.to_decode.put(Signalled())
 
-    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+    def _on_signal_while_loading(self, signum: int, frame: FrameType | None) -> None:
+        # Nobody looks at it until the model is loaded, which may take a long download. The next one may end the
+        # process as if we had never asked for it: no job is claimed yet, and our entry in Redis expires.
         self.request_stop(signum, frame)
-        if self._is_loading:
-            # Nobody looks at it until the model is loaded, which may take a long download. The next one may end the
-            # process as if we had never asked for it: no job is claimed yet, and our entry in Redis expires.
-            logger.warning("Stopping once the model is loaded; another signal ends the process at once")
-            self._handle_signals(signal.SIG_DFL)
+        logger.warning("Stopping once the model is loaded; another signal ends the process at once")
+        self._handle_signals(signal.SIG_DFL)
 
     def _die(self) -> None:
         try:
             self.register_death()  # type: ignore[no-untyped-call]
         except RedisError as error:
             logger.warning("Worker %s could not sign off, its entry will expire: %s", self.name, error)
-
-    def _install_signal_handlers(self) -> None:
-        self._handle_signals(self._on_signal)
 
     def _handle_signals(self, handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
         if threading.current_thread() is threading.main_thread():  # Python allows it nowhere else
@@ -178,6 +171,7 @@ class BatchWorker(BaseWorker):
             watch,
             memory=backend.memory,
             max_generated_tokens=config.max_generated_tokens,
+            grace_s=config.grace_s,
         )
         self._channel.to_io.put(Ready(backend.preparer))
         if config.ready_fd is not None:
@@ -190,32 +184,26 @@ class BatchWorker(BaseWorker):
             config.engine.max_num_seqs,
         )
         try:
-            self._turn_until_done(loop, config.grace_s)
+            _turn_until_over(loop)
         finally:
             loop.close()
-        if loop.is_recycling and not self._num_stop_signals:
-            self.exit_code = exits.START_AGAIN
+        self.exit_code = loop.lifecycle.exit_code
 
     def _load(self, config: WorkerConfig) -> Backend:
-        self._is_loading = True
+        self._handle_signals(self._on_signal_while_loading)
         try:
             return self.load_backend(config)
         finally:
-            self._is_loading = False
-            self._install_signal_handlers()  # jobs are claimed from now on: no more sudden ends
+            self._handle_signals(self.request_stop)  # jobs are claimed from now on: no more sudden ends
 
-    def _turn_until_done(self, loop: DecodeLoop, grace_s: float) -> None:
-        deadline = float("inf")
-        while not loop.is_drained and self._num_stop_signals < 2:
-            loop.receive(IDLE_WAIT_S)
-            now = time.monotonic()  # not before the wait: rows that it brings count their seconds from here
-            if self._num_stop_signals:
-                loop.stop("got a signal; another one gives all jobs back at once")
-            if loop.is_stopping:
-                deadline = min(deadline, now + grace_s) if loop.is_in_a_hurry else deadline
-                if loop.is_idle or now >= deadline:
-                    return
-            loop.turn(now)
+
+def _turn_until_over(loop: DecodeLoop) -> None:
+    while True:
+        loop.receive(IDLE_WAIT_S)
+        now = time.monotonic()  # not before the wait: rows that it brings count their seconds from here
+        if loop.is_over(now):
+            return
+        loop.turn(now)
 
 
 def _say_ready(fd: int) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from queue import Empty
 
 from mlxq.errors import RequestError
+from mlxq_worker.decoding.lifecycle import Event, Lifecycle
 from mlxq_worker.decoding.memory_watch import MemoryWatch, is_allocation_failure, no_limit
 from mlxq_worker.decoding.width import Width
 from mlxq_worker.engine.api import Engine, RowId, RowSpec, StepReport
@@ -28,11 +29,11 @@ from mlxq_worker.messages import (
     Recycle,
     Refused,
     Returned,
+    Signalled,
     StepRaised,
     Stop,
     StopClaiming,
     ToDecode,
-    Wake,
 )
 from mlxq_worker.step_watch import StepWatch
 from mlxq_worker.traces import trace_of
@@ -49,6 +50,7 @@ class DecodeLoop:
         watch: told when a step begins and ends.
         memory: asked before rows are admitted.
         max_generated_tokens: enough for one process.
+        grace_s: how long rows in the engine may go on once the worker is told to stop.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class DecodeLoop:
         *,
         memory: MemoryWatch | None = None,
         max_generated_tokens: int | None = None,
+        grace_s: float = 30.0,
     ) -> None:
         self._new_engine = new_engine
         self._channel = channel
@@ -72,10 +75,8 @@ class DecodeLoop:
         self._waiting: deque[tuple[RowSpec, ...]] = deque()
         self._running: set[RowId] = set()
         self._free_rows = max_num_seqs
-        self._stop_reason: str | None = None
-        self._drained = False
-        self.is_recycling = False
-        self.is_in_a_hurry = False
+        self._grace_s = grace_s
+        self.lifecycle = Lifecycle()
 
     def __repr__(self) -> str:
         return f"DecodeLoop(running={len(self._running)} waiting={len(self._waiting)})"
@@ -85,31 +86,10 @@ class DecodeLoop:
         """Whether no row is in the engine."""
         return not self._running
 
-    @property
-    def is_drained(self) -> bool:
-        """Whether the I/O side has said that no more rows will come."""
-        return self._drained and self.is_idle and not self._waiting
-
-    @property
-    def is_stopping(self) -> bool:
-        return self._stop_reason is not None
-
-    def stop(self, reason: str) -> None:
-        """Admit no more rows; those in the engine go on for as long as the grace lasts."""
-        self.is_in_a_hurry = True
-        self._stop(reason)
-
-    def recycle(self, reason: str) -> None:
-        """Admit no more rows; once those in the engine have ended, a fresh process is to go on."""
-        self.is_recycling = True
-        self._stop(reason)
-
-    def _stop(self, reason: str) -> None:
-        """Only the first call counts."""
-        if self._stop_reason is None:
-            logger.info("Stopping: %s", reason)
-            self._stop_reason = reason
-            self._channel.to_io.put(StopClaiming())
+    def is_over(self, now: float) -> bool:
+        """Whether the worker is at its end. Grace that was given since the last look starts at `now`."""
+        self.lifecycle = self.lifecycle.at(now, self._grace_s)
+        return self.lifecycle.is_over(now, num_running=len(self._running), num_waiting=len(self._waiting))
 
     def receive(self, wait_s: float) -> None:
         """Take in all messages; waits up to `wait_s` for the first one if there is nothing else to do.
@@ -117,14 +97,14 @@ class DecodeLoop:
         Raises:
             BaseException: what ended the I/O thread; without it nothing that is decoded could be written.
         """
-        has_nothing_to_do = self.is_idle and not self._waiting and not self.is_stopping
+        has_nothing_to_do = self.is_idle and not self._waiting and self.lifecycle.phase.admits
         for message in self._messages(wait_s if has_nothing_to_do else 0.0):
             self._handle(message)
 
     def turn(self, now: float) -> None:
         """One iteration: rows enter the engine, and it makes a step. `now` is when that is: read after any wait."""
         self._look_at_memory(now)
-        if self.is_stopping:
+        if not self.lifecycle.phase.admits:
             self._return_waiting()
         self._admit()
         if self._running:
@@ -151,15 +131,21 @@ class DecodeLoop:
             case Cancel(row_ids):
                 self._cancel(row_ids)
             case Stop(reason):
-                self.stop(reason)
+                self._on(Event.STOP, reason)
+            case Signalled():
+                self._on(Event.SIGNAL, "got a signal; another one gives all jobs back at once")
             case Recycle(reason):
-                self.recycle(reason)
+                self._on(Event.RECYCLE, reason)
             case Drained():
-                self._drained = True
+                self._on(Event.DRAIN, "nothing is left to do")
             case IoFailed(error):
                 raise error
-            case Wake():
-                pass
+
+    def _on(self, event: Event, reason: str) -> None:
+        before, self.lifecycle = self.lifecycle.phase, self.lifecycle.after(event, reason)
+        if before.admits and not self.lifecycle.phase.admits:
+            logger.info("Stopping: %s", reason)
+            self._channel.to_io.put(StopClaiming())
 
     def _cancel(self, row_ids: tuple[RowId, ...]) -> None:
         for specs in self._waiting:
@@ -179,8 +165,7 @@ class DecodeLoop:
         self._width.grow(now)
         level = self._memory.level(now)
         if level == "far over":
-            self.is_in_a_hurry = True
-            self.recycle(f"much more memory is in use than there may be, {self._memory!r}")
+            self._on(Event.EVACUATE, f"much more memory is in use than there may be, {self._memory!r}")
         elif level == "over" and 0 < len(self._running) <= self._width.rows:  # else the last time has yet to show
             self._width.shrink(len(self._running), now)
             logger.warning("More memory is in use than there may be, %r: %r", self._memory, self._width)
@@ -227,7 +212,7 @@ class DecodeLoop:
             self._channel.to_io.put(Ended(result))
         self._tokens_left -= report.rows_useful
         if self._tokens_left <= 0:
-            self.recycle("it has generated as many tokens as it was to")
+            self._on(Event.RECYCLE, "it has generated as many tokens as it was to")
 
     def _give_up_batch(self, error: Exception, now: float) -> None:
         """Say what becomes of the rows in it. Memory that ran out is nobody's fault while there are several jobs; one
