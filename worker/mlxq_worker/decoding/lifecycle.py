@@ -67,11 +67,10 @@ TRANSITIONS: Mapping[tuple[Phase, Event], Phase] = {
     (Phase.DRAINED, Event.STOP): Phase.STOPPING,
     (Phase.DRAINED, Event.SIGNAL): Phase.INTERRUPTED,
     (Phase.RECYCLING, Event.EVACUATE): Phase.EVACUATING,
-    (Phase.RECYCLING, Event.STOP): Phase.EVACUATING,
+    (Phase.RECYCLING, Event.STOP): Phase.STOPPING,
     (Phase.RECYCLING, Event.SIGNAL): Phase.INTERRUPTED,
+    (Phase.EVACUATING, Event.STOP): Phase.STOPPING,
     (Phase.EVACUATING, Event.SIGNAL): Phase.INTERRUPTED,
-    (Phase.STOPPING, Event.RECYCLE): Phase.EVACUATING,
-    (Phase.STOPPING, Event.EVACUATE): Phase.EVACUATING,
     (Phase.STOPPING, Event.SIGNAL): Phase.INTERRUPTED,
     (Phase.INTERRUPTED, Event.SIGNAL): Phase.CLOSING,
 }
