@@ -29,7 +29,7 @@ from rich.table import Table
 
 from mlxq_worker.engine.api import RowId, RowSpec
 from mlxq_worker.engine.rows.row import Row
-from mlxq_worker.engine.sampling.sampler import Sampler
+from mlxq_worker.engine.sampling.batch_sampler import Sampler
 
 VOCABULARIES = (2048, 131_072)
 PROMPT_TOKENS = 200

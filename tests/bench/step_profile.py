@@ -43,7 +43,7 @@ from mlxq.queue.client import Client
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.runners.packed import PackedModel
 from mlxq_worker.engine.runners.slots import SlotCache
-from mlxq_worker.engine.sampling.sampler import Sampler
+from mlxq_worker.engine.sampling.batch_sampler import Sampler
 from mlxq_worker.supervision.redis_server import private_redis
 
 PARTS = ("layers", "attention", "cache", "head", "sampling", "host")

@@ -17,7 +17,7 @@ from mlxq.contract import StopDetails
 from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.rows.row import Row
-from mlxq_worker.engine.sampling.sampler import Sampler
+from mlxq_worker.engine.sampling.batch_sampler import Sampler
 from mlxq_worker.engine.sampling.token_sampler import best_ids
 
 EVERY_WAY = pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from tests.support.tiny_models import VOCAB_SIZE, build
 from mlxq_worker.engine.api import RowSpec, TokenScores
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.rows.row import Row
+from mlxq_worker.engine.sampling.batch_sampler import Sampler
 from mlxq_worker.engine.sampling.logprobs import LEAST_LOGPROB, Scores
-from mlxq_worker.engine.sampling.sampler import Sampler
 
 TOLERANCE = 1e-4
 

@@ -16,7 +16,7 @@ from tests.support.tiny_models import VOCAB_SIZE, build
 from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.rows.row import Row
-from mlxq_worker.engine.sampling.sampler import Sampler
+from mlxq_worker.engine.sampling.batch_sampler import Sampler
 from mlxq_worker.engine.sampling.token_sampler import Filter
 from mlxq_worker.engine.sampling.uniform import uniform
 

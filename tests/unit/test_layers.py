@@ -41,7 +41,7 @@ MLX_CALLERS = frozenset(
         "mlxq_worker.engine.kvcache.slab",
         "mlxq_worker.engine.runners.slots",
         "mlxq_worker.engine.runners.step_timing",
-        "mlxq_worker.engine.sampling.sampler",
+        "mlxq_worker.engine.sampling.batch_sampler",
         "mlxq_worker.demo.evaluate",
         "mlxq_worker.demo.training",
     }

@@ -24,8 +24,8 @@ from mlxq_worker.engine.runners.activation import quick_swiglu, route_swiglu
 from mlxq_worker.engine.runners.layout import Layout, Span
 from mlxq_worker.engine.runners.runner import Launched
 from mlxq_worker.engine.runners.slots import SlotCache, route_attention
+from mlxq_worker.engine.sampling.batch_sampler import Sampler
 from mlxq_worker.engine.sampling.logprobs import score_piece
-from mlxq_worker.engine.sampling.sampler import Sampler
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlxq_worker.engine.plan import Plan
 from mlxq_worker.engine.rows.row import Fork, Row
 from mlxq_worker.engine.runners.runner import Launched
+from mlxq_worker.engine.sampling.batch_sampler import Sampler
 from mlxq_worker.engine.sampling.logprobs import score_piece
-from mlxq_worker.engine.sampling.sampler import Sampler
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from mlxq_worker.engine.plan import Plan
 from mlxq_worker.engine.rows.row import Row
-from mlxq_worker.engine.sampling.sampler import Sampled, Sampler, Tokens
+from mlxq_worker.engine.sampling.batch_sampler import Sampled, Sampler, Tokens
 
 
 class Launched:
