@@ -29,7 +29,7 @@ from rich.table import Table
 
 from mlxq_worker.engine.api import RowId, RowSpec
 from mlxq_worker.engine.rows.row import Row
-from mlxq_worker.engine.sampling.batch_sampler import Sampler
+from mlxq_worker.engine.sampling.batch_sampler import BatchSampler
 
 VOCABULARIES = (2048, 131_072)
 PROMPT_TOKENS = 200
@@ -95,7 +95,7 @@ def rows_of(parameters: Sequence[dict[str, Any]], num_ids: int, rng: random.Rand
     return tuple(Row(spec, lambda token_ids: "") for spec in specs)
 
 
-def step(sampler: Sampler, rows: tuple[Row, ...], logits: mx.array) -> float:
+def step(sampler: BatchSampler, rows: tuple[Row, ...], logits: mx.array) -> float:
     """Choose a token for every row and commit it; the seconds it took."""
     start = time.perf_counter()
     for row in rows:
@@ -114,7 +114,7 @@ def measure(width: int, num_ids: int, rounds: int, seed: int) -> dict[str, float
     logits = mx.random.normal((width, num_ids), scale=3.0, key=mx.random.key(seed))
     mx.eval(logits)
     batches = {name: rows_of(each, num_ids, rng) for name, each in kinds(width, num_ids, rng).items()}
-    samplers = {name: Sampler() for name in batches}
+    samplers = {name: BatchSampler() for name in batches}
     times: dict[str, list[float]] = {name: [] for name in batches}
     for round_number in range(-2, rounds):
         for name, rows in batches.items():

@@ -43,7 +43,7 @@ from mlxq.queue.client import Client
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.runners.packed import PackedModel
 from mlxq_worker.engine.runners.slots import SlotCache
-from mlxq_worker.engine.sampling.batch_sampler import Sampler
+from mlxq_worker.engine.sampling.batch_sampler import BatchSampler
 from mlxq_worker.supervision.redis_server import private_redis
 
 PARTS = ("layers", "attention", "cache", "head", "sampling", "host")
@@ -123,7 +123,7 @@ def watched(stopwatch: Stopwatch) -> Iterator[None]:
         ("head", PackedModel, "logits"),
         ("attention", SlotCache, "attend"),
         ("cache", SlotCache, "update_and_fetch"),
-        ("sampling", Sampler, "sample"),
+        ("sampling", BatchSampler, "sample"),
     ]
     with ExitStack() as stack:
         for part, owner, name in methods:

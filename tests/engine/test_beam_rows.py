@@ -176,7 +176,7 @@ def test_a_search_that_is_cancelled_before_its_first_token_still_reports_as_many
 
 
 def test_a_search_that_is_overdue_ends_with_what_it_has() -> None:
-    spec = beam_spec(5, deadline_s=6.0, end_tokens={}, eos_ids=frozenset())
+    spec = beam_spec(5, timeout_s=6.0, end_tokens={}, eos_ids=frozenset())
 
     outcome = run(engine_of("gemma3-padded"), [spec])
 

@@ -17,7 +17,7 @@ from mlxq.contract import StopDetails
 from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.rows.row import Row
-from mlxq_worker.engine.sampling.batch_sampler import Sampler
+from mlxq_worker.engine.sampling.batch_sampler import BatchSampler
 from mlxq_worker.engine.sampling.token_sampler import best_ids
 
 EVERY_WAY = pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_logit_that_overflowed_ends_its_row_alone(temperature: float) -> None:
     logits = mx.zeros((3, VOCAB_SIZE), dtype=mx.float16)
     logits[1, 7] = 1e6
 
-    assert Sampler().sample(rows, logits).read().errors == {rows[1]: "nan_logits"}
+    assert BatchSampler().sample(rows, logits).read().errors == {rows[1]: "nan_logits"}
 
 
 @pytest.mark.parametrize("num_ids", [1, 7, 64, 128, 1000, 1280, 50257])
@@ -122,7 +122,7 @@ def test_the_best_id_is_the_first_of_equals_and_no_number_hides(num_ids: int, dt
 
     assert mx.array_equal(best, mx.argmax(logits, axis=-1))
     assert mx.array_equal(peaks, logits.max(axis=-1))
-    for place in {0, num_ids // 3, num_ids - 1}:
+    for index in {0, num_ids // 3, num_ids - 1}:
         poisoned = mx.array(logits)
-        poisoned[2, place] = mx.nan
+        poisoned[2, index] = mx.nan
         assert mx.isnan(best_ids(poisoned)[1]).tolist() == [False, False, True, False]

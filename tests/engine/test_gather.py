@@ -1,4 +1,4 @@
-"""What the padded runner relies on: mlx-lm's batch caches give a row to several places when asked to (`filter`)."""
+"""What the padded runner relies on: mlx-lm's batch caches give a row to several indices when asked to (`filter`)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache
 
 NUM_ROWS, NUM_TOKENS, WINDOW = 3, 11, 8
-PLACES = [2, 0, 0, 2]
+INDICES = [2, 0, 0, 2]
 
 
 def filled(cache: Any, seed: int) -> Any:
@@ -44,12 +44,14 @@ def arrays_in(state: Any) -> list[Any]:
     ],
     ids=["plain", "sliding window", "recurrent", "list"],
 )
-def test_a_row_can_be_gathered_to_several_places(make: Callable[[], Any]) -> None:
+def test_a_row_can_be_gathered_to_several_indices(make: Callable[[], Any]) -> None:
     single = [filled(make(), seed) for seed in range(NUM_ROWS)]
     batch = single[0].merge(single)
-    rows = [arrays_in(batch.extract(place).state) for place in range(NUM_ROWS)]
+    rows = [arrays_in(batch.extract(index).state) for index in range(NUM_ROWS)]
 
-    batch.filter(mx.array(PLACES))
+    batch.filter(mx.array(INDICES))
 
-    assert [arrays_in(batch.extract(index).state) for index in range(len(PLACES))] == [rows[place] for place in PLACES]
+    assert [arrays_in(batch.extract(index).state) for index in range(len(INDICES))] == [
+        rows[index] for index in INDICES
+    ]
     assert rows[0] != rows[2]

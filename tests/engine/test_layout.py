@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from mlxq_worker.engine.kvcache.prefix import Prefix
-from mlxq_worker.engine.kvcache.slot_allocator import Changes, Place, SlabSize
+from mlxq_worker.engine.kvcache.slot_allocator import Changes, SlabSize, Slot
 from mlxq_worker.engine.runners import layout
-from mlxq_worker.engine.runners.layout import MAX_OPENING, Layout, Openings, Span
+from mlxq_worker.engine.runners.layout import MAX_PACKED_TOKENS, Layout, PackedPrompts, Span
 from mlxq_worker.engine.runners.slots import SlotCache
 
 NUM_HEADS, NUM_KV_HEADS, SIZE, SCALE = 4, 2, 8, 0.3
 
 
 def span(slot: int, start: int, stop: int, prefix: Prefix | None = None) -> Span:
-    return Span(Place(0, slot), start, stop, prefix)
+    return Span(Slot(0, slot), start, stop, prefix)
 
 
 def sizes_of_segments(*spans: Span) -> list[int]:
@@ -40,7 +40,7 @@ def test_openings_of_about_the_same_length_attend_together() -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [span(1, 5, 35), span(1, 0, MAX_OPENING + 1), span(1, 0, 64)],
+    [span(1, 5, 35), span(1, 0, MAX_PACKED_TOKENS + 1), span(1, 0, 64)],
     ids=["goes on", "is long", "is twice as long"],
 )
 def test_a_piece_that_is_no_opening_of_that_length_attends_by_itself(other: Span) -> None:
@@ -83,7 +83,7 @@ def test_shorter_openings_are_filled_up_behind_their_last_token() -> None:
     tokens = mx.arange(5)[:, None, None, None]
 
     # when
-    rows = Openings([2, 3]).side_by_side(tokens)
+    rows = PackedPrompts([2, 3]).side_by_side(tokens)
 
     # then
     assert rows[:, 0, :, 0].tolist() == [[0, 1, 1], [2, 3, 4]]

@@ -17,7 +17,7 @@ from tests.support.tiny_models import VOCAB_SIZE, build
 from mlxq_worker.engine.api import RowSpec, TokenScores
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.rows.row import Row
-from mlxq_worker.engine.sampling.batch_sampler import Sampler
+from mlxq_worker.engine.sampling.batch_sampler import BatchSampler
 from mlxq_worker.engine.sampling.logprobs import LEAST_LOGPROB, Scores
 
 TOLERANCE = 1e-4
@@ -146,7 +146,7 @@ def test_the_alternatives_of_a_row_that_asks_for_fewer_are_the_first_of_one_that
     rows = tuple(Row(row_spec(row_id=str(num), num_logprobs=num), decode) for num in nums)
     few_values = mx.floor(2 * mx.random.normal((VOCAB_SIZE,), key=mx.random.key(3)))  # so that there are many equals
 
-    scores = Sampler().sample(rows, mx.broadcast_to(few_values, (4, VOCAB_SIZE))).read().scores
+    scores = BatchSampler().sample(rows, mx.broadcast_to(few_values, (4, VOCAB_SIZE))).read().scores
 
     most = scores[rows[-1]].top
     assert [scores[row].top for row in rows] == [most[:num] for num in nums]

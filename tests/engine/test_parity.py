@@ -88,7 +88,9 @@ class Reference:
 
 
 def _until_end(spec: RowSpec, output: tuple[int, ...]) -> tuple[int, ...]:
-    length = next((place for place, token_id in enumerate(output, start=1) if token_id in spec.end_tokens), spec.limit)
+    length = next(
+        (position for position, token_id in enumerate(output, start=1) if token_id in spec.end_tokens), spec.limit
+    )
     return output[: min(length, spec.limit)]
 
 

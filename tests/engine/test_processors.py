@@ -72,7 +72,7 @@ def test_logits_are_those_of_the_formulas_while_rows_come_and_go(only: str | Non
         random.shuffle(rows)
         if not rows:
             continue
-        processors.take(rows)
+        processors.set_rows(rows)
         begin_step(rows)
         logits = mx.random.normal((len(rows), VOCAB_SIZE), scale=4.0, key=mx.random.key(step)).astype(dtype)
 
@@ -85,7 +85,7 @@ def test_logits_are_those_of_the_formulas_while_rows_come_and_go(only: str | Non
 def test_a_batch_that_stays_the_same_is_followed_token_by_token(only: str | None) -> None:
     random, processors = Random(6), Processors()
     rows = [random_row(random, **all_off_but(only)) for _ in range(12)]
-    processors.take(rows)
+    processors.set_rows(rows)
 
     for step in range(40):
         begin_step(rows)
@@ -96,7 +96,7 @@ def test_a_batch_that_stays_the_same_is_followed_token_by_token(only: str | None
 def test_rows_that_ask_for_nothing_are_not_changed_by_a_bit() -> None:
     random, processors = Random(7), Processors()
     rows = [random_row(random) if index % 2 else Row(row_spec(), decode) for index in range(10)]
-    processors.take(rows)
+    processors.set_rows(rows)
     begin_step(rows)
     logits = mx.random.normal((10, VOCAB_SIZE), key=mx.random.key(0))
 
@@ -107,7 +107,7 @@ def test_rows_that_ask_for_nothing_are_not_changed_by_a_bit() -> None:
 
 def test_a_batch_whose_rows_are_through_with_min_tokens_is_passed_on_untouched() -> None:
     processors, row = Processors(), Row(row_spec(min_tokens=2, end_tokens=ENDS), decode)
-    processors.take([row])
+    processors.set_rows([row])
     logits, passed_on = mx.zeros((1, VOCAB_SIZE)), []
 
     for _ in range(4):

@@ -16,7 +16,7 @@ from tests.support.tiny_models import VOCAB_SIZE, build
 from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.rows.row import Row
-from mlxq_worker.engine.sampling.batch_sampler import Sampler
+from mlxq_worker.engine.sampling.batch_sampler import BatchSampler
 from mlxq_worker.engine.sampling.token_sampler import Filter
 from mlxq_worker.engine.sampling.uniform import uniform
 
@@ -45,7 +45,7 @@ def row_at(position: int, spec: RowSpec) -> Row:
 def sample(specs: Sequence[RowSpec], logits: mx.array, position: int = 0) -> list[int]:
     """One token for every row of the batch at once."""
     rows = tuple(row_at(position, spec) for spec in specs)
-    return Sampler().sample(rows, mx.array(logits)).read().token_ids
+    return BatchSampler().sample(rows, mx.array(logits)).read().token_ids
 
 
 def random_logits(num_rows: int, num_ids: int = VOCAB_SIZE, seed: int = 0) -> mx.array:

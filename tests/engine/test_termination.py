@@ -85,7 +85,7 @@ def test_eos_as_the_last_permitted_token_is_eos(pipelined: bool) -> None:
 
 
 def test_a_row_past_its_deadline_keeps_what_it_has_and_waiting_does_not_count(pipelined: bool, lag: int) -> None:
-    specs = [counting_from(20, deadline_s=4.0), counting_from(21, deadline_s=4.0)]
+    specs = [counting_from(20, timeout_s=4.0), counting_from(21, timeout_s=4.0)]
 
     outcome = run(engine(1, pipelined), specs)
 
@@ -98,7 +98,7 @@ def test_a_row_past_its_deadline_keeps_what_it_has_and_waiting_does_not_count(pi
     assert outcome.results["21"].stop_details == StopDetails(type="deadline", token_index=3 - lag)
 
 
-def test_a_cancelled_row_keeps_its_text_and_its_place_is_taken_at_once(pipelined: bool, lag: int) -> None:
+def test_a_cancelled_row_keeps_its_text_and_its_slot_is_taken_at_once(pipelined: bool, lag: int) -> None:
     under_test = engine(1, pipelined)
 
     def cancel(step_index: int) -> None:
@@ -150,7 +150,7 @@ def test_reports_count_who_runs_who_waits_and_what_is_free() -> None:
     reports = [under_test.step(0.0) for _ in range(8)]
 
     counts = [(report.num_running, report.num_waiting, report.free_rows) for report in reports]
-    # 1 and 2 decode; 1 ends on step 1 and 3 takes its place on step 2, where 2 ends; 3 ends on step 5.
+    # 1 and 2 decode; 1 ends on step 1 and 3 takes its slot on step 2, where 2 ends; 3 ends on step 5.
     assert counts == [(2, 1, 0), (1, 1, 0), (1, 0, 1), (1, 0, 1), (1, 0, 1), (0, 0, 2), (0, 0, 2), (0, 0, 2)]
 
 

@@ -16,7 +16,7 @@ from tests.support.tiny_models import VOCAB_SIZE, build
 
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.rows.row import Row
-from mlxq_worker.engine.sampling.batch_sampler import Sampled, Sampler
+from mlxq_worker.engine.sampling.batch_sampler import BatchSampler, Sampled
 
 UNDECODABLE, BOOM, HUGE, NAN, DIE = range(VOCAB_SIZE - 5, VOCAB_SIZE)
 """What the tokenizer can't decode, what makes a step raise, what there is never enough memory for, what turns the
@@ -52,7 +52,7 @@ class Head(nn.Linear):
         return logits - _NEVER * (mx.arange(VOCAB_SIZE) >= UNDECODABLE)
 
 
-class RaisingSampler(Sampler):
+class RaisingSampler(BatchSampler):
     """Raises over one request's seed."""
 
     def sample(self, rows: tuple[Row, ...], logits: mx.array) -> Sampled:

@@ -69,9 +69,9 @@ class Device:
             self._computed[row] += (self._newest[row],)
             assert self._computed[row][: len(row.spec.prompt_ids)] == row.spec.prompt_ids
             assert len(self._computed[row]) == row.decode_position + 1
-        for piece in plan.prefill:
-            self._computed[piece.row] = piece.row.spec.prompt_ids[: piece.stop]
-        due = [*plan.decoding, *(piece.row for piece in plan.prefill if piece.is_last)]
+        for chunk in plan.prefill:
+            self._computed[chunk.row] = chunk.row.spec.prompt_ids[: chunk.stop]
+        due = [*plan.decoding, *(chunk.row for chunk in plan.prefill if chunk.is_last)]
         return {row: self._sample(row) for row in due}
 
     def _sample(self, row: Row) -> TokenScores:
@@ -164,8 +164,8 @@ def test_the_rows_of_a_search_share_all_of_a_long_prompt_but_its_last_token() ->
 
     plan, _ = scheduler.schedule(0.0)
 
-    assert [piece.token_ids for piece in plan.prefixes] == [LONG_PROMPT[:-1]]
-    assert [piece.token_ids for piece in plan.prefill] == [LONG_PROMPT[-1:]]
+    assert [chunk.token_ids for chunk in plan.prefixes] == [LONG_PROMPT[:-1]]
+    assert [chunk.token_ids for chunk in plan.prefill] == [LONG_PROMPT[-1:]]
 
 
 def test_a_search_that_waited_in_vain_leaves_nothing_that_others_would_seem_to_share() -> None:
@@ -184,7 +184,7 @@ def test_a_search_that_waited_in_vain_leaves_nothing_that_others_would_seem_to_s
     scheduler.add(new_row(row_spec(row_id="alone", prompt_ids=LONG_PROMPT, max_tokens=5), decode))
     plan, _ = scheduler.schedule(0.0)
 
-    assert [piece.token_ids for piece in plan.prefill] == [LONG_PROMPT]
+    assert [chunk.token_ids for chunk in plan.prefill] == [LONG_PROMPT]
     assert not plan.prefixes
 
 

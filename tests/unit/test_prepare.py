@@ -346,7 +346,7 @@ def test_sampling_parameters_are_carried_over() -> None:
         min_p=0.1,
         stop=("\n\n",),
         include_stop_str_in_output=True,
-        deadline_s=1.5,
+        timeout_s=1.5,
     )
 
 

@@ -310,7 +310,7 @@ def test_a_row_aborted_while_it_is_prefilled_spent_its_time_there() -> None:
 
 
 def test_the_deadline_counts_from_admission() -> None:
-    row = Row(row_spec(deadline_s=2.0), decode)
+    row = Row(row_spec(timeout_s=2.0), decode)
 
     assert not row.overdue(1000.0)
     row.admit(1000.0)

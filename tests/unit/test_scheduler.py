@@ -25,7 +25,7 @@ def decode(token_ids: Sequence[int]) -> str:
     return "t" * len(token_ids)
 
 
-def row(row_id: str, num_tokens: int = 100, *, prompt_length: int = 1, deadline_s: float | None = None) -> Row:
+def row(row_id: str, num_tokens: int = 100, *, prompt_length: int = 1, timeout_s: float | None = None) -> Row:
     """A row that may generate `num_tokens`."""
     spec = row_spec(
         row_id=row_id,
@@ -33,7 +33,7 @@ def row(row_id: str, num_tokens: int = 100, *, prompt_length: int = 1, deadline_
         max_tokens=num_tokens,
         end_tokens={EOS: "<eos>"},
         eos_ids=frozenset({EOS}),
-        deadline_s=deadline_s,
+        timeout_s=timeout_s,
     )
     return Row(spec, decode)
 
@@ -206,7 +206,7 @@ def test_aborting_an_unknown_row_changes_nothing(lag: int) -> None:
 
 
 def test_a_cancelled_row_that_is_also_overdue_was_cancelled() -> None:
-    aborted = row("a", deadline_s=1.0)
+    aborted = row("a", timeout_s=1.0)
     scheduler = scheduler_of(1, aborted)
     scheduler.schedule(0.0)
 
@@ -217,8 +217,8 @@ def test_a_cancelled_row_that_is_also_overdue_was_cancelled() -> None:
     assert aborted.result.stop_details.type == "cancelled"
 
 
-def test_an_overdue_row_is_dropped_and_its_place_taken_on_the_same_step(lag: int) -> None:
-    device = Device(scheduler_of(1, row("a", deadline_s=2.0), row("b", deadline_s=2.0)), lag)
+def test_an_overdue_row_is_dropped_and_its_room_taken_on_the_same_step(lag: int) -> None:
+    device = Device(scheduler_of(1, row("a", timeout_s=2.0), row("b", timeout_s=2.0)), lag)
 
     ended = [device.step(now) for now in (10.0, 11.9, 12.0, 13.9, 14.0)]
 
@@ -279,8 +279,8 @@ def test_clear_forgets_running_and_waiting_rows() -> None:
     assert repr(scheduler) == "Scheduler(running=0/1 waiting=0)"
 
 
-def pieces(plan: Plan) -> list[tuple[str, int, int]]:
-    return [(name_of(piece.row.spec.row_id), piece.start, piece.stop) for piece in plan.prefill]
+def chunks(plan: Plan) -> list[tuple[str, int, int]]:
+    return [(name_of(chunk.row.spec.row_id), chunk.start, chunk.stop) for chunk in plan.prefill]
 
 
 def test_without_a_limit_on_tokens_a_prompt_is_prefilled_on_one_step() -> None:
@@ -288,7 +288,7 @@ def test_without_a_limit_on_tokens_a_prompt_is_prefilled_on_one_step() -> None:
 
     plan, _ = scheduler.schedule(0.0)
 
-    assert pieces(plan) == [("a", 0, 1000), ("b", 0, 3)]
+    assert chunks(plan) == [("a", 0, 1000), ("b", 0, 3)]
 
 
 def test_a_long_prompt_is_prefilled_over_several_steps_beside_the_decoding_rows() -> None:
@@ -298,7 +298,7 @@ def test_a_long_prompt_is_prefilled_over_several_steps_beside_the_decoding_rows(
 
     plans = [scheduler.schedule(0.0)[0] for _ in range(6)]
 
-    assert [pieces(plan) for plan in plans] == [
+    assert [chunks(plan) for plan in plans] == [
         [("a", 0, 1), ("b", 0, 3)],
         [("b", 3, 6)],
         [("b", 6, 9)],
@@ -316,7 +316,7 @@ def test_a_prompt_gets_on_by_a_token_a_step_where_decoding_rows_fill_the_step() 
 
     plans = [scheduler.schedule(0.0)[0] for _ in range(3)]
 
-    assert [pieces(plan) for plan in plans] == [[("a", 0, 1), ("b", 0, 1)], [("c", 0, 1)], [("c", 1, 2)]]
+    assert [chunks(plan) for plan in plans] == [[("a", 0, 1), ("b", 0, 1)], [("c", 0, 1)], [("c", 1, 2)]]
 
 
 def test_a_row_cancelled_while_its_prompt_is_prefilled_has_no_tokens_and_frees_its_place() -> None:
@@ -332,7 +332,7 @@ def test_a_row_cancelled_while_its_prompt_is_prefilled_has_no_tokens_and_frees_i
     assert ids(dropped) == "a"
     assert dropped[0].token_ids == ()
     assert dropped[0].stop_details.token_index is None
-    assert pieces(plan) == [("b", 0, 1)]
+    assert chunks(plan) == [("b", 0, 1)]
 
 
 @given(
@@ -351,17 +351,17 @@ def test_every_prompt_is_prefilled_once_in_order_and_no_step_takes_more_than_it_
 
     while scheduler.num_running or scheduler.num_waiting:
         plan, _ = scheduler.schedule(0.0)
-        due = [*plan.decoding, *(piece.row for piece in plan.prefill if piece.is_last)]
+        due = [*plan.decoding, *(chunk.row for chunk in plan.prefill if chunk.is_last)]
         scheduler.commit(due, [TOKEN] * len(due), 0.0)
 
         num_tokens = len(plan.decoding) + sum(map(len, plan.prefill))
         assert num_tokens <= max(max_num_batched_tokens, len(plan.decoding) + 1)
         assert len(plan.rows) == len(set(plan.rows)) <= width
         # A prompt that is cut off takes the rest of the step, so at most one is ever under way.
-        assert sum(not piece.is_last for piece in plan.prefill) <= 1
-        prefilled += [(name, place) for name, start, stop in pieces(plan) for place in range(start, stop)]
+        assert sum(not chunk.is_last for chunk in plan.prefill) <= 1
+        prefilled += [(name, index) for name, start, stop in chunks(plan) for index in range(start, stop)]
 
-    assert prefilled == [(str(index), place) for index, length in enumerate(lengths) for place in range(length)]
+    assert prefilled == [(str(number), index) for number, length in enumerate(lengths) for index in range(length)]
     assert all(each.result for each in rows)
 
 
@@ -395,12 +395,12 @@ def test_a_shared_prefix_is_prefilled_before_its_rows_and_a_prompt_under_way_goe
 
         assert sum(map(len, plan.prefill + plan.prefixes)) <= max(1, max_num_batched_tokens - len(plan.decoding))
         assert {each for each in under_way if not each.finished} <= set(plan.rows)
-        for piece in plan.prefill:
-            prefix = piece.row.prefix
-            assert prefix is None or (prefix.is_prefilled and piece.start >= len(prefix))
+        for chunk in plan.prefill:
+            prefix = chunk.row.prefix
+            assert prefix is None or (prefix.is_prefilled and chunk.start >= len(prefix))
             assert prefix not in plan.evicted
-        under_way = {piece.row for piece in plan.prefill if not piece.is_last}
-        due = [*plan.decoding, *(piece.row for piece in plan.prefill if piece.is_last)]
+        under_way = {chunk.row for chunk in plan.prefill if not chunk.is_last}
+        due = [*plan.decoding, *(chunk.row for chunk in plan.prefill if chunk.is_last)]
         scheduler.commit(due, [TOKEN] * len(due), 0.0)
         if not (scheduler.num_running or scheduler.num_waiting):
             break

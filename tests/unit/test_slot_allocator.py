@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from mlxq_worker.engine.kvcache.slot_allocator import (
     COLUMN_STEP,
     Changes,
-    Place,
-    Places,
     SlabSize,
+    Slot,
+    SlotAllocator,
     Wipe,
     slab_of,
     slab_sizes,
@@ -34,39 +34,39 @@ def test_a_long_row_takes_room_for_itself_alone() -> None:
 
 
 def test_a_row_moves_up_when_it_outgrows_its_slab() -> None:
-    places = Places[str]()
-    places.arrange({"a": 250, "b": 10, "c": 10})
+    slots = SlotAllocator[str]()
+    slots.arrange({"a": 250, "b": 10, "c": 10})
 
-    changes = places.arrange({"a": 257, "b": 11, "c": 11})
+    changes = slots.arrange({"a": 257, "b": 11, "c": 11})
 
-    assert changes.moves == ((Place(0, 0), Place(1, 0)),)
+    assert changes.moves == ((Slot(0, 0), Slot(1, 0)),)
     assert changes.wiped == ()
-    assert repr(places) == "Places(0: 2, 1: 1)"
+    assert repr(slots) == "SlotAllocator(0: 2, 1: 1)"
 
 
 def test_the_last_rows_move_once_half_of_the_slots_are_holes() -> None:
     # given
-    places = Places[str]()
-    places.arrange(dict.fromkeys("abcdef", 10))
+    slots = SlotAllocator[str]()
+    slots.arrange(dict.fromkeys("abcdef", 10))
 
     # when
-    first = places.arrange(dict.fromkeys("bdef", 11))
-    second = places.arrange(dict.fromkeys("bef", 12))
+    first = slots.arrange(dict.fromkeys("bdef", 11))
+    second = slots.arrange(dict.fromkeys("bef", 12))
 
     # then
     assert first == Changes((), (), {0: SlabSize(6, 256)})
-    assert second.moves == ((Place(0, 5), Place(0, 0)), (Place(0, 4), Place(0, 2)))
+    assert second.moves == ((Slot(0, 5), Slot(0, 0)), (Slot(0, 4), Slot(0, 2)))
     assert second.sizes == {0: SlabSize(3, 256)}
 
 
 def test_a_new_row_takes_the_slot_of_one_that_left_and_nothing_moves() -> None:
-    places = Places[str]()
-    places.arrange({"a": 1, "b": 1, "c": 1})
+    slots = SlotAllocator[str]()
+    slots.arrange({"a": 1, "b": 1, "c": 1})
 
-    changes = places.arrange({"a": 2, "d": 9, "c": 2})
+    changes = slots.arrange({"a": 2, "d": 9, "c": 2})
 
-    assert changes == Changes((), (Wipe(Place(0, 1), 1),), {0: SlabSize(3, 256)})
-    assert places["d"] == Place(0, 1)
+    assert changes == Changes((), (Wipe(Slot(0, 1), 1),), {0: SlabSize(3, 256)})
+    assert slots["d"] == Slot(0, 1)
 
 
 NOBODY = -1
@@ -76,15 +76,15 @@ class Tape:
     """Slabs that hold row names instead of numbers."""
 
     def __init__(self) -> None:
-        self.places = Places[int]()
-        self.cells: defaultdict[Place, list[int]] = defaultdict(lambda: [NOBODY] * 10_800)
+        self.slots = SlotAllocator[int]()
+        self.cells: defaultdict[Slot, list[int]] = defaultdict(lambda: [NOBODY] * 10_800)
 
     def arrange(self, columns: Mapping[int, int]) -> Changes:
-        changes = self.places.arrange(columns)
+        changes = self.slots.arrange(columns)
         for source, target in changes.moves:
             self.cells[target] = list(self.cells[source])
         for wipe in changes.wiped:
-            self.cells[wipe.place][: wipe.num_columns] = [NOBODY] * wipe.num_columns
+            self.cells[wipe.slot][: wipe.num_columns] = [NOBODY] * wipe.num_columns
         return changes
 
 
@@ -105,16 +105,16 @@ def test_every_row_keeps_its_own_and_fewer_than_half_of_the_slots_are_holes(
         lengths = {row: known.get(row, 0) + more for row, more in growth.items()}
         changes = tape.arrange(lengths)
         for row in lengths:
-            place = tape.places[row]
+            slot = tape.slots[row]
             num_written = known.get(row, 0)
-            assert set(tape.cells[place][:num_written]) <= {row}
-            assert set(tape.cells[place][num_written:]) == {NOBODY}
-            tape.cells[place][: lengths[row]] = [row] * lengths[row]
-            assert lengths[row] <= changes.sizes[place.slab].num_columns
-        in_slabs = sorted(tape.places[row] for row in lengths)
+            assert set(tape.cells[slot][:num_written]) <= {row}
+            assert set(tape.cells[slot][num_written:]) == {NOBODY}
+            tape.cells[slot][: lengths[row]] = [row] * lengths[row]
+            assert lengths[row] <= changes.sizes[slot.slab].num_columns
+        in_slabs = sorted(tape.slots[row] for row in lengths)
         assert len(set(in_slabs)) == len(lengths)
         for slab, size in changes.sizes.items():
-            slots = [place.slot for place in in_slabs if place.slab == slab]
+            slots = [slot.index for slot in in_slabs if slot.slab == slab]
             num_slots = max(slots) + 1
             assert num_slots < 2 * len(slots)
             assert num_slots <= size.num_slots <= max(num_slots, num_slots * 5 / 4)

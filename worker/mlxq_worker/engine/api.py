@@ -51,8 +51,8 @@ class RowId:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenScores:
-    """Log probabilities in one place of a sequence, natural logarithm: of the token that stands there, its rank among
-    all ids (1 is the most probable), and of the most probable ids as `(id, logprob)`, falling."""
+    """Log probabilities at one position of a sequence, natural logarithm: of its token, that token's rank among all ids
+    (1 is the most probable), and of the most probable ids as `(id, logprob)`, falling."""
 
     token_id: int
     logprob: float
@@ -67,7 +67,7 @@ class RowSpec:
     `prompt_ids` has at least one id, all inside the vocabulary; `len(prompt_ids) < context_length`.
     `end_tokens` maps every id that ends this row to its token text: the EOS set (unless `ignore_eos`) and the
     request's `stop_token_ids`. `eos_ids` says which of them belong to the EOS set (the rest are `stop_token`).
-    `deadline_s` is an allowance of decode seconds, counted from the step that admits the row to the batch.
+    `timeout_s` is an allowance of decode seconds, counted from the step that admits the row to the batch.
 
     `bad_words` are token sequences, none of which may be completed; all ids in `bad_words`, `logit_bias` and
     `allowed_token_ids` are inside the vocabulary. `num_logprobs` and `num_prompt_logprobs` are numbers of alternatives,
@@ -90,7 +90,7 @@ class RowSpec:
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
     include_stop_str_in_output: bool = False
-    deadline_s: float | None = None
+    timeout_s: float | None = None
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
@@ -128,7 +128,7 @@ class RowSpec:
 
     @property
     def num_rows(self) -> int:
-        """How many places of the batch it takes: a beam search one for each hypothesis that it follows."""
+        """How many rows of the batch it takes: a beam search one for each hypothesis that it follows."""
         return self.beam.width if self.beam else 1
 
     @property
@@ -205,7 +205,7 @@ class Engine(Protocol):
     """
 
     def admit(self, spec: RowSpec) -> None:
-        """Put a row in the waiting line; it joins the batch at a later `step`, in order.
+        """Put a row in the waiting queue; it joins the batch at a later `step`, in order.
 
         Raises:
             RequestError: the engine could never run it.

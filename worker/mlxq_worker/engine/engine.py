@@ -89,7 +89,7 @@ class BatchEngine:
         return f"BatchEngine({self._scheduler!r})"
 
     def admit(self, spec: RowSpec) -> None:
-        """Put a row in the waiting line; it joins the batch at a later `step`, in order.
+        """Put a row in the waiting queue; it joins the batch at a later `step`, in order.
 
         Raises:
             RequestError: the row would not fit in memory even by itself, or its beam search is wider than the batch.

@@ -12,7 +12,7 @@ from mlxq_worker.engine.rows.row import Fork, Row
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class PrefillChunk:
     """Tokens `start` to `stop` of a row's prompt, to be prefilled on this step."""
 
     row: Row
@@ -33,7 +33,7 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class PrefixPiece:
+class PrefixChunk:
     """Tokens `start` to `stop` of a shared prefix, to be prefilled on this step."""
 
     prefix: Prefix
@@ -50,24 +50,24 @@ class PrefixPiece:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One step: the `decoding` rows get one more token each, after the `forks`, and pieces of prompts and of shared
-    prefixes are prefilled. `resting` rows keep their places; `evicted` prefixes are used by nobody any more."""
+    """One step: the `decoding` rows get one more token each, after the `forks`, and chunks of prompts and of shared
+    prefixes are prefilled. `resting` rows keep their slots; `evicted` prefixes are used by nobody any more."""
 
     decoding: tuple[Row, ...] = ()
-    prefill: tuple[Piece, ...] = ()
-    prefixes: tuple[PrefixPiece, ...] = ()
+    prefill: tuple[PrefillChunk, ...] = ()
+    prefixes: tuple[PrefixChunk, ...] = ()
     evicted: tuple[Prefix, ...] = ()
     resting: tuple[Row, ...] = ()
 
     @property
     def num_prefilled(self) -> int:
         """How many tokens of prompts are prefilled."""
-        return sum(len(piece) for piece in self.prefill) + sum(len(piece) for piece in self.prefixes)
+        return sum(len(chunk) for chunk in self.prefill) + sum(len(chunk) for chunk in self.prefixes)
 
     @property
     def rows(self) -> tuple[Row, ...]:
         """Every row that is computed on this step, each once."""
-        return self.decoding + tuple(piece.row for piece in self.prefill)
+        return self.decoding + tuple(chunk.row for chunk in self.prefill)
 
     @property
     def forks(self) -> tuple[Fork, ...]:

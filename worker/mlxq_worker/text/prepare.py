@@ -126,7 +126,7 @@ class Preparer:
             min_tokens=sampling.min_tokens,
             stop=sampling.stop,
             include_stop_str_in_output=sampling.include_stop_str_in_output,
-            deadline_s=sampling.timeout_s,
+            timeout_s=sampling.timeout_s,
             presence_penalty=sampling.presence_penalty,
             frequency_penalty=sampling.frequency_penalty,
             repetition_penalty=sampling.repetition_penalty,

@@ -1,8 +1,8 @@
 """How many rows fit in memory: the KV budget that admission spends.
 
-Rows in slabs take the slabs' room (`engine/places`), padded rows as much as the longest of them; prefixes that rows
+Rows in slabs take the slabs' room (`slot_allocator`), padded rows as much as the longest of them; prefixes that rows
 share take theirs once. A row counts with its prompt and all that it may generate, so a row that was admitted never runs
-out of room. Plain Python; `engine/memory` measures a model and a machine.
+out of room. Plain Python; `memory` measures a model and a machine.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One layer's keys and values of rows of about the same length: slots by columns, all slots equally long.
 
 Everything is written by scatter, not by slice assignment: mlx does it in place while the step before is still being
-computed, where a slice assignment copies the whole slab. Knows nothing of rows; `engine/places` says who lies where.
+computed, where a slice assignment copies the whole slab. Knows nothing of rows; `slot_allocator` says who lies where.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ and time for itself and not for every other row.
 A row begins in the slab of its length and moves up when it outgrows that. A leaving row's slot goes to the next one
 that needs a slot of its slab. Once half of a slab's slots are holes its last rows move into them: a hole costs a little
 at every step, a move as much as many steps.
-Plain Python: says who lies where, what has to move and how large the slabs are; `engine/slots` holds the arrays, and
-`engine/budget` counts them.
+Plain Python: says who lies where, what has to move and how large the slabs are; `slots` holds the arrays, and `budget`
+counts them.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ COLUMN_STEP = 256
 
 
 @dataclass(frozen=True, slots=True, order=True)
-class Place:
-    """Slot `slot` of slab `slab`. Slab s holds rows of up to `COLUMN_STEP` times 2 to the power of s columns."""
+class Slot:
+    """Number `index` of slab `slab`. Slab s holds rows of up to `COLUMN_STEP` times 2 to the power of s columns."""
 
     slab: int
-    slot: int
+    index: int
 
 
 @dataclass(frozen=True, slots=True)
 class Wipe:
-    """What rows that have left may have written at a place: so many columns from the first."""
+    """What rows that have left may have written in a slot: so many columns from the first."""
 
-    place: Place
+    slot: Slot
     num_columns: int
 
 
@@ -51,35 +51,36 @@ class SlabSize:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """What brings the slabs to where the rows now lie: copies from place to place, one after another, then what to
+    """What brings the slabs to where the rows now lie: copies from slot to slot, one after another, then what to
     wipe where new rows lie. `sizes` is what each slab needs after that; there are no others."""
 
-    moves: tuple[tuple[Place, Place], ...]
+    moves: tuple[tuple[Slot, Slot], ...]
     wiped: tuple[Wipe, ...]
     sizes: Mapping[int, SlabSize]
 
 
-class Places(Generic[R]):
-    """The place of every row in the batch."""
+class SlotAllocator(Generic[R]):
+    """The slot of every row in the batch."""
 
     def __init__(self) -> None:
-        self._places: dict[R, Place] = {}
+        self._slots: dict[R, Slot] = {}
         self._columns: dict[R, int] = {}
-        self._left_behind: dict[Place, int] = {}  # columns that the last row there wrote
+        self._left_behind: dict[Slot, int] = {}  # columns that the last row there wrote
         self._used: defaultdict[int, set[int]] = defaultdict(set)
 
     def __repr__(self) -> str:
-        return f"Places({', '.join(f'{slab}: {len(slots)}' for slab, slots in sorted(self._used.items()) if slots)})"
+        used = (f"{slab}: {len(slots)}" for slab, slots in sorted(self._used.items()) if slots)
+        return f"SlotAllocator({', '.join(used)})"
 
-    def __getitem__(self, row: R) -> Place:
-        return self._places[row]
+    def __getitem__(self, row: R) -> Slot:
+        return self._slots[row]
 
     def arrange(self, columns: Mapping[R, int]) -> Changes:
-        """Give each of these rows a place for its columns; all other rows have left."""
-        for row in [row for row in self._places if row not in columns]:
+        """Give each of these rows a slot for its columns; all other rows have left."""
+        for row in [row for row in self._slots if row not in columns]:
             self._leave(row)
-        moves = [(self._places[row], self._rise(row, slab)) for row, slab in self._outgrown(columns)]
-        wiped = [self._enter(row, num) for row, num in columns.items() if row not in self._places]
+        moves = [(self._slots[row], self._rise(row, slab)) for row, slab in self._outgrown(columns)]
+        wiped = [self._enter(row, num) for row, num in columns.items() if row not in self._slots]
         moves += [move for slab in self._used for move in self._closing_moves(slab)]
         self._columns = dict(columns)
         return Changes(tuple(moves), tuple(wipe for wipe in wiped if wipe.num_columns), self._sizes())
@@ -90,42 +91,42 @@ class Places(Generic[R]):
         return {slab: SlabSize(_room(max(self._used[slab]) + 1), size.num_columns) for slab, size in sizes.items()}
 
     def _outgrown(self, columns: Mapping[R, int]) -> list[tuple[R, int]]:
-        """The rows that need another slab, and which; the longest first, since their places may be taken next."""
-        slabs = {row: slab_of(columns[row]) for row in self._places}
-        rising = [(row, slab) for row, slab in slabs.items() if slab != self._places[row].slab]
+        """The rows that need another slab, and which; the longest first, since their slots may be taken next."""
+        slabs = {row: slab_of(columns[row]) for row in self._slots}
+        rising = [(row, slab) for row, slab in slabs.items() if slab != self._slots[row].slab]
         return sorted(rising, key=lambda each: each[1], reverse=True)
 
     def _enter(self, row: R, num_columns: int) -> Wipe:
-        place = self._take(row, slab_of(num_columns))
-        return Wipe(place, self._left_behind.pop(place, 0))
+        slot = self._assign(row, slab_of(num_columns))
+        return Wipe(slot, self._left_behind.pop(slot, 0))
 
-    def _rise(self, row: R, slab: int) -> Place:
+    def _rise(self, row: R, slab: int) -> Slot:
         self._leave(row)
-        place = self._take(row, slab)
-        self._left_behind.pop(place, None)  # a copy writes over all columns
-        return place
+        slot = self._assign(row, slab)
+        self._left_behind.pop(slot, None)  # a copy writes over all columns
+        return slot
 
-    def _take(self, row: R, slab: int) -> Place:
+    def _assign(self, row: R, slab: int) -> Slot:
         used = self._used[slab]
-        place = Place(slab, next(slot for slot in count() if slot not in used))
-        used.add(place.slot)
-        self._places[row] = place
-        return place
+        slot = Slot(slab, next(index for index in count() if index not in used))
+        used.add(slot.index)
+        self._slots[row] = slot
+        return slot
 
     def _leave(self, row: R) -> None:
-        place = self._places.pop(row)
-        self._used[place.slab].remove(place.slot)
-        self._left_behind[place] = self._columns[row]
+        slot = self._slots.pop(row)
+        self._used[slot.slab].remove(slot.index)
+        self._left_behind[slot] = self._columns[row]
 
-    def _closing_moves(self, slab: int) -> list[tuple[Place, Place]]:
+    def _closing_moves(self, slab: int) -> list[tuple[Slot, Slot]]:
         """Move the slab's last rows into its holes, if there are enough of those. New rows never move: they took the
         first holes."""
         used = self._used[slab]
         if not used or max(used) + 1 < 2 * len(used):
             return []
-        last = sorted((row for row, place in self._places.items() if place.slab == slab), key=self._places.__getitem__)
-        moving = [row for row in reversed(last) if self._places[row].slot >= len(used)]
-        return [(self._places[row], self._rise(row, slab)) for row in moving]
+        last = sorted((row for row, slot in self._slots.items() if slot.slab == slab), key=self._slots.__getitem__)
+        moving = [row for row in reversed(last) if self._slots[row].index >= len(used)]
+        return [(self._slots[row], self._rise(row, slab)) for row in moving]
 
 
 def slab_of(num_columns: int) -> int:

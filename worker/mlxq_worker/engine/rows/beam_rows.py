@@ -1,9 +1,9 @@
 """The rows of the batch in which a beam search's hypotheses lie, one in each.
 
-A search takes as many places as it is wide. Its first row stands for it in the waiting line and is prefilled; on every
+A search takes as many rows as it is wide. Its first row stands for it in the waiting queue and is prefilled; on every
 token a hypothesis stays in the row of the one that it goes on from, or, where that has several followers, takes over
 what that row holds (`Fork`). All running hypotheses are asked for together, and never ahead: what comes next depends on
-what came back. They sit a step out while the engine runs ahead. `engine/beam` decides; plain Python.
+what came back. They sit a step out while the engine runs ahead. `beam` decides; plain Python.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from mlxq_worker.engine.rows.row import Fork, Row
 
 
 def new_row(spec: RowSpec, decode: Decode) -> Row:
-    """A row for the waiting line; that of a beam search brings the search's other rows with it."""
+    """A row for the waiting queue; that of a beam search brings the search's other rows with it."""
     return Row(spec, decode) if spec.beam is None else _Hypotheses(spec, spec.beam, decode).rows[0]
 
 
 class BeamRow(Row):
-    """A place of a beam search. `fork` says what it goes on from; it has none before it first holds a hypothesis, and
+    """A row of a beam search. `fork` says what it goes on from; it has none before it first holds a hypothesis, and
     holds one from then on, since a search never has fewer than before. It rests from being asked for a token until all
     those of the search have come."""
 
@@ -82,7 +82,7 @@ class BeamRow(Row):
         assert scores is not None, "a beam search's rows ask for scores"
         if self._first_token_s is None:
             self._first_token_s = now
-        self._hypotheses.take(self, scores.top, now)
+        self._hypotheses.collect(self, scores.top, now)
 
     def fail(self, code: RowError, now: float) -> None:
         self._hypotheses.fail(code, now)
@@ -112,19 +112,19 @@ class _Hypotheses:
         self.rows = [BeamRow(row_spec, decode, self) for _ in range(beam.width)]
         self.results: list[RowResult] | None = None
         self._holders = self.rows[:1]  # the rows in which the running hypotheses lie, in their order
-        self._taken: dict[BeamRow, Continuations] = {}
+        self._collected: dict[BeamRow, Continuations] = {}
 
-    def take(self, row: BeamRow, continuations: Continuations, now: float) -> None:
+    def collect(self, row: BeamRow, continuations: Continuations, now: float) -> None:
         """The continuations of one row's hypothesis have come; with the last ones the search goes on."""
-        self._taken[row] = continuations
-        if len(self._taken) < len(self._holders):
+        self._collected[row] = continuations
+        if len(self._collected) < len(self._holders):
             return
-        self._search.advance([self._taken[holder] for holder in self._holders])
-        self._taken.clear()
+        self._search.advance([self._collected[holder] for holder in self._holders])
+        self._collected.clear()
         if self._search.is_over:
             self._end(self._search.best(self._spec.num_beams_returned), now)
         else:
-            self._place()
+            self._assign()
 
     def fail(self, code: RowError, now: float) -> None:
         """End the search because there is nothing to choose from."""
@@ -134,7 +134,7 @@ class _Hypotheses:
         """End the search before its time, keeping the best that it has."""
         self._end(self._search.best(self._spec.num_beams_returned), now, abort_reason=reason)
 
-    def _place(self) -> None:
+    def _assign(self) -> None:
         """Find a row for each running hypothesis. The first that goes on from another stays in its row."""
         sources = [self._holders[hypothesis.parent] for hypothesis in self._search.running]
         empty = [row for row in self.rows if row not in sources]

@@ -15,7 +15,7 @@ from mlxq.contract import RepetitionDetection
 class RepetitionWatch:
     """Follows one row's tokens.
 
-    For each length `p` of a pattern it keeps how many of the newest tokens in a row equal the one `p` places before
+    For each length `p` of a pattern it keeps how many of the newest tokens in a row equal the one `p` positions before
     them. The tokens end with `c` copies of a pattern of length `p` exactly when those are `(c - 1) * p` or more.
     """
 

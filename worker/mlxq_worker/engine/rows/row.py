@@ -154,7 +154,7 @@ class Row:
 
     def overdue(self, now: float) -> bool:
         """Whether the row has used up its allowance of decode seconds."""
-        allowance, start = self.spec.deadline_s, self._admitted_s
+        allowance, start = self.spec.timeout_s, self._admitted_s
         return allowance is not None and start is not None and now - start >= allowance
 
     def commit(self, token_id: int, now: float, scores: TokenScores | None = None) -> None:

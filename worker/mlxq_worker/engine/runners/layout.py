@@ -1,7 +1,7 @@
 """Where the tokens of one step go: their positions, the slots and columns that they are written to, and how they
 attend to what is there. Made once a step from plain spans, as arrays that every layer uses.
 
-Knows nothing of keys and values: `engine/slots` holds those.
+Knows nothing of keys and values: `kvcache/slots` holds those.
 """
 
 from __future__ import annotations
@@ -13,22 +13,22 @@ from itertools import accumulate, chain, groupby
 import mlx.core as mx
 
 from mlxq_worker.engine.kvcache.prefix import Prefix
-from mlxq_worker.engine.kvcache.slot_allocator import Place
-from mlxq_worker.engine.plan import PrefixPiece
+from mlxq_worker.engine.kvcache.slot_allocator import Slot
+from mlxq_worker.engine.plan import PrefixChunk
 from mlxq_worker.engine.runners.attention import CAUSAL_BLOCK, is_fused
 
-MAX_OPENING = CAUSAL_BLOCK
-"""Tokens of the longest opening, which attends in a single block. Longer ones attend one by one: by then starting to is
-the least of it."""
+MAX_PACKED_TOKENS = CAUSAL_BLOCK
+"""Tokens of the longest prompt that is packed with others, which attends in a single block. Longer ones attend one by
+one: by then starting to is the least of it."""
 
-_OPENING_STEP = 16
+_PACKING_STEP = 16
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens of one row that are in this step: columns `start` to `stop` at its place, behind its prefix if any."""
+    """Tokens of one row that are in this step: columns `start` to `stop` of its slot, behind its prefix if any."""
 
-    place: Place
+    slot: Slot
     start: int
     stop: int
     prefix: Prefix | None = None
@@ -41,10 +41,10 @@ class Span:
         return range(self.start, self.stop)
 
     @property
-    def opening_size(self) -> int:
-        """Openings of the same size attend together; 0 for what is none, and attends by itself."""
+    def packing_size(self) -> int:
+        """Prompts of the same size are packed and attend together; 0 for what attends by itself."""
         sees_itself_alone = self.start == 0 and (self.prefix is None or not is_fused())
-        return -(-len(self) // _OPENING_STEP) if sees_itself_alone and len(self) <= MAX_OPENING else 0
+        return -(-len(self) // _PACKING_STEP) if sees_itself_alone and len(self) <= MAX_PACKED_TOKENS else 0
 
     @property
     def positions(self) -> range:
@@ -54,23 +54,23 @@ class Span:
 
 
 class Layout:
-    """First one token of each decoding row, then the spans of prompts, then the pieces of prefixes. N tokens in all, M
+    """First one token of each decoding row, then the spans of prompts, then the chunks of prefixes. N tokens in all, M
     of them in slots.
 
     Args:
-        decoding: spans of one token, by rising place.
-        spans: the prompt pieces, in the order of their tokens; best by `opening_size`.
-        prefixes: the prefix pieces, in the order of their tokens.
+        decoding: spans of one token, by rising slot.
+        spans: the prompt chunks, in the order of their tokens; best by `packing_size`.
+        prefixes: the prefix chunks, in the order of their tokens.
 
     Attributes:
         sharing: how tokens attend to shared prefixes, if any does. The decoding rows' do so together; prompts' join
             them where attention is done in parts anyway.
-        joined: the prompt pieces whose tokens are in `sharing`, openings of about the same length put together.
-        segments: those that attend each by itself, openings put together, too.
+        joined: the prompt chunks whose tokens are in `sharing`, packed prompts of about the same length put together.
+        segments: those that attend each by itself, packed prompts put together, too.
     """
 
     def __init__(
-        self, decoding: Sequence[Span], spans: Sequence[Span] = (), prefixes: Sequence[PrefixPiece] = ()
+        self, decoding: Sequence[Span], spans: Sequence[Span] = (), prefixes: Sequence[PrefixChunk] = ()
     ) -> None:
         in_slots = (*decoding, *spans)
         self.prefixes = tuple(prefixes)
@@ -82,13 +82,13 @@ class Layout:
         self.num_decoding = len(decoding)
         self.num_in_slots = sum(map(len, in_slots))
         positions = [position for span in in_slots for position in span.positions]
-        positions += [position for piece in prefixes for position in range(piece.start, piece.stop)]
+        positions += [position for chunk in prefixes for position in range(chunk.start, chunk.stop)]
         self.positions = mx.array(positions)  # (N,)
         self.writes = _writes(in_slots)
         self.windows = _windows(decoding)
 
 
-class Openings:
+class PackedPrompts:
     """Short beginnings of prompts, which attend to nothing but themselves: n tokens as B rows of Q, the shorter rows
     filled up at their ends, where no token that counts sees what is there.
 
@@ -120,15 +120,15 @@ class Openings:
         return filled.reshape(self._num_rows, self._width, num_heads, size).swapaxes(1, 2)
 
 
-Segment = Span | Openings | PrefixPiece
+Segment = Span | PackedPrompts | PrefixChunk
 """Tokens of a step, side by side in it, that attend at once."""
 
 
-def _grouped(spans: Sequence[Span]) -> tuple[Span | Openings, ...]:
-    groups: list[Span | Openings] = []
-    for size, group in groupby(spans, key=lambda span: span.opening_size):
+def _grouped(spans: Sequence[Span]) -> tuple[Span | PackedPrompts, ...]:
+    groups: list[Span | PackedPrompts] = []
+    for size, group in groupby(spans, key=lambda span: span.packing_size):
         own = list(group)
-        groups += [Openings(list(map(len, own)))] if size and len(own) > 1 else own
+        groups += [PackedPrompts(list(map(len, own)))] if size and len(own) > 1 else own
     return tuple(groups)
 
 
@@ -148,13 +148,13 @@ def _writes(in_slots: Sequence[Span]) -> tuple[Write, ...]:
     for span in in_slots:
         starts.append((span, first))
         first += len(span)
-    starts.sort(key=lambda each: each[0].place.slab)
-    grouped = {slab: list(group) for slab, group in groupby(starts, key=lambda each: each[0].place.slab)}
+    starts.sort(key=lambda each: each[0].slot.slab)
+    grouped = {slab: list(group) for slab, group in groupby(starts, key=lambda each: each[0].slot.slab)}
     return tuple(
         Write(
             slab,
             None if len(grouped) == 1 else _indices(start + i for span, start in group for i in range(len(span))),
-            _indices(span.place.slot for span, _ in group for _ in range(len(span))),
+            _indices(span.slot.index for span, _ in group for _ in range(len(span))),
             _indices(chain.from_iterable(span.columns for span, _ in group)),
         )
         for slab, group in grouped.items()
@@ -178,7 +178,7 @@ class Window:
     """
 
     def __init__(self, slab: int, first: int, decoding: Sequence[Span]) -> None:
-        lengths = {span.place.slot: span.stop for span in decoding}
+        lengths = {span.slot.index: span.stop for span in decoding}
         self.slab = slab
         self.rows = slice(first, first + len(lengths))
         self.num_slots = max(lengths) + 1
@@ -188,15 +188,15 @@ class Window:
         columns = mx.arange(self.width)[None, None, None]  # (1, 1, 1, W)
         self.mask = columns < mx.array(in_window)[:, None, None, None] if is_ragged else None  # (S, 1, 1, W)
         has_holes = len(lengths) < self.num_slots
-        places = {slot: index for index, slot in enumerate(lengths)}
+        rows = {slot: index for index, slot in enumerate(lengths)}
         # (S,) which decoding row stands in for each slot: its own, or any for a slot that is empty
-        self.query_rows = mx.array([places.get(slot, 0) for slot in range(self.num_slots)]) if has_holes else None
+        self.query_rows = mx.array([rows.get(slot, 0) for slot in range(self.num_slots)]) if has_holes else None
         self.result_rows = mx.array(list(lengths)) if has_holes else None  # (B,) where each row's result stands
 
 
 def _windows(decoding: Sequence[Span]) -> tuple[Window, ...]:
     first, windows = 0, []
-    for slab, group in groupby(decoding, key=lambda span: span.place.slab):
+    for slab, group in groupby(decoding, key=lambda span: span.slot.slab):
         windows.append(Window(slab, first, list(group)))
         first = windows[-1].rows.stop
     return tuple(windows)

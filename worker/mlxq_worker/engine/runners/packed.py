@@ -1,7 +1,7 @@
-"""Runs a `Plan` on slots: the decoding rows' tokens and the pieces of prompts go through the model in one forward
+"""Runs a `Plan` on slots: the decoding rows' tokens and the chunks of prompts go through the model in one forward
 pass, packed side by side.
 
-For models whose layers all attend to everything (`packs` tries it out); the others take `engine/padded`. Prompts are
+For models whose layers all attend to everything (`packs` tries it out); the others take `padded`. Prompts are
 prefilled inside the decode step, so rows that join don't make the others wait.
 """
 
@@ -17,15 +17,15 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-from mlxq_worker.engine.kvcache.slot_allocator import Places
-from mlxq_worker.engine.plan import Piece, Plan, PrefixPiece
+from mlxq_worker.engine.kvcache.slot_allocator import SlotAllocator
+from mlxq_worker.engine.plan import Plan, PrefillChunk, PrefixChunk
 from mlxq_worker.engine.rows.row import Fork, Row
 from mlxq_worker.engine.runners.activation import quick_swiglu, route_swiglu
 from mlxq_worker.engine.runners.layout import Layout, Span
 from mlxq_worker.engine.runners.runner import Launched
 from mlxq_worker.engine.runners.slots import SlotCache, route_attention
-from mlxq_worker.engine.sampling.batch_sampler import Sampler
-from mlxq_worker.engine.sampling.logprobs import score_piece
+from mlxq_worker.engine.sampling.batch_sampler import BatchSampler
+from mlxq_worker.engine.sampling.logprobs import score_chunk
 
 log = logging.getLogger(__name__)
 
@@ -76,86 +76,86 @@ class PackedRunner:
     def clear(self) -> None:
         """Drop the batch and free its memory."""
         self._packed = PackedModel(self._model)
-        self._places = Places[Row]()
-        self._seats: dict[Row, int] = {}  # where in `_newest` a row's token is: unlike its place it stays
-        self._newest = mx.zeros((self.max_num_seqs,), dtype=mx.uint32)  # (seats,) newest token, computed or not
-        self._sampler = Sampler()
+        self._slots = SlotAllocator[Row]()
+        self._token_index: dict[Row, int] = {}  # where in `_newest` a row's token is: unlike its slot it stays
+        self._newest = mx.zeros((self.max_num_seqs,), dtype=mx.uint32)  # (max_num_seqs,) newest token, computed or not
+        self._sampler = BatchSampler()
         mx.clear_cache()
 
     def launch(self, plan: Plan) -> Launched | None:
         """Bring the slots to `plan` and start computing it. Nothing is launched if no row is due a token."""
-        self._place(plan)
+        self._arrange(plan)
         if plan.forks:
             self._fork(plan.forks)
         if not (plan.rows or plan.prefixes):
             return None
-        decoding = sorted(plan.decoding, key=self._places.__getitem__)
-        plan = replace(plan, prefill=tuple(sorted(plan.prefill, key=self._opening_size)))
+        decoding = sorted(plan.decoding, key=self._slots.__getitem__)
+        plan = replace(plan, prefill=tuple(sorted(plan.prefill, key=self._packing_size)))
         layout = Layout(
             [self._span(row, row.decode_position, row.decode_position + 1) for row in decoding],
-            [self._span(piece.row, piece.start, piece.stop) for piece in plan.prefill],
+            [self._span(chunk.row, chunk.start, chunk.stop) for chunk in plan.prefill],
             plan.prefixes,
         )
         hidden = self._packed.hidden(self._tokens(decoding, plan), layout)
         self._score_prompts(plan.prefill, hidden, len(decoding))
-        rows, places = _sampled_rows(decoding, plan)
+        rows, indices = _sampled_rows(decoding, plan)
         if not rows:
             mx.async_eval(hidden[-1, -1, -1])  # one number of it is enough to have all keys and values computed
             return None
-        sampled = hidden if len(places) == hidden.shape[0] else hidden[mx.array(places)]
+        sampled = hidden if len(indices) == hidden.shape[0] else hidden[mx.array(indices)]
         return Launched(rows, self._packed.logits(sampled), self._sampler, partial(self._keep_newest, rows))
 
     def _span(self, row: Row, start: int, stop: int) -> Span:
-        """Positions `start` to `stop` of a row's sequence as columns of its place."""
+        """Positions `start` to `stop` of a row's sequence as columns of its slot."""
         before = len(row.prefix) if row.prefix else 0
-        return Span(self._places[row], start - before, stop - before, row.prefix)
+        return Span(self._slots[row], start - before, stop - before, row.prefix)
 
-    def _opening_size(self, piece: Piece) -> int:
-        return self._span(piece.row, piece.start, piece.stop).opening_size
+    def _packing_size(self, chunk: PrefillChunk) -> int:
+        return self._span(chunk.row, chunk.start, chunk.stop).packing_size
 
     def _tokens(self, decoding: Sequence[Row], plan: Plan) -> mx.array:
-        """The step's tokens (N,): the decoding rows' newest, then the prompts' pieces, then the prefixes'."""
-        pieces: tuple[Piece | PrefixPiece, ...] = (*plan.prefill, *plan.prefixes)
-        prompt_ids = [token_id for piece in pieces for token_id in piece.token_ids]
-        newest = self._newest[mx.array([self._seats[row] for row in decoding], dtype=mx.uint32)]
+        """The step's tokens (N,): the decoding rows' newest, then the prompts' chunks, then the prefixes'."""
+        chunks: tuple[PrefillChunk | PrefixChunk, ...] = (*plan.prefill, *plan.prefixes)
+        prompt_ids = [token_id for chunk in chunks for token_id in chunk.token_ids]
+        newest = self._newest[mx.array([self._token_index[row] for row in decoding], dtype=mx.uint32)]
         return mx.concatenate([newest, mx.array(prompt_ids, dtype=mx.uint32)]) if prompt_ids else newest
 
     def _keep_newest(self, rows: tuple[Row, ...], tokens: mx.array) -> None:
-        self._newest[mx.array([self._seats[row] for row in rows])] = tokens
+        self._newest[mx.array([self._token_index[row] for row in rows])] = tokens
 
-    def _score_prompts(self, pieces: Sequence[Piece], hidden: mx.array, place: int) -> None:
-        """Score the prompts of the rows that ask for it, as far as these pieces go; they begin at `place` of `hidden`
+    def _score_prompts(self, chunks: Sequence[PrefillChunk], hidden: mx.array, start: int) -> None:
+        """Score the prompts of the rows that ask for it, as far as these chunks go; they begin at `start` of `hidden`
         (N, 1, E)."""
-        for piece in pieces:
-            if piece.row.wants_prompt_scores:
-                score_piece(piece.row, piece.start, hidden[place : place + len(piece)], self._packed.logits)
-            place += len(piece)
+        for chunk in chunks:
+            if chunk.row.wants_prompt_scores:
+                score_chunk(chunk.row, chunk.start, hidden[start : start + len(chunk)], self._packed.logits)
+            start += len(chunk)
 
-    def _place(self, plan: Plan) -> None:
-        """Give the plan's rows their places. A row whose prefix is still being prefilled has none yet."""
+    def _arrange(self, plan: Plan) -> None:
+        """Give the plan's rows their slots. A row whose prefix is still being prefilled has none yet."""
         for prefix in plan.evicted:
             for cache in self._packed.caches:
                 cache.evict(prefix)
         columns = {row: _num_columns(row) for row in (*plan.rows, *plan.resting)}
-        changes = self._places.arrange(columns)
+        changes = self._slots.arrange(columns)
         for cache in self._packed.caches:
             cache.arrange(changes)
-        self._seats = {row: seat for row, seat in self._seats.items() if row in columns}
-        free = iter(sorted(set(range(self.max_num_seqs)) - set(self._seats.values())))
-        self._seats |= {row: next(free) for row in columns if row not in self._seats}
+        self._token_index = {row: index for row, index in self._token_index.items() if row in columns}
+        free = iter(sorted(set(range(self.max_num_seqs)) - set(self._token_index.values())))
+        self._token_index |= {row: next(free) for row in columns if row not in self._token_index}
 
     def _fork(self, forks: Sequence[Fork]) -> None:
         """Give rows what others have computed, and the tokens to go on with."""
         # Both have as many tokens, so they lie in one slab.
-        copied = [(self._places[fork.source], self._places[fork.row]) for fork in forks if fork.source is not fork.row]
+        copied = [(self._slots[fork.source], self._slots[fork.row]) for fork in forks if fork.source is not fork.row]
         for cache in self._packed.caches:
             cache.copy(copied)
-        seats = mx.array([self._seats[fork.row] for fork in forks])
-        self._newest[seats] = mx.array([fork.token_id for fork in forks], dtype=mx.uint32)
+        indices = mx.array([self._token_index[fork.row] for fork in forks])
+        self._newest[indices] = mx.array([fork.token_id for fork in forks], dtype=mx.uint32)
 
 
 def _num_columns(row: Row) -> int:
-    """How many columns of its place a row needs for now: its prompt's behind the prefix, and its tokens' up to this
+    """How many columns of its slot a row needs for now: its prompt's behind the prefix, and its tokens' up to this
     step."""
     before = len(row.prefix) if row.prefix else 0
     return max(len(row.spec.prompt_ids), row.decode_position + 1) - before
@@ -187,24 +187,24 @@ _TOLERANCE = 0.05
 
 def _try_out(packed: PackedModel, ids: mx.array) -> mx.array:
     """The logits (2, V) that follow ids[:6] and ids[:4], each prefilled but for its last id, then decoded."""
-    places = Places[int]()
-    changes = places.arrange({6: 6, 4: 4})
+    slots = SlotAllocator[int]()
+    changes = slots.arrange({6: 6, 4: 4})
     for cache in packed.caches:
         cache.arrange(changes)
-    packed.hidden(mx.concatenate([ids[:5], ids[:3]]), Layout([], [Span(places[6], 0, 5), Span(places[4], 0, 3)]))
-    return packed.logits(packed.hidden(ids[mx.array([5, 3])], Layout([Span(places[6], 5, 6), Span(places[4], 3, 4)])))
+    packed.hidden(mx.concatenate([ids[:5], ids[:3]]), Layout([], [Span(slots[6], 0, 5), Span(slots[4], 0, 3)]))
+    return packed.logits(packed.hidden(ids[mx.array([5, 3])], Layout([Span(slots[6], 5, 6), Span(slots[4], 3, 4)])))
 
 
 def _sampled_rows(decoding: Sequence[Row], plan: Plan) -> tuple[tuple[Row, ...], list[int]]:
     """The rows that get a token from this step, and the index of each one's last token in it."""
-    rows, places = list(decoding), list(range(len(decoding)))
+    rows, indices = list(decoding), list(range(len(decoding)))
     end = len(decoding)
-    for piece in plan.prefill:
-        end += len(piece)
-        if piece.is_last:
-            rows.append(piece.row)
-            places.append(end - 1)
-    return tuple(rows), places
+    for chunk in plan.prefill:
+        end += len(chunk)
+        if chunk.is_last:
+            rows.append(chunk.row)
+            indices.append(end - 1)
+    return tuple(rows), indices
 
 
 class _Passed:

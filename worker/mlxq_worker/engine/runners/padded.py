@@ -1,7 +1,7 @@
 """Runs a `Plan` on mlx-lm's own batch caches: any architecture that has them, recurrent and sliding-window ones too.
 
 Uses their `merge`, `prepare`, `finalize`, `filter` and `extend`, but none of mlx-lm's generators. Prompts are padded on
-the right while they are prefilled and rolled into place after that, as those caches ask for. `engine/packed` is faster
+the right while they are prefilled and rolled into place after that, as those caches ask for. `packed` is faster
 where it can be used.
 """
 
@@ -18,8 +18,8 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlxq_worker.engine.plan import Plan
 from mlxq_worker.engine.rows.row import Fork, Row
 from mlxq_worker.engine.runners.runner import Launched
-from mlxq_worker.engine.sampling.batch_sampler import Sampler
-from mlxq_worker.engine.sampling.logprobs import score_piece
+from mlxq_worker.engine.sampling.batch_sampler import BatchSampler
+from mlxq_worker.engine.sampling.logprobs import score_chunk
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _MAX_PADDING_SHARE = 0.25
 _STATE_EVAL_INTERVAL = 64
 
 
-class Batch:
+class PaddedBatch:
     """Rows that go through the model together, padded on the left to the longest one, and what they have computed."""
 
     def __init__(self) -> None:
@@ -42,12 +42,12 @@ class Batch:
 
     def keep(self, kept: frozenset[Row]) -> None:
         """Take every other row out of the batch."""
-        places = [place for place, row in enumerate(self.rows) if row in kept]
-        if len(places) == len(self.rows):
+        indices = [index for index, row in enumerate(self.rows) if row in kept]
+        if len(indices) == len(self.rows):
             return
-        self.rows = tuple(self.rows[place] for place in places)
-        self.tokens = self.tokens[mx.array(places)] if places else self.tokens[:0]
-        self._gather(places)
+        self.rows = tuple(self.rows[index] for index in indices)
+        self.tokens = self.tokens[mx.array(indices)] if indices else self.tokens[:0]
+        self._gather(indices)
 
     def join(self, rows: Sequence[Row], caches: list[Cache]) -> None:
         """Put prefilled rows at the end of the batch."""
@@ -62,9 +62,9 @@ class Batch:
 
     def fork(self, forks: Sequence[Fork]) -> None:
         """Have just these rows, each with what its source has computed and with the token to go on with."""
-        places = [self.rows.index(fork.source) for fork in forks]
-        if places != list(range(len(self.rows))):
-            self._gather(places)
+        indices = [self.rows.index(fork.source) for fork in forks]
+        if indices != list(range(len(self.rows))):
+            self._gather(indices)
         self.rows = tuple(fork.row for fork in forks)
         self.tokens = mx.array([fork.token_id for fork in forks], dtype=mx.uint32)
 
@@ -77,12 +77,12 @@ class Batch:
             mx.async_eval(logits, [cache.state for cache in self._caches])
         return logits
 
-    def _gather(self, places: Sequence[int]) -> None:
-        """Keep what is in these places, in this order; one may come several times."""
-        if not places:
+    def _gather(self, indices: Sequence[int]) -> None:
+        """Keep the rows of these indices, in this order; one may come several times."""
+        if not indices:
             self._caches = []
         for cache in self._caches:
-            cache.filter(mx.array(list(places)))
+            cache.filter(mx.array(list(indices)))
 
 
 class PaddedRunner:
@@ -108,16 +108,16 @@ class PaddedRunner:
 
     def clear(self) -> None:
         """Drop the batch and free its memory."""
-        self._batch = Batch()
-        self._searches: dict[Row, Batch] = {}  # by their first rows
-        self._sampler = Sampler()
+        self._batch = PaddedBatch()
+        self._searches: dict[Row, PaddedBatch] = {}  # by their first rows
+        self._sampler = BatchSampler()
         mx.clear_cache()
 
     def launch(self, plan: Plan) -> Launched | None:
-        """Bring the batch to `plan`, whose prompts come in one piece, and start computing a token for every row."""
+        """Bring the batch to `plan`, whose prompts come in one chunk, and start computing a token for every row."""
         self._batch.keep(frozenset(plan.decoding))
         for group in prefill_groups(
-            [piece.row for piece in plan.prefill if not piece.row.spec.beam], self._prefill_chunk
+            [chunk.row for chunk in plan.prefill if not chunk.row.spec.beam], self._prefill_chunk
         ):
             self._batch.join(group, self._prefill(group))
         batches = [self._batch, *self._search(plan)] if self._batch.rows else self._search(plan)
@@ -129,7 +129,7 @@ class PaddedRunner:
             rows, logits[0] if len(logits) == 1 else mx.concatenate(logits), self._sampler, self._keep_newest
         )
 
-    def _search(self, plan: Plan) -> list[Batch]:
+    def _search(self, plan: Plan) -> list[PaddedBatch]:
         """Bring the batches of beam searches to `plan`; returns those that take part in it."""
         forks: dict[Row, list[Fork]] = {}
         for fork in plan.forks:
@@ -138,9 +138,9 @@ class PaddedRunner:
         self._searches = {first: batch for first, batch in self._searches.items() if first in going_on}
         for first, own in forks.items():
             self._searches[first].fork(own)
-        begun = [piece.row for piece in plan.prefill if piece.row.spec.beam]
+        begun = [chunk.row for chunk in plan.prefill if chunk.row.spec.beam]
         for first in begun:
-            self._searches[first] = Batch()
+            self._searches[first] = PaddedBatch()
             self._searches[first].join([first], self._prefill([first]))
         return [self._searches[first] for first in (*forks, *begun)]
 
@@ -149,12 +149,12 @@ class PaddedRunner:
         from."""
         each = [row.spec.prompt_ids[:-1] for row in rows]
         prompts = list(dict.fromkeys(each))
-        place = {prompt: index for index, prompt in enumerate(prompts)}
-        scored = [(place[prompt], row) for prompt, row in zip(each, rows, strict=True) if row.wants_prompt_scores]
+        index_of = {prompt: index for index, prompt in enumerate(prompts)}
+        scored = [(index_of[prompt], row) for prompt, row in zip(each, rows, strict=True) if row.wants_prompt_scores]
         caches = self._prefill_prompts(prompts, scored)
         if len(prompts) < len(each):
             for cache in caches:
-                cache.filter(mx.array([place[prompt] for prompt in each]))  # an index may come several times
+                cache.filter(mx.array([index_of[prompt] for prompt in each]))  # an index may come several times
         return caches
 
     def _prefill_prompts(self, prompts: Sequence[Sequence[int]], scored: Sequence[tuple[int, Row]]) -> list[Cache]:
@@ -172,7 +172,7 @@ class PaddedRunner:
         for start in range(0, longest, self._prefill_chunk):  # tokens: (B, longest)
             logits = self._model(tokens[:, start : start + self._prefill_chunk], cache=caches)
             for index, row in scored:
-                score_piece(row, start, logits[index], _as_they_are)
+                score_chunk(row, start, logits[index], _as_they_are)
             mx.eval([cache.state for cache in caches])
         if self._can_batch:
             # Also without padding: recurrent caches otherwise go on counting it down, one graph node a token.
@@ -201,7 +201,7 @@ def prefill_groups(rows: Sequence[Row], prefill_chunk: int) -> Iterator[tuple[Ro
 
     A group is padded to its longest prompt where little of the work is padding and where mlx-lm's caches allow it:
     the prefilled part has to be one chunk, of two positions at least. Otherwise it holds prompts of one length.
-    (In padded prompts of several chunks recurrent caches take the state of rows that go on from the wrong place, and
+    (In padded prompts of several chunks recurrent caches take the state of rows that go on from the wrong position, and
     sliding-window caches refuse a chunk of one position.)
     """
     group: list[Row] = []

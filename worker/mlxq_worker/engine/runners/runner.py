@@ -1,4 +1,4 @@
-"""What the engine asks of whatever runs its plans on arrays: `engine/packed` where it can, else `engine/padded`."""
+"""What the engine asks of whatever runs its plans on arrays: `packed` where it can, else `padded`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from mlxq_worker.engine.plan import Plan
 from mlxq_worker.engine.rows.row import Row
-from mlxq_worker.engine.sampling.batch_sampler import Sampled, Sampler, Tokens
+from mlxq_worker.engine.sampling.batch_sampler import BatchSampler, Sampled, Tokens
 
 
 class Launched:
@@ -23,7 +23,7 @@ class Launched:
     """
 
     def __init__(
-        self, rows: tuple[Row, ...], logits: mx.array, sampler: Sampler, deliver: Callable[[mx.array], None]
+        self, rows: tuple[Row, ...], logits: mx.array, sampler: BatchSampler, deliver: Callable[[mx.array], None]
     ) -> None:
         self.rows = rows
         self._sampler, self._deliver = sampler, deliver
@@ -58,7 +58,7 @@ class Runner(Protocol):
 
     @property
     def max_num_batched_tokens(self) -> int | None:
-        """How many tokens one plan may have; `None` for plans whose prompts come in one piece each."""
+        """How many tokens one plan may have; `None` for plans whose prompts come in one chunk each."""
 
     @property
     def max_prefix_tokens(self) -> int:

@@ -3,9 +3,9 @@
 Plugs into mlx-lm's models where their own caches would: a model asks it for `offset` (positions for RoPE), hands it
 new keys and values (`update_and_fetch`), and attends through it (`attend`). All tokens of a step, one of each decoding
 row and many of each prompt, go through the model side by side as rows of length one, so nothing is padded.
-A row that leaves costs nothing, and one that comes takes its slot over in place. Slots of about the same length make up
-a slab (`engine/places` says who lies where). A prefix that rows share is stored once beside the slabs; its rows attend
-to it together.
+A row that leaves costs nothing, and one that comes takes its slot over in place. Slots of about the same length make
+up a slab (`kvcache/slot_allocator` says who lies where). A prefix that rows share is stored once beside the slabs; its
+rows attend to it together.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ import mlx.core as mx
 
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slab import Slab
-from mlxq_worker.engine.kvcache.slot_allocator import Changes, Place, SlabSize
-from mlxq_worker.engine.plan import PrefixPiece
+from mlxq_worker.engine.kvcache.slot_allocator import Changes, SlabSize, Slot
+from mlxq_worker.engine.plan import PrefixChunk
 from mlxq_worker.engine.runners.attention import Partial, attend, attend_causally_in_parts, attend_in_part, taken_apart
-from mlxq_worker.engine.runners.layout import Layout, Openings, Segment, Sharing, Span, Window
+from mlxq_worker.engine.runners.layout import Layout, PackedPrompts, Segment, Sharing, Span, Window
 
 
 class SlotCache:
@@ -56,9 +56,9 @@ class SlotCache:
                 slab.grow(self._sizes[index])
         for (source_slab, target_slab), run in groupby(changes.moves, lambda move: (move[0].slab, move[1].slab)):
             # All at once: within a run no row is copied from where another is copied to.
-            self._move(source_slab, target_slab, [(source.slot, target.slot) for source, target in run])
+            self._move(source_slab, target_slab, [(source.index, target.index) for source, target in run])
         for index, slab in self._slabs.items():
-            slab.wipe([(wipe.place.slot, wipe.num_columns) for wipe in changes.wiped if wipe.place.slab == index])
+            slab.wipe([(wipe.slot.index, wipe.num_columns) for wipe in changes.wiped if wipe.slot.slab == index])
         self._slabs = {index: slab for index, slab in self._slabs.items() if index in self._sizes}
         for index, slab in self._slabs.items():
             slab.shrink(self._sizes[index])
@@ -78,10 +78,10 @@ class SlotCache:
                 self._slabs[write.slab] = Slab.empty(self._sizes[write.slab], keys, values)
             tokens = slice(end) if write.tokens is None else write.tokens
             self._slabs[write.slab].write(write.slots, write.columns, keys[tokens, :, 0], values[tokens, :, 0])
-        for piece in self.layout.prefixes:
-            start, end = end, end + len(piece)
+        for chunk in self.layout.prefixes:
+            start, end = end, end + len(chunk)
             own = (_side_by_side(keys[start:end]), _side_by_side(values[start:end]))
-            self._prefixes[piece.prefix] = self._behind(self._begun(piece.prefix), own)
+            self._prefixes[chunk.prefix] = self._behind(self._begun(chunk.prefix), own)
         return keys, values
 
     def attend(self, queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
@@ -100,12 +100,12 @@ class SlotCache:
             parts.append(self._attend_segment(segment, queries[start:end], keys[start:end], values[start:end], scale))
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
-    def copy(self, pairs: Sequence[tuple[Place, Place]]) -> None:
-        """Copy rows to other places of their slabs, over what is there; no row is copied from a place that another is
+    def copy(self, pairs: Sequence[tuple[Slot, Slot]]) -> None:
+        """Copy rows to other slots of their slabs, over what is there; no row is copied from a slot that another is
         copied to."""
         in_slabs: dict[int, list[tuple[int, int]]] = {}
         for source, target in pairs:
-            in_slabs.setdefault(source.slab, []).append((source.slot, target.slot))
+            in_slabs.setdefault(source.slab, []).append((source.index, target.index))
         for index, slots in in_slabs.items():
             self._move(index, index, slots)
 
@@ -174,18 +174,18 @@ class SlotCache:
     def _side_by_side(
         self, segment: Segment, queries: mx.array, keys: mx.array, values: mx.array
     ) -> tuple[mx.array, mx.array, mx.array]:
-        """A segment's queries and what they see in its place, as rows of several tokens: (B, heads, Q, D) and, twice,
+        """A segment's queries and what they see in its slot, as rows of several tokens: (B, heads, Q, D) and, twice,
         (B, H, T, D)."""
-        if isinstance(segment, Openings):
+        if isinstance(segment, PackedPrompts):
             return segment.side_by_side(queries), segment.side_by_side(keys), segment.side_by_side(values)
-        if isinstance(segment, PrefixPiece):
+        if isinstance(segment, PrefixChunk):
             return _side_by_side(queries), *self._prefixes[segment.prefix]
         return _side_by_side(queries), *self._slot_of(segment)
 
     def _slot_of(self, span: Span) -> tuple[mx.array, mx.array]:
         """A row's keys and values behind its prefix up to the end of a span, (1, H, columns, D) each."""
-        slot = span.place.slot
-        return self._slabs[span.place.slab].part(slot, slot + 1, span.stop)
+        slot = span.slot.index
+        return self._slabs[span.slot.slab].part(slot, slot + 1, span.stop)
 
     def _begun(self, prefix: Prefix) -> tuple[mx.array, mx.array] | None:
         """What there is of a prefix: at first what it takes over from its base."""
@@ -207,7 +207,7 @@ R = TypeVar("R", mx.array, Partial)
 
 def _kept(segment: Segment, tokens: R) -> R:
     """Without what only fills up."""
-    return tokens if not isinstance(segment, Openings) or segment.kept is None else tokens[segment.kept]
+    return tokens if not isinstance(segment, PackedPrompts) or segment.kept is None else tokens[segment.kept]
 
 
 def _side_by_side(tokens: mx.array) -> mx.array:

@@ -1,7 +1,7 @@
 """Times the forward pass of a packed model at several numbers of tokens, to choose how many a step takes.
 
 Takes a handful of steps, once, when the first engine is built: about a second for a model of 40M parameters on a
-CPU. The decision is `engine/step_size`'s.
+CPU. The decision is `scheduling/step_size`'s.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxq_worker.engine.kvcache.slot_allocator import Places
+from mlxq_worker.engine.kvcache.slot_allocator import SlotAllocator
 from mlxq_worker.engine.runners.layout import Layout, Span
 from mlxq_worker.engine.runners.packed import PackedModel
 from mlxq_worker.engine.scheduling.step_size import StepTiming, choose_size, first_size, next_size
@@ -40,12 +40,12 @@ def measure_step_size(model: Any, num_rows: int) -> int:
 
 def _time(model: Any, num_tokens: int, num_rows: int) -> StepTiming:
     """The fastest of three steps, if they are short: the first also allocates, and each may be disturbed."""
-    packed, places = PackedModel(model), Places[int]()
+    packed, slots = PackedModel(model), SlotAllocator[int]()
     lengths = {start: min(_PROMPT_TOKENS, num_tokens - start) for start in range(0, num_tokens, _PROMPT_TOKENS)}
-    changes = places.arrange(lengths)
+    changes = slots.arrange(lengths)
     for cache in packed.caches:
         cache.arrange(changes)
-    layout = Layout([], [Span(places[start], 0, length) for start, length in lengths.items()])
+    layout = Layout([], [Span(slots[start], 0, length) for start, length in lengths.items()])
     seconds = _step_seconds(packed, layout, num_tokens, num_rows)
     if seconds < _LONG_STEP_S:
         seconds = min(seconds, *(_step_seconds(packed, layout, num_tokens, num_rows) for _ in range(2)))

@@ -1,7 +1,7 @@
 """Picks one token per row from the batch's logits, every row by its own parameters, in array operations.
 
-The order is that of vLLM's `vllm/v1/sample/sampler.py`: log probabilities to report (`engine/logprobs`), what requests
-do to logits (`engine/processors`), the choice (`engine/choice`). The parameters of all rows become arrays once per
+The order is that of vLLM's `vllm/v1/sample/sampler.py`: log probabilities to report (`logprobs`), what requests
+do to logits (`processors`), the choice (`token_sampler`). The parameters of all rows become arrays once per
 batch change. A row that no token can be chosen for is told from the others here, and ends by itself.
 """
 
@@ -18,7 +18,7 @@ from mlxq_worker.engine.api import RowError, TokenScores
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.sampling.logprobs import Scores, num_alternatives
 from mlxq_worker.engine.sampling.processors import Processors
-from mlxq_worker.engine.sampling.token_sampler import Choice
+from mlxq_worker.engine.sampling.token_sampler import TokenSampler
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Sampled:
         return Tokens(token_ids, scores, _errors(self.rows, peaks))
 
 
-class Sampler:
+class BatchSampler:
     """Keeps, between steps, the arrays that the rows' parameters make, and what is known of each row.
 
     B rows, P of them scored; V ids in the vocabulary.
@@ -65,13 +65,13 @@ class Sampler:
 
     def __init__(self) -> None:
         self._processors = Processors()
-        self._choice = Choice(())
-        self._take(())
+        self._token_sampler = TokenSampler(())
+        self._set_rows(())
 
     def samples_late(self, rows: tuple[Row, ...]) -> bool:
         """Whether `sample` has to wait until the tokens before have been committed."""
         if rows != self._rows:
-            self._take(rows)
+            self._set_rows(rows)
         return self._samples_late
 
     def sample(self, rows: tuple[Row, ...], logits: mx.array) -> Sampled:
@@ -81,17 +81,17 @@ class Sampler:
             logits: (B, V), any float type.
         """
         if rows != self._rows:
-            self._take(rows)
+            self._set_rows(rows)
         processed = self._processors.apply(logits)
-        tokens, peaks = self._choice.choose(processed)
+        tokens, peaks = self._token_sampler.choose(processed)
         scores = {rows: Scores.of(logits[index], tokens[index], top) for rows, (index, top) in self._scored.items()}
         return Sampled(rows, tokens, peaks, scores)
 
-    def _take(self, rows: tuple[Row, ...]) -> None:
+    def _set_rows(self, rows: tuple[Row, ...]) -> None:
         self._rows = rows
         self._samples_late = any(row.spec.is_sampled_late for row in rows)
-        self._processors.take(rows)
-        self._choice = Choice(rows)
+        self._processors.set_rows(rows)
+        self._token_sampler = TokenSampler(rows)
         self._scored = dict(_scored_rows(rows))
 
 

@@ -21,7 +21,7 @@ _FIRST_ROOM = 16
 
 
 class Cells(NamedTuple):
-    """N cells of the logits (B, V), no two of the same place. The new logit, in vLLM's order (`vllm/v1/sample`:
+    """N cells of the logits (B, V), no two of them the same. The new logit, in vLLM's order (`vllm/v1/sample`:
     bad words, min_tokens, logit_bias, then `ops/penalties.py`; the formulas are those of
     `vllm/model_executor/layers/utils.py`, `apply_penalties`):
 
@@ -48,7 +48,7 @@ class RowEdits:
         spec = row.spec
         self._row = row
         self._words = BadWords(spec.bad_words)
-        self._places: dict[int, int] = {}
+        self._indices: dict[int, int] = {}
         self._ids = np.zeros((_FIRST_ROOM,), np.int32)
         self._bias, self._factor, self._penalty = np.zeros((3, _FIRST_ROOM), np.float32)
         self._counts = Counter[int]()
@@ -59,18 +59,18 @@ class RowEdits:
             self._set_bias(token_id, self._base_bias(token_id))
         if spec.repetition_penalty != 1:
             for token_id in set(spec.prompt_ids):
-                place = self._place(token_id)
-                self._factor[place] = spec.repetition_penalty
+                index = self._index_of(token_id)
+                self._factor[index] = spec.repetition_penalty
 
     @property
     def ids(self) -> NDArray[np.int32]:
         """(n,) the ids that the row touches, each once."""
-        return self._ids[: len(self._places)]
+        return self._ids[: len(self._indices)]
 
     @property
     def values(self) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
         """Bias, factor and penalty of these ids, (n,) each."""
-        end = len(self._places)
+        end = len(self._indices)
         return self._bias[:end], self._factor[:end], self._penalty[:end]
 
     @property
@@ -102,9 +102,9 @@ class RowEdits:
         self._num_counted += len(new)
         for token_id in new:
             self._counts[token_id] += 1
-            place = self._place(token_id)
-            self._factor[place] = spec.repetition_penalty
-            self._penalty[place] = spec.frequency_penalty * self._counts[token_id] + spec.presence_penalty
+            index = self._index_of(token_id)
+            self._factor[index] = spec.repetition_penalty
+            self._penalty[index] = spec.frequency_penalty * self._counts[token_id] + spec.presence_penalty
         return bool(new)
 
     def _base_bias(self, token_id: int) -> float:
@@ -114,21 +114,21 @@ class RowEdits:
         return self._row.spec.logit_bias.get(token_id, 0.0)
 
     def _set_bias(self, token_id: int, bias: float) -> None:
-        place = self._place(token_id)
-        self._bias[place] = bias
+        index = self._index_of(token_id)
+        self._bias[index] = bias
 
-    def _place(self, token_id: int) -> int:
-        """Where an id's numbers stand; a new id gets a place where nothing is changed yet. The arrays may be others
+    def _index_of(self, token_id: int) -> int:
+        """Where an id's numbers stand; a new id gets an index where nothing is changed yet. The arrays may be others
         afterwards."""
-        place = self._places.setdefault(token_id, len(self._places))
-        if place == len(self._ids):
+        index = self._indices.setdefault(token_id, len(self._indices))
+        if index == len(self._ids):
             self._ids, self._bias, self._factor, self._penalty = (
                 np.concatenate([column, np.zeros_like(column)])
                 for column in (self._ids, self._bias, self._factor, self._penalty)
             )
-        if self._factor[place] == 0:
-            self._ids[place], self._factor[place] = token_id, 1.0
-        return place
+        if self._factor[index] == 0:
+            self._ids[index], self._factor[index] = token_id, 1.0
+        return index
 
 
 class BadWords:

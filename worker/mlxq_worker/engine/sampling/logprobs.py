@@ -22,12 +22,12 @@ MAX_TOP = 20
 LEAST_LOGPROB = -9999.0
 """What an impossible token is reported with, as in vLLM: JSON has no infinity."""
 
-_PLACES_AT_ONCE = 64
+_POSITIONS_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Scores of P places, each of whose tokens is known; not necessarily computed yet."""
+    """Scores of P positions, each of whose tokens is known; not necessarily computed yet."""
 
     token_ids: mx.array  # (P,)
     logprobs: mx.array  # (P,)
@@ -37,7 +37,7 @@ class Scores:
 
     @classmethod
     def of(cls, logits: mx.array, token_ids: mx.array, num_top: int) -> Scores:
-        """Score tokens (P,) by logits (P, V), with `num_top` alternatives for each place."""
+        """Score tokens (P,) by logits (P, V), with `num_top` alternatives for each position."""
         logits = logits.astype(mx.float32)
         peak = logits.max(axis=-1, keepdims=True)
         # Through powers of two: on a CPU mlx's exp takes three to four times as long.
@@ -53,7 +53,7 @@ class Scores:
         mx.async_eval(self.logprobs, self.ranks, self.top_ids, self.top_logprobs)
 
     def read(self, num_tops: Sequence[int]) -> list[TokenScores]:
-        """Wait for them; `num_tops` says how many alternatives each place wants."""
+        """Wait for them; `num_tops` says how many alternatives each position wants."""
         logprobs, tops = (np.fmax(np.array(each), LEAST_LOGPROB) for each in (self.logprobs, self.top_logprobs))
         top_ids = np.array(self.top_ids)
         falling = np.lexsort((top_ids, -tops))  # (P, K), of equals the smaller id first
@@ -74,21 +74,21 @@ class Scores:
         ]
 
 
-def score_piece(row: Row, start: int, places: mx.array, head: Callable[[mx.array], mx.array]) -> None:
-    """Score the tokens of a row's prompt that follow some of its places.
+def score_chunk(row: Row, start: int, positions: mx.array, head: Callable[[mx.array], mx.array]) -> None:
+    """Score the tokens of a row's prompt that follow some of its positions.
 
     Args:
-        start: index of the first place in the prompt.
-        places: what the model made of each place, (P, ...); what lies behind the prompt's last token is ignored.
+        start: index of the first position in the prompt.
+        positions: what the model made of each position, (P, ...); what lies behind the prompt's last token is ignored.
         head: makes logits (p, V) of some of them. A few at a time, and computed before the next are, so that the logits
             of a long prompt never stand in memory together.
     """
     num_top = row.spec.num_prompt_logprobs or 0
     num_found = num_alternatives(num_top)
-    token_ids = row.spec.prompt_ids[start + 1 : start + 1 + len(places)]
-    for first in range(0, len(token_ids), _PLACES_AT_ONCE):
-        targets = list(token_ids[first : first + _PLACES_AT_ONCE])
-        scores = Scores.of(head(places[first : first + len(targets)]), mx.array(targets), num_found)
+    token_ids = row.spec.prompt_ids[start + 1 : start + 1 + len(positions)]
+    for first in range(0, len(token_ids), _POSITIONS_AT_ONCE):
+        targets = list(token_ids[first : first + _POSITIONS_AT_ONCE])
+        scores = Scores.of(head(positions[first : first + len(targets)]), mx.array(targets), num_found)
         row.prompt_scores += scores.read([num_top] * len(targets))
 
 

@@ -61,9 +61,9 @@ def _kernel() -> Any:
         source="""
             uint id = thread_position_in_grid.x;
             uint row = thread_position_in_grid.y;
-            uint place = row * logits_shape[1] + id;
+            uint cell = row * logits_shape[1] + id;
             int mask_row = mask_rows[row];
             bool allowed = mask_row < 0 || ((words[mask_row * words_shape[1] + id / 32] >> (id % 32)) & 1);
-            masked[place] = allowed ? logits[place] : T(-INFINITY);
+            masked[cell] = allowed ? logits[cell] : T(-INFINITY);
         """,
     )

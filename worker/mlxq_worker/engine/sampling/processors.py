@@ -28,7 +28,7 @@ class Processors:
         self._allowed: dict[Row, Words] = {}
         self._cells: tuple[mx.array, ...] = ()
 
-    def take(self, rows: Sequence[Row]) -> None:
+    def set_rows(self, rows: Sequence[Row]) -> None:
         """The batch has these rows from now on."""
         self._rows = tuple(rows)
         self._masked = [(index, row) for index, row in enumerate(rows) if _has_mask(row)]

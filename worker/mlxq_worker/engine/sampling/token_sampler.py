@@ -3,7 +3,7 @@
 Only one row's numbers decide about its token, by sums and comparisons that are the same in any company. Temperature,
 min_p, top_k, top_p follow one another as in vLLM (`vllm/v1/sample/sampler.py`), each working on what the one before
 left. A draw is one number per row (inverse transform sampling), so nothing of vocabulary size is drawn. What logits are
-before that is the business of `engine/processors`.
+before that is the business of `processors`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _LEAST_TOP_P = 2.0**-100
 """Rather than 0 in float32, which would leave not even the best id."""
 
 
-class Choice:
+class TokenSampler:
     """The sampling parameters of one batch as arrays. B rows, S of them sampled, the others greedy; V ids."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
@@ -113,7 +113,7 @@ class Cut:
     """top_k and top_p of some of the sampled rows, G of them, as arrays."""
 
     def __init__(self, index: Sequence[int], specs: Sequence[RowSpec]) -> None:
-        own = [specs[place] for place in index]
+        own = [specs[each] for each in index]
         self.index = mx.array(list(index))  # (G,)
         self.top_k = mx.array([[spec.top_k or _NO_TOP_K] for spec in own])  # (G, 1)
         self.top_p = mx.array(
@@ -193,8 +193,8 @@ def draw_ids(weights: mx.array, draws: mx.array) -> mx.array:
         return _passed(weights, draws)[0]
     blocks = _in_blocks(weights)
     block, rest = _passed(blocks.sum(axis=-1), draws)
-    place, _ = _passed(_taken(blocks, block), rest)
-    return _id_in(block, place, blocks)
+    within, _ = _passed(_taken(blocks, block), rest)
+    return _id_in(block, within, blocks)
 
 
 def _passed(weights: mx.array, draws: mx.array) -> tuple[mx.array, mx.array]:
@@ -222,5 +222,5 @@ def _taken(blocks: mx.array, block: mx.array) -> mx.array:
     return mx.take_along_axis(blocks, block[:, None, None], axis=1)[:, 0]
 
 
-def _id_in(block: mx.array, place: mx.array, blocks: mx.array) -> mx.array:
-    return block * blocks.shape[-1] + place
+def _id_in(block: mx.array, within: mx.array, blocks: mx.array) -> mx.array:
+    return block * blocks.shape[-1] + within

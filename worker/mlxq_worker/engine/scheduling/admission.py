@@ -1,4 +1,4 @@
-"""Refuses rows that could never run, with what they would need. Whether one fits now, `engine/scheduler` asks."""
+"""Refuses rows that could never run, with what they would need. Whether one fits now, `scheduler` asks."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_fits(spec: RowSpec, budget: KvBudget) -> None:
 
 
 def check_width(spec: RowSpec, width: int, max_num_seqs: int) -> None:
-    """Check that the row has enough places in an empty batch of `width`, which may be less than what was set.
+    """Check that an empty batch of `width` rows is wide enough for the row; that may be less than what was set.
 
     Raises:
         RequestError: its beam search is wider.

@@ -1,6 +1,6 @@
 """Decides whether a step starts before the tokens of the one before it have been looked at.
 
-Running ahead hides what Python does between two steps. It costs a place in the batch for one step each time a row does
+Running ahead hides what Python does between two steps. It costs a row of the batch for one step each time a row does
 what nobody could foresee: one that ends by a token is computed once more, and a hypothesis of a beam search, of which
 nobody knows what it goes on from, sits a step out. So it pays where answers are long or end at their limits, and not
 where most of them are a few words. Plain Python: counts rows, and takes no times.

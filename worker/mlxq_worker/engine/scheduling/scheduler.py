@@ -1,7 +1,7 @@
 """Decides who is dropped, admitted, prefilled and decoded on a step, and gives rows the tokens that come back.
 
-Plain Python over `Row` objects: no arrays, so every decision can be tested without a model. `engine/waiting` says
-whose turn it is, `engine/budget` who fits.
+Plain Python over `Row` objects: no arrays, so every decision can be tested without a model. `waiting_queue`
+says whose turn it is, `kvcache/budget` who fits.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import Any
 from mlxq_worker.engine.api import AbortReason, RowError, RowId, RowResult, TokenScores
 from mlxq_worker.engine.kvcache.budget import KvBudget
 from mlxq_worker.engine.kvcache.prefix import Prefix, PrefixTable
-from mlxq_worker.engine.plan import Piece, Plan, PrefixPiece
+from mlxq_worker.engine.plan import Plan, PrefillChunk, PrefixChunk
 from mlxq_worker.engine.rows.row import Row
-from mlxq_worker.engine.scheduling.waiting_queue import WaitingLine
+from mlxq_worker.engine.scheduling.waiting_queue import WaitingQueue
 
 _NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
 class Scheduler:
-    """The waiting line and the running batch.
+    """The waiting queue and the running batch.
 
-    A row is *running* from its admission to its end. Its place in the batch is free again once it wants no more
+    A row is *running* from its admission to its end. Its room in the batch is free again once it wants no more
     tokens: a row whose last permitted token is on its way frees it a step before it ends.
 
     Args:
@@ -50,7 +50,7 @@ class Scheduler:
         self._budget = budget
         self._max_num_batched_tokens = max_num_batched_tokens
         self._prefixes = PrefixTable(max_prefix_tokens)
-        self._waiting = WaitingLine(longest_first=longest_first)
+        self._waiting = WaitingQueue(longest_first=longest_first)
         self._running: list[Row] = []
         self._has_aborts = False
         self._is_full = False  # nobody fits until a row ends or comes
@@ -67,17 +67,17 @@ class Scheduler:
         return len(self._waiting)
 
     @property
-    def _num_places(self) -> int:
-        """How many places of the batch are free."""
+    def _num_free(self) -> int:
+        """How many more rows the batch has room for."""
         return self._max_num_seqs - sum(row.wants_token for row in self._running)
 
     @property
     def free_rows(self) -> int:
         """How many more rows could decode at once, the waiting ones counted as if they did."""
-        return max(0, self._num_places - sum(row.spec.num_rows for row in self._waiting))
+        return max(0, self._num_free - sum(row.spec.num_rows for row in self._waiting))
 
     def add(self, row: Row) -> None:
-        """Put a row at the end of the waiting line."""
+        """Put a row at the end of the waiting queue."""
         self._waiting.add(row)
         self._is_full = False
         self._prefixes.expect(row.spec.prompt_ids)
@@ -90,12 +90,12 @@ class Scheduler:
                 self._has_aborts = True
 
     def schedule(self, now: float) -> tuple[Plan, list[RowResult]]:
-        """Drop what was cancelled or is overdue, fill the free places, and plan the next step."""
+        """Drop what was cancelled or is overdue, fill the free room, and plan the next step."""
         dropped = self._drop(now)
         decoding = tuple(row for row in self._running if row.is_due)
         resting = tuple(row for row in self._running if row.is_resting)
         prefill, prefixes = self._prefill(len(decoding), now)
-        for row in (*decoding, *(piece.row for piece in prefill if piece.is_last)):
+        for row in (*decoding, *(chunk.row for chunk in prefill if chunk.is_last)):
             row.num_scheduled += 1
         return Plan(decoding, tuple(prefill), tuple(prefixes), self._evicted(), resting), dropped
 
@@ -131,32 +131,32 @@ class Scheduler:
         self._running.clear()
         self._prefixes.clear()
 
-    def _prefill(self, num_decoding: int, now: float) -> tuple[list[Piece], list[PrefixPiece]]:
-        """Pieces of prompts for what the step has room for: rows that are in the batch first, then new ones; before a
+    def _prefill(self, num_decoding: int, now: float) -> tuple[list[PrefillChunk], list[PrefixChunk]]:
+        """Chunks of prompts for what the step has room for: rows that are in the batch first, then new ones; before a
         row's own tokens those of its prefix, if it is the first to use it."""
-        pieces: list[Piece] = []
-        prefix_pieces: list[PrefixPiece] = []
+        chunks: list[PrefillChunk] = []
+        prefix_chunks: list[PrefixChunk] = []
         begun = deque(row for row in self._running if not row.is_prefilled)
-        num_places = self._num_places
+        num_free = self._num_free
         # At least one token even where the decoding rows fill the step, or a prompt would never get on.
         limit = self._max_num_batched_tokens
         room = sys.maxsize if limit is None else max(1, limit - num_decoding)
-        while room > 0 and (begun or (self._waiting and num_places >= self._waiting.next.spec.num_rows)):
+        while room > 0 and (begun or (self._waiting and num_free >= self._waiting.next.spec.num_rows)):
             if begun:
                 row = begun.popleft()
             elif admitted := self._admit(now):
                 row = admitted
-                num_places -= row.spec.num_rows
+                num_free -= row.spec.num_rows
             else:
                 break
             for prefix in row.prefix.unfilled() if row.prefix else ():
                 if room > 0:
-                    prefix_pieces.append(PrefixPiece(prefix, *_prefill(prefix, len(prefix), room)))
-                    room -= len(prefix_pieces[-1])
+                    prefix_chunks.append(PrefixChunk(prefix, *_prefill(prefix, len(prefix), room)))
+                    room -= len(prefix_chunks[-1])
             if room > 0:
-                pieces.append(Piece(row, *_prefill(row, len(row.spec.prompt_ids), room)))
-                room -= len(pieces[-1])
-        return pieces, prefix_pieces
+                chunks.append(PrefillChunk(row, *_prefill(row, len(row.spec.prompt_ids), room)))
+                room -= len(chunks[-1])
+        return chunks, prefix_chunks
 
     def _admit(self, now: float) -> Row | None:
         """Let the next row into the batch, with all its beams, if they fit beside the rows that run."""

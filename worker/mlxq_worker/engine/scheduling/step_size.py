@@ -1,6 +1,6 @@
 """Chooses how many tokens a step takes through the model, from how long steps of several sizes took.
 
-Plain Python over timings; `engine/step_timing` takes them.
+Plain Python over timings; `runners/step_timing` takes them.
 """
 
 from __future__ import annotations

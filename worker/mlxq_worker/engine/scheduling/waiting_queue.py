@@ -15,7 +15,7 @@ PATIENCE = 128
 """Four full batches of the default width."""
 
 
-class WaitingLine:
+class WaitingQueue:
     """Rows in the order in which they came.
 
     Args:
