@@ -36,6 +36,8 @@ A job that somebody else ended (stock RQ maintenance, `rq` commands) has no even
 
 from __future__ import annotations
 
+import hashlib
+
 DEFAULT_QUEUE = "mlxq"
 FUNCTION_NAME = "mlxq.jobs.generate"
 """The only function name that a worker executes."""
@@ -45,7 +47,27 @@ FAILURE_TTL_S = 30 * 24 * 3600
 BATCH_TTL_S = FAILURE_TTL_S
 """Counted from the last write to the batch; up to a hundredth less, since not every end of a job renews it."""
 
+CHUNK = 500
+"""Jobs that are read or written in one round trip."""
+
 BATCHES = "mlxq:batches"
+JOB_DIGEST_LENGTH = 20
+"""Hex digits after ``{batch}-`` in a job id."""
+
+
+def job_prefix(batch_id: str) -> str:
+    """How the ids of a batch's jobs begin; `JOB_DIGEST_LENGTH` digits follow."""
+    return f"{batch_id}-"
+
+
+def job_id(batch_id: str, custom_id: str) -> str:
+    """The id of the job that answers a request: always the same one, so that a batch has each request once."""
+    return job_prefix(batch_id) + hashlib.sha256(custom_id.encode()).hexdigest()[:JOB_DIGEST_LENGTH]
+
+
+def batch_id_of(job_id: str) -> str:
+    """The id of the batch that a job's id names."""
+    return job_id[: -JOB_DIGEST_LENGTH - 1]
 
 
 def delayed(queue: str) -> str:

@@ -17,7 +17,7 @@ from rq.registry import CanceledJobRegistry
 
 from mlxq import keys
 from mlxq.errors import BatchNotFound, ConfigError, QueueError, QueueUnavailable
-from mlxq.queue import answers
+from mlxq.queue.answers import Answer, Collector
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.queue.connect import queue_errors
@@ -45,11 +45,11 @@ def finish(redis: Redis, batch: Batch, *custom_ids: str, events: int = 1) -> Non
         redis.hincrby(keys.batch(batch.id), "finished", 1)
 
 
-def ids(found: Iterable[answers.Answer]) -> list[str]:
+def ids(found: Iterable[Answer]) -> list[str]:
     return [answer.custom_id for answer in found]
 
 
-def error_code(answer: answers.Answer) -> str:
+def error_code(answer: Answer) -> str:
     code: str = answer.line["error"]["code"]
     return code
 
@@ -62,9 +62,7 @@ def client(connection: Redis) -> Client:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Look for jobs without events at every empty read instead of after five seconds."""
-    monkeypatch.setattr(
-        Batch, "collector", lambda self: answers.Collector(self._redis, self.id, self.queue, reconcile_s=0)
-    )
+    monkeypatch.setattr(Batch, "collector", lambda self: Collector(self._redis, self.id, self.queue, reconcile_s=0))
 
 
 def test_a_submitted_job_is_what_rq_and_the_worker_expect(client: Client) -> None:
@@ -112,18 +110,18 @@ def test_a_custom_id_given_twice_is_one_job_the_first(client: Client) -> None:
 
 def test_a_producer_killed_between_chunks_completes_its_batch_when_rerun(client: Client) -> None:
     def dying() -> Iterator[ParsedLine]:
-        yield from numbered(answers.CHUNK + 7)
+        yield from numbered(keys.CHUNK + 7)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         client.submit(dying(), "b1")
     halfway = client.batch("b1").counts()
-    assert (halfway.total, halfway.sealed) == (answers.CHUNK, False)
+    assert (halfway.total, halfway.sealed) == (keys.CHUNK, False)
 
-    client.submit(numbered(answers.CHUNK + 7), "b1")
+    client.submit(numbered(keys.CHUNK + 7), "b1")
 
-    assert client.queue_length() == answers.CHUNK + 7
-    assert client.batch("b1").counts().total == answers.CHUNK + 7
+    assert client.queue_length() == keys.CHUNK + 7
+    assert client.batch("b1").counts().total == keys.CHUNK + 7
     assert client.batch("b1").counts().sealed
 
 
@@ -169,10 +167,10 @@ def test_a_job_with_two_events_is_answered_once(client: Client) -> None:
 
 
 def test_answers_are_fetched_in_one_round_trip_per_chunk(client: Client, redis_url: str) -> None:
-    batch = client.submit(numbered(answers.CHUNK))
-    finish(client.redis, batch, *(f"r{i}" for i in range(answers.CHUNK)))
+    batch = client.submit(numbered(keys.CHUNK))
+    finish(client.redis, batch, *(f"r{i}" for i in range(keys.CHUNK)))
     reads = client.redis.info("stats")["total_reads_processed"]
-    assert len(list(batch.as_completed(timeout_s=5))) == answers.CHUNK
+    assert len(list(batch.as_completed(timeout_s=5))) == keys.CHUNK
     # A pipeline of 500 commands is a few reads of the server's 16 kB buffer, not 500.
     assert client.redis.info("stats")["total_reads_processed"] - reads < 30
 
@@ -265,7 +263,7 @@ def test_cancelling_5000_jobs_takes_a_round_trip_or_two_per_chunk(client: Client
 
     after = client.redis.info("commandstats")
     calls = {name: stats["calls"] - before.get(name, {"calls": 0})["calls"] for name, stats in after.items()}
-    num_chunks = 5000 // answers.CHUNK
+    num_chunks = 5000 // keys.CHUNK
     assert sum(calls.get(f"cmdstat_eval{kind}", 0) for kind in ("", "sha")) <= 2 * (num_chunks + 1)
     assert calls["cmdstat_lrange"] == 1  # one pass over the queue, not one per job
     assert calls.get("cmdstat_lrem", 0) == 0

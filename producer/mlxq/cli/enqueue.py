@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
+from mlxq import keys
 from mlxq.cli import options
 from mlxq.cli.report import EMPTY_HINT, counted
 from mlxq.errors import QueueUnavailable
 from mlxq.files.input import BadLine, read_requests
 from mlxq.files.read_ahead import Arrivals
-from mlxq.queue.answers import CHUNK
 from mlxq.queue.client import Batch, Client
 from mlxq.queue.connect import DEFAULT_URL
 from mlxq.requests.openai import ParsedLine, text_request
@@ -85,7 +85,7 @@ class _GoodLines:
     """The usable lines as they arrive; the others are named on stderr."""
 
     def __init__(self, lines: Iterator[ParsedLine | BadLine]) -> None:
-        self._arrivals = Arrivals(lines, ahead=CHUNK)
+        self._arrivals = Arrivals(lines, ahead=keys.CHUNK)
         self.num_read = 0
         self.num_bad = 0
 
@@ -95,7 +95,7 @@ class _GoodLines:
 
     def take(self) -> Iterator[ParsedLine]:
         """Those of the next chunk, or of what is there when the rest of it takes long."""
-        for line in self._arrivals.take(CHUNK):
+        for line in self._arrivals.take(keys.CHUNK):
             self.num_read += 1
             if isinstance(line, ParsedLine):
                 yield line

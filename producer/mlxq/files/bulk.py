@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeGuard
 
+from mlxq import keys
 from mlxq.errors import BatchNotFound, InputFileError, QueueError, QueueUnavailable
 from mlxq.files.input import BadLine
 from mlxq.files.outages import Outages, Tell
@@ -19,7 +20,7 @@ from mlxq.files.read_ahead import Arrivals
 from mlxq.files.sink import Sink
 from mlxq.files.stale_batches import batch_prefix, clear
 from mlxq.files.tally import Summary, Tally
-from mlxq.queue.answers import CHUNK, Answer
+from mlxq.queue.answers import Answer
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.requests.openai import ParsedLine
@@ -155,11 +156,11 @@ class _Bulk:
         self.custom_ids: list[str] = []
         self._batch = batch
         self._collector = batch.collector()
-        self._lines = Arrivals(lines, ahead=min(CHUNK, max_inflight))
+        self._lines = Arrivals(lines, ahead=min(keys.CHUNK, max_inflight))
         self._sink = sink
         self._max_inflight = max_inflight
         self._tell = tell
-        self._refill = min(CHUNK, max(1, max_inflight // 4))
+        self._refill = min(keys.CHUNK, max(1, max_inflight // 4))
         self._inflight: dict[str, ParsedLine] = {}  # by job id
         self._unsynced: list[Answer] = []
         self._input_ended = False
@@ -182,7 +183,7 @@ class _Bulk:
         room = self._max_inflight - len(self._inflight)
         can_submit = not self._input_ended and room >= self._refill
         if can_submit:
-            self._submit(min(room, CHUNK))
+            self._submit(min(room, keys.CHUNK))
         self._collect(0.0 if can_submit else POLL_S)
         if self._sink.sync_if_due():
             self._forget()

@@ -32,8 +32,6 @@ from mlxq.results.result_lines import failure_line
 Status = Literal["finished", "failed", "cancelled"]
 T = TypeVar("T")
 
-CHUNK = 500
-"""Jobs per round trip."""
 RECONCILE_S = 5.0
 RECONCILE_MAX_S = 60.0
 BUSY_LOOP_GUARD_S = 0.02
@@ -112,8 +110,8 @@ class Collector:
         """
         self._unfetched += self.poll(block_s)
         while self._unfetched:
-            yield from self.fetch(self._unfetched[:CHUNK])
-            del self._unfetched[:CHUNK]
+            yield from self.fetch(self._unfetched[: keys.CHUNK])
+            del self._unfetched[: keys.CHUNK]
 
     def fetch(self, ended: Sequence[Ended]) -> Iterator[Answer]:
         """The answers of ended jobs, one round trip per chunk.
@@ -121,7 +119,7 @@ class Collector:
         Raises:
             QueueUnavailable: Redis can't be reached.
         """
-        for chunk in chunked(ended, CHUNK):
+        for chunk in chunked(ended, keys.CHUNK):
             with queue_errors(self._redis):
                 answers = self._fetch_chunk(chunk)
             yield from answers
@@ -147,7 +145,7 @@ class Collector:
 
         A forgotten job may be submitted again. Keeps the memory of a long run flat.
         """
-        for chunk in chunked(answers, CHUNK):
+        for chunk in chunked(answers, keys.CHUNK):
             with queue_errors(self._redis):
                 self._delete(chunk)
             self._seen.difference_update(answer.job_id for answer in chunk)
@@ -156,7 +154,7 @@ class Collector:
         started = time.monotonic()
         stream = keys.batch_events(self._batch_id)
         with self._redis.pipeline(transaction=False) as pipe:
-            pipe.xread({stream: self._position}, count=CHUNK, block=max(1, int(block_s * 1000)))
+            pipe.xread({stream: self._position}, count=keys.CHUNK, block=max(1, int(block_s * 1000)))
             [reply] = pipe.execute()
         if not reply:
             left_s = block_s - (time.monotonic() - started)
@@ -174,14 +172,14 @@ class Collector:
     def _reconcile(self) -> list[Ended]:
         """Have the ends of jobs that left no event recorded, and read them."""
         ended: list[Ended] = []
-        for chunk in chunked(self._unseen(), CHUNK):
+        for chunk in chunked(self._unseen(), keys.CHUNK):
             record_ends(self._redis, self._batch_id, chunk, read_to=self._position)
             ended += self._first_sightings(self._read_events(0.0))
         return ended
 
     def _unseen(self) -> Iterator[str]:
         start, jobs = 0, keys.batch_jobs(self._batch_id)
-        while job_ids := cast("list[bytes]", self._redis.zrange(jobs, start, start + CHUNK - 1)):
+        while job_ids := cast("list[bytes]", self._redis.zrange(jobs, start, start + keys.CHUNK - 1)):
             start += len(job_ids)
             yield from (job_id for item in job_ids if (job_id := item.decode()) not in self._seen)
 

@@ -6,7 +6,6 @@ instead of doubling it. Sees requests as already parsed lines and answers as out
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -21,8 +20,8 @@ from rq.serializers import JSONSerializer
 
 from mlxq import keys
 from mlxq.errors import BatchNotFound, QueueError
-from mlxq.queue.answers import CHUNK, RECONCILE_S, Answer, Collector, Ended, chunked
-from mlxq.queue.cancel import JOB_HASH_LENGTH, end_queued, stop_running, take_out
+from mlxq.queue.answers import RECONCILE_S, Answer, Collector, Ended, chunked
+from mlxq.queue.cancel import end_queued, stop_running, take_out
 from mlxq.queue.connect import queue_errors, transact
 from mlxq.queue.content import content_hashes
 from mlxq.queue.reconcile import ends_of, gone, num_open, take_back
@@ -88,8 +87,7 @@ class Batch:
 
     def job_id(self, custom_id: str) -> str:
         """The id of the job that answers this request."""
-        digest = hashlib.sha256(custom_id.encode()).hexdigest()
-        return f"{self.id}-{digest[:JOB_HASH_LENGTH]}"
+        return keys.job_id(self.id, custom_id)
 
     def job_ids(self) -> Iterator[str]:
         """The ids of the jobs that are in the batch, in the order of the input."""
@@ -108,7 +106,7 @@ class Batch:
             QueueUnavailable: Redis can't be reached; add the same lines again to complete the batch.
             QueueError: the batch is cancelled, or in another queue.
         """
-        return sum(self._add_chunk(chunk) for chunk in chunked(lines, CHUNK))
+        return sum(self._add_chunk(chunk) for chunk in chunked(lines, keys.CHUNK))
 
     def changed(self, lines: Iterable[ParsedLine]) -> list[str]:
         """The custom ids of those requests that the batch has with other content: `add` leaves them as they are.
@@ -116,7 +114,7 @@ class Batch:
         Raises:
             QueueUnavailable: Redis can't be reached.
         """
-        return [custom_id for chunk in chunked(lines, CHUNK) for custom_id in self._changed_in(chunk)]
+        return [custom_id for chunk in chunked(lines, keys.CHUNK) for custom_id in self._changed_in(chunk)]
 
     def seal(self) -> None:
         """Say that everything is enqueued, so that `as_completed` and `wait` come to an end."""
@@ -190,7 +188,7 @@ class Batch:
             take_out(self._redis, self.queue, self.id)
             return sum(
                 self._end_queued(chunk, "batch_cancelled", "The batch was cancelled before this job started.")
-                for chunk in chunked(self.job_ids(), CHUNK)
+                for chunk in chunked(self.job_ids(), keys.CHUNK)
             )
 
     def cancel_job(self, job_id: str) -> bool:
@@ -209,7 +207,7 @@ class Batch:
 
     def _job_ids_from(self, start: int) -> list[bytes]:
         with queue_errors(self._redis):
-            return cast("list[bytes]", self._redis.zrange(keys.batch_jobs(self.id), start, start + CHUNK - 1))
+            return cast("list[bytes]", self._redis.zrange(keys.batch_jobs(self.id), start, start + keys.CHUNK - 1))
 
     def _until_done(self, collector: Collector, timeout_s: float | None) -> Iterator[list[Ended]]:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s

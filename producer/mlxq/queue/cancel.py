@@ -1,4 +1,4 @@
-"""Ends queued jobs in place: two atomic scripts, each linear in what it is given.
+"""Ends queued jobs in place: two atomic scripts (`lua/`), each linear in what it is given.
 
 `take_out` removes a batch's ids from the queue in one pass, so that cancelling n jobs is not n scans of the
 queue; `end_queued` then gives each job that still waits its error line, its event and its count. Running jobs end
@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from base64 import b64encode
 from collections.abc import Sequence
-from typing import Final, cast
+from typing import cast
 
 import msgspec
 from redis import Redis
@@ -25,72 +25,30 @@ from mlxq import keys
 from mlxq.contract import Failure
 from mlxq.queue import rq_keys
 from mlxq.queue.connect import replies_to, transact
+from mlxq.queue.scripts import source
 from mlxq.results.result_lines import failure_line
-
-JOB_HASH_LENGTH: Final = 20
-"""Hex digits after ``{batch}-`` in a job id."""
-
-_TAKE_OUT = """
--- KEYS: queue list.  ARGV: prefix of the job ids, their length.  Returns how many ids were taken out.
-local prefix, length = ARGV[1], tonumber(ARGV[2])
-local kept, taken = {}, 0
-for _, id in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
-  if #id == length and string.sub(id, 1, #prefix) == prefix then taken = taken + 1 else kept[#kept + 1] = id end
-end
-if taken == 0 then return 0 end
-redis.call('DEL', KEYS[1])
-for first = 1, #kept, 5000 do  -- unpack() has a limit of about 8,000 values
-  redis.call('RPUSH', KEYS[1], unpack(kept, first, math.min(first + 4999, #kept)))
-end
-return taken
-"""
-
-_END_QUEUED = """
--- KEYS: batch hash, batch events, RQ's registry of cancelled jobs, then per job its hash and its results.
--- ARGV: now (Unix s), now (RQ's text), job ttl (s), batch ttl (s), then per job its id and its answer.
--- Returns how many jobs it ended: those that RQ still calls queued.
-local ended = 0
-for i = 4, #KEYS, 2 do
-  local job, results, id, answer = KEYS[i], KEYS[i + 1], ARGV[i + 1], ARGV[i + 2]
-  if redis.call('HGET', job, 'status') == 'queued' then
-    redis.call('HSET', job, 'status', 'canceled', 'ended_at', ARGV[2], 'mlxq_outcome', 'cancelled')
-    redis.call('EXPIRE', job, ARGV[3])
-    redis.call('XADD', results, 'MAXLEN', 10, '*', 'type', '3', 'worker_name', '', 'return_value', answer)
-    redis.call('EXPIRE', results, ARGV[3])
-    redis.call('XADD', KEYS[2], '*', 'job', id, 'status', 'cancelled')
-    redis.call('ZADD', KEYS[3], ARGV[1], id)
-    ended = ended + 1
-  end
-end
-if ended > 0 then
-  redis.call('HINCRBY', KEYS[1], 'cancelled_jobs', ended)
-  redis.call('EXPIRE', KEYS[2], ARGV[4])
-end
-redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', ARGV[1] - ARGV[3])  -- RQ itself never prunes this registry
-return ended
-"""
 
 
 def take_out(connection: Redis, queue: str, batch_id: str) -> int:
     """Remove a batch's ids from the queue, whoever else's ids are between them. Returns how many there were."""
-    prefix = f"{batch_id}-"
+    prefix = keys.job_prefix(batch_id)
     key = Queue(queue, connection=connection).key
     # Not by its hash, here and below: an unknown one is an error, after which the embedded server hangs up.
-    return cast(int, connection.eval(_TAKE_OUT, 1, key, prefix, len(prefix) + JOB_HASH_LENGTH))
+    return cast(int, connection.eval(source("take_out"), 1, key, prefix, len(prefix) + keys.JOB_DIGEST_LENGTH))
 
 
 def end_queued(connection: Redis, queue: str, batch_id: str, job_ids: Sequence[str], *, code: str, message: str) -> int:
     """End those of `job_ids` that still wait, with an error line each. Two round trips. Returns how many."""
     metas = _metas(connection, job_ids)
     registry = CanceledJobRegistry(queue, connection=connection)
-    script_keys = [keys.batch(batch_id), keys.batch_events(batch_id), registry.key]
+    script_keys = [keys.batch(batch_id), keys.batch_jobs(batch_id), keys.batch_events(batch_id), registry.key]
     args: list[str | int | float] = [time.time(), utcformat(now()), keys.FAILURE_TTL_S, keys.BATCH_TTL_S]
     for job_id, meta in metas.items():
         custom_id = msgspec.json.decode(meta)["custom_id"]
         failure = Failure(custom_id=custom_id, request_id=job_id, code=code, message=message)
         script_keys += [Job.key_for(job_id), rq_keys.results(job_id)]
         args += [job_id, b64encode(msgspec.json.encode(failure_line(failure))).decode()]
-    return cast(int, connection.eval(_END_QUEUED, len(script_keys), *script_keys, *args))
+    return cast(int, connection.eval(source("end_queued"), len(script_keys), *script_keys, *args))
 
 
 def stop_running(connection: Redis, job_id: str) -> bool:

@@ -24,7 +24,6 @@ from mlxq import keys
 from mlxq.errors import BatchNotFound, ConfigError
 from mlxq.queue.answers import Answer
 from mlxq.queue.batch import Batch, BatchCounts
-from mlxq.queue.cancel import JOB_HASH_LENGTH
 from mlxq.queue.connect import DEFAULT_URL, connect, queue_errors
 from mlxq.requests.openai import ParsedLine
 
@@ -97,7 +96,7 @@ class Client:
         Raises:
             BatchNotFound: no batch has this job.
         """
-        batch_id = job_id[: -JOB_HASH_LENGTH - 1]
+        batch_id = keys.batch_id_of(job_id)
         with queue_errors(self.redis):
             if self.redis.zscore(keys.batch_jobs(batch_id), job_id) is None:
                 raise BatchNotFound(f"there is no job {job_id!r} in this Redis")

@@ -10,17 +10,15 @@ clocks differ.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.resources import files
 from typing import Any, Literal, cast
 from uuid import uuid4
 
 import msgspec
 from redis import Redis
 from redis import exceptions as redis_errors
-from redis.commands.core import Script
 from rq.defaults import RQ_KEY_PREFIX
 from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
 from rq.job import Job
@@ -32,6 +30,7 @@ from rq.utils import utcformat
 from rq.worker_registration import clean_worker_registry
 
 from mlxq import keys
+from mlxq.queue import scripts
 from mlxq_worker.jobs.claimed import Claimed
 from mlxq_worker.jobs.endings import Ending
 from mlxq_worker.traces import trace_of
@@ -71,6 +70,11 @@ class Recovered:
     struck_out: list[Claimed]
 
 
+def script(name: str) -> str:
+    """The text of one of the scripts in `lua/`."""
+    return scripts.source(name, "mlxq_worker.jobs")
+
+
 class JobStore:
     """The jobs of some queues as one worker sees them. Thread-safe as far as its connection is.
 
@@ -81,6 +85,7 @@ class JobStore:
         lease_s: how long a claimed job stays ours without a beat.
         result_ttl_s: for finished jobs that set no `result_ttl` of their own.
         lease_clock: what leases are measured with. ``caller`` takes the `now` of each call, for tests that move it.
+        script: gives the text of a script by its name; another one is for tests that break a line.
     """
 
     def __init__(
@@ -92,6 +97,7 @@ class JobStore:
         lease_s: float = 90.0,
         result_ttl_s: int = keys.RESULT_TTL_S,
         lease_clock: Literal["redis", "caller"] = "redis",
+        script: Callable[[str], str] = script,
     ) -> None:
         self._redis = connection
         self._worker = worker_name
@@ -100,12 +106,12 @@ class JobStore:
         self._result_ttl_s = result_ttl_s
         self._lease_clock = lease_clock
         self._tells_uptime = True
-        self._claim = _script(connection, "claim")
-        self._beat = _script(connection, "beat")
-        self._finish = _script(connection, "finish")
-        self._release = _script(connection, "release")
-        self._recover = _script(connection, "recover")
-        self._abandon = _script(connection, "abandon")
+        self._claim = connection.register_script(script("claim"))
+        self._beat = connection.register_script(script("beat"))
+        self._finish = connection.register_script(script("finish"))
+        self._release = connection.register_script(script("release"))
+        self._recover = connection.register_script(script("recover"))
+        self._abandon = connection.register_script(script("abandon"))
 
     def claim(self, limit: int, now: float, *, num_held: int = 0) -> Claim:
         """Take up to `limit` jobs and lease them. A suspect comes alone, and only to a worker that holds nothing."""
@@ -254,8 +260,3 @@ class JobStore:
 
     def _queue(self, name: str) -> Queue:
         return Queue(name, connection=self._redis, serializer=JSONSerializer)
-
-
-def _script(connection: Redis, name: str) -> Script:
-    folder = files("mlxq_worker.jobs") / "lua"
-    return connection.register_script("\n".join((folder / f"{part}.lua").read_text() for part in ("common", name)))

@@ -1,3 +1,4 @@
+--- @include "common"
 -- Ends the leases of all that a worker holds in p.queues, for it is dead: recover.lua takes the jobs from there. RQ's
 -- tools list the worker no more. Returns the ids of the jobs.
 local ended = {}

@@ -1,3 +1,4 @@
+--- @include "common"
 -- Extends the leases of p.jobs, a list of {queue, job, execution}, once a third of a lease has gone by.
 -- Returns for each job: 0 held, 1 canceled by somebody (rq.job.Job.cancel), 2 lost.
 local states = {}

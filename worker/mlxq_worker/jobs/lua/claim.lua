@@ -1,3 +1,4 @@
+--- @include "common"
 -- Takes up to p.limit jobs from the queues in their order and leases each to this worker, all or nothing.
 -- A suspect (a job with p.suspect_at strikes) is claimed only alone: it may take its neighbours down with it.
 -- Returns {suspended, jobs still queued, claimed jobs}.

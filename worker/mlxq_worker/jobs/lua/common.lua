@@ -1,4 +1,5 @@
--- Put in front of every script. ARGV[1] is RQ's key prefix, ARGV[2] a JSON object with the script's parameters.
+--- @include "values"
+-- In front of every script of a worker. ARGV[1] is RQ's key prefix, ARGV[2] a JSON object with the script's parameters.
 -- Times in it are Unix seconds on the caller's clock, as strings, because cjson would round a number to 14 digits.
 local rq = ARGV[1]
 local p = cjson.decode(ARGV[2])
@@ -13,11 +14,6 @@ local function worker_executions_key(worker) return rq .. ':worker:' .. worker .
 
 -- Anybody may have put anything under a job's keys. A job whose hash is something else is gone; what lies under the keys
 -- that only RQ uses beside it makes room.
-local function is_a(kind, key)
-  local found = redis.call('TYPE', key)
-  found = type(found) == 'table' and found.ok or found
-  return found == kind or found == 'none'
-end
 local function make_room(kind, key)
   if not is_a(kind, key) then redis.call('DEL', key) end
 end
@@ -31,12 +27,6 @@ end
 
 local function strikes_of(job)
   return math.max(0, whole_number(redis.call('HGET', job_key(job), 'mlxq_strikes')) or 0)
-end
-
--- Like HINCRBY, which refuses a field that is no whole number.
-local function count(key, field, amount)
-  local reply = redis.pcall('HINCRBY', key, field, amount)
-  if type(reply) == 'table' and reply.err then redis.call('HSET', key, field, amount) end
 end
 
 -- Returns how many the job has then.

@@ -1,9 +1,10 @@
+--- @include "common"
+--- @include "ended"
 -- Ends one job if this execution still owns it: the first writer wins and nobody else writes anything.
 -- ARGV[3] is the output line and ARGV[4] RQ's exc_string, both in RQ's encoding, or empty.
 -- p.outcome is finished, failed or cancelled; p.status is RQ's word for it.
 -- Returns 0 refused, 1 written, 2 written and RQ has something to do after it (dependents, rate limits). Saying it
 -- again, because the first reply was lost, changes nothing and returns the same.
-local COUNTS = {finished = 'finished', failed = 'failed', cancelled = 'cancelled_jobs'}
 local RESULT_TYPES = {finished = 1, failed = 2, cancelled = 3} -- rq.results.Result.Type
 
 local key, results = job_key(p.job), rq .. ':results:' .. p.job
@@ -35,12 +36,6 @@ local function expire(name, ttl)
   if ttl < 0 then redis.call('PERSIST', name) else redis.call('EXPIRE', name, ttl) end
 end
 
--- Only where it makes a difference: to Redis this is a write like any other, and a producer that adds requests starts
--- over whenever somebody writes to the batch's jobs meanwhile.
-local function renew(name, ttl)
-  if redis.call('TTL', name) < 0.99 * ttl then redis.call('EXPIRE', name, ttl) end
-end
-
 local function write_result(ttl)
   local entry = {'type', RESULT_TYPES[outcome], 'worker_name', p.worker, 'execution_id', p.execution,
     'execution_started_at', p.started, 'execution_ended_at', p.now}
@@ -70,17 +65,6 @@ local function count_for_worker()
   redis.call('HINCRBYFLOAT', worker, 'total_working_time', tonumber(p.now) - tonumber(p.started))
 end
 
--- A job that ends again after somebody requeued it moves from one count to the other; the sum stays right.
-local function count_for_batch(before)
-  if not p.batch or before == outcome or redis.call('EXISTS', p.batch) == 0 then return end
-  if not is_a('hash', p.batch) or not is_a('stream', p.batch_events) then return end -- none of ours
-  if COUNTS[before] then count(p.batch, COUNTS[before], -1) end
-  count(p.batch, COUNTS[outcome], 1)
-  for name, amount in pairs(p.counts) do count(p.batch, name, amount) end
-  redis.call('XADD', p.batch_events, '*', 'job', p.job, 'status', outcome)
-  for _, name in ipairs({p.batch, p.batch_jobs, p.batch_events}) do renew(name, p.batch_ttl) end
-end
-
 local before = redis.call('HGET', key, 'mlxq_outcome')
 local ttl_name = outcome == 'finished' and 'result_ttl' or 'failure_ttl'
 local ttl = whole_number(redis.call('HGET', key, ttl_name)) or p[ttl_name]
@@ -98,5 +82,8 @@ else
   for _, name in ipairs({key, dependents, dependencies}) do expire(name, ttl) end
 end
 count_for_worker()
-count_for_batch(before)
+if p.batch then
+  local batch = {hash = p.batch, jobs = p.batch_jobs, events = p.batch_events, ttl = p.batch_ttl}
+  record_end(batch, {job = p.job, outcome = outcome, before = before, counts = p.counts})
+end
 return reply

@@ -1,3 +1,4 @@
+--- @include "common"
 -- Takes up to p.limit jobs per queue from workers that let their leases run out, and gives each a strike; with
 -- p.only_abandoned from none but those that are known to be dead.
 -- Jobs go back to their queue, in their old order; one with p.max_strikes is leased to this worker

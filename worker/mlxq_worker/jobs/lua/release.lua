@@ -1,3 +1,4 @@
+--- @include "common"
 -- Gives one job back to its queue, with p.strikes more strikes. Returns 1, or 0 if it wasn't ours.
 local held = holds_lease(p.queue, p.job, p.execution)
 close_execution(p.queue, p.job, p.execution, p.worker)
