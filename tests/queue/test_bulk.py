@@ -28,8 +28,8 @@ from mlxq.files.error_file import ErrorFile
 from mlxq.files.input import BadLine, read_requests
 from mlxq.files.result_file import ResultWriter
 from mlxq.files.sink import Sink
-from mlxq.files.tally import Stop, Summary, Tally
-from mlxq.queue.answers import Answer, Collector, Ended
+from mlxq.files.tally import StopTextCount, Summary, Tally
+from mlxq.queue.answers import Answer, Collector, EndedJob
 from mlxq.queue.client import Client
 from mlxq.requests.openai import ParsedLine, parse_line
 
@@ -101,7 +101,7 @@ def test_the_summary_tells_stops_and_tokens(redis_url: str, files: Files) -> Non
     files.write_numbered(4)
     with FakeWorker(redis_url):
         summary = run(redis_url, files)
-    assert summary.stops == (Stop("eos_token", "<end>", 4),)
+    assert summary.stops == (StopTextCount("eos_token", "<end>", 4),)
     assert (summary.prompt_tokens, summary.completion_tokens) == (20, 12)
     assert summary.seconds > 0
 
@@ -664,7 +664,7 @@ def test_answers_that_could_not_be_fetched_come_with_the_next_turn(
 ) -> None:
     fetch, failures = Collector.fetch, [QueueUnavailable("gone for a moment")]
 
-    def fail_once(self: Collector, ended: Sequence[Ended]) -> Iterator[Answer]:
+    def fail_once(self: Collector, ended: Sequence[EndedJob]) -> Iterator[Answer]:
         if failures:
             raise failures.pop()
         return fetch(self, ended)

@@ -53,7 +53,7 @@ def use_everything(redis: Redis) -> None:
     work(redis)
 
     collector = batch.collector()
-    collector.forget(list(collector.take(0.0)))
+    collector.forget(list(collector.next_answers(0.0)))
     assert batch.counts().num_finished == 3
     assert status(redis, child.id) in ("queued", "finished")
     assert (client.queue_length(), client.num_workers()) == (0, 0)

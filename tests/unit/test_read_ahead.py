@@ -9,7 +9,7 @@ from queue import Queue
 
 import pytest
 
-from mlxq.files.read_ahead import Arrivals
+from mlxq.files.read_ahead import ReadAhead
 
 SOON_S = 0.01
 LONG_S = 30.0
@@ -22,38 +22,38 @@ def from_queue(queue: Queue[int | None]) -> Iterator[int]:
         yield item
 
 
-def all_of(arrivals: Arrivals[int], count: int) -> list[list[int]]:
+def all_of(reader: ReadAhead[int], count: int) -> list[list[int]]:
     taken = []
-    while not arrivals.has_ended:
-        taken.append(arrivals.take(count, LONG_S))
+    while not reader.has_ended:
+        taken.append(reader.read(count, LONG_S))
     return taken
 
 
 def test_a_quick_source_comes_in_full_chunks_and_in_order() -> None:
-    assert [item for chunk in all_of(Arrivals(range(10), ahead=4), 4) for item in chunk] == list(range(10))
-    assert Arrivals(range(10), ahead=4).take(4, LONG_S) == [0, 1, 2, 3]
+    assert [item for chunk in all_of(ReadAhead(range(10), ahead=4), 4) for item in chunk] == list(range(10))
+    assert ReadAhead(range(10), ahead=4).read(4, LONG_S) == [0, 1, 2, 3]
 
 
 def test_what_is_there_is_taken_while_the_source_stays_open() -> None:
     queue: Queue[int | None] = Queue()
-    arrivals = Arrivals(from_queue(queue), ahead=5)
+    reader = ReadAhead(from_queue(queue), ahead=5)
 
-    assert arrivals.take(5, SOON_S) == []
+    assert reader.read(5, SOON_S) == []
     queue.put(1)
-    while not (taken := arrivals.take(5, SOON_S)):
+    while not (taken := reader.read(5, SOON_S)):
         pass
-    assert (taken, arrivals.has_ended) == ([1], False)
+    assert (taken, reader.has_ended) == ([1], False)
 
     queue.put(2)
     queue.put(None)
-    assert arrivals.take(5, LONG_S) == [2]
-    assert arrivals.has_ended
+    assert reader.read(5, LONG_S) == [2]
+    assert reader.has_ended
 
 
 def test_a_source_that_ends_keeps_nobody_waiting() -> None:
     started = time.monotonic()
 
-    assert Arrivals(iter([1]), ahead=5).take(5, LONG_S) == [1]
+    assert ReadAhead(iter([1]), ahead=5).read(5, LONG_S) == [1]
 
     assert time.monotonic() - started < LONG_S / 2
 
@@ -66,11 +66,11 @@ def test_no_more_is_read_ahead_than_was_asked_for() -> None:
             read.append(item)
             yield item
 
-    arrivals = Arrivals(source(), ahead=3)
+    reader = ReadAhead(source(), ahead=3)
 
-    assert arrivals.take(2, LONG_S) == [0, 1]
+    assert reader.read(2, LONG_S) == [0, 1]
     assert len(read) <= 2 + 3 + 1  # taken, ahead, and one in the reader's hand
-    assert [item for chunk in all_of(arrivals, 50) for item in chunk] == list(range(2, 100))
+    assert [item for chunk in all_of(reader, 50) for item in chunk] == list(range(2, 100))
 
 
 def test_an_error_comes_once_and_after_what_was_read_before_it() -> None:
@@ -78,13 +78,13 @@ def test_an_error_comes_once_and_after_what_was_read_before_it() -> None:
         yield 1
         raise OSError("the disk is gone")
 
-    arrivals = Arrivals(source(), ahead=5)
+    reader = ReadAhead(source(), ahead=5)
 
-    assert arrivals.take(5, LONG_S) == [1]
-    assert not arrivals.has_ended
+    assert reader.read(5, LONG_S) == [1]
+    assert not reader.has_ended
     with pytest.raises(OSError, match="the disk is gone"):
-        arrivals.take(5, LONG_S)
-    assert arrivals.has_ended
+        reader.read(5, LONG_S)
+    assert reader.has_ended
 
 
 def test_closing_ends_the_reader_and_closes_the_source() -> None:
@@ -96,8 +96,8 @@ def test_closing_ends_the_reader_and_closes_the_source() -> None:
         finally:
             closed.set()
 
-    arrivals = Arrivals(source(), ahead=3)
-    arrivals.take(1, LONG_S)
-    arrivals.close()
+    reader = ReadAhead(source(), ahead=3)
+    reader.read(1, LONG_S)
+    reader.close()
 
     assert closed.wait(LONG_S)

@@ -14,7 +14,7 @@ from mlxq.cli import options
 from mlxq.cli.report import EMPTY_HINT, counted
 from mlxq.errors import QueueUnavailable
 from mlxq.files.input import BadLine, read_requests
-from mlxq.files.read_ahead import Arrivals
+from mlxq.files.read_ahead import ReadAhead
 from mlxq.queue.client import Batch, Client
 from mlxq.queue.connect import DEFAULT_URL
 from mlxq.requests.openai import ParsedLine, text_request
@@ -85,17 +85,17 @@ class _GoodLines:
     """The usable lines as they arrive; the others are named on stderr."""
 
     def __init__(self, lines: Iterator[ParsedLine | BadLine]) -> None:
-        self._arrivals = Arrivals(lines, ahead=keys.CHUNK)
+        self._source = ReadAhead(lines, ahead=keys.CHUNK)
         self.num_read = 0
         self.num_bad = 0
 
     @property
     def have_ended(self) -> bool:
-        return self._arrivals.has_ended
+        return self._source.has_ended
 
-    def take(self) -> Iterator[ParsedLine]:
+    def next_chunk(self) -> Iterator[ParsedLine]:
         """Those of the next chunk, or of what is there when the rest of it takes long."""
-        for line in self._arrivals.take(keys.CHUNK):
+        for line in self._source.read(keys.CHUNK):
             self.num_read += 1
             if isinstance(line, ParsedLine):
                 yield line
@@ -108,7 +108,7 @@ def _enqueue_file(batch: Batch, lines: _GoodLines) -> None:
     num_new, num_changed = 0, 0
     try:
         while not lines.have_ended:
-            chunk = list(lines.take())
+            chunk = list(lines.next_chunk())
             num_changed += len(batch.changed(chunk))
             num_new += batch.add(chunk)
         batch.seal()

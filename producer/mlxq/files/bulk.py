@@ -16,7 +16,7 @@ from mlxq import keys
 from mlxq.errors import BatchNotFound, InputFileError, QueueError, QueueUnavailable
 from mlxq.files.input import BadLine
 from mlxq.files.outages import Outages, Tell
-from mlxq.files.read_ahead import Arrivals
+from mlxq.files.read_ahead import ReadAhead
 from mlxq.files.sink import Sink
 from mlxq.files.stale_batches import batch_prefix, clear
 from mlxq.files.tally import Summary, Tally
@@ -128,7 +128,7 @@ class _Collection:
     def turn(self) -> None:
         """Take what has ended; may be repeated after a `QueueUnavailable`."""
         num_before = len(self._custom_id_of)
-        for answer in self._collector.take(POLL_S if self._follow else 0.0):
+        for answer in self._collector.next_answers(POLL_S if self._follow else 0.0):
             self._custom_id_of[answer.job_id] = answer.custom_id
             if not self._sink.skip_if_done(answer.custom_id, content_hash_of(answer.line)):
                 self._sink.write(answer.line)
@@ -156,7 +156,7 @@ class _Bulk:
         self.custom_ids: list[str] = []
         self._batch = batch
         self._collector = batch.collector()
-        self._lines = Arrivals(lines, ahead=min(keys.CHUNK, max_inflight))
+        self._lines = ReadAhead(lines, ahead=min(keys.CHUNK, max_inflight))
         self._sink = sink
         self._max_inflight = max_inflight
         self._tell = tell
@@ -217,7 +217,7 @@ class _Bulk:
             self._clear()
 
     def _submit(self, count: int) -> None:
-        lines = self._lines.take(count)
+        lines = self._lines.read(count)
         self._input_ended = self._lines.has_ended
         requests = [line for line in lines if self._is_to_run(line)]
         # Before they are queued, since they are read only once.
@@ -250,7 +250,7 @@ class _Bulk:
     def _collect(self, block_s: float) -> bool:
         """Write what has ended. Returns whether anything has."""
         num_before = len(self._unsynced)
-        for answer in self._collector.take(block_s):
+        for answer in self._collector.next_answers(block_s):
             self._write(answer)
             self._unsynced.append(answer)
         self._sink.tally.num_inflight = len(self._inflight)
@@ -277,7 +277,7 @@ class _Bulk:
             self._batch.cancel()
 
     def _clear(self) -> None:
-        while answers := list(self._collector.take(0.0)):
+        while answers := list(self._collector.next_answers(0.0)):
             for answer in answers:
                 if answer.status == "finished":
                     self._write(answer)

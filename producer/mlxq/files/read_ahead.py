@@ -17,43 +17,43 @@ GATHER_S = 0.5
 """How long to wait for more before going on with what is there."""
 
 
-class Arrivals(Generic[T]):
-    """The items of a source in their order. One thread may take them.
+class ReadAhead(Generic[T]):
+    """The items of a source in their order. One thread may read them.
 
     Args:
         items: read in a thread that ends with the process, if a read never comes back.
-        ahead: items that are read before somebody takes them, at most.
+        ahead: items that wait to be read, at most.
     """
 
     def __init__(self, items: Iterable[T], ahead: int) -> None:
         self._ahead = ahead
-        self._arrived: deque[T] = deque()
+        self._waiting: deque[T] = deque()
         self._wanted = ahead
         self._error: BaseException | None = None
         self._source_ended = False
         self._is_closed = False
         self._changed = threading.Condition()
-        threading.Thread(target=self._read, args=(iter(items),), name="mlxq-input", daemon=True).start()
+        threading.Thread(target=self._read_source, args=(iter(items),), name="mlxq-input", daemon=True).start()
 
     def __repr__(self) -> str:
-        return f"Arrivals(arrived={len(self._arrived)} source_ended={self._source_ended})"
+        return f"ReadAhead(waiting={len(self._waiting)} source_ended={self._source_ended})"
 
     @property
     def has_ended(self) -> bool:
         """Whether nothing more will come, not even an error."""
         with self._changed:
-            return self._source_ended and not self._arrived and self._error is None
+            return self._source_ended and not self._waiting and self._error is None
 
-    def take(self, count: int, wait_s: float = GATHER_S) -> list[T]:
+    def read(self, count: int, wait_s: float = GATHER_S) -> list[T]:
         """Up to `count` items: as soon as so many are there, or after `wait_s`, or at the end.
 
         Raises:
-            BaseException: what the source raised, after all items before it were taken.
+            BaseException: what the source raised, after all items before it were read.
         """
         with self._changed:
             self._wanted = min(count, self._ahead)
             self._changed.wait_for(self._is_enough, wait_s)
-            taken = [self._arrived.popleft() for _ in range(min(count, len(self._arrived)))]
+            taken = [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
             self._changed.notify_all()
             if not taken and self._error is not None:
                 error, self._error = self._error, None
@@ -67,15 +67,15 @@ class Arrivals(Generic[T]):
             self._changed.notify_all()
 
     def _is_enough(self) -> bool:
-        return self._source_ended or len(self._arrived) >= self._wanted
+        return self._source_ended or len(self._waiting) >= self._wanted
 
-    def _read(self, items: Iterator[T]) -> None:
+    def _read_source(self, items: Iterator[T]) -> None:
         error: BaseException | None = None
         try:
             for item in items:
                 if not self._add(item):
                     break
-        except BaseException as raised:  # noqa: BLE001 - whoever takes the items is to hear of it
+        except BaseException as raised:  # noqa: BLE001 - whoever reads the items is to hear of it
             error = raised
         with self._changed:
             self._error, self._source_ended = error, True
@@ -84,8 +84,8 @@ class Arrivals(Generic[T]):
     def _add(self, item: T) -> bool:
         """Returns whether to go on reading."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_closed or len(self._arrived) < self._ahead)
-            self._arrived.append(item)
+            self._changed.wait_for(lambda: self._is_closed or len(self._waiting) < self._ahead)
+            self._waiting.append(item)
             if self._is_enough():  # not for every item: waking a thread costs more than reading a line
                 self._changed.notify_all()
             return not self._is_closed

@@ -62,7 +62,7 @@ def clear(client: Client, prefix: str, sink: Sink, *, keeps_answers: bool) -> No
 def _clear(batch: Batch, sink: Sink | None) -> None:
     batch.cancel()
     collector = batch.collector()
-    while answers := list(collector.take(0.0)):
+    while answers := list(collector.next_answers(0.0)):
         if sink is not None:
             for answer in answers:
                 if answer.status == "finished":  # not one that was cancelled, whose text may be a part

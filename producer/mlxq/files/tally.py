@@ -15,8 +15,9 @@ from mlxq.results.read_back import error_code_of, is_cancelled, is_success, mode
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
-    """How many choices ended this way. `token` is the end token's text or the stop string, where there is one."""
+class StopTextCount:
+    """How many choices ended this way. `token` is the end token's text or the stop string, where there is one; the
+    `StopCount` of a batch has the token's id."""
 
     type: str
     token: str | None
@@ -37,7 +38,7 @@ class Summary:
     succeeded: int
     failed: int
     error_codes: tuple[tuple[str, int], ...]
-    stops: tuple[Stop, ...]
+    stops: tuple[StopTextCount, ...]
     prompt_tokens: int
     completion_tokens: int
     seconds: float
@@ -107,7 +108,7 @@ class Tally:
             failed=self.failed,
             cancelled=self.cancelled,
             error_codes=tuple(self._error_codes.most_common()),
-            stops=tuple(Stop(kind, token, count) for (kind, token), count in self._stops.most_common()),
+            stops=tuple(StopTextCount(kind, token, count) for (kind, token), count in self._stops.most_common()),
             prompt_tokens=self.prompt_tokens,
             completion_tokens=self.completion_tokens,
             seconds=self.seconds,

@@ -42,7 +42,7 @@ _SIGNS_OF_A_CRASH = ("AbandonedJobError", "terminated unexpectedly", "stuck in i
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class EndedJob:
     """A job that has ended; its answer is not fetched yet. `is_lost` if it was deleted before it had one."""
 
     job_id: str
@@ -80,12 +80,12 @@ class Collector:
         self._queue = queue
         self._position = "0-0"
         self._seen: set[str] = set()
-        self._unfetched: list[Ended] = []
+        self._unfetched: list[EndedJob] = []
         self._reconcile_s = reconcile_s
         self._wait_s = reconcile_s
         self._quiet_since = time.monotonic()
 
-    def poll(self, block_s: float) -> list[Ended]:
+    def poll(self, block_s: float) -> list[EndedJob]:
         """What has ended since the last call; waits up to `block_s` for the first one.
 
         Raises:
@@ -102,7 +102,7 @@ class Collector:
                 self._quiet_since = now
         return ended
 
-    def take(self, block_s: float) -> Iterator[Answer]:
+    def next_answers(self, block_s: float) -> Iterator[Answer]:
         """`poll`, then `fetch`. What Redis's absence keeps from being fetched comes with the next call.
 
         Raises:
@@ -113,7 +113,7 @@ class Collector:
             yield from self.fetch(self._unfetched[: keys.CHUNK])
             del self._unfetched[: keys.CHUNK]
 
-    def fetch(self, ended: Sequence[Ended]) -> Iterator[Answer]:
+    def fetch(self, ended: Sequence[EndedJob]) -> Iterator[Answer]:
         """The answers of ended jobs, one round trip per chunk.
 
         Raises:
@@ -150,7 +150,7 @@ class Collector:
                 self._delete(chunk)
             self._seen.difference_update(answer.job_id for answer in chunk)
 
-    def _read_events(self, block_s: float) -> list[Ended]:
+    def _read_events(self, block_s: float) -> list[EndedJob]:
         started = time.monotonic()
         stream = keys.batch_events(self._batch_id)
         with self._redis.pipeline(transaction=False) as pipe:
@@ -164,14 +164,14 @@ class Collector:
         self._position = entries[-1][0].decode()
         return [_ended(entry_id, fields) for entry_id, fields in entries]
 
-    def _first_sightings(self, ended: Iterable[Ended]) -> list[Ended]:
+    def _first_sightings(self, ended: Iterable[EndedJob]) -> list[EndedJob]:
         fresh = {item.job_id: item for item in ended if item.job_id not in self._seen}
         self._seen.update(fresh)
         return list(fresh.values())
 
-    def _reconcile(self) -> list[Ended]:
+    def _reconcile(self) -> list[EndedJob]:
         """Have the ends of jobs that left no event recorded, and read them."""
-        ended: list[Ended] = []
+        ended: list[EndedJob] = []
         for chunk in chunked(self._unseen(), keys.CHUNK):
             record_ends(self._redis, self._batch_id, chunk, read_to=self._position)
             ended += self._first_sightings(self._read_events(0.0))
@@ -183,7 +183,7 @@ class Collector:
             start += len(job_ids)
             yield from (job_id for item in job_ids if (job_id := item.decode()) not in self._seen)
 
-    def _fetch_chunk(self, chunk: Sequence[Ended]) -> list[Answer]:
+    def _fetch_chunk(self, chunk: Sequence[EndedJob]) -> list[Answer]:
         with self._redis.pipeline(transaction=False) as pipe:
             for item in chunk:
                 pipe.xrevrange(rq_keys.results(item.job_id), count=1)
@@ -213,12 +213,12 @@ def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield chunk
 
 
-def _ended(entry_id: bytes, fields: dict[bytes, bytes]) -> Ended:
+def _ended(entry_id: bytes, fields: dict[bytes, bytes]) -> EndedJob:
     is_lost = fields.get(b"code") == LOST.encode()
-    return Ended(fields[b"job"].decode(), cast(Status, fields[b"status"].decode()), entry_id.decode(), is_lost)
+    return EndedJob(fields[b"job"].decode(), cast(Status, fields[b"status"].decode()), entry_id.decode(), is_lost)
 
 
-def _answer(item: Ended, entries: list[tuple[bytes, dict[bytes, bytes]]], meta: bytes | None) -> Answer:
+def _answer(item: EndedJob, entries: list[tuple[bytes, dict[bytes, bytes]]], meta: bytes | None) -> Answer:
     fields = entries[0][1] if entries else {}
     line = _output_line(fields)
     if line is None:
@@ -234,7 +234,7 @@ def _output_line(fields: dict[bytes, bytes]) -> dict[str, Any] | None:
         return None
 
 
-def _made_up_failure(item: Ended, fields: dict[bytes, bytes], meta: bytes | None) -> Failure:
+def _made_up_failure(item: EndedJob, fields: dict[bytes, bytes], meta: bytes | None) -> Failure:
     code, message = _why_without_line(item, fields)
     return Failure(custom_id=_custom_id_in(meta) or item.job_id, request_id=item.job_id, code=code, message=message)
 
@@ -247,7 +247,7 @@ def _custom_id_in(meta: bytes | None) -> str | None:
         return None
 
 
-def _why_without_line(item: Ended, fields: dict[bytes, bytes]) -> tuple[str, str]:
+def _why_without_line(item: EndedJob, fields: dict[bytes, bytes]) -> tuple[str, str]:
     if item.is_lost:
         return LOST, "The job was deleted from Redis before it had an answer; enqueue the same file again to add it."
     if item.status == "cancelled":

@@ -20,7 +20,7 @@ from rq.serializers import JSONSerializer
 
 from mlxq import keys
 from mlxq.errors import BatchNotFound, QueueError
-from mlxq.queue.answers import RECONCILE_S, Answer, Collector, Ended, chunked
+from mlxq.queue.answers import RECONCILE_S, Answer, Collector, EndedJob, chunked
 from mlxq.queue.cancel import end_queued, stop_running, take_out
 from mlxq.queue.connect import queue_errors, transact
 from mlxq.queue.content import content_hashes
@@ -209,7 +209,7 @@ class Batch:
         with queue_errors(self._redis):
             return cast("list[bytes]", self._redis.zrange(keys.batch_jobs(self.id), start, start + keys.CHUNK - 1))
 
-    def _until_done(self, collector: Collector, timeout_s: float | None) -> Iterator[list[Ended]]:
+    def _until_done(self, collector: Collector, timeout_s: float | None) -> Iterator[list[EndedJob]]:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while not collector.is_done():
             left_s = POLL_S if deadline is None else deadline - time.monotonic()
