@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -170,9 +171,11 @@ def test_a_killed_run_leaves_its_failures_behind_the_old_ones(tmp_path: Path) ->
     # given a run that is killed before it closes its files
     path = tmp_path / "errors.jsonl"
     path.write_text(failure_line("a") + failure_line("other"))
-    killed = ErrorFile(path, keep=True)
-    killed.append(json.loads(failure_line("a")))
-    killed._writer.close()
+    killed = (
+        "import json, os, pathlib, sys; from mlxq.files.error_file import ErrorFile;"
+        " ErrorFile(pathlib.Path(sys.argv[1]), keep=True).append(json.loads(sys.argv[2])); os._exit(0)"
+    )
+    subprocess.run([sys.executable, "-c", killed, str(path), failure_line("a")], check=True)
     left = path.read_text()
 
     # when the next one settles the request
@@ -548,11 +551,12 @@ def test_answers_are_on_the_disk_before_their_jobs_are_deleted(
 
 
 def test_answers_and_failures_are_forced_to_the_disk_together(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[Path] = []
+    synced: list[int] = []
     with Sink(files.output, files.errors) as sink:
-        monkeypatch.setattr(ResultWriter, "sync", lambda self: synced.append(self._path))
+        monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_ino))
         sink.sync()
-        assert synced == [files.output, files.errors]
+        inodes = [file.stat().st_ino for file in (files.output, files.errors)]
+        assert [inode for inode in synced if inode in inodes] == inodes
 
 
 def test_two_runs_do_not_share_an_output_file(redis_url: str, files: Files) -> None:

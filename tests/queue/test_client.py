@@ -17,7 +17,7 @@ from rq.registry import CanceledJobRegistry
 
 from mlxq import keys
 from mlxq.errors import BatchNotFound, ConfigError, QueueError, QueueUnavailable
-from mlxq.queue.answers import Answer, Collector
+from mlxq.queue.answers import Answer
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.queue.connect import queue_errors
@@ -57,12 +57,6 @@ def error_code(answer: Answer) -> str:
 @pytest.fixture
 def client(connection: Redis) -> Client:
     return Client(connection)
-
-
-@pytest.fixture
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Look for jobs without events at every empty read instead of after five seconds."""
-    monkeypatch.setattr(Batch, "collector", lambda self: Collector(self._redis, self.id, self.queue, reconcile_s=0))
 
 
 def test_a_submitted_job_is_what_rq_and_the_worker_expect(client: Client) -> None:
@@ -175,8 +169,9 @@ def test_answers_are_fetched_in_one_round_trip_per_chunk(client: Client, redis_u
     assert client.redis.info("stats")["total_reads_processed"] - reads < 30
 
 
-@pytest.mark.usefixtures("impatient")
-def test_a_cancelled_job_that_its_worker_still_holds_is_waited_for(client: Client) -> None:
+def test_a_cancelled_job_that_its_worker_still_holds_is_waited_for(connection: Redis) -> None:
+    # given a reader that looks for jobs without events at every empty read
+    client = Client(connection, reconcile_s=0)
     batch = client.submit(numbered(1))
     Job.fetch(batch.job_id("r0"), client.redis, "json").cancel()
     client.redis.zadd(f"rq:executions:{batch.job_id('r0')}", {"e": 1})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from base64 import b64encode
-from functools import partial
 from pathlib import Path
 from typing import Any
 from zlib import compress
@@ -24,9 +23,11 @@ from mlxq.queue import rq_keys
 from mlxq.queue.answers import Answer
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
+from mlxq.queue.reconcile import record_ends
 from mlxq.requests.openai import ParsedLine, text_request
 from mlxq_worker.supervision.redis_server import private_redis
 
+RECONCILE_S = 0.05
 CRASHES = [
     "Moved to FailedJobRegistry, due to AbandonedJobError, at 2026-01-01",
     "Work-horse terminated unexpectedly; waitpid returned 9 (signal 9); ",
@@ -54,14 +55,14 @@ def fail_outside(redis: Redis, job_id: str, exc_string: str) -> None:
     Queue("mlxq", connection=redis).remove(job)
 
 
-def empty_queue(batch: Batch) -> None:
+def empty_queue(redis: Redis) -> None:
     """What `rq empty` does."""
-    Queue("mlxq", connection=batch._redis).empty()  # type: ignore[no-untyped-call]
+    Queue("mlxq", connection=redis).empty()  # type: ignore[no-untyped-call]
 
 
 @pytest.fixture
 def client(connection: Redis) -> Client:
-    return Client(connection)
+    return Client(connection, reconcile_s=RECONCILE_S)
 
 
 @pytest.fixture
@@ -80,12 +81,8 @@ def test_the_counts_know_what_a_stock_worker_failed(client: Client, batch: Batch
 
 
 @pytest.mark.parametrize("follow", [False, True])
-def test_collecting_finds_jobs_that_were_deleted(
-    batch: Batch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, follow: bool
-) -> None:
-    if follow:  # five seconds of patience are too many here
-        monkeypatch.setattr(batch, "collector", partial(batch.collector, reconcile_s=0.05))
-    empty_queue(batch)
+def test_collecting_finds_jobs_that_were_deleted(client: Client, batch: Batch, tmp_path: Path, follow: bool) -> None:
+    empty_queue(client.redis)
 
     summary = collected(batch, tmp_path, follow=follow)
 
@@ -93,15 +90,15 @@ def test_collecting_finds_jobs_that_were_deleted(
     assert batch.counts().num_failed == 3
 
 
-def test_a_job_is_counted_once_however_many_look(batch: Batch, redis_url: str) -> None:
-    empty_queue(batch)
+def test_a_job_is_counted_once_however_many_look(client: Client, batch: Batch, redis_url: str) -> None:
+    empty_queue(client.redis)
     watchers = [threading.Thread(target=Client(redis_url).batch("b1").counts) for _ in range(8)]
     for watcher in watchers:
         watcher.start()
     for watcher in watchers:
         watcher.join()
     assert batch.counts().num_failed == 3
-    assert batch._redis.xlen(keys.batch_events("b1")) == 3
+    assert client.redis.xlen(keys.batch_events("b1")) == 3
 
 
 def test_jobs_that_wait_or_run_are_left_alone(client: Client, batch: Batch) -> None:
@@ -113,12 +110,13 @@ def test_jobs_that_wait_or_run_are_left_alone(client: Client, batch: Batch) -> N
 
 def test_nothing_is_recorded_behind_events_that_the_reader_does_not_know(client: Client, batch: Batch) -> None:
     # given a reader that has read nothing, and a job whose answer has expired since it ended
-    collector = batch.collector(reconcile_s=0.0)
     client.redis.delete(Job.key_for(batch.job_id("a")))
     client.redis.xadd(keys.batch_events("b1"), {"job": batch.job_id("a"), "status": "finished"})
     # when
-    found = collector._reconcile()
+    num_recorded = record_ends(client.redis, "b1", [batch.job_id("a")], read_to="0-0")
     # then
+    assert num_recorded == 0
+    found = batch.collector(reconcile_s=0.0).poll(0.0)
     assert [(ended.status, ended.is_lost) for ended in found] == [("finished", False)]
     assert batch.counts().num_failed == 0
 
@@ -132,15 +130,15 @@ def test_an_ended_job_whose_answer_expired_is_not_called_lost(client: Client, ba
 
 
 @pytest.mark.parametrize("exc_string", CRASHES)
-def test_a_worker_that_died_is_called_that(batch: Batch, exc_string: str) -> None:
-    fail_outside(batch._redis, batch.job_id("a"), exc_string)
+def test_a_worker_that_died_is_called_that(client: Client, batch: Batch, exc_string: str) -> None:
+    fail_outside(client.redis, batch.job_id("a"), exc_string)
     collector = batch.collector(reconcile_s=0.0)
     [answer] = collector.fetch(collector.poll(0.0))
     assert error_of(answer) == ("worker_crashed", f"The worker gave up the job: {exc_string.strip()}")
 
 
-def test_a_job_that_rq_cancelled_is_called_that(batch: Batch) -> None:
-    Job.fetch(batch.job_id("a"), batch._redis, "json").cancel()
+def test_a_job_that_rq_cancelled_is_called_that(client: Client, batch: Batch) -> None:
+    Job.fetch(batch.job_id("a"), client.redis, "json").cancel()
     assert batch.counts().num_cancelled == 1
     collector = batch.collector()
     [answer] = collector.fetch(collector.poll(0.0))
@@ -148,7 +146,7 @@ def test_a_job_that_rq_cancelled_is_called_that(batch: Batch) -> None:
 
 
 def test_enqueuing_again_puts_back_jobs_that_were_deleted(client: Client, batch: Batch) -> None:
-    empty_queue(batch)
+    empty_queue(client.redis)
 
     assert batch.add(requests("a", "b", "c", "d")) == 4
 
@@ -195,12 +193,10 @@ def overwrite(redis: Redis, key: str) -> None:
 
 @pytest.mark.parametrize("follow", [False, True])
 def test_a_job_that_something_else_was_written_over_is_lost_and_costs_no_other(
-    batch: Batch, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, follow: bool
+    client: Client, batch: Batch, redis_url: str, tmp_path: Path, follow: bool
 ) -> None:
-    if follow:  # five seconds of patience are too many here
-        monkeypatch.setattr(batch, "collector", partial(batch.collector, reconcile_s=0.05))
-    batch._redis.lrem("rq:queue:mlxq", 1, batch.job_id("a"))
-    overwrite(batch._redis, Job.key_for(batch.job_id("a")))
+    client.redis.lrem("rq:queue:mlxq", 1, batch.job_id("a"))
+    overwrite(client.redis, Job.key_for(batch.job_id("a")))
     with FakeWorker(redis_url):
         batch.wait(timeout_s=20)
 
@@ -223,8 +219,8 @@ def test_a_job_that_was_written_over_on_the_embedded_server_is_lost_too(
         client.close()
 
 
-def test_a_batch_with_a_job_that_was_written_over_can_be_cancelled(batch: Batch) -> None:
-    overwrite(batch._redis, Job.key_for(batch.job_id("a")))
+def test_a_batch_with_a_job_that_was_written_over_can_be_cancelled(client: Client, batch: Batch) -> None:
+    overwrite(client.redis, Job.key_for(batch.job_id("a")))
 
     assert batch.cancel() == 2
     assert (batch.counts().num_cancelled, batch.counts().num_failed) == (2, 1)
@@ -244,9 +240,9 @@ GARBAGE = {
 @pytest.mark.parametrize("result", GARBAGE.values(), ids=GARBAGE.keys())
 @pytest.mark.parametrize("meta", ["{oops", "[]", '{"custom_id": null}', None])
 def test_an_answer_that_cannot_be_read_is_an_error_of_its_own_job(
-    batch: Batch, result: dict[Any, Any] | None, meta: str | None
+    client: Client, batch: Batch, result: dict[Any, Any] | None, meta: str | None
 ) -> None:
-    redis, job_id = batch._redis, batch.job_id("a")
+    redis, job_id = client.redis, batch.job_id("a")
     if result is None:
         overwrite(redis, rq_keys.results(job_id))
     else:

@@ -75,10 +75,11 @@ class BatchCounts:
 class Batch:
     """One batch. Build it with `Client.submit`, `Client.open` or `Client.batch`."""
 
-    def __init__(self, connection: Redis, batch_id: str, queue: str) -> None:
+    def __init__(self, connection: Redis, batch_id: str, queue: str, *, reconcile_s: float = RECONCILE_S) -> None:
         self.id = batch_id
         self.queue = queue
         self._redis = connection
+        self._reconcile_s = reconcile_s
         self._rq_queue = Queue(queue, connection=connection, serializer=JSONSerializer)
         self._next_index = 0
 
@@ -151,9 +152,14 @@ class Batch:
         num_answered: int = sum(fields[b"status"] == b"finished" for _, fields in entries)
         return num_answered * 1000 / max(1, age_ms)
 
-    def collector(self, *, reconcile_s: float = RECONCILE_S) -> Collector:
-        """A reader of the batch from its first ended job on, for callers that keep their own loop."""
-        return Collector(self._redis, self.id, self.queue, reconcile_s=reconcile_s)
+    def collector(self, *, reconcile_s: float | None = None) -> Collector:
+        """A reader of the batch from its first ended job on, for callers that keep their own loop.
+
+        Args:
+            reconcile_s: see `Collector`; by default the client's.
+        """
+        wait_s = self._reconcile_s if reconcile_s is None else reconcile_s
+        return Collector(self._redis, self.id, self.queue, reconcile_s=wait_s)
 
     def as_completed(self, timeout_s: float | None = None) -> Iterator[Answer]:
         """The answers in the order in which jobs end, each job once, until the batch is sealed and done.

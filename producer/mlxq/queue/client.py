@@ -22,7 +22,7 @@ from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from mlxq import keys
 from mlxq.errors import BatchNotFound, ConfigError
-from mlxq.queue.answers import Answer
+from mlxq.queue.answers import RECONCILE_S, Answer
 from mlxq.queue.batch import Batch, BatchCounts
 from mlxq.queue.connect import DEFAULT_URL, connect, queue_errors
 from mlxq.requests.openai import ParsedLine
@@ -38,14 +38,23 @@ class Client:
     Args:
         redis: a Redis URL, or a connection that doesn't decode responses.
         queue: the RQ queue that new jobs go to.
+        reconcile_s: quiet seconds after which whoever waits for answers looks for jobs that were ended or deleted
+            outside mlxq, by RQ's own tools for example.
 
     Raises:
         ConfigError: the URL is none that Redis clients know.
     """
 
-    def __init__(self, redis: str | Redis = DEFAULT_URL, queue: str = keys.DEFAULT_QUEUE) -> None:
+    def __init__(
+        self,
+        redis: str | Redis = DEFAULT_URL,
+        queue: str = keys.DEFAULT_QUEUE,
+        *,
+        reconcile_s: float = RECONCILE_S,
+    ) -> None:
         self.redis = connect(redis) if isinstance(redis, str) else redis
         self.queue = queue
+        self._reconcile_s = reconcile_s
 
     def submit(self, lines: Iterable[ParsedLine], batch_id: str | None = None, *, sealed: bool = True) -> Batch:
         """Enqueue requests as one batch, a chunk at a time; what the batch already has is left as it is.
@@ -76,7 +85,7 @@ class Client:
         batch_id = batch_id or f"{prefix or 'b'}{int(time.time()):x}{secrets.token_hex(4)}"
         if not _BATCH_ID.fullmatch(batch_id):
             raise ConfigError(f"batch id {batch_id!r} must be 1 to 100 letters, digits, '_' or '-'")
-        return Batch(self.redis, batch_id, self.queue)
+        return self._batch(batch_id, self.queue)
 
     def batch(self, batch_id: str) -> Batch:
         """A batch that exists, whatever queue it is in.
@@ -88,7 +97,7 @@ class Client:
             queue = cast("bytes | None", self.redis.hget(keys.batch(batch_id), "queue"))
         if queue is None:
             raise BatchNotFound(f"there is no batch {batch_id!r} in this Redis")
-        return Batch(self.redis, batch_id, queue.decode())
+        return self._batch(batch_id, queue.decode())
 
     def batch_of(self, job_id: str) -> Batch:
         """The batch that a job belongs to.
@@ -130,3 +139,6 @@ class Client:
     def close(self) -> None:
         """Give the connections back."""
         self.redis.close()
+
+    def _batch(self, batch_id: str, queue: str) -> Batch:
+        return Batch(self.redis, batch_id, queue, reconcile_s=self._reconcile_s)
