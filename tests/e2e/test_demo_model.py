@@ -18,7 +18,7 @@ from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.model.eos import EosSet, resolve_eos
 from mlxq_worker.model.load import LoadedModel, load_model
 from mlxq_worker.model.tool_formats import tool_format_of
-from mlxq_worker.text.prepare import Preparer
+from mlxq_worker.text.prepare import ModelPreparer
 
 WIDTH = 64
 MAX_TOKENS = MAX_COUNT_TOKENS + 20
@@ -52,7 +52,7 @@ def answered(model: LoadedModel) -> list[Answered]:
 
 def answer_all(model: LoadedModel, eos: EosSet) -> list[Answered]:
     """Answers to 300 examples that training never saw, with these end tokens."""
-    preparer = Preparer(
+    preparer = ModelPreparer(
         model.tokenizer,
         eos,
         vocab_size=model.vocab_size,

@@ -19,7 +19,7 @@ from mlxq_worker.blas import preload_openblas
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.engine.api import Engine
 from mlxq_worker.model.eos import EosSet, EosToken
-from mlxq_worker.text.prepare import Preparer
+from mlxq_worker.text.prepare import ModelPreparer
 from mlxq_worker.worker import BatchWorker
 
 VOCAB_SIZE = 64
@@ -49,7 +49,7 @@ class PoisonedTokenizer(FakeTokenizer):
         )
 
 
-class PoisonedPreparer(Preparer):
+class PoisonedPreparer(ModelPreparer):
     """Builds an answer that no JSON can hold, for one request."""
 
     def finish(self, request: Request, *args: Any, **kwargs: Any) -> Result:

@@ -27,7 +27,7 @@ from mlxq_worker.engine.api import RowId, RowResult, RowSpec, TokenScores
 from mlxq_worker.model.eos import EosSet, resolve_eos
 from mlxq_worker.model.tokenizer import Tokenizer
 from mlxq_worker.model.tool_formats import ToolFormat
-from mlxq_worker.text.prepare import Preparer, draw_seed
+from mlxq_worker.text.prepare import ModelPreparer, draw_seed
 
 VOCAB_SIZE = 152_000
 ENDOFTEXT, IM_END = 151643, 151645
@@ -46,9 +46,9 @@ def preparer(
     context_length: int = 1000,
     default_max_tokens: int = 256,
     tool_format: ToolFormat | None = None,
-) -> Preparer:
+) -> ModelPreparer:
     tokenizer = tokenizer or qwen()
-    return Preparer(
+    return ModelPreparer(
         tokenizer,
         eos or resolve_eos(tokenizer, {}, {}, vocab_size=vocab_size, allow_no_eos=True),
         vocab_size=vocab_size,
@@ -97,13 +97,13 @@ def echo(template: str) -> FakeTokenizer:
     return FakeTokenizer(words=ASCII, chat_template=template)
 
 
-def only_row(prepare: Preparer, request: Request) -> RowSpec:
+def only_row(prepare: ModelPreparer, request: Request) -> RowSpec:
     """The row of a request that has one."""
     (spec,) = prepare.prepare(request, "r1")
     return spec
 
 
-def rejected(prepare: Preparer, request: Request) -> RequestError:
+def rejected(prepare: ModelPreparer, request: Request) -> RequestError:
     with pytest.raises(RequestError) as caught:
         prepare.prepare(request, "r1")
     return caught.value

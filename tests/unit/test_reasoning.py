@@ -15,7 +15,7 @@ from mlxq_worker.engine.reasoning import Reasoning, ReasoningState
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.model.eos import resolve_eos
 from mlxq_worker.model.reasoning import ReasoningMarkers, reasoning_markers_of, split_reasoning
-from mlxq_worker.text.prepare import Preparer
+from mlxq_worker.text.prepare import ModelPreparer
 
 
 @cache
@@ -159,10 +159,10 @@ def test_a_stop_string_counts_from_the_start_of_an_answer_without_reasoning() ->
 # --- Through the preparer -------------------------------------------------------------------------------------
 
 
-def prepared(request: Request, template: str = CHATML_TEMPLATE) -> tuple[Preparer, RowSpec]:
+def prepared(request: Request, template: str = CHATML_TEMPLATE) -> tuple[ModelPreparer, RowSpec]:
     model = tokenizer()
     model.chat_template = template
-    prepare = Preparer(
+    prepare = ModelPreparer(
         model,
         resolve_eos(model, {}, {}, vocab_size=len(model)),
         vocab_size=len(model),

@@ -6,15 +6,19 @@ The one place where the queue side meets MLX; everything is imported late, so th
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from mlxq.errors import ModelError
 from mlxq_worker.blas import preload_openblas
-from mlxq_worker.config import WorkerConfig
+from mlxq_worker.config import EngineConfig, WorkerConfig
 from mlxq_worker.decoding.memory_watch import MemoryWatch, no_limit, resident_bytes
 from mlxq_worker.engine.api import Engine
 from mlxq_worker.messages import Preparer
+
+if TYPE_CHECKING:
+    from mlxq_worker.model.load import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,63 @@ class Backend:
     memory: MemoryWatch = field(default_factory=no_limit)
 
 
+class ModelEngines:
+    """Builds the engines of one loaded model, one after the other: each gets the memory that is free then.
+
+    Args:
+        decode: token ids to text.
+        used_bytes: measures what this process takes.
+        limit_bytes: what it may take.
+
+    Raises:
+        ModelError: with the model loaded there is no memory left for rows.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        decode: Callable[[Sequence[int]], str],
+        config: EngineConfig,
+        used_bytes: Callable[[], int],
+        limit_bytes: int,
+    ) -> None:
+        self._loaded = loaded
+        self._decode = decode
+        self._config = config
+        self._used_bytes = used_bytes
+        self._limit_bytes = limit_bytes
+        told = config.max_num_batched_tokens
+        self._step_tokens = None if told == "auto" else told
+        if not self._room_bytes():
+            raise ModelError(
+                f"with {loaded.name} loaded the worker takes {used_bytes() / 2**20:.0f} MiB, and it may take no more"
+                f" than {limit_bytes / 2**20:.0f} MiB: raise --memory-limit (MLXQ_MEMORY_LIMIT) or choose a smaller"
+                " model"
+            )
+
+    def build(self) -> Engine:
+        """An empty engine, for the thread that calls. What size of a step is best is measured once: rows wait for an
+        engine that replaces another."""
+        from mlxq_worker.engine.engine import BatchEngine
+
+        engine = BatchEngine(
+            self._loaded.model,
+            self._decode,
+            max_num_seqs=self._config.max_num_seqs,
+            max_num_batched_tokens=self._step_tokens,
+            max_prefix_bytes=self._config.max_prefix_bytes,
+            longest_first=self._config.longest_first,
+            kv_bytes=self._room_bytes(),
+        )
+        self._step_tokens = engine.max_num_batched_tokens
+        return engine
+
+    def _room_bytes(self) -> int:
+        from mlxq_worker.engine.kvcache.memory import room_for_rows
+
+        return room_for_rows(self._limit_bytes, self._used_bytes())
+
+
 def load_backend(config: WorkerConfig) -> Backend:
     """Load the model on this thread, which then owns it.
 
@@ -37,12 +98,11 @@ def load_backend(config: WorkerConfig) -> Backend:
     """
     preload_openblas()  # before the next line brings in mlx, which binds its BLAS as it loads
 
-    from mlxq_worker.engine.engine import BatchEngine
-    from mlxq_worker.engine.kvcache.memory import active_bytes, room_for_rows, usable_bytes
+    from mlxq_worker.engine.kvcache.memory import usable_bytes
     from mlxq_worker.model.load import load_model
     from mlxq_worker.model.reasoning import reasoning_markers_of
     from mlxq_worker.model.tool_formats import tool_format_of
-    from mlxq_worker.text.prepare import Preparer as ModelPreparer
+    from mlxq_worker.text.prepare import ModelPreparer
 
     loaded = load_model(config.model, extra_eos_tokens=config.extra_eos_tokens, allow_no_eos=config.allow_no_eos)
     preparer = ModelPreparer(
@@ -55,36 +115,18 @@ def load_backend(config: WorkerConfig) -> Backend:
         tool_format=tool_format_of(loaded.tokenizer),
         markers=reasoning_markers_of(loaded.tokenizer),
     )
-
     limit_bytes = config.memory_limit_bytes or usable_bytes()
-
-    def used_bytes() -> int:
-        return max(resident_bytes(), active_bytes())  # the former holds the latter, but maybe not on every device
-
-    if not room_for_rows(limit_bytes, used_bytes()):
-        raise ModelError(
-            f"with {loaded.name} loaded the worker takes {used_bytes() / 2**20:.0f} MiB, and it may take no more than "
-            f"{limit_bytes / 2**20:.0f} MiB: raise --memory-limit (MLXQ_MEMORY_LIMIT) or choose a smaller model"
-        )
-
-    told = config.engine.max_num_batched_tokens
-    step_tokens = None if told == "auto" else told
-
-    def new_engine() -> Engine:
-        nonlocal step_tokens
-        engine = BatchEngine(
-            loaded.model,
-            preparer.decode,
-            max_num_seqs=config.engine.max_num_seqs,
-            max_num_batched_tokens=step_tokens,
-            max_prefix_bytes=config.engine.max_prefix_bytes,
-            longest_first=config.engine.longest_first,
-            kv_bytes=room_for_rows(limit_bytes, used_bytes()),
-        )
-        step_tokens = engine.max_num_batched_tokens  # measured once: rows wait for an engine that replaces another
-        return engine
-
+    engines = ModelEngines(loaded, preparer.decode, config.engine, _used_bytes, limit_bytes)
     end_tokens = ", ".join(f"{token.id} {token.token!r}" for token in loaded.eos.tokens)
     return Backend(
-        preparer, new_engine, f"model {loaded.name}, end tokens [{end_tokens}]", MemoryWatch(used_bytes, limit_bytes)
+        preparer,
+        engines.build,
+        f"model {loaded.name}, end tokens [{end_tokens}]",
+        MemoryWatch(_used_bytes, limit_bytes),
     )
+
+
+def _used_bytes() -> int:
+    from mlxq_worker.engine.kvcache.memory import active_bytes
+
+    return max(resident_bytes(), active_bytes())  # the former holds the latter, but maybe not on every device

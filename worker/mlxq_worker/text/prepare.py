@@ -33,7 +33,7 @@ def draw_seed() -> int:
     return secrets.randbelow(_DRAWN_SEEDS)
 
 
-class Preparer:
+class ModelPreparer:
     """Turns requests into rows and results into answers, for one model.
 
     Args:
