@@ -1,4 +1,4 @@
-"""`JobDesk` turn by turn on a clock that the tests move, with a real Redis and no decode thread."""
+"""`Consumer` turn by turn on a clock that the tests move, with a real Redis and no decode thread."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ from tests.support.row_specs import name_of
 from mlxq.contract import StopDetails, StopType
 from mlxq_worker.config import EngineConfig, WorkerConfig
 from mlxq_worker.engine.api import RowError, RowId, RowResult
-from mlxq_worker.jobs.consumer import COME_BACK_S, JobDesk
+from mlxq_worker.jobs.consumer import Consumer
+from mlxq_worker.jobs.leases import COME_BACK_S
 from mlxq_worker.jobs.presence import Presence
 from mlxq_worker.jobs.store import JobStore
-from mlxq_worker.messages import Admit, Cancel, Channel, Ended, Ready, ToDecode
+from mlxq_worker.messages import Admit, Cancel, Channel, Ready, RowEnded, ToDecode
 
 LEASE_S = 90.0
 START = 1_700_000_000.0
 
 
-class Office:
-    """A desk whose model is loaded, and the end of its channel where the decode thread would be."""
+class Rig:
+    """A consumer whose model is loaded, and the end of its channel where the decode thread would be."""
 
     def __init__(self, connection: Redis, **config: float) -> None:
         complete = WorkerConfig(model="fake", lease_s=LEASE_S, engine=EngineConfig(max_num_seqs=4), **config)
@@ -35,8 +36,8 @@ class Office:
         self._presence = Presence(self._worker)
         self._channel = Channel.open()
         store = JobStore(connection, self._worker.name, complete.queues, lease_s=LEASE_S, lease_clock="caller")
-        self.desk = JobDesk(store, self._presence, self._channel, complete)
-        self.desk.receive(Ready(FakePreparer()), START)
+        self.consumer = Consumer(store, self._presence, self._channel, complete)
+        self.consumer.receive(Ready(FakePreparer()), START)
 
     def decode(self, now: float) -> None:
         """Decode what the decode thread has been told to, and write how it ended."""
@@ -46,8 +47,8 @@ class Office:
                 engine.admit(*message.specs)
         while engine.rows:
             for result in engine.step(now).finished:
-                self.desk.receive(Ended(result), now)
-        self.desk.turn(now)
+                self.consumer.receive(RowEnded(result), now)
+        self.consumer.turn(now)
 
     def sent(self) -> list[ToDecode]:
         """What the decode thread has been told since the last look."""
@@ -71,15 +72,15 @@ def uptime(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 @pytest.fixture
-def office(connection: Redis) -> Iterator[Office]:
-    office = Office(connection)
-    yield office
-    office.close()
+def ours(connection: Redis) -> Iterator[Rig]:
+    ours = Rig(connection)
+    yield ours
+    ours.close()
 
 
 @pytest.fixture
-def neighbour(connection: Redis) -> Iterator[Office]:
-    neighbour = Office(connection)
+def neighbour(connection: Redis) -> Iterator[Rig]:
+    neighbour = Rig(connection)
     yield neighbour
     neighbour.close()
 
@@ -94,32 +95,32 @@ def strikes(connection: Redis, job_id: str) -> int:
 
 def test_a_row_that_takes_longer_than_its_lease_stays_with_its_worker(
     connection: Redis,
-    office: Office,
-    neighbour: Office,
+    ours: Rig,
+    neighbour: Rig,
 ) -> None:
     job = enqueue_plain(connection)
-    office.desk.turn(START)
+    ours.consumer.turn(START)
 
     for now in range(int(START), int(START + 3 * LEASE_S), 20):
-        office.desk.turn(now)
-        neighbour.desk.turn(now)
+        ours.consumer.turn(now)
+        neighbour.consumer.turn(now)
 
     assert (status(connection, job.id), strikes(connection, job.id)) == ("started", 0)
-    assert (len(admitted(office.sent())), admitted(neighbour.sent())) == (1, [])
+    assert (len(admitted(ours.sent())), admitted(neighbour.sent())) == (1, [])
 
 
 def test_the_jobs_of_a_worker_that_is_gone_are_taken_over_once_their_leases_have_run_out(
     connection: Redis,
-    office: Office,
-    neighbour: Office,
+    ours: Rig,
+    neighbour: Rig,
 ) -> None:
     job = enqueue_plain(connection)
-    office.desk.turn(START)
+    ours.consumer.turn(START)
 
-    neighbour.desk.turn(START + LEASE_S - 1)
+    neighbour.consumer.turn(START + LEASE_S - 1)
     too_early = admitted(neighbour.sent())
     for now in (START + LEASE_S + 10, START + LEASE_S + 12, START + LEASE_S + 13):
-        neighbour.desk.turn(now)
+        neighbour.consumer.turn(now)
 
     assert (too_early, len(admitted(neighbour.sent()))) == ([], 1)
     assert strikes(connection, job.id) == 1
@@ -127,113 +128,115 @@ def test_the_jobs_of_a_worker_that_is_gone_are_taken_over_once_their_leases_have
 
 def test_the_answer_of_a_worker_that_was_taken_for_dead_comes_too_late_and_is_counted(
     connection: Redis,
-    office: Office,
-    neighbour: Office,
+    ours: Rig,
+    neighbour: Rig,
 ) -> None:
     # given a job that went to a neighbour and was ended there while its first worker was frozen
     batch = submit(connection, "hello")
     for seconds in range(2):
-        office.desk.turn(START + seconds)
+        ours.consumer.turn(START + seconds)
     for seconds in range(10, 14):
-        neighbour.desk.turn(START + LEASE_S + seconds)
+        neighbour.consumer.turn(START + LEASE_S + seconds)
     neighbour.decode(START + LEASE_S + 14)
 
-    office.decode(START + LEASE_S + 15)
+    ours.decode(START + LEASE_S + 15)
 
-    assert [(desk.num_ended, desk.num_late) for desk in (neighbour.desk.outbox, office.desk.outbox)] == [(1, 0), (0, 1)]
+    assert [
+        (consumer.num_ended, consumer.num_late) for consumer in (neighbour.consumer.outbox, ours.consumer.outbox)
+    ] == [(1, 0), (0, 1)]
     assert list(events(connection, batch).values()) == [1]
     assert batch.counts().num_finished == 1
 
 
 def test_after_an_outage_the_other_workers_get_time_to_extend_their_leases(
     connection: Redis,
-    office: Office,
-    neighbour: Office,
+    ours: Rig,
+    neighbour: Rig,
 ) -> None:
     job = enqueue_plain(connection)
-    office.desk.turn(START)
+    ours.consumer.turn(START)
     back = START + LEASE_S + 10
 
-    neighbour.desk.reconnected(back, away_s=15)
-    neighbour.desk.turn(back)
-    office.desk.reconnected(back + 12, away_s=27)
-    office.desk.turn(back + 12)
-    neighbour.desk.turn(back + COME_BACK_S + 1)
+    neighbour.consumer.reconnected(back, away_s=15)
+    neighbour.consumer.turn(back)
+    ours.consumer.reconnected(back + 12, away_s=27)
+    ours.consumer.turn(back + 12)
+    neighbour.consumer.turn(back + COME_BACK_S + 1)
 
     assert (status(connection, job.id), strikes(connection, job.id)) == ("started", 0)
 
 
 def test_a_worker_that_starts_after_an_outage_gives_the_others_the_same_time(
     connection: Redis,
-    office: Office,
-    neighbour: Office,
+    ours: Rig,
+    neighbour: Rig,
     uptime: list[float],
 ) -> None:
     job = enqueue_plain(connection)
-    office.desk.turn(START)
+    ours.consumer.turn(START)
     back = START + LEASE_S + 10
 
     uptime[0] = 1
-    neighbour.desk.turn(back)
+    neighbour.consumer.turn(back)
     early = strikes(connection, job.id)
     uptime[0] = COME_BACK_S
-    neighbour.desk.turn(back + COME_BACK_S)
+    neighbour.consumer.turn(back + COME_BACK_S)
 
     assert (early, strikes(connection, job.id)) == (0, 1)
 
 
 def test_the_jobs_of_a_worker_that_is_known_to_be_dead_are_taken_over_in_any_case(
     connection: Redis,
-    office: Office,
-    neighbour: Office,
+    ours: Rig,
+    neighbour: Rig,
     uptime: list[float],
 ) -> None:
     job = enqueue_plain(connection)
-    office.desk.turn(START)
+    ours.consumer.turn(START)
     uptime[0] = 1
 
-    JobStore(connection, "supervisor", ["mlxq"]).abandon(office.name, START + LEASE_S + 10)
-    neighbour.desk.turn(START + LEASE_S + 10)
+    JobStore(connection, "supervisor", ["mlxq"]).abandon(ours.name, START + LEASE_S + 10)
+    neighbour.consumer.turn(START + LEASE_S + 10)
 
     assert strikes(connection, job.id) == 1
 
 
 def test_the_jobs_of_a_worker_that_does_not_come_back_are_taken_over_later(
     connection: Redis,
-    office: Office,
-    neighbour: Office,
+    ours: Rig,
+    neighbour: Rig,
 ) -> None:
     job = enqueue_plain(connection)
-    office.desk.turn(START)
+    ours.consumer.turn(START)
     back = START + LEASE_S + 10
 
-    neighbour.desk.reconnected(back, away_s=15)
+    neighbour.consumer.reconnected(back, away_s=15)
     for seconds in range(int(COME_BACK_S) + 2):
-        neighbour.desk.turn(back + seconds)
+        neighbour.consumer.turn(back + seconds)
 
     assert strikes(connection, job.id) == 1
 
 
 def test_a_connection_that_breaks_again_and_again_keeps_nobody_from_taking_over_jobs(
     connection: Redis,
-    office: Office,
-    neighbour: Office,
+    ours: Rig,
+    neighbour: Rig,
 ) -> None:
     job = enqueue_plain(connection)
-    office.desk.turn(START)
+    ours.consumer.turn(START)
     expired = START + LEASE_S + 10
 
     for seconds in range(0, 20, 5):
-        neighbour.desk.reconnected(expired + seconds, away_s=0.2)
-        neighbour.desk.turn(expired + seconds)
-        neighbour.desk.turn(expired + seconds + 4)
+        neighbour.consumer.reconnected(expired + seconds, away_s=0.2)
+        neighbour.consumer.turn(expired + seconds)
+        neighbour.consumer.turn(expired + seconds + 4)
 
     assert strikes(connection, job.id) == 1
 
 
-def ended(row_id: RowId, kind: StopType, error_code: RowError | None = None) -> Ended:
+def ended(row_id: RowId, kind: StopType, error_code: RowError | None = None) -> RowEnded:
     details = StopDetails(type=kind)
-    return Ended(replace(RESULT, row_id=row_id, stop_details=details, error_code=error_code))
+    return RowEnded(replace(RESULT, row_id=row_id, stop_details=details, error_code=error_code))
 
 
 RESULT = RowResult(
@@ -250,19 +253,19 @@ RESULT = RowResult(
 
 def test_the_first_row_that_fails_cancels_the_jobs_others_and_says_how_it_ends(
     connection: Redis,
-    office: Office,
+    ours: Rig,
 ) -> None:
     job = enqueue_plain(connection, "rows=3")
-    office.desk.turn(START + 1)  # claims
-    office.desk.turn(START + 1)  # prepares
-    [admitted] = [message for message in office.sent() if isinstance(message, Admit)]
+    ours.consumer.turn(START + 1)  # claims
+    ours.consumer.turn(START + 1)  # prepares
+    [admitted] = [message for message in ours.sent() if isinstance(message, Admit)]
     first, second, third = (spec.row_id for spec in admitted.specs)
 
-    office.desk.receive(ended(first, "error", "nan_logits"), START + 1)
-    [cancel] = office.sent()
-    office.desk.receive(ended(second, "error", "no_token_allowed"), START + 1)
-    office.desk.receive(ended(third, "cancelled"), START + 1)
-    office.desk.turn(START + 2)
+    ours.consumer.receive(ended(first, "error", "nan_logits"), START + 1)
+    [cancel] = ours.sent()
+    ours.consumer.receive(ended(second, "error", "no_token_allowed"), START + 1)
+    ours.consumer.receive(ended(third, "cancelled"), START + 1)
+    ours.consumer.turn(START + 2)
 
     assert isinstance(cancel, Cancel)
     assert set(cancel.row_ids) == {second, third}

@@ -21,7 +21,7 @@ from mlxq import keys
 from mlxq.contract import Choice, Result, RunInfo, StopDetails, Usage
 from mlxq.errors import RequestError
 from mlxq_worker.jobs import endings
-from mlxq_worker.jobs.claimed import MAX_DATA_BYTES, Claimed
+from mlxq_worker.jobs.claimed import MAX_DATA_BYTES, ClaimedJob
 from mlxq_worker.jobs.endings import Ending
 from mlxq_worker.jobs.store import FIRST_DELAY_S, MAX_DELAY_S, MAX_STRIKES, JobStore
 
@@ -42,7 +42,7 @@ def store(connection: Redis, worker: str = "w1") -> JobStore:
     return JobStore(connection, worker, [keys.DEFAULT_QUEUE], lease_s=LEASE_S, lease_clock="caller")
 
 
-def finished(job: Claimed, text: str = "hi") -> Ending:
+def finished(job: ClaimedJob, text: str = "hi") -> Ending:
     details = StopDetails(type="eos_token", token_id=7, token="</s>", token_index=1)
     choice = Choice(index=0, text=text, finish_reason="stop", stop_reason=None, stop_details=details)
     result = Result(

@@ -30,7 +30,7 @@ from mlxq import keys
 from mlxq.queue.client import Client
 from mlxq.requests.openai import text_request
 from mlxq_worker.jobs import endings, store
-from mlxq_worker.jobs.claimed import Claimed
+from mlxq_worker.jobs.claimed import ClaimedJob
 from mlxq_worker.jobs.endings import Ending
 from mlxq_worker.jobs.store import FIRST_DELAY_S, MAX_STRIKES, SUSPECT_STRIKES, JobStore, LeaseState
 
@@ -88,7 +88,7 @@ class Worker:
 
     name: str
     store: JobStore = field(repr=False)
-    hand: list[Claimed] = field(default_factory=list, repr=False)
+    hand: list[ClaimedJob] = field(default_factory=list, repr=False)
 
 
 holds_jobs = precondition(lambda self: any(worker.hand for worker in self.workers.values()))
@@ -112,7 +112,7 @@ class Fleet(RuleBasedStateMachine):
         self.jobs: dict[str, Expected] = {}
         self.num_starts = 0
         self.workers = {place: self.new_worker(place) for place in "ab"}
-        self.ghosts: list[tuple[Worker, Claimed]] = []
+        self.ghosts: list[tuple[Worker, ClaimedJob]] = []
 
     @initialize()
     def begin(self) -> None:
@@ -289,10 +289,10 @@ class Fleet(RuleBasedStateMachine):
             self.claim("a", limit=4, is_heard=True)
             while last.hand:
                 self.write(last, last.hand.pop(), "finished", is_repeated=False)
-        self.bury_cancelled()
+        self.end_cancelled()
         self.check_books()
 
-    def bury_cancelled(self) -> None:
+    def end_cancelled(self) -> None:
         """Of a job that was cancelled in the hand of a worker that died, Redis forgets the execution in time."""
         for job_id, expected in self.jobs.items():
             if expected.outcome is None:
@@ -317,7 +317,7 @@ class Fleet(RuleBasedStateMachine):
 
     # --- Helpers ----------------------------------------------------------------------------------------------
 
-    def write(self, worker: Worker, job: Claimed, outcome: str, is_repeated: bool) -> None:
+    def write(self, worker: Worker, job: ClaimedJob, outcome: str, is_repeated: bool) -> None:
         """End a job as this worker would; it is written if the execution owns it, and not otherwise. Who has written it
         and says so again is told the same."""
         expected, note = self.jobs[job.job_id], f"ended by {worker.name} at {self.now:.0f}"
@@ -328,12 +328,12 @@ class Fleet(RuleBasedStateMachine):
         if may_write:
             expected.end(outcome, note)
 
-    def hand_over(self, job: Claimed, worker: Worker) -> None:
+    def hand_over(self, job: ClaimedJob, worker: Worker) -> None:
         expected = self.jobs[job.job_id]
         expected.owner, expected.worker = job.execution_id, worker.name
         expected.lease_end = self.now + LEASE_S
 
-    def went_back(self, claims: list[Claimed], strikes: int) -> None:
+    def went_back(self, claims: list[ClaimedJob], strikes: int) -> None:
         for job in claims:
             expected = self.jobs[job.job_id]
             if expected.owner == job.execution_id:
@@ -346,14 +346,14 @@ class Fleet(RuleBasedStateMachine):
         if strikes and expected.strikes < MAX_STRIKES:
             expected.due = self.now + FIRST_DELAY_S * 2 ** (expected.strikes - 1)
 
-    def state_of(self, job: Claimed) -> LeaseState:
+    def state_of(self, job: ClaimedJob) -> LeaseState:
         expected = self.jobs[job.job_id]
         if expected.owner != job.execution_id:
             return "lost"
         return "canceled" if expected.is_cancelled else "held"
 
 
-def ended(job: Claimed, outcome: str, note: str) -> Ending:
+def ended(job: ClaimedJob, outcome: str, note: str) -> Ending:
     """An end with a note in it, so that the answer in Redis says who wrote it."""
     failed = endings.gave_up(job, "note", note)
     if outcome == "failed":

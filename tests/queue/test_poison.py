@@ -26,7 +26,7 @@ from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.requests.openai import parse_object, text_request
 from mlxq_worker.config import EngineConfig, WorkerConfig
-from mlxq_worker.supervision.dead_workers import Salvage
+from mlxq_worker.supervision.dead_workers import DeadWorkers
 from mlxq_worker.supervision.supervisor import Supervisor
 from mlxq_worker.supervision.worker_process import WorkerProcess
 
@@ -152,11 +152,13 @@ def test_a_prompt_that_kills_the_process_ends_as_worker_crashed(
     connection: Redis, redis_url: str, texts_alone: dict[str, str]
 ) -> None:
     batch = submit(connection, "killer", "ab<die>")
-    salvage = Salvage(connection, ["mlxq"])
+    dead_workers = DeadWorkers(connection, ["mlxq"])
     settings = variables(MLXQ_URL=redis_url, MLXQ_MODEL="poison", MLXQ_MAX_NUM_SEQS=str(WIDTH))
 
-    with WorkerProcess(command(PoisonWorker), settings, verbose=True, tell=print, bury=salvage.bury) as process:
-        supervisor = Supervisor(process, salvage, grace_s=5)
+    with WorkerProcess(
+        command(PoisonWorker), settings, verbose=True, tell=print, on_end=dead_workers.release
+    ) as process:
+        supervisor = Supervisor(process, dead_workers, grace_s=5)
 
         def all_ended() -> bool:
             supervisor.turn(time.monotonic())

@@ -22,7 +22,7 @@ from mlxq.errors import QueueUnavailable
 from mlxq.queue.client import Client
 from mlxq.queue.connect import connect
 from mlxq_worker.config import WorkerConfig
-from mlxq_worker.supervision.dead_workers import Salvage
+from mlxq_worker.supervision.dead_workers import DeadWorkers
 
 ROOT = Path(__file__).parents[2]
 SECRET = "hunter2-PASSWORD"
@@ -48,7 +48,7 @@ def use_everything(redis: Redis) -> None:
     child = enqueue_plain(redis, depends_on=parent)
     assert cancelled.cancel_job(cancelled.job_id("r0"))
     assert cancelled.cancel() == 1
-    Salvage(redis, ["mlxq"]).look()
+    DeadWorkers(redis, ["mlxq"]).release_silent()
 
     work(redis)
 

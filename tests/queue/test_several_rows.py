@@ -1,6 +1,6 @@
 """A job with several rows, between a real Redis and a fake engine: one job, one end, whatever its rows do.
 
-Desk and decode loop take turns by hand, so that a test can stop at any moment of a job's life.
+Consumer and decode loop take turns by hand, so that a test can stop at any moment of a job's life.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from tests.support.queued_jobs import answer, enqueue_plain, fetch, queue_of, st
 
 from mlxq_worker.config import EngineConfig, WorkerConfig
 from mlxq_worker.decoding.loop import DecodeLoop
-from mlxq_worker.jobs.consumer import BEAT_S, JobDesk
+from mlxq_worker.jobs.consumer import Consumer
+from mlxq_worker.jobs.leases import BEAT_S
 from mlxq_worker.jobs.presence import Presence
 from mlxq_worker.jobs.store import JobStore
 from mlxq_worker.messages import Channel, Ready
@@ -26,7 +27,7 @@ START = 1_700_000_000.0
 
 
 class Works:
-    """A desk and a decode loop over an engine that is four rows wide; eight rows are held at most."""
+    """A consumer and a decode loop over an engine that is four rows wide; eight rows are held at most."""
 
     def __init__(self, connection: Redis) -> None:
         config = WorkerConfig(model="fake", engine=EngineConfig(max_num_seqs=4))
@@ -38,27 +39,27 @@ class Works:
         self.engine = FakeEngine(4)
         self.loop = DecodeLoop(self._new_engine, self._channel, 4, StepWatch(1.0))
         store = JobStore(connection, worker.name, config.queues, lease_clock="caller")
-        self.desk = JobDesk(store, self._presence, self._channel, config)
-        self.desk.receive(Ready(FakePreparer()), START)
+        self.consumer = Consumer(store, self._presence, self._channel, config)
+        self.consumer.receive(Ready(FakePreparer()), START)
 
     def _new_engine(self) -> FakeEngine:
         self.engine = FakeEngine(4)
         return self.engine
 
     def turns(self, count: int, *, seconds: float = 0.001) -> None:
-        """Desk and loop, each once, `count` times; both see the time go by."""
+        """Consumer and loop, each once, `count` times; both see the time go by."""
         for _ in range(count):
             self._now += seconds
-            self.desk.turn(self._now)
+            self.consumer.turn(self._now)
             self.loop.receive(0.0)
             self.loop.turn(self._now)
             self._deliver()
-        self.desk.turn(self._now)
+        self.consumer.turn(self._now)
 
     def _deliver(self) -> None:
         while True:
             try:
-                self.desk.receive(self._channel.to_io.get_nowait(), self._now)
+                self.consumer.receive(self._channel.to_io.get_nowait(), self._now)
             except Empty:
                 return
 
@@ -92,7 +93,7 @@ def test_a_job_is_answered_once_all_its_rows_have_ended(connection: Redis, works
         "completion_tokens": 7,
         "total_tokens": len("rows=3 uneven") + 7,
     }
-    assert works.desk.outbox.num_late == 0
+    assert works.consumer.outbox.num_late == 0
 
 
 def test_the_rows_of_a_job_enter_the_engine_together_even_if_they_are_more_than_it_is_wide(
@@ -146,7 +147,7 @@ def test_a_row_that_ends_in_an_error_fails_its_job_and_no_other(connection: Redi
     assert (line["response"], line["error"]["code"]) == (None, "nan_logits")
     assert (status(connection, bad.id), status(connection, good.id)) == ("failed", "finished")
     assert not works.engine.rows, "the other rows of the job were cancelled"
-    assert works.desk.outbox.num_late == 0
+    assert works.consumer.outbox.num_late == 0
 
 
 @pytest.mark.parametrize("how", ["misfit", "refuse"], ids=["the second row", "every row"])
@@ -180,7 +181,7 @@ def test_stopping_gives_a_job_back_whole_while_some_of_its_rows_have_ended(
     job = enqueue_plain(connection, "rows=3 uneven")
     works.turns(2)
 
-    works.desk.close(START + 1)
+    works.consumer.close(START + 1)
 
     assert status(connection, job.id) == "queued"
     assert fetch(connection, job.id).latest_result() is None

@@ -22,7 +22,7 @@ from tests.support.supervised import command
 from tests.support.waiting import wait_until
 
 from mlxq_worker.jobs.store import JobStore
-from mlxq_worker.supervision.dead_workers import Salvage
+from mlxq_worker.supervision.dead_workers import DeadWorkers
 from mlxq_worker.supervision.supervisor import STOP_MARGIN_S, Supervisor
 from mlxq_worker.supervision.worker_process import WorkerProcess
 
@@ -38,14 +38,14 @@ while len(stops) < int(sys.argv[2]):
 """
 
 
-class Saved(Salvage):
+class Saved(DeadWorkers):
     """Of nothing: for tests without jobs."""
 
     def __init__(self) -> None:
-        self.buried: list[str] = []
+        self.released: list[str] = []
 
-    def bury(self, worker_name: str) -> None:
-        self.buried.append(worker_name)
+    def release(self, worker_name: str) -> None:
+        self.released.append(worker_name)
 
     def look(self) -> None:
         pass
@@ -58,11 +58,13 @@ def counting(signal_file: Path, enough: int) -> list[str]:
 
 @contextmanager
 def supervising(
-    worker_command: list[str], salvage: Salvage, variables: dict[str, str] | None = None
+    worker_command: list[str], dead_workers: DeadWorkers, variables: dict[str, str] | None = None
 ) -> Iterator[tuple[Supervisor, WorkerProcess]]:
     told = logging.getLogger("mlxq.supervisor").warning
-    with WorkerProcess(worker_command, variables or {}, verbose=True, tell=told, bury=salvage.bury) as process:
-        yield Supervisor(process, salvage, GRACE_S), process
+    with WorkerProcess(
+        worker_command, variables or {}, verbose=True, tell=told, on_end=dead_workers.release
+    ) as process:
+        yield Supervisor(process, dead_workers, GRACE_S), process
 
 
 def turn_until(supervisor: Supervisor, condition: Any, what: str) -> None:
@@ -127,10 +129,10 @@ def test_a_request_that_kills_its_worker_fails_alone_and_is_not_waited_for(
 ) -> None:
     # given leases much longer than this test
     batch = submit(connection, "one", "two", "three die", "four", "five", "six")
-    salvage = Salvage(connection, ["mlxq"])
+    dead_workers = DeadWorkers(connection, ["mlxq"])
     variables = {"MLXQ_URL": redis_url, "MLXQ_MODEL": "fake", "MLXQ_MAX_NUM_SEQS": "4", "MLXQ_LEASE_S": "90"}
 
-    with supervising(command(FakeWorker), salvage, variables) as (supervisor, _):
+    with supervising(command(FakeWorker), dead_workers, variables) as (supervisor, _):
         turn_until(supervisor, lambda: batch.counts().num_ended == 6, "all answers")
 
     answers = {found.custom_id: found for found in batch.as_completed()}
@@ -165,10 +167,10 @@ def test_what_a_reboot_left_behind_is_found_and_given_back_at_once(
     connection: Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     job_id = a_dead_worker(connection, "left-behind")
-    salvage = Salvage(connection, ["mlxq"])
+    dead_workers = DeadWorkers(connection, ["mlxq"])
 
-    salvage.look()
-    salvage.look()
+    dead_workers.release_silent()
+    dead_workers.release_silent()
 
     assert [record.message for record in caplog.records] == [f"Worker left-behind died with 1 jobs in hand: {job_id}"]
     assert recover(connection) == 1
@@ -185,7 +187,7 @@ def test_what_a_reboot_left_behind_is_found_and_given_back_at_once(
 def test_a_worker_that_may_live_keeps_its_jobs(connection: Redis, sign_of_life: dict[str, Any]) -> None:
     a_dead_worker(connection, "alive", **sign_of_life)
 
-    Salvage(connection, ["mlxq"]).look()
+    DeadWorkers(connection, ["mlxq"]).release_silent()
 
     assert recover(connection) == 0
 
@@ -193,7 +195,7 @@ def test_a_worker_that_may_live_keeps_its_jobs(connection: Redis, sign_of_life: 
 def test_a_queue_that_is_not_ours_is_left_alone(connection: Redis) -> None:
     a_dead_worker(connection, "left-behind")
 
-    Salvage(connection, ["other"]).bury("left-behind")
+    DeadWorkers(connection, ["other"]).release("left-behind")
 
     assert recover(connection) == 0
 
@@ -203,7 +205,7 @@ def test_a_worker_that_was_wrongly_taken_for_dead_keeps_its_jobs_by_its_next_bea
     store = JobStore(connection, "alive", ["mlxq"])
     jobs = store.claim(1, time.time()).jobs
 
-    Salvage(connection, ["mlxq"]).bury("alive")
+    DeadWorkers(connection, ["mlxq"]).release("alive")
 
     assert store.beat(jobs, time.time()) == ["held"]
     assert recover(connection) == 0
@@ -211,9 +213,9 @@ def test_a_worker_that_was_wrongly_taken_for_dead_keeps_its_jobs_by_its_next_bea
 
 
 def test_a_redis_that_is_away_costs_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    salvage = Salvage(Redis.from_url("redis://localhost:1"), ["mlxq"])
+    dead_workers = DeadWorkers(Redis.from_url("redis://localhost:1"), ["mlxq"])
 
-    salvage.bury("gone")
-    salvage.look()
+    dead_workers.release("gone")
+    dead_workers.release_silent()
 
     assert "wait for their leases" in caplog.text

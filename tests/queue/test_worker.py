@@ -23,7 +23,7 @@ from mlxq.errors import ConfigError, ModelError
 from mlxq_worker import exits
 from mlxq_worker.backend import Backend
 from mlxq_worker.config import EngineConfig, WorkerConfig
-from mlxq_worker.jobs.consumer import JobDesk
+from mlxq_worker.jobs.consumer import Consumer
 from mlxq_worker.jobs.store import Claim, JobStore
 
 LONG = 1_000_000
@@ -461,10 +461,10 @@ def test_an_error_while_closing_ends_the_worker_with_that_error(
     connection: Redis,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def broken(self: JobDesk, now: float) -> None:
+    def broken(self: Consumer, now: float) -> None:
         raise ValueError("closing has a bug")
 
-    monkeypatch.setattr(JobDesk, "close", broken)
+    monkeypatch.setattr(Consumer, "close", broken)
 
     with pytest.raises(ValueError, match="closing has a bug"):
         a_worker(connection).work(burst=True)

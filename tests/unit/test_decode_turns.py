@@ -20,13 +20,13 @@ from mlxq_worker.messages import (
     Channel,
     Drained,
     Dropped,
-    Ended,
     IoFailed,
     Refused,
     Returned,
+    RowEnded,
     StepRaised,
-    Stop,
     StopClaiming,
+    StopWorker,
     ToDecode,
     ToIo,
 )
@@ -87,7 +87,7 @@ def row(row_id: str, prompt: str = "hello", max_tokens: int = 2) -> RowSpec:
 
 
 def ended(sent: list[ToIo]) -> list[str]:
-    return [name_of(message.result.row_id) for message in sent if isinstance(message, Ended)]
+    return [name_of(message.result.row_id) for message in sent if isinstance(message, RowEnded)]
 
 
 def test_rows_enter_as_others_leave() -> None:
@@ -139,7 +139,7 @@ def test_a_cancelled_row_ends_at_the_next_step_and_a_waiting_one_at_once() -> No
     sent = rig.turn(Cancel(ids("a")), Cancel(ids("c")), Cancel(ids("unknown")))
 
     assert [message for message in sent if isinstance(message, Dropped)] == [Dropped(ids("c"))]
-    [result] = [message.result for message in sent if isinstance(message, Ended)]
+    [result] = [message.result for message in sent if isinstance(message, RowEnded)]
     assert (name_of(result.row_id), result.stop_details.type, result.text) == ("a", "cancelled", "x")
 
 
@@ -169,7 +169,7 @@ def test_stopping_returns_the_waiting_rows_and_those_that_still_come() -> None:
     rig = Rig()
     rig.turn(*(rows(name, max_tokens=3) for name in "abc"))
 
-    first = rig.turn(Stop("test"), Stop("again"))
+    first = rig.turn(StopWorker("test"), StopWorker("again"))
     second = rig.turn(rows("d"))
 
     assert first == [StopClaiming(), Returned(ids("c"))]

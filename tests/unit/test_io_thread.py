@@ -1,4 +1,4 @@
-"""The I/O thread over a desk that does what the test says: its tries while Redis is away, and how it ends."""
+"""The I/O thread over a consumer that does what the test says: its tries while Redis is away, and how it ends."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 from redis import exceptions as redis_errors
 from tests.support.waiting import DEADLINE_S, wait_until
 
-from mlxq_worker.jobs.consumer import JobDesk
+from mlxq_worker.jobs.consumer import Consumer
 from mlxq_worker.jobs.io_thread import IoThread
 from mlxq_worker.messages import Channel, Dropped, ToIo
 from mlxq_worker.step_watch import StepWatch
 
 
-class FakeDesk:
+class FakeConsumer:
     """Calls `on_turn` and `on_close`, and keeps what it receives."""
 
     def __init__(self, on_turn: Callable[[], object] = bool, on_close: Callable[[], object] = bool) -> None:
@@ -42,70 +42,64 @@ class FakeDesk:
         self.on_close()
 
 
-def a_thread(desk: FakeDesk) -> tuple[IoThread, Channel]:
+def a_thread(consumer: FakeConsumer, **limits_s: float) -> tuple[IoThread, Channel]:
     channel = Channel.open()
-    return IoThread(cast("JobDesk", desk), channel, StepWatch(1.0)), channel
+    return IoThread(cast("Consumer", consumer), channel, StepWatch(1.0), **limits_s), channel
 
 
 def redis_is_away() -> None:
     raise redis_errors.ConnectionError("gone")
 
 
-def test_rows_that_end_while_redis_is_away_cause_no_tries_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlxq_worker.jobs.io_thread.FIRST_BACKOFF_S", DEADLINE_S)
-    desk = FakeDesk(on_turn=redis_is_away)
-    thread, channel = a_thread(desk)
+def test_rows_that_end_while_redis_is_away_cause_no_tries_of_their_own() -> None:
+    consumer = FakeConsumer(on_turn=redis_is_away)
+    thread, channel = a_thread(consumer, first_backoff_s=DEADLINE_S)
 
     thread.start()
     for row_id in map(str, range(5)):
         channel.to_io.put(Dropped((row_id,)))
-        wait_until(lambda row_id=row_id: Dropped((row_id,)) in desk.received, "the message to be received")
+        wait_until(lambda row_id=row_id: Dropped((row_id,)) in consumer.received, "the message to be received")
     thread.close()
 
-    assert desk.num_turns == 1
+    assert consumer.num_turns == 1
 
 
-def test_the_desk_hears_how_long_redis_was_away_from_the_first_failed_try_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlxq_worker.jobs.io_thread.FIRST_BACKOFF_S", 0.01)
+def test_the_consumer_hears_how_long_redis_was_away_from_the_first_failed_try_on() -> None:
     is_away = Event()
     is_away.set()
-    desk = FakeDesk(on_turn=lambda: redis_is_away() if is_away.is_set() else None)
-    thread, _ = a_thread(desk)
+    consumer = FakeConsumer(on_turn=lambda: redis_is_away() if is_away.is_set() else None)
+    thread, _ = a_thread(consumer, first_backoff_s=0.01)
 
     started = time.monotonic()
     thread.start()
-    wait_until(lambda: desk.num_turns >= 4, "some tries")
+    wait_until(lambda: consumer.num_turns >= 4, "some tries")
     is_away.clear()
-    num_before = len(desk.absences_s)
-    wait_until(lambda: len(desk.absences_s) > num_before, "the next try")
+    num_before = len(consumer.absences_s)
+    wait_until(lambda: len(consumer.absences_s) > num_before, "the next try")
     thread.close()
 
-    assert desk.absences_s == sorted(desk.absences_s)
-    assert 0.01 + 0.02 + 0.04 <= desk.absences_s[-1] <= time.monotonic() - started
+    assert consumer.absences_s == sorted(consumer.absences_s)
+    assert 0.01 + 0.02 + 0.04 <= consumer.absences_s[-1] <= time.monotonic() - started
 
 
-def test_a_script_that_redis_forgot_in_the_wrong_moment_is_no_reason_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlxq_worker.jobs.io_thread.FIRST_BACKOFF_S", 0.01)
+def test_a_script_that_redis_forgot_in_the_wrong_moment_is_no_reason_to_end() -> None:
     errors = [redis_errors.NoScriptError("No matching script.")]
 
     def forget_once() -> None:
         if errors:
             raise errors.pop()
 
-    desk = FakeDesk(on_turn=forget_once)
-    thread, _ = a_thread(desk)
+    consumer = FakeConsumer(on_turn=forget_once)
+    thread, _ = a_thread(consumer, first_backoff_s=0.01)
 
     thread.start()
-    wait_until(lambda: desk.absences_s, "the turn after the failed one")
+    wait_until(lambda: consumer.absences_s, "the turn after the failed one")
     thread.close()
 
 
-def test_a_redis_that_stays_away_while_closing_is_given_up_and_reported(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_redis_that_stays_away_while_closing_is_given_up_and_reported(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("ERROR", logger="rq.worker")
-    monkeypatch.setattr("mlxq_worker.jobs.io_thread.CLOSE_S", 0.0)
-    thread, _ = a_thread(FakeDesk(on_close=redis_is_away))
+    thread, _ = a_thread(FakeConsumer(on_close=redis_is_away), close_s=0.0)
 
     thread.start()
     thread.close()
@@ -114,13 +108,10 @@ def test_a_redis_that_stays_away_while_closing_is_given_up_and_reported(
     assert "Redis is away: the jobs go back" in caplog.text
 
 
-def test_a_redis_that_hangs_while_closing_is_reported(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_redis_that_hangs_while_closing_is_reported(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("ERROR", logger="rq.worker")
-    monkeypatch.setattr("mlxq_worker.jobs.io_thread.CLOSE_TIMEOUT_S", 0.05)
     answers = Event()
-    thread, _ = a_thread(FakeDesk(on_close=lambda: answers.wait(DEADLINE_S)))
+    thread, _ = a_thread(FakeConsumer(on_close=lambda: answers.wait(DEADLINE_S)), close_timeout_s=0.05)
 
     thread.start()
     thread.close()

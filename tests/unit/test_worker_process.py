@@ -27,22 +27,23 @@ def python(script: str, *arguments: str) -> list[str]:
 class Rig:
     """A worker process that runs a script, and all that its owner hears of it."""
 
-    def __init__(self, script: str, variables: dict[str, str] | None = None) -> None:
+    def __init__(self, script: str, variables: dict[str, str] | None = None, **limits_s: float) -> None:
         self.told: list[str] = []
-        self.buried: list[str] = []
-        self.worker = WorkerProcess(python(script), variables or {}, tell=self.told.append, bury=self.buried.append)
+        self.released: list[str] = []
+        self.worker = WorkerProcess(
+            python(script), variables or {}, tell=self.told.append, on_end=self.released.append, **limits_s
+        )
 
     @property
     def process(self) -> subprocess.Popen[bytes] | None:
-        life = self.worker._life
-        return life.process if life else None
+        return self.worker.process
 
     def wait_for_end(self) -> None:
         assert self.process is not None
         self.process.wait(10)
 
     def live(self, start: float, end: float) -> bool:
-        """One life of the process from its start to its burial; returns whether it ended in peace."""
+        """One life of the process from its start to its end; returns whether it ended in peace."""
         self.worker.check(start)
         self.wait_for_end()
         return self.worker.check(end)
@@ -87,15 +88,15 @@ def test_one_that_never_gets_ready_is_given_up_with_its_last_lines() -> None:
         with pytest.raises(WorkerFailed, match="out of luck") as caught:
             rig.live(1000.0, 1001.0)
     assert f"died {MAX_FAILED_STARTS} times in a row while it started, last with code 3" in str(caught.value)
-    assert rig.buried == []
+    assert rig.released == []
 
 
-def test_one_that_was_ready_is_never_given_up_and_buried_by_name_each_time() -> None:
+def test_one_that_was_ready_is_never_given_up_and_named_each_time_it_ends() -> None:
     rig = Rig(SAYS_READY + "sys.exit(3)")
     with rig.worker:
         for life in range(MAX_FAILED_STARTS + 1):
             rig.live(life * 100.0, life * 100.0 + 1)
-    assert len(set(rig.buried)) == MAX_FAILED_STARTS + 1
+    assert len(set(rig.released)) == MAX_FAILED_STARTS + 1
 
 
 @pytest.mark.parametrize("code", [exits.GAVE_UP, exits.USAGE, exits.NO_REDIS])
@@ -140,10 +141,12 @@ def test_a_signal_that_ends_it_is_named() -> None:
     assert "SIGKILL" in rig.told[0]
 
 
-def test_one_that_ignores_sigterm_is_killed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("mlxq_worker.supervision.worker_process.STOP_TIMEOUT_S", 0.1)
+def test_one_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     deaf = tmp_path / "deaf"
-    rig = Rig(f"import signal, time; signal.signal(15, signal.SIG_IGN); open({str(deaf)!r}, 'w'); time.sleep(60)")
+    rig = Rig(
+        f"import signal, time; signal.signal(15, signal.SIG_IGN); open({str(deaf)!r}, 'w'); time.sleep(60)",
+        stop_timeout_s=0.1,
+    )
     with rig.worker:
         rig.worker.check()
         deadline = time.monotonic() + 10

@@ -113,7 +113,7 @@ class WorkerConfig:
             _check(self, name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
 
     @property
-    def max_held(self) -> int:
+    def max_active_rows(self) -> int:
         """How many rows the worker holds at once, running and prepared; a job has one for each of its answers."""
         return self.engine.max_num_seqs * self.claim_ahead
 

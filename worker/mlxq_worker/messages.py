@@ -59,7 +59,7 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
-class Stop:
+class StopWorker:
     """End the worker in peace: running rows get their grace. `reason` is for the log."""
 
     reason: str
@@ -89,7 +89,7 @@ class Signalled:
     """SIGTERM or SIGINT: the first one stops in peace, the next one at once."""
 
 
-ToDecode = Admit | Cancel | Stop | Recycle | Drained | IoFailed | Signalled
+ToDecode = Admit | Cancel | StopWorker | Recycle | Drained | IoFailed | Signalled
 
 # --- To the I/O thread ----------------------------------------------------------------------------------------
 
@@ -102,7 +102,7 @@ class Ready:
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
+class RowEnded:
     """A row has ended by itself, or as it was told to."""
 
     result: RowResult
@@ -148,7 +148,7 @@ class Close:
     """Write what has ended, give everything else back, and end."""
 
 
-ToIo = Ready | Ended | Dropped | Refused | StepRaised | Returned | StopClaiming | Close
+ToIo = Ready | RowEnded | Dropped | Refused | StepRaised | Returned | StopClaiming | Close
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,7 @@ from mlxq_worker import exits
 from mlxq_worker.backend import Backend, load_backend
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.decoding.loop import DecodeLoop
-from mlxq_worker.jobs.consumer import JobDesk
+from mlxq_worker.jobs.consumer import Consumer
 from mlxq_worker.jobs.io_thread import IoThread
 from mlxq_worker.jobs.presence import Presence
 from mlxq_worker.jobs.store import JobStore
@@ -139,15 +139,15 @@ class BatchWorker(BaseWorker):
         )
 
     def _serve(self, config: WorkerConfig) -> bool:
-        desk = JobDesk(self._store(config), Presence(self), self._channel, config)
+        consumer = Consumer(self._store(config), Presence(self), self._channel, config)
         watch = StepWatch(config.step_timeout_s)
-        io_thread = IoThread(desk, self._channel, watch, parent_pid=config.parent_pid)
+        io_thread = IoThread(consumer, self._channel, watch, parent_pid=config.parent_pid)
         io_thread.start()
         try:
             self._decode(config, watch)
         finally:
             io_thread.close()
-        done = desk.outbox
+        done = consumer.outbox
         logger.info("Worker %s ends: %d jobs ended, %d came too late", self.name, done.num_ended, done.num_late)
         return done.num_ended > 0
 

@@ -31,7 +31,7 @@ from mlxq.queue import durability
 from mlxq.queue.client import Client
 from mlxq.queue.connect import address_of
 from mlxq_worker.commands.size import Size
-from mlxq_worker.supervision.dead_workers import Salvage
+from mlxq_worker.supervision.dead_workers import DeadWorkers
 from mlxq_worker.supervision.redis_server import private_redis
 from mlxq_worker.supervision.worker_process import WorkerProcess
 
@@ -99,10 +99,12 @@ def run(
         stack.callback(client.close)
         if is_shared:  # maybe by a variable that was set for something else
             tell(f"Using queue {queue} in the Redis at {address_of(client.redis)}.")
-        salvage = Salvage(client.redis, [queue])
+        dead_workers = DeadWorkers(client.redis, [queue])
         command = worker_command(queue, **worker_options)
         processes = [
-            stack.enter_context(WorkerProcess(command, _variables(url), verbose=verbose, tell=tell, bury=salvage.bury))
+            stack.enter_context(
+                WorkerProcess(command, _variables(url), verbose=verbose, tell=tell, on_end=dead_workers.release)
+            )
             for _ in range(workers)
         ]
         display = stack.enter_context(progress(count_lines(input_path)))

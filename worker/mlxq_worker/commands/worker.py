@@ -137,7 +137,7 @@ def _supervise(config: WorkerConfig, options: list[str], log_level: str) -> None
     which may hold a password and would show in `ps`, only from the former."""
     from mlxq.queue import durability
     from mlxq.queue.connect import connect
-    from mlxq_worker.supervision.dead_workers import Salvage
+    from mlxq_worker.supervision.dead_workers import DeadWorkers
     from mlxq_worker.supervision.supervisor import Supervisor, logger
     from mlxq_worker.supervision.worker_process import WorkerGaveUp, WorkerProcess
 
@@ -146,13 +146,13 @@ def _supervise(config: WorkerConfig, options: list[str], log_level: str) -> None
     with suppress(QueueUnavailable):  # the worker itself says so
         for finding in durability.warnings(connection):
             logger.warning("%s", finding)
-    salvage = Salvage(connection, config.queues)
+    dead_workers = DeadWorkers(connection, config.queues)
     command = [sys.executable, "-m", "mlxq", "worker", *options]
     try:
         with WorkerProcess(
-            command, {"MLXQ_URL": config.url}, verbose=True, tell=logger.warning, bury=salvage.bury
+            command, {"MLXQ_URL": config.url}, verbose=True, tell=logger.warning, on_end=dead_workers.release
         ) as process:
-            Supervisor(process, salvage, config.grace_s).run()
+            Supervisor(process, dead_workers, config.grace_s).run()
     except WorkerGaveUp:
         sys.exit(1)  # it has said why, where we would
     except WorkerFailed as error:

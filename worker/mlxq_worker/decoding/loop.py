@@ -24,15 +24,15 @@ from mlxq_worker.messages import (
     Channel,
     Drained,
     Dropped,
-    Ended,
     IoFailed,
     Recycle,
     Refused,
     Returned,
+    RowEnded,
     Signalled,
     StepRaised,
-    Stop,
     StopClaiming,
+    StopWorker,
     ToDecode,
 )
 from mlxq_worker.step_watch import StepWatch
@@ -130,7 +130,7 @@ class DecodeLoop:
                 self._waiting.append(specs)
             case Cancel(row_ids):
                 self._cancel(row_ids)
-            case Stop(reason):
+            case StopWorker(reason):
                 self._on(Event.STOP, reason)
             case Signalled():
                 self._on(Event.SIGNAL, "got a signal; another one gives all jobs back at once")
@@ -209,7 +209,7 @@ class DecodeLoop:
         self._free_rows = report.free_rows
         for result in report.finished:
             self._running.discard(result.row_id)
-            self._channel.to_io.put(Ended(result))
+            self._channel.to_io.put(RowEnded(result))
         self._tokens_left -= report.rows_useful
         if self._tokens_left <= 0:
             self._on(Event.RECYCLE, "it has generated as many tokens as it was to")

@@ -1,4 +1,5 @@
-"""The jobs that a worker holds, and the rows that each has become: what is prepared, and what has ended.
+"""The jobs that a worker has claimed and not ended yet, and the rows that each has become: what is prepared, and what
+has ended.
 
 A request becomes one row, n rows (`n` answers), or one beam search, whose hypotheses end as rows do. Its job is at its
 end once all of them are. Sends nothing to Redis, and knows no engine and no clock.
@@ -11,10 +12,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from mlxq.contract import Request
+from mlxq.contract import Request, Result
 from mlxq_worker.engine.api import RowId, RowResult, RowSpec
 from mlxq_worker.jobs import endings
-from mlxq_worker.jobs.claimed import Claimed
+from mlxq_worker.jobs.claimed import ClaimedJob
 from mlxq_worker.jobs.endings import CancelledAs, Ending
 from mlxq_worker.messages import Preparer
 from mlxq_worker.traces import trace_of
@@ -22,25 +23,51 @@ from mlxq_worker.traces import trace_of
 logger = logging.getLogger("rq.worker")
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """A request, its rows as the engine is given them, and who builds the answer from what comes of those."""
+
+    preparer: Preparer
+    request: Request
+    specs: tuple[RowSpec, ...]
+
+    @property
+    def answer_ids(self) -> tuple[RowId, ...]:
+        """The row ids of the answers, in the order of the choices."""
+        return tuple(row_id for spec in self.specs for row_id in spec.answer_ids)
+
+    def answer(self, job: ClaimedJob, results: tuple[RowResult, ...], now: float) -> Result:
+        """The answer to the request of `job`, from one result for each of `answer_ids`."""
+        decoded_s = max(result.prefill_s + result.decode_s for result in results)
+        queue_s = max(0.0, now - job.enqueued_at - decoded_s)
+        return self.preparer.finish(
+            self.request, self.specs, results, request_id=job.job_id, created=int(now), queue_s=queue_s
+        )
+
+
 @dataclass(slots=True, eq=False)
-class Held:
-    """A job that is ours. `request` and `specs` are there once it is prepared, and the decode thread has it.
+class ActiveJob:
+    """A job that is ours. `prepared` is there once the decode thread has it.
 
     `open_ids` are the row ids of the answers that are still to come, `results` those that came. `failure` is how the
     job ends in place of an answer, once nothing of it is open.
     """
 
-    job: Claimed
-    request: Request | None = None
-    specs: tuple[RowSpec, ...] = ()
+    job: ClaimedJob
+    prepared: PreparedRequest | None = None
     cancelled_as: CancelledAs | None = None
     failure: Ending | None = None
     open_ids: set[RowId] = field(default_factory=set)
     results: dict[RowId, RowResult] = field(default_factory=dict)
 
     @property
+    def specs(self) -> tuple[RowSpec, ...]:
+        """The rows as the engine was given them; none yet before it is prepared."""
+        return self.prepared.specs if self.prepared else ()
+
+    @property
     def row_ids(self) -> tuple[RowId, ...]:
-        """The rows as the engine was given them."""
+        """The ids of these rows."""
         return tuple(spec.row_id for spec in self.specs)
 
     @property
@@ -48,65 +75,56 @@ class Held:
         """How many rows of a batch this job still takes."""
         return sum(spec.num_rows for spec in self.specs if spec.row_id in self.open_ids)
 
-    def prepared(self, request: Request, specs: tuple[RowSpec, ...]) -> None:
-        self.request, self.specs = request, specs
-        self.open_ids = {row_id for spec in specs for row_id in spec.answer_ids}
+    def open_rows(self, prepared: PreparedRequest) -> None:
+        """It is prepared: these are its rows."""
+        self.prepared = prepared
+        self.open_ids = set(prepared.answer_ids)
 
-    def take(self, result: RowResult) -> None:
+    def row_ended(self, result: RowResult) -> None:
         """One answer has come to its end."""
         self.results[result.row_id] = result
         self.open_ids.discard(result.row_id)
 
-    def refused(self, row_id: RowId) -> None:
+    def row_refused(self, row_id: RowId) -> None:
         """The engine doesn't take this row: nothing will come of it."""
         for spec in self.specs:
             if spec.row_id == row_id:
                 self.open_ids.difference_update(spec.answer_ids)
 
-    def ending(self, preparer: Preparer, now: float) -> Ending:
+    def ending(self, now: float) -> Ending:
         """How the job ends, now that nothing of it is open. `now` is in Unix seconds."""
         if self.failure is not None:
             return self.failure
-        assert self.request is not None, "rows end only after they were prepared"
-        results = self._answers()
-        decoded_s = max(result.prefill_s + result.decode_s for result in results)
-        queue_s = max(0.0, now - self.job.enqueued_at - decoded_s)
+        assert self.prepared is not None, "rows end only after they were prepared"
+        results = tuple(self.results[row_id] for row_id in self.prepared.answer_ids)
         try:
-            answer = preparer.finish(
-                self.request, self.specs, results, request_id=self.job.job_id, created=int(now), queue_s=queue_s
-            )
-            return endings.answered(self.job, answer, self.cancelled_as)
+            return endings.answered(self.job, self.prepared.answer(self.job, results, now), self.cancelled_as)
         except Exception as error:  # noqa: BLE001 - whatever it is, it costs this job only
             logger.error("The answer to job %s can't be built: %s", self.job.job_id, trace_of(error))
             return endings.gave_up(self.job, "internal_error", f"the answer can't be built: {error}")
 
-    def _answers(self) -> tuple[RowResult, ...]:
-        """What came of each answer, in the order of the choices."""
-        ids = [row_id for spec in self.specs for row_id in spec.answer_ids]
-        return tuple(self.results[row_id] for row_id in ids)
 
-
-class HeldJobs:
-    """All jobs that are held, in the order in which they were claimed. `num_open_rows` is how many rows of a batch they
-    take together; it is counted along, since every turn asks for it."""
+class ActiveJobs:
+    """All active jobs, in the order in which they were claimed. `num_open_rows` is how many rows of a batch they take
+    together; it is counted along, since every turn asks for it."""
 
     def __init__(self) -> None:
-        self._jobs: dict[str, Held] = {}
-        self._unprepared: deque[Held] = deque()
+        self._jobs: dict[str, ActiveJob] = {}
+        self._unprepared: deque[ActiveJob] = deque()
         self.num_open_rows = 0
 
     def __repr__(self) -> str:
-        return f"HeldJobs({len(self)} jobs, {self.num_unprepared} unprepared, {self.num_open_rows} open rows)"
+        return f"ActiveJobs({len(self)} jobs, {self.num_unprepared} unprepared, {self.num_open_rows} open rows)"
 
     def __len__(self) -> int:
         return len(self._jobs)
 
-    def __iter__(self) -> Iterator[Held]:
+    def __iter__(self) -> Iterator[ActiveJob]:
         """Over a copy: the jobs may be forgotten on the way."""
         return iter(list(self._jobs.values()))
 
     @property
-    def unprepared(self) -> tuple[Held, ...]:
+    def unprepared(self) -> tuple[ActiveJob, ...]:
         return tuple(self._unprepared)
 
     @property
@@ -116,45 +134,45 @@ class HeldJobs:
     @property
     def rows_per_job(self) -> float:
         """How many rows the prepared jobs have on average; 1 if there are none."""
-        counts = [sum(spec.num_rows for spec in held.specs) for held in self._jobs.values() if held.specs]
+        counts = [sum(spec.num_rows for spec in active.specs) for active in self._jobs.values() if active.specs]
         return sum(counts) / len(counts) if counts else 1.0
 
-    def add(self, held: Held) -> None:
+    def add(self, active: ActiveJob) -> None:
         """A job was claimed; it is to be prepared."""
-        self._jobs[held.job.execution_id] = held
-        self._unprepared.append(held)
+        self._jobs[active.job.execution_id] = active
+        self._unprepared.append(active)
 
-    def next_unprepared(self) -> Held | None:
+    def next_unprepared(self) -> ActiveJob | None:
         return self._unprepared.popleft() if self._unprepared else None
 
-    def prepared(self, held: Held, request: Request, specs: tuple[RowSpec, ...]) -> None:
-        """These are the rows of a job."""
-        held.prepared(request, specs)
-        self.num_open_rows += held.num_open_rows
+    def open_rows(self, active: ActiveJob, prepared: PreparedRequest) -> None:
+        """A job is prepared: these are its rows."""
+        active.open_rows(prepared)
+        self.num_open_rows += active.num_open_rows
 
-    def take(self, held: Held, result: RowResult) -> None:
+    def row_ended(self, active: ActiveJob, result: RowResult) -> None:
         """One answer of a job has come to its end."""
-        self.num_open_rows -= held.num_open_rows
-        held.take(result)
-        self.num_open_rows += held.num_open_rows
+        self.num_open_rows -= active.num_open_rows
+        active.row_ended(result)
+        self.num_open_rows += active.num_open_rows
 
-    def refused(self, held: Held, row_id: RowId) -> None:
+    def row_refused(self, active: ActiveJob, row_id: RowId) -> None:
         """The engine doesn't take this row of a job: nothing will come of it."""
-        self.num_open_rows -= held.num_open_rows
-        held.refused(row_id)
-        self.num_open_rows += held.num_open_rows
+        self.num_open_rows -= active.num_open_rows
+        active.row_refused(row_id)
+        self.num_open_rows += active.num_open_rows
 
-    def forget(self, job: Claimed) -> None:
-        held = self._jobs.pop(job.execution_id)
-        self.num_open_rows -= held.num_open_rows
-        if held in self._unprepared:
-            self._unprepared.remove(held)
+    def forget(self, job: ClaimedJob) -> None:
+        active = self._jobs.pop(job.execution_id)
+        self.num_open_rows -= active.num_open_rows
+        if active in self._unprepared:
+            self._unprepared.remove(active)
 
-    def of_row(self, row_id: RowId) -> Held | None:
-        """The job that this row belongs to, if we hold it."""
+    def of_row(self, row_id: RowId) -> ActiveJob | None:
+        """The job that this row belongs to, if it is ours."""
         return self._jobs.get(row_id.request_id)
 
-    def of_rows(self, row_ids: Iterable[RowId]) -> list[Held]:
+    def of_rows(self, row_ids: Iterable[RowId]) -> list[ActiveJob]:
         """The jobs of these rows, each once, in the order in which they were claimed."""
         wanted = {row_id.request_id for row_id in row_ids}
-        return [held for execution_id, held in self._jobs.items() if execution_id in wanted]
+        return [active for execution_id, active in self._jobs.items() if execution_id in wanted]

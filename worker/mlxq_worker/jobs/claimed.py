@@ -29,7 +29,7 @@ RQ_FEATURES = ("a success callback", "a failure callback", "a stopped callback",
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Claimed:
+class ClaimedJob:
     """One job that this worker owns, for as long as its execution holds the lease.
 
     `execution_id` is new with every claim. `claimed_at` and `enqueued_at` are in Unix seconds. `strikes` counts
@@ -48,7 +48,7 @@ class Claimed:
     rq_features: tuple[str, ...] = ()
 
     @classmethod
-    def read(cls, reply: Sequence[bytes | None], now: float) -> Claimed:
+    def read(cls, reply: Sequence[bytes | None], now: float) -> ClaimedJob:
         """One job as the scripts describe it, whatever somebody has written into its hash: what can't be read is
         taken for unset, since an error here would end every worker that meets the job."""
         queue, job_id, execution_id, strikes, data, meta, enqueued_at, *features = reply

@@ -18,7 +18,7 @@ from mlxq.contract import Failure, Result
 from mlxq.errors import RequestError
 from mlxq.results.result_lines import failure_line, rejection, result_line
 from mlxq_worker.engine.api import RowError
-from mlxq_worker.jobs.claimed import NOT_JSON, Claimed
+from mlxq_worker.jobs.claimed import NOT_JSON, ClaimedJob
 
 Outcome = Literal["finished", "failed", "cancelled"]
 RqStatus = Literal["finished", "failed", "canceled", "stopped"]
@@ -37,7 +37,7 @@ class Ending:
     """How one job ended. `answer` is RQ's `return_value` (the output line) and `error` its `exc_string`, both
     encoded and empty for none; `counts` is what the batch adds up."""
 
-    job: Claimed
+    job: ClaimedJob
     outcome: Outcome
     rq_status: RqStatus
     answer: bytes
@@ -45,7 +45,7 @@ class Ending:
     counts: Mapping[str, int] = field(default_factory=dict)
 
 
-def answered(job: Claimed, result: Result, cancelled_as: CancelledAs | None) -> Ending:
+def answered(job: ClaimedJob, result: Result, cancelled_as: CancelledAs | None) -> Ending:
     """All rows ended. One that was cancelled on its way keeps the text it has."""
     was_cancelled = any(choice.stop_details.type == "cancelled" for choice in result.choices)
     return Ending(
@@ -57,7 +57,7 @@ def answered(job: Claimed, result: Result, cancelled_as: CancelledAs | None) -> 
     )
 
 
-def rejected(job: Claimed, error: RequestError) -> Ending:
+def rejected(job: ClaimedJob, error: RequestError) -> Ending:
     """The request, or the job around it, can't be run by this worker."""
     line = failure_line(rejection(error, custom_id=job.custom_id, request_id=job.job_id))
     return Ending(
@@ -69,7 +69,7 @@ def rejected(job: Claimed, error: RequestError) -> Ending:
     )
 
 
-def gave_up(job: Claimed, code: str, message: str, details: str = "") -> Ending:
+def gave_up(job: ClaimedJob, code: str, message: str, details: str = "") -> Ending:
     """The request may be fine, but it can't be brought to an end. `details` (a traceback) is for RQ's tools."""
     return Ending(
         job=job,
@@ -80,12 +80,12 @@ def gave_up(job: Claimed, code: str, message: str, details: str = "") -> Ending:
     )
 
 
-def row_failed(job: Claimed, error: RowError) -> Ending:
+def row_failed(job: ClaimedJob, error: RowError) -> Ending:
     """One of the job's rows ended in an error of its own."""
     return gave_up(job, error, _ROW_ERRORS[error])
 
 
-def cancelled(job: Claimed, cancelled_as: CancelledAs, *, with_batch: bool) -> Ending:
+def cancelled(job: ClaimedJob, cancelled_as: CancelledAs, *, with_batch: bool) -> Ending:
     """The job, or its whole batch, was cancelled before its rows reached the engine."""
     if with_batch:
         answer = _never_ran(job, "batch_cancelled", "the batch was cancelled before this request ran")
@@ -94,7 +94,7 @@ def cancelled(job: Claimed, cancelled_as: CancelledAs, *, with_batch: bool) -> E
     return Ending(job=job, outcome="cancelled", rq_status=cancelled_as, answer=answer)
 
 
-def _never_ran(job: Claimed, code: str, message: str) -> bytes:
+def _never_ran(job: ClaimedJob, code: str, message: str) -> bytes:
     failure = Failure(custom_id=job.custom_id, request_id=job.job_id, code=code, message=message)
     return _encode_line(failure_line(failure))
 

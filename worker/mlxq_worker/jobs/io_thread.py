@@ -1,4 +1,4 @@
-"""The thread that owns Redis: receives messages, gives the desk its turns, and sits out Redis's absences.
+"""The thread that owns Redis: receives messages, gives the consumer its turns, and sits out Redis's absences.
 
 While Redis is away the decode thread goes on, and what ends is kept. An error that no waiting can cure goes to the
 decode thread, which then ends the worker.
@@ -16,18 +16,14 @@ from threading import Thread
 from redis import exceptions as redis_errors
 
 from mlxq_worker import exits
-from mlxq_worker.jobs.consumer import JobDesk
-from mlxq_worker.messages import Channel, Close, IoFailed, Stop, ToIo
+from mlxq_worker.jobs.consumer import Consumer
+from mlxq_worker.messages import Channel, Close, IoFailed, StopWorker, ToIo
+from mlxq_worker.processes import ParentWatch
 from mlxq_worker.step_watch import StepWatch
 
 logger = logging.getLogger("rq.worker")
 
-FIRST_BACKOFF_S = 0.2
 MAX_BACKOFF_S = 10.0
-CLOSE_S = 5.0
-"""No try to write what is left starts later than that after `Close`."""
-CLOSE_TIMEOUT_S = 15.0
-"""For the thread to end, the last of those tries included."""
 
 _LEFT_BEHIND = "the jobs go back to the queue when their leases run out"
 _PASSING_ERRORS = (
@@ -42,19 +38,35 @@ _PASSING_REPLIES = ("LOADING", "MISCONF", "MASTERDOWN", "OOM", "READONLY", "TRYA
 
 
 class IoThread(Thread):
-    """Runs a `JobDesk`. Ends on `Close`, or with an `IoFailed` to the decode thread.
+    """Runs a `Consumer`. Ends on `Close`, or with an `IoFailed` to the decode thread.
 
     Args:
         watch: sees whether the decode thread hangs; leases would be extended for ever then.
         parent_pid: a process without which the worker is to stop.
+        first_backoff_s: the pause after a first try that failed; each one in a row doubles it.
+        close_s: no try to write what is left starts later than that after `Close`.
+        close_timeout_s: for the thread to end, the last of those tries included.
     """
 
-    def __init__(self, desk: JobDesk, channel: Channel, watch: StepWatch, *, parent_pid: int | None = None) -> None:
+    def __init__(
+        self,
+        consumer: Consumer,
+        channel: Channel,
+        watch: StepWatch,
+        *,
+        parent_pid: int | None = None,
+        first_backoff_s: float = 0.2,
+        close_s: float = 5.0,
+        close_timeout_s: float = 15.0,
+    ) -> None:
         super().__init__(name="mlxq-io", daemon=True)
-        self._desk = desk
+        self._consumer = consumer
         self._channel = channel
         self._watch = watch
         self._parent = ParentWatch(parent_pid) if parent_pid is not None else None
+        self._first_backoff_s = first_backoff_s
+        self._close_s = close_s
+        self._close_timeout_s = close_timeout_s
         self._backoff_s = 0.0
         self._away_since = 0.0
         self._next_try = 0.0
@@ -74,9 +86,9 @@ class IoThread(Thread):
             BaseException: what the thread has ended on, maybe only now.
         """
         self._channel.to_io.put(Close())
-        self.join(CLOSE_TIMEOUT_S)
+        self.join(self._close_timeout_s)
         if self.is_alive():
-            logger.error("Redis has kept us waiting for %.0f s: %s", CLOSE_TIMEOUT_S, _LEFT_BEHIND)
+            logger.error("Redis has kept us waiting for %.0f s: %s", self._close_timeout_s, _LEFT_BEHIND)
         if self._error is not None:
             raise self._error
 
@@ -99,8 +111,8 @@ class IoThread(Thread):
     def _turn(self) -> float:
         now = time.time()
         if self._backoff_s:
-            self._desk.reconnected(now, time.monotonic() - self._away_since)
-        return self._desk.turn(now)
+            self._consumer.reconnected(now, time.monotonic() - self._away_since)
+        return self._consumer.turn(now)
 
     def _receive(self, wait_s: float) -> bool:
         """Take in all messages, waiting for the first one. Returns whether it is time to close."""
@@ -109,7 +121,7 @@ class IoThread(Thread):
             while True:
                 if isinstance(message, Close):
                     return True
-                self._desk.receive(message, time.time())
+                self._consumer.receive(message, time.time())
                 message = self._channel.to_io.get_nowait()
         except Empty:
             return False
@@ -124,7 +136,7 @@ class IoThread(Thread):
                 raise
             if not self._backoff_s:
                 self._away_since = began
-            self._backoff_s = min(MAX_BACKOFF_S, 2 * self._backoff_s or FIRST_BACKOFF_S)
+            self._backoff_s = min(MAX_BACKOFF_S, 2 * self._backoff_s or self._first_backoff_s)
             self._next_try = time.monotonic() + self._backoff_s
             logger.warning("Redis doesn't answer, next try in %.1f s: %s", self._backoff_s, error)
             return None
@@ -134,45 +146,26 @@ class IoThread(Thread):
         return result
 
     def _close(self) -> None:
-        last_try = time.monotonic() + CLOSE_S
-        while self._attempt(self._close_desk) is None:
+        last_try = time.monotonic() + self._close_s
+        while self._attempt(self._close_consumer) is None:
             if time.monotonic() + self._backoff_s > last_try:
                 logger.error("Redis is away: %s", _LEFT_BEHIND)
                 return
             time.sleep(self._backoff_s)
 
-    def _close_desk(self) -> float:
-        self._desk.close(time.time())
+    def _close_consumer(self) -> float:
+        self._consumer.close(time.time())
         return 0.0
 
     def _watch_parent(self) -> None:
         if self._parent is not None and self._parent.is_gone():
-            self._channel.to_decode.put(Stop("the parent process is gone"))
+            self._channel.to_decode.put(StopWorker("the parent process is gone"))
             self._parent = None
 
     def _watch_steps(self) -> None:
         if self._watch.is_stuck(time.monotonic()):
             logger.critical("No token has come for %.0f s: ending at once; %s", self._watch.timeout_s, _LEFT_BEHIND)
             os._exit(exits.STUCK)  # nothing gentler ends a thread that hangs in the driver
-
-
-class ParentWatch:
-    """Whether another process, usually our parent, still lives."""
-
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._is_parent = os.getppid() == pid
-
-    def is_gone(self) -> bool:
-        if self._is_parent:
-            return os.getppid() != self._pid  # right even while it is a zombie
-        try:
-            os.kill(self._pid, 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-        return False
 
 
 def _will_pass(error: redis_errors.RedisError) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from mlxq_worker.jobs.claimed import Claimed
+from mlxq_worker.jobs.claimed import ClaimedJob
 from mlxq_worker.jobs.endings import Ending
 from mlxq_worker.jobs.store import JobStore
 
@@ -22,7 +22,7 @@ class Outbox:
     def __init__(self, store: JobStore) -> None:
         self._store = store
         self._endings: list[Ending] = []
-        self._returns: dict[int, list[Claimed]] = {}
+        self._returns: dict[int, list[ClaimedJob]] = {}
         self.num_ended = 0
         self.num_late = 0
 
@@ -33,14 +33,14 @@ class Outbox:
     def has_endings(self) -> bool:
         return bool(self._endings)
 
-    def jobs(self) -> list[Claimed]:
+    def jobs(self) -> list[ClaimedJob]:
         """All jobs in here; Redis still takes them for ours."""
         return [ending.job for ending in self._endings] + [job for jobs in self._returns.values() for job in jobs]
 
     def end(self, ending: Ending) -> None:
         self._endings.append(ending)
 
-    def give_back(self, jobs: list[Claimed], *, strikes: int) -> None:
+    def give_back(self, jobs: list[ClaimedJob], *, strikes: int) -> None:
         """To the front of their queues, with so many strikes more."""
         self._returns.setdefault(strikes, []).extend(jobs)
 

@@ -31,7 +31,7 @@ from rq.worker_registration import clean_worker_registry
 
 from mlxq import keys
 from mlxq.queue import scripts
-from mlxq_worker.jobs.claimed import Claimed
+from mlxq_worker.jobs.claimed import ClaimedJob
 from mlxq_worker.jobs.endings import Ending
 from mlxq_worker.traces import trace_of
 
@@ -57,7 +57,7 @@ RECOVER_LIMIT = 500
 class Claim:
     """What a claim brought, and how many jobs are still queued. `suspended` says that ``rq suspend`` is on."""
 
-    jobs: list[Claimed]
+    jobs: list[ClaimedJob]
     num_queued: int
     suspended: bool
 
@@ -67,7 +67,7 @@ class Recovered:
     """Jobs of workers that died: how many went back, and those that are ours now because they have to fail."""
 
     num_requeued: int
-    struck_out: list[Claimed]
+    struck_out: list[ClaimedJob]
 
 
 def script(name: str) -> str:
@@ -126,9 +126,9 @@ class JobStore:
             )
         )
         suspended, num_queued, jobs = cast("tuple[int, int, list[list[bytes | None]]]", reply)
-        return Claim([Claimed.read(job, now) for job in jobs], num_queued, bool(suspended))
+        return Claim([ClaimedJob.read(job, now) for job in jobs], num_queued, bool(suspended))
 
-    def beat(self, jobs: Sequence[Claimed], now: float) -> list[LeaseState]:
+    def beat(self, jobs: Sequence[ClaimedJob], now: float) -> list[LeaseState]:
         """Extend the leases. Says of each job whether it is still ours, canceled (RQ's `Job.cancel`), or lost."""
         entries = [(job.queue, job.job_id, job.execution_id) for job in jobs]
         states = cast("list[int]", self._beat(args=self._args(now, jobs=entries)))
@@ -158,7 +158,7 @@ class JobStore:
                 self._follow_up(ending.job)
         return [bool(code) for code in written]
 
-    def release(self, jobs: Iterable[Claimed], now: float, *, strikes: int = 0) -> None:
+    def release(self, jobs: Iterable[ClaimedJob], now: float, *, strikes: int = 0) -> None:
         """Give jobs back to the front of their queues in their old order, those that get strikes after a delay; no
         RQ retry is spent. Jobs that are not ours any more are left alone."""
         with self._redis.pipeline(transaction=False) as pipe:
@@ -166,7 +166,7 @@ class JobStore:
                 self._add_release(pipe, job.queue, job.job_id, job.execution_id, now, strikes)
             pipe.execute()
 
-    def release_strays(self, held: Iterable[Claimed], now: float) -> int:
+    def release_strays(self, held: Iterable[ClaimedJob], now: float) -> int:
         """Give back what is registered for this worker and not in `held`: a claim whose reply never arrived.
         Returns how many there were."""
         known = {f"{job.job_id}:{job.execution_id}".encode() for job in held}
@@ -196,7 +196,7 @@ class JobStore:
         parameters["only_abandoned"] = only_abandoned
         reply = self._recover(args=self._args(now, queues=self._queues, **parameters))
         num_requeued, struck_out = cast("tuple[int, list[list[bytes | None]]]", reply)
-        return Recovered(num_requeued, [Claimed.read(job, now) for job in struck_out])
+        return Recovered(num_requeued, [ClaimedJob.read(job, now) for job in struck_out])
 
     def abandon(self, worker_name: str, now: float) -> list[str]:
         """End the leases of all that a worker holds, for it is dead: the next `recover_expired`, anybody's, takes its
@@ -246,7 +246,7 @@ class JobStore:
         place = {"queue": queue, "job": job_id, "execution": execution_id}
         self._release(args=self._args(now, strikes=strikes, **place), client=pipe)
 
-    def _follow_up(self, job: Claimed) -> None:
+    def _follow_up(self, job: ClaimedJob) -> None:
         """What RQ does after a job has ended, for the few jobs that others wait for. Those may be of any make, and
         what can't be read of them must not end a worker: they go on waiting."""
         try:

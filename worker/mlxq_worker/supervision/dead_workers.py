@@ -1,4 +1,4 @@
-"""What dead workers of this host held: names those jobs in the log and ends their leases, so that the next worker that
+"""The jobs of dead workers of this host: names them in the log and ends their leases, so that the next worker that
 looks takes them at once instead of after the lease.
 
 A worker is dead for sure if its own supervisor saw it end. Another one is taken for dead if its entry in Redis names
@@ -8,7 +8,6 @@ this host and a process that isn't there, and it has been silent for a while. Kn
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from rq.utils import utcparse
 from rq.worker_registration import get_keys
 
 from mlxq_worker.jobs.store import JobStore
+from mlxq_worker.processes import is_alive
 
 logger = logging.getLogger("mlxq.supervisor")
 
@@ -28,7 +28,7 @@ SILENT_S = 5.0
 _KEY_PREFIX = "rq:worker:"
 
 
-class Salvage:
+class DeadWorkers:
     """The jobs of some queues as whoever outlives their workers sees them. Never raises on a Redis that is away: leases
     run out by themselves."""
 
@@ -37,40 +37,30 @@ class Salvage:
         self._queues = [Queue(name, connection=connection, serializer="json") for name in queues]
         self._store = JobStore(connection, "mlxq-supervisor", queues)
 
-    def bury(self, worker_name: str) -> None:
-        """This worker is dead."""
+    def release(self, worker_name: str) -> None:
+        """This worker is dead: end the leases of its jobs."""
         try:
-            self._abandon(worker_name)
+            self._release(worker_name)
         except RedisError as error:
             logger.warning("The jobs of worker %s wait for their leases to run out: %s", worker_name, error)
 
-    def look(self) -> None:
-        """Bury every worker of this host that is dead and silent: those that a reboot or a kill -9 left behind."""
+    def release_silent(self) -> None:
+        """Do so for every worker of this host that is dead and silent: those that a reboot or a kill -9 left behind."""
         try:
             for key in set().union(*(get_keys(queue) for queue in self._queues)):
                 if self._is_dead(key):
-                    self._abandon(key.removeprefix(_KEY_PREFIX))
+                    self._release(key.removeprefix(_KEY_PREFIX))
         except RedisError as error:
             logger.debug("No look for dead workers: %s", error)
 
-    def _abandon(self, worker_name: str) -> None:
+    def _release(self, worker_name: str) -> None:
         if jobs := self._store.abandon(worker_name, time.time()):
             logger.warning("Worker %s died with %d jobs in hand: %s", worker_name, len(jobs), ", ".join(jobs))
 
     def _is_dead(self, key: str) -> bool:
         entry = self._redis.hmget(key, "hostname", "pid", "last_heartbeat")
         hostname, pid, beat = ((value or b"").decode() for value in entry)  # type: ignore[union-attr]
-        return hostname == socket.gethostname() and pid.isdigit() and not _is_alive(int(pid)) and _is_old(beat)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
-        return True
-    return True
+        return hostname == socket.gethostname() and pid.isdigit() and not is_alive(int(pid)) and _is_old(beat)
 
 
 def _is_old(beat: str) -> bool:

@@ -23,6 +23,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from mlxq.errors import ConfigError, QueueUnavailable
+from mlxq_worker.processes import end_process
 
 SERVERS = ("redis-server", "valkey-server")
 START_TIMEOUT_S = 10.0
@@ -120,12 +121,7 @@ def _wait_until_up(url: str, server: subprocess.Popen[bytes], log: Path) -> None
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    end_process(process, STOP_TIMEOUT_S)
     if process.stdin is not None:
         process.stdin.close()
 

@@ -1,8 +1,8 @@
 """The process that `mlxq worker` is for its user: it keeps the one that decodes alive, and ends it when asked to.
 
-Never imports mlx, so that nothing of a model or a GPU can take it along. What a dead worker had in hand is given back
-at once (`salvage`); when to start again is `worker_process`'s to decide. The first SIGTERM or SIGINT is passed on once,
-so that running rows get their grace; the second one too, and the worker gives everything back at once.
+Never imports mlx, so that nothing of a model or a GPU can take it along. The jobs of a dead worker are given back at
+once (`dead_workers`); when to start again is `worker_process`'s to decide. The first SIGTERM or SIGINT is passed on
+once, so that running rows get their grace; the second one too, and the worker gives everything back at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from mlxq_worker.supervision.dead_workers import Salvage
+from mlxq_worker.supervision.dead_workers import DeadWorkers
 from mlxq_worker.supervision.worker_process import WorkerProcess
 from mlxq_worker.timing import Every
 
@@ -34,9 +34,9 @@ class Supervisor:
         grace_s: how long the worker may take to stop after the first signal.
     """
 
-    def __init__(self, process: WorkerProcess, salvage: Salvage, grace_s: float) -> None:
+    def __init__(self, process: WorkerProcess, dead_workers: DeadWorkers, grace_s: float) -> None:
         self._process = process
-        self._salvage = salvage
+        self._dead_workers = dead_workers
         self._grace_s = grace_s
         self._num_signals = 0
         self._num_passed_on = 0
@@ -62,7 +62,7 @@ class Supervisor:
         if self._num_signals:
             return self._stop(now)
         if self._look_timer.is_due(now):
-            self._salvage.look()
+            self._dead_workers.release_silent()
         return self._process.check(now)
 
     def request_stop(self) -> None:

@@ -20,6 +20,7 @@ from uuid import uuid4
 
 from mlxq.errors import WorkerFailed
 from mlxq_worker import exits
+from mlxq_worker.processes import end_process
 from mlxq_worker.supervision.restarts import Restarts
 
 STOP_TIMEOUT_S = 15.0
@@ -86,7 +87,8 @@ class WorkerProcess:
         variables: laid over this process's environment.
         verbose: let it write to our stderr; otherwise its last lines are kept for the error message.
         tell: hears of a death after which it is started again.
-        bury: called with the worker's name in Redis whenever a process that may have claimed jobs has ended.
+        on_end: called with the worker's name in Redis whenever a process that may have claimed jobs has ended.
+        stop_timeout_s: how long `stop` waits before it kills.
     """
 
     def __init__(
@@ -96,18 +98,25 @@ class WorkerProcess:
         *,
         verbose: bool = False,
         tell: Callable[[str], object],
-        bury: Callable[[str], object],
+        on_end: Callable[[str], object],
+        stop_timeout_s: float = STOP_TIMEOUT_S,
     ) -> None:
         self._command = list(command)
         self._variables = dict(variables)
         # Unbuffered, since the process writes through a descriptor that shares our position.
         self._log: IO[bytes] | None = None if verbose else tempfile.TemporaryFile(buffering=0)  # noqa: SIM115
         self._tell = tell
-        self._bury = bury
+        self._on_end = on_end
+        self._stop_timeout_s = stop_timeout_s
         self._life: Life | None = None
         self._restarts = Restarts()
         self._was_ready = False
         self._start_at = 0.0
+
+    @property
+    def process(self) -> subprocess.Popen[bytes] | None:
+        """The process of the life that it is in, if it is in one."""
+        return self._life.process if self._life is not None else None
 
     @property
     def is_running(self) -> bool:
@@ -142,13 +151,7 @@ class WorkerProcess:
         """End the process, in peace if it can; more than once is fine."""
         if self._life is None:
             return
-        process = self._life.process
-        process.terminate()
-        try:
-            process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end_process(self._life.process, self._stop_timeout_s)
         self._close(self._life, time.monotonic())
 
     def __enter__(self) -> Self:
@@ -172,7 +175,7 @@ class WorkerProcess:
         life.close()
         self._life = None
         if life.ready_at is not None:
-            self._bury(life.name)
+            self._on_end(life.name)
 
     def _ended(self, life: Life, code: int, now: float) -> bool:
         self._was_ready |= life.ready_at is not None

@@ -1,0 +1,161 @@
+"""Claims as many jobs as there is room for, and prepares them for the decode thread.
+
+Ends no job that has rows, and extends no lease. Times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from mlxq.errors import RequestError
+from mlxq.requests.openai import parse_object
+from mlxq_worker.config import WorkerConfig
+from mlxq_worker.jobs import endings
+from mlxq_worker.jobs.active import ActiveJob, ActiveJobs, PreparedRequest
+from mlxq_worker.jobs.cancelled_batches import CancelledBatches
+from mlxq_worker.jobs.claimed import ClaimedJob
+from mlxq_worker.jobs.completion import Completion
+from mlxq_worker.jobs.store import SUSPECT_STRIKES, JobStore
+from mlxq_worker.messages import Admit, Channel, Preparer
+from mlxq_worker.timing import Every
+from mlxq_worker.traces import trace_of
+
+logger = logging.getLogger("rq.worker")
+
+POLL_S = 0.1
+"""Between two looks at an empty queue."""
+PREPARE_SLICE_S = 0.01
+"""What ended is written at least this often, however many jobs wait to be prepared."""
+
+
+class Claiming:
+    """Between the queues and the decode thread.
+
+    `is_suspended` says that ``rq suspend`` is on.
+
+    Args:
+        active: claimed jobs are added here.
+        completion: for those that end before they have rows, or go back.
+        config: how many rows may be active.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        active: ActiveJobs,
+        completion: Completion,
+        batches: CancelledBatches,
+        channel: Channel,
+        config: WorkerConfig,
+    ) -> None:
+        self._store = store
+        self._active = active
+        self._completion = completion
+        self._batches = batches
+        self._channel = channel
+        self._config = config
+        self._preparer: Preparer | None = None
+        self._is_stopped = False
+        self._num_queued = 0
+        self._poll_timer = Every(POLL_S)
+        self.is_suspended = False
+
+    @property
+    def has_model(self) -> bool:
+        return self._preparer is not None
+
+    @property
+    def is_stopped(self) -> bool:
+        return self._is_stopped
+
+    def start(self, preparer: Preparer) -> None:
+        """The model is loaded."""
+        self._preparer = preparer
+
+    def stop(self) -> None:
+        """Claim no more."""
+        self._is_stopped = True
+
+    def note_queued(self, num_jobs: int) -> None:
+        """So many jobs have come back to the queues: the next claim doesn't wait."""
+        self._num_queued += num_jobs
+
+    def claim(self, now: float) -> bool:
+        """Claim jobs, if there is room and it is time.
+
+        Returns whether it saw that nothing is left: nothing queued that may be claimed, and nothing active.
+        """
+        room = self._room()
+        if room == 0 or not (self._num_queued or self._poll_timer.is_due(now)):
+            return False
+        claim = self._store.claim(room, now, num_held=len(self._active))
+        self._num_queued = claim.num_queued if claim.jobs else 0
+        self._note_suspension(claim.suspended)
+        self._add(claim.jobs)
+        return not len(self._active) and (claim.suspended or not claim.num_queued)
+
+    def prepare_some(self) -> None:
+        """Prepare jobs in the order in which they were claimed, for a short while. If they turn out to have more rows
+        than may be active, the rest goes back: another worker may have room for them."""
+        started = time.perf_counter()
+        room = self._config.max_active_rows - self._active.num_open_rows
+        while room > 0 and (active := self._active.next_unprepared()):
+            self._prepare(active)
+            room -= active.num_open_rows
+            if time.perf_counter() - started >= PREPARE_SLICE_S:
+                return
+        if surplus := self._active.unprepared:
+            self._completion.give_back(surplus, strikes=0)
+
+    def wait_s(self, now: float) -> float:
+        """How long there is nothing to claim or to prepare, as far as can be told."""
+        if self._active.num_unprepared:
+            return 0.0
+        if not self._room():
+            return float("inf")
+        return 0.0 if self._num_queued else self._poll_timer.left_s(now)
+
+    def _room(self) -> int:
+        """How many jobs to claim now. Not each single one that ends: a claim costs a round trip. How many rows they
+        will have is not known yet, so they are taken to be like those that are active."""
+        if self._is_stopped or self._preparer is None:
+            return 0
+        most = self._config.max_active_rows
+        room = most - self._active.num_unprepared - self._active.num_open_rows
+        spare = most - self._config.engine.max_num_seqs
+        if room <= spare // 4 or self._has_suspect():
+            return 0
+        return max(1, int(room / self._active.rows_per_job))
+
+    def _has_suspect(self) -> bool:
+        return any(active.job.strikes >= SUSPECT_STRIKES for active in self._active)
+
+    def _add(self, jobs: list[ClaimedJob]) -> None:
+        self._batches.look_at_new({job.batch for job in jobs if job.batch is not None})
+        for job in jobs:
+            active = ActiveJob(job)
+            self._active.add(active)
+            if job.batch in self._batches:
+                self._completion.end_cancelled(active)
+
+    def _note_suspension(self, is_suspended: bool) -> None:
+        if is_suspended != self.is_suspended:
+            logger.info("Suspended: run `rq resume` to go on" if is_suspended else "Resumed")
+        self.is_suspended = is_suspended
+
+    def _prepare(self, active: ActiveJob) -> None:
+        job, preparer = active.job, self._preparer
+        if preparer is None:
+            raise RuntimeError("jobs are claimed only once there is a preparer")
+        try:
+            request = parse_object(job.line(), default_custom_id=job.custom_id).request
+            prepared = PreparedRequest(preparer, request, preparer.prepare(request, job.execution_id))
+        except RequestError as error:
+            self._completion.end(endings.rejected(job, error))
+        except Exception as error:  # noqa: BLE001 - whatever it is, it costs this job only
+            logger.error("Job %s can't be prepared: %s", job.job_id, trace_of(error))
+            self._completion.end(endings.gave_up(job, "internal_error", f"the request can't be prepared: {error}"))
+        else:
+            self._active.open_rows(active, prepared)
+            self._channel.to_decode.put(Admit(prepared.specs))

@@ -1,0 +1,136 @@
+"""Keeps the leases of active jobs, hears of cancellations, and takes over the jobs of workers that died.
+
+Claims nothing by itself, and builds no answers. Times are Unix seconds.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from rq.worker import WorkerStatus
+
+from mlxq_worker.config import WorkerConfig
+from mlxq_worker.jobs import endings
+from mlxq_worker.jobs.active import ActiveJob, ActiveJobs
+from mlxq_worker.jobs.cancelled_batches import CancelledBatches
+from mlxq_worker.jobs.completion import Completion
+from mlxq_worker.jobs.endings import CancelledAs
+from mlxq_worker.jobs.outbox import Outbox
+from mlxq_worker.jobs.presence import Command, Presence
+from mlxq_worker.jobs.store import JobStore
+from mlxq_worker.messages import Cancel, Channel, StopWorker
+from mlxq_worker.timing import Every
+
+logger = logging.getLogger("rq.worker")
+
+BEAT_S = 1.0
+"""Between two looks at leases and cancellations."""
+COME_BACK_S = 30.0
+"""By then every worker has noticed that Redis answers again, however long it waits between two tries."""
+COME_BACK_MARGIN_S = 2.0
+"""What another worker may have noticed later than we that Redis was away."""
+
+
+class Leases:
+    """Whose jobs are whose.
+
+    Args:
+        active: the jobs whose leases are ours.
+        outbox: for jobs of dead workers that have to fail.
+        config: how long a lease lasts, how often dead workers are looked for.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        presence: Presence,
+        active: ActiveJobs,
+        completion: Completion,
+        outbox: Outbox,
+        batches: CancelledBatches,
+        channel: Channel,
+        config: WorkerConfig,
+    ) -> None:
+        self._store = store
+        self._presence = presence
+        self._active = active
+        self._completion = completion
+        self._outbox = outbox
+        self._batches = batches
+        self._channel = channel
+        self._lease_s = config.lease_s
+        self._beat_timer = Every(min(BEAT_S, config.lease_s / 4))
+        self._recovery_timer = Every(config.maintenance_s)
+
+    def wait_s(self, now: float) -> float:
+        """How long no beat is due."""
+        return self._beat_timer.left_s(now)
+
+    def obey(self) -> None:
+        """Do what RQ's commands have asked for since the last look."""
+        for command in self._presence.commands():
+            self._obey(command)
+
+    def beat_if_due(self, state: WorkerStatus, now: float) -> None:
+        """Extend the leases and say that the worker lives; drop what is cancelled or not ours any more."""
+        if not self._beat_timer.is_due(now):
+            return
+        self._presence.beat(state)
+        everything = list(self._active)
+        states = self._store.beat([active.job for active in everything], now) if everything else []
+        for active, lease in zip(everything, states, strict=True):
+            if lease == "lost":
+                self._lose(active)
+            elif lease == "canceled":
+                self._cancel(active, "canceled")
+        self._batches.look_at({active.job.batch for active in self._active if active.job.batch is not None})
+        for active in self._active:
+            if active.job.batch in self._batches:
+                self._cancel(active, "canceled")
+
+    def is_recovery_due(self, now: float) -> bool:
+        """Whether it is time to look for the jobs of the dead; asking counts as looking."""
+        return self._recovery_timer.is_due(now)
+
+    def recover(self, now: float) -> int:
+        """Take the jobs of the dead back to their queues, and fail those that have to; returns how many went back.
+
+        While Redis has only just come back, none that are silent count as dead: nobody could extend a lease before.
+        """
+        come_back_s = min(COME_BACK_S, self._lease_s)
+        recovered = self._store.recover_expired(now, only_abandoned=self._store.uptime_s() < come_back_s)
+        if recovered.num_requeued:
+            logger.warning("Requeued %d jobs of a worker that died", recovered.num_requeued)
+        for job in recovered.struck_out:
+            message = f"the worker died {job.strikes} times while it held this job"
+            self._outbox.end(endings.gave_up(job, "worker_crashed", message))
+        return recovered.num_requeued
+
+    def reconnected(self, now: float, away_s: float) -> None:
+        """Redis was away for `away_s`. The other workers' leases may have run out meanwhile, though they live: before
+        anybody takes their jobs and gives them strikes, they get time to come back as well. No more than they need,
+        or a connection that breaks again and again would keep us from it for ever: their pauses double, so that twice
+        our own absence is plenty."""
+        self._recovery_timer.postpone(now, min(COME_BACK_S, 2 * away_s + COME_BACK_MARGIN_S))
+
+    def _lose(self, active: ActiveJob) -> None:
+        logger.warning("Job %s isn't ours any more: its lease is gone", active.job.job_id)
+        self._active.forget(active.job)
+        self._channel.to_decode.put(Cancel(active.row_ids))
+
+    def _cancel(self, active: ActiveJob, cancelled_as: CancelledAs) -> None:
+        if active.cancelled_as is not None:
+            return
+        active.cancelled_as = cancelled_as
+        if active.specs:
+            self._channel.to_decode.put(Cancel(active.row_ids))
+        else:
+            self._completion.end_cancelled(active)
+
+    def _obey(self, command: Command) -> None:
+        if command.kind == "shutdown":
+            self._channel.to_decode.put(StopWorker("RQ's shutdown command"))
+            return
+        for active in self._active:
+            if command.target in (active.job.job_id, active.job.execution_id):
+                self._cancel(active, "stopped")
