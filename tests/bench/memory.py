@@ -20,7 +20,7 @@ import click
 
 from mlxq.queue.client import Client
 from mlxq.requests.openai import text_request
-from mlxq_worker.commands.run import worker_command
+from mlxq_worker.commands.worker_options import worker_command
 from mlxq_worker.supervision.redis_server import private_redis
 
 CHUNK = 500

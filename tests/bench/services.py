@@ -34,7 +34,7 @@ from mlxq.files import bulk
 from mlxq.files.input import read_requests
 from mlxq.queue.client import Client
 from mlxq_worker.blas import LIBRARY
-from mlxq_worker.commands.run import worker_command
+from mlxq_worker.commands.worker_options import worker_command
 from mlxq_worker.supervision.redis_server import private_redis
 
 Run = Callable[[Workload], Outcome]

@@ -28,6 +28,7 @@ from mlxq.queue.client import Client
 from mlxq.requests.openai import text_request
 from mlxq_worker.commands import run as run_module
 from mlxq_worker.commands.worker import options_given, worker
+from mlxq_worker.commands.worker_options import worker_command
 from mlxq_worker.config import WorkerConfig
 
 STAND_IN = """
@@ -591,7 +592,7 @@ def test_a_run_warns_of_answers_by_another_model(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_password_in_the_url_stays_off_the_worker_command_line() -> None:
-    command = run_module.worker_command("q", model="m", max_num_seqs=4, extra_eos_token=("<end>",))
+    command = worker_command("q", model="m", max_num_seqs=4, extra_eos_tokens=("<end>",))
     assert command[1:4] == ["-m", "mlxq", "worker"]
     assert "--url" not in command
     assert command[-4:] == ["--max-num-seqs", "4", "--extra-eos-token", "<end>"]
@@ -607,8 +608,8 @@ def test_an_empty_input_is_pointed_out(redis_url: str, tmp_path: Path, arguments
 
 
 def test_what_run_is_told_of_its_worker_reaches_it() -> None:
-    options = {"max_num_seqs": 4, "default_max_tokens": 7, "extra_eos_token": ("<end>",), "allow_no_eos": True}
-    command = run_module.worker_command("q", model="m", **options)
+    options = {"max_num_seqs": 4, "default_max_tokens": 7, "extra_eos_tokens": ("<end>",), "allow_no_eos": True}
+    command = worker_command("q", model="m", **options)
     given = worker.make_context("worker", command[4:]).params
     assert {name: given[name] for name in ("model", "queues", "extra_eos_tokens")} == {
         "model": "m",

@@ -138,6 +138,11 @@ class WorkerConfig:
         return cls(engine=EngineConfig(**engine), **values)
 
 
+def variable_of(name: str) -> str:
+    """The environment variable that sets a field of `WorkerConfig` or of its `EngineConfig`."""
+    return _VARIABLES[name][0]
+
+
 def _names(config: type) -> list[str]:
     return [item.name for item in fields(config)]
 

@@ -7,7 +7,6 @@ display. Never imports mlx itself.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ from mlxq.files.tally import Summary, Tally
 from mlxq.queue import durability
 from mlxq.queue.client import Client
 from mlxq.queue.connect import address_of
-from mlxq_worker.commands.size import Size
+from mlxq_worker.commands.worker_options import worker_command, worker_option
 from mlxq_worker.supervision.dead_workers import DeadWorkers
 from mlxq_worker.supervision.redis_server import private_redis
 from mlxq_worker.supervision.worker_process import WorkerProcess
@@ -44,23 +43,23 @@ RESUME_HINT = "Run the same command again to go on from here."
 @options.input_file(required=True)
 @options.output
 @options.error_file
-@click.option("--model", default="demo", help="Directory or Hub repository of the model, or demo.")
+@worker_option("model", default="demo")
 @click.option("--url", envvar=options.URL_VARIABLES, help="Use this Redis instead of a private one.")
 @options.queue
 @click.option(
     "--max-inflight", type=click.IntRange(1), default=bulk.DEFAULT_MAX_INFLIGHT, help="Requests queued at a time."
 )
-@click.option("--max-num-seqs", type=click.IntRange(1), help="Rows decoded at once.  [default: 32]")
-@click.option("--default-max-tokens", type=click.IntRange(1), help="Limit for requests that set none.  [default: 2048]")
-@click.option("--memory-limit", type=Size(), help="What each worker may take: 24GB, 24GiB or 70%.")
+@worker_option("max_num_seqs")
+@worker_option("default_max_tokens")
+@worker_option("memory_limit_bytes")
 @click.option("--workers", type=click.IntRange(0), default=1, help="Worker processes; 0 leaves the work to others.")
 @click.option("--resume/--no-resume", default=True, help="Skip requests whose answer is in the output already.")
 @options.ordered
 @options.chat
 @options.settings
 @options.allow_unknown_params
-@click.option("--extra-eos-token", multiple=True, metavar="TOKEN", help="A further end token, as its id or its text.")
-@click.option("--allow-no-eos", is_flag=True, help="Accept a model that names no end token at all.")
+@worker_option("extra_eos_tokens")
+@worker_option("allow_no_eos")
 @click.option("-v", "--verbose", is_flag=True, help="Show what the worker writes.")
 def run(
     input_path: Path,
@@ -174,32 +173,6 @@ class _Turn:
             return "the model is loading" if self.client.num_workers() else "no worker yet"
         except QueueUnavailable:
             return ""  # the run itself is about to notice, and says so
-
-
-def worker_command(
-    queue: str,
-    *,
-    model: str,
-    max_num_seqs: int | None = None,
-    default_max_tokens: int | None = None,
-    memory_limit: int | None = None,
-    extra_eos_token: tuple[str, ...] = (),
-    allow_no_eos: bool = False,
-) -> list[str]:
-    """The command line of a worker. Its Redis URL, which may hold a password and would show in `ps`, goes through the
-    environment instead."""
-    command = [sys.executable, "-m", "mlxq", "worker", "--model", model, "--queue", queue]
-    if max_num_seqs is not None:
-        command += ["--max-num-seqs", str(max_num_seqs)]
-    if default_max_tokens is not None:
-        command += ["--default-max-tokens", str(default_max_tokens)]
-    if memory_limit is not None:
-        command += ["--memory-limit", str(memory_limit)]
-    for token in extra_eos_token:
-        command += ["--extra-eos-token", token]
-    if allow_no_eos:
-        command += ["--allow-no-eos"]
-    return command
 
 
 def _variables(url: str) -> dict[str, str]:

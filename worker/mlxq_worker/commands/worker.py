@@ -18,89 +18,15 @@ from click.core import ParameterSource
 
 from mlxq.errors import ConfigError, MlxqError, QueueUnavailable, WorkerFailed
 from mlxq_worker import exits
-from mlxq_worker.commands.size import Size, StepTokens
+from mlxq_worker.commands.worker_options import WORKER, all_worker_options, words_of
 
 if TYPE_CHECKING:
     from mlxq_worker.config import WorkerConfig
 
 
 @click.command()
-@click.option("--model", envvar="MLXQ_MODEL", help="Directory or Hub repository of the model, or demo.")
-@click.option(
-    "--queue", "queues", envvar="MLXQ_QUEUE", multiple=True, help="RQ queue to serve; may be repeated.  [default: mlxq]"
-)
+@all_worker_options
 @click.option("--url", help="Redis URL.  [env var: MLXQ_URL, REDIS_URL; default: redis://localhost:6379/0]")
-@click.option("--burst", is_flag=True, default=None, envvar="MLXQ_BURST", help="End once the queues are empty.")
-@click.option(
-    "--max-num-seqs", type=click.IntRange(1), envvar="MLXQ_MAX_NUM_SEQS", help="Rows decoded at once.  [default: 32]"
-)
-@click.option(
-    "--max-num-batched-tokens",
-    type=StepTokens(),
-    envvar="MLXQ_MAX_NUM_BATCHED_TOKENS",
-    help="Tokens, of prompts and decoding rows together, that a step takes; auto measures it.  [default: auto]",
-)
-@click.option(
-    "--max-prefix-bytes",
-    type=click.IntRange(0),
-    envvar="MLXQ_MAX_PREFIX_BYTES",
-    help="Memory for prefixes that prompts share; 0 shares none.  [default: an eighth of that for keys and values]",
-)
-@click.option(
-    "--longest-first",
-    is_flag=True,
-    default=None,
-    envvar="MLXQ_LONGEST_FIRST",
-    help="Start the longest waiting prompts first.",
-)
-@click.option(
-    "--default-max-tokens",
-    type=click.IntRange(1),
-    envvar="MLXQ_DEFAULT_MAX_TOKENS",
-    help="Limit for requests that set none.  [default: 2048]",
-)
-@click.option(
-    "--extra-eos-token",
-    "extra_eos_tokens",
-    multiple=True,
-    envvar="MLXQ_EXTRA_EOS_TOKEN",
-    metavar="TOKEN",
-    help="A further end token, as its id or its text; may be repeated.",
-)
-@click.option(
-    "--allow-no-eos",
-    is_flag=True,
-    default=None,
-    envvar="MLXQ_ALLOW_NO_EOS",
-    help="Accept a model that names no end token at all.",
-)
-@click.option(
-    "--grace",
-    "grace_s",
-    type=click.FloatRange(0),
-    envvar="MLXQ_GRACE_S",
-    metavar="SECONDS",
-    help="How long running rows may go on after SIGTERM or SIGINT.  [default: 30]",
-)
-@click.option(
-    "--memory-limit",
-    "memory_limit_bytes",
-    type=Size(),
-    envvar="MLXQ_MEMORY_LIMIT",
-    help="What the worker may take: 24GB, 24GiB or 70%.  [default: what Metal recommends, or half of the machine's]",
-)
-@click.option(
-    "--max-jobs",
-    type=click.IntRange(1),
-    envvar="MLXQ_MAX_JOBS",
-    help="Start a fresh process after so many jobs.",
-)
-@click.option(
-    "--max-generated-tokens",
-    type=click.IntRange(1),
-    envvar="MLXQ_MAX_GENERATED_TOKENS",
-    help="Start a fresh process after so many tokens.",
-)
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
@@ -147,7 +73,7 @@ def _supervise(config: WorkerConfig, options: list[str], log_level: str) -> None
         for finding in durability.warnings(connection):
             logger.warning("%s", finding)
     dead_workers = DeadWorkers(connection, config.queues)
-    command = [sys.executable, "-m", "mlxq", "worker", *options]
+    command = [*WORKER, *options]
     try:
         with WorkerProcess(
             command, {"MLXQ_URL": config.url}, verbose=True, tell=logger.warning, on_end=dead_workers.release
@@ -196,11 +122,5 @@ def options_given(ctx: click.Context) -> list[str]:
     for option in ctx.command.params:
         name = option.name or ""
         if name != "url" and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
-            words += _words(option.opts[0], ctx.params[name])
+            words += words_of(option.opts[0], ctx.params[name])
     return words
-
-
-def _words(flag: str, value: object) -> list[str]:
-    if value is True:
-        return [flag]
-    return [word for each in (value if isinstance(value, tuple) else (value,)) for word in (flag, str(each))]
