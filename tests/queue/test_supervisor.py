@@ -38,7 +38,7 @@ while len(stops) < int(sys.argv[2]):
 """
 
 
-class Saved(DeadWorkers):
+class NoDeadWorkers(DeadWorkers):
     """Of nothing: for tests without jobs."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ class Saved(DeadWorkers):
     def release(self, worker_name: str) -> None:
         self.released.append(worker_name)
 
-    def look(self) -> None:
+    def release_silent(self) -> None:
         pass
 
 
@@ -76,14 +76,14 @@ def turn_until(supervisor: Supervisor, condition: Any, what: str) -> None:
 
 
 def test_it_ends_when_its_worker_is_done() -> None:
-    with supervising([sys.executable, "-S", "-c", "pass"], Saved()) as (supervisor, _):
+    with supervising([sys.executable, "-S", "-c", "pass"], NoDeadWorkers()) as (supervisor, _):
         wait_until(lambda: supervisor.turn(time.monotonic()), "the end")
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_every_signal_is_passed_on_once(tmp_path: Path, count: int) -> None:
     ready = tmp_path / "ready"
-    with supervising(counting(ready, count), Saved()) as (supervisor, process):
+    with supervising(counting(ready, count), NoDeadWorkers()) as (supervisor, process):
         turn_until(supervisor, ready.exists, "the worker to be ready")
         for _ in range(count):
             supervisor.request_stop()
@@ -93,7 +93,7 @@ def test_every_signal_is_passed_on_once(tmp_path: Path, count: int) -> None:
 
 def test_one_signal_is_not_passed_on_twice(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
-    with supervising(counting(ready, 2), Saved()) as (supervisor, process):
+    with supervising(counting(ready, 2), NoDeadWorkers()) as (supervisor, process):
         turn_until(supervisor, ready.exists, "the worker to be ready")
         supervisor.request_stop()
         for _ in range(20):
@@ -104,7 +104,7 @@ def test_one_signal_is_not_passed_on_twice(tmp_path: Path) -> None:
 
 def test_a_worker_that_outlasts_its_grace_by_far_is_killed(tmp_path: Path) -> None:
     ready = tmp_path / "ready"
-    with supervising(counting(ready, 99), Saved()) as (supervisor, _):
+    with supervising(counting(ready, 99), NoDeadWorkers()) as (supervisor, _):
         turn_until(supervisor, ready.exists, "the worker to be ready")
         supervisor.request_stop()
         assert not supervisor.turn(0.0)
@@ -113,7 +113,7 @@ def test_a_worker_that_outlasts_its_grace_by_far_is_killed(tmp_path: Path) -> No
 
 
 def test_a_signal_while_it_waits_to_start_again_ends_it() -> None:
-    with supervising([sys.executable, "-S", "-c", "raise SystemExit(3)"], Saved()) as (supervisor, process):
+    with supervising([sys.executable, "-S", "-c", "raise SystemExit(3)"], NoDeadWorkers()) as (supervisor, process):
         supervisor.turn(time.monotonic())
         wait_until(lambda: not process.is_running, "the death")
         supervisor.turn(time.monotonic())

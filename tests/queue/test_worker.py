@@ -107,12 +107,9 @@ def test_two_hundred_jobs_end_once_each_in_a_batch_that_is_refilled(connection: 
     assert len(worker.engines[0].widths) < 200 * 3 / 8 * 2, "most steps are full"
 
 
-def test_the_time_that_a_worker_was_idle_is_not_charged_to_the_next_row(
-    connection: Redis,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("mlxq_worker.worker.IDLE_WAIT_S", DEADLINE_S)
+def test_the_time_that_a_worker_was_idle_is_not_charged_to_the_next_row(connection: Redis) -> None:
     worker = a_worker(connection)
+    worker.idle_wait_s = DEADLINE_S
 
     with working(worker):
         first = enqueue_plain(connection)

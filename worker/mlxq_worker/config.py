@@ -62,7 +62,7 @@ class WorkerConfig:
         default_max_tokens: the limit of a request that sets none.
         extra_eos_tokens: further end-of-sequence tokens, each as its id or its text.
         allow_no_eos: accept a model without any end-of-sequence token.
-        claim_ahead: rows held, running and prepared together, as a multiple of `engine.max_num_seqs`.
+        claim_ahead: rows that may be active, running and prepared together, as a multiple of `engine.max_num_seqs`.
         lease_s: seconds after its last sign of life at which a worker's jobs go to others.
         grace_s: seconds that running rows get to end after a first SIGTERM or SIGINT.
         maintenance_s: seconds between two looks for jobs of dead workers.
@@ -114,7 +114,7 @@ class WorkerConfig:
 
     @property
     def max_active_rows(self) -> int:
-        """How many rows the worker holds at once, running and prepared; a job has one for each of its answers."""
+        """How many rows may be active at once, running and prepared; a job has one for each of its answers."""
         return self.engine.max_num_seqs * self.claim_ahead
 
     @classmethod

@@ -74,7 +74,7 @@ class Recycle:
 
 @dataclass(frozen=True, slots=True)
 class Drained:
-    """Burst mode: nothing is queued and nothing is held."""
+    """Burst mode: nothing is queued and no job is active."""
 
 
 @dataclass(frozen=True, slots=True)

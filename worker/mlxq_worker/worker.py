@@ -39,9 +39,6 @@ from mlxq_worker.step_watch import StepWatch
 
 logger = logging.getLogger("rq.worker")
 
-IDLE_WAIT_S = 1.0
-"""How long the decode thread waits for a message when it has nothing to decode; a signal wakes it."""
-
 
 class BatchWorker(BaseWorker):
     """Claims many jobs at once and decodes them in one batch.
@@ -49,6 +46,9 @@ class BatchWorker(BaseWorker):
     Takes RQ's constructor arguments and reads ``MLXQ_*`` from the environment when it starts to work, or is given
     a `config`. A subclass may load something else than an MLX model by overriding `load_backend`.
     """
+
+    idle_wait_s = 1.0
+    """How long the decode thread waits for a message when it has nothing to decode; a signal wakes it."""
 
     def __init__(self, *args: Any, config: WorkerConfig | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -184,7 +184,7 @@ class BatchWorker(BaseWorker):
             config.engine.max_num_seqs,
         )
         try:
-            _turn_until_over(loop)
+            self._turn_until_over(loop)
         finally:
             loop.close()
         self.exit_code = loop.lifecycle.exit_code
@@ -196,14 +196,13 @@ class BatchWorker(BaseWorker):
         finally:
             self._handle_signals(self.request_stop)  # jobs are claimed from now on: no more sudden ends
 
-
-def _turn_until_over(loop: DecodeLoop) -> None:
-    while True:
-        loop.receive(IDLE_WAIT_S)
-        now = time.monotonic()  # not before the wait: rows that it brings count their seconds from here
-        if loop.is_over(now):
-            return
-        loop.turn(now)
+    def _turn_until_over(self, loop: DecodeLoop) -> None:
+        while True:
+            loop.receive(self.idle_wait_s)
+            now = time.monotonic()  # not before the wait: rows that it brings count their seconds from here
+            if loop.is_over(now):
+                return
+            loop.turn(now)
 
 
 def _say_ready(fd: int) -> None:

@@ -42,7 +42,7 @@ class Phase(Enum):
 
 
 class Event(Enum):
-    """What happens to a worker from outside its rows."""
+    """What can happen to a worker that bears on its end."""
 
     DRAIN = "drain"
     """Nothing is queued any more, and nothing is claimed."""

@@ -114,7 +114,7 @@ class JobStore:
         self._abandon = connection.register_script(script("abandon"))
 
     def claim(self, limit: int, now: float, *, num_held: int = 0) -> Claim:
-        """Take up to `limit` jobs and lease them. A suspect comes alone, and only to a worker that holds nothing."""
+        """Take up to `limit` jobs and lease them. A suspect comes alone, and only to a worker that has nothing else."""
         reply = self._claim(
             args=self._args(
                 now,
@@ -166,10 +166,10 @@ class JobStore:
                 self._add_release(pipe, job.queue, job.job_id, job.execution_id, now, strikes)
             pipe.execute()
 
-    def release_strays(self, held: Iterable[ClaimedJob], now: float) -> int:
-        """Give back what is registered for this worker and not in `held`: a claim whose reply never arrived.
+    def release_strays(self, active: Iterable[ClaimedJob], now: float) -> int:
+        """Give back what is registered for this worker and not in `active`: a claim whose reply never arrived.
         Returns how many there were."""
-        known = {f"{job.job_id}:{job.execution_id}".encode() for job in held}
+        known = {f"{job.job_id}:{job.execution_id}".encode() for job in active}
         registered = self._redis.smembers(WORKER_EXECUTIONS_KEY_TEMPLATE.format(self._worker))
         strays = sorted(cast("set[bytes]", registered) - known)
         with self._redis.pipeline(transaction=False) as pipe:
@@ -199,7 +199,7 @@ class JobStore:
         return Recovered(num_requeued, [ClaimedJob.read(job, now) for job in struck_out])
 
     def abandon(self, worker_name: str, now: float) -> list[str]:
-        """End the leases of all that a worker holds, for it is dead: the next `recover_expired`, anybody's, takes its
+        """End the leases of all jobs of a worker, for it is dead: the next `recover_expired`, anybody's, takes its
         jobs. Returns their ids. A worker that lives after all registers again with its next beat."""
         jobs = cast("list[bytes]", self._abandon(args=self._args(now, queues=self._queues, dead=worker_name)))
         return [job.decode(errors="replace") for job in jobs]
