@@ -12,6 +12,7 @@ from mlxq_worker.engine.api import RowId, RowResult
 from mlxq_worker.jobs import endings
 from mlxq_worker.jobs.active import ActiveJob, ActiveJobs
 from mlxq_worker.jobs.cancelled_batches import CancelledBatches
+from mlxq_worker.jobs.claimed import ClaimedJob
 from mlxq_worker.jobs.endings import Ending
 from mlxq_worker.jobs.outbox import Outbox
 from mlxq_worker.jobs.store import MAX_STRIKES
@@ -19,7 +20,7 @@ from mlxq_worker.messages import Cancel, Channel
 
 
 class Completion:
-    """The one way out of `active`."""
+    """The one way out of `active`, into `outbox`; `batches` says in which words a cancelled job ends."""
 
     def __init__(self, active: ActiveJobs, outbox: Outbox, batches: CancelledBatches, channel: Channel) -> None:
         self._active = active
@@ -36,6 +37,11 @@ class Completion:
         """It was cancelled before any of its rows reached the engine."""
         with_batch = active.job.batch in self._batches
         self.end(endings.cancelled(active.job, active.cancelled_as or "canceled", with_batch=with_batch))
+
+    def end_struck_out(self, job: ClaimedJob) -> None:
+        """A job of dead workers, never active here, that has been there at too many deaths."""
+        message = f"the worker died {job.strikes} times while it held this job"
+        self._outbox.end(endings.gave_up(job, "worker_crashed", message))
 
     def give_back(self, jobs: Iterable[ActiveJob], *, strikes: int) -> None:
         """To the front of their queues, with so many strikes more."""

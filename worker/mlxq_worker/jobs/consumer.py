@@ -61,7 +61,7 @@ class Consumer:
         batches = CancelledBatches(store)
         self._completion = Completion(self._active, self.outbox, batches, channel)
         self._claiming = Claiming(store, self._active, self._completion, batches, channel, config)
-        self._leases = Leases(store, presence, self._active, self._completion, self.outbox, batches, channel, config)
+        self._leases = Leases(store, presence, self._active, self._completion, batches, channel, config)
 
     def __repr__(self) -> str:
         return f"Consumer({self._active!r}, ended={self.outbox.num_ended})"

@@ -10,12 +10,10 @@ import logging
 from rq.worker import WorkerStatus
 
 from mlxq_worker.config import WorkerConfig
-from mlxq_worker.jobs import endings
 from mlxq_worker.jobs.active import ActiveJob, ActiveJobs
 from mlxq_worker.jobs.cancelled_batches import CancelledBatches
 from mlxq_worker.jobs.completion import Completion
 from mlxq_worker.jobs.endings import CancelledAs
-from mlxq_worker.jobs.outbox import Outbox
 from mlxq_worker.jobs.presence import Command, Presence
 from mlxq_worker.jobs.store import JobStore
 from mlxq_worker.messages import Cancel, Channel, StopWorker
@@ -36,7 +34,7 @@ class Leases:
 
     Args:
         active: the jobs whose leases are ours.
-        outbox: for jobs of dead workers that have to fail.
+        completion: for those that are cancelled before they have rows, and jobs of dead workers that have to fail.
         config: how long a lease lasts, how often dead workers are looked for.
     """
 
@@ -46,7 +44,6 @@ class Leases:
         presence: Presence,
         active: ActiveJobs,
         completion: Completion,
-        outbox: Outbox,
         batches: CancelledBatches,
         channel: Channel,
         config: WorkerConfig,
@@ -55,7 +52,6 @@ class Leases:
         self._presence = presence
         self._active = active
         self._completion = completion
-        self._outbox = outbox
         self._batches = batches
         self._channel = channel
         self._lease_s = config.lease_s
@@ -102,8 +98,7 @@ class Leases:
         if recovered.num_requeued:
             logger.warning("Requeued %d jobs of a worker that died", recovered.num_requeued)
         for job in recovered.struck_out:
-            message = f"the worker died {job.strikes} times while it held this job"
-            self._outbox.end(endings.gave_up(job, "worker_crashed", message))
+            self._completion.end_struck_out(job)
         return recovered.num_requeued
 
     def reconnected(self, now: float, away_s: float) -> None:
