@@ -19,6 +19,7 @@ from tests.support.waiting import wait_until
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.requests.openai import parse_object
+from mlxq_worker.processes import is_alive
 
 EXAMPLES = demo_examples(60)
 WORKER = (*MLXQ, "worker", "--model", "demo", "--max-num-seqs", "4")
@@ -48,14 +49,6 @@ def working_pid(connection: Redis, but: int = 0) -> int:
     return found.pop()
 
 
-def is_gone(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return True
-    return False
-
-
 def test_a_worker_whose_process_is_killed_goes_on_at_once_and_every_answer_is_right(
     connection: Redis, redis_url: str
 ) -> None:
@@ -82,7 +75,7 @@ def test_a_supervisor_that_is_killed_takes_its_worker_along(connection: Redis, r
     with running(*WORKER, MLXQ_URL=redis_url) as supervisor:
         pid = working_pid(connection)
         supervisor.kill()
-        wait_until(lambda: is_gone(pid), "the worker to end itself")
+        wait_until(lambda: not is_alive(pid), "the worker to end itself")
 
 
 def test_a_model_that_is_not_there_is_one_sentence_and_not_tried_again(redis_url: str) -> None:

@@ -9,6 +9,7 @@ import pytest
 from tests.support.fake_engine import FakeEngine
 from tests.support.row_specs import name_of, row_named
 
+from mlxq_worker import exits
 from mlxq_worker.decoding.lifecycle import Phase
 from mlxq_worker.decoding.loop import DecodeLoop
 from mlxq_worker.decoding.memory_watch import MemoryWatch
@@ -21,9 +22,11 @@ from mlxq_worker.messages import (
     Drained,
     Dropped,
     IoFailed,
+    Recycle,
     Refused,
     Returned,
     RowEnded,
+    Signalled,
     StepRaised,
     StopClaiming,
     StopWorker,
@@ -175,6 +178,32 @@ def test_stopping_returns_the_waiting_rows_and_those_that_still_come() -> None:
     assert first == [StopClaiming(), Returned(ids("c"))]
     assert second[0] == Returned(ids("d"))
     assert ended(second) == ["a", "b"]
+
+
+def test_a_first_signal_gives_running_rows_their_grace_and_a_second_one_none() -> None:
+    rig = Rig(grace_s=30.0)
+    rig.turn(*(rows(name, max_tokens=9) for name in "abc"))
+
+    first = rig.turn(Signalled())
+    over = [rig.loop.is_over(now) for now in (100.0, 129.9, 130.0)]
+    again = Rig(grace_s=30.0)
+    again.turn(rows("a", max_tokens=9), Signalled(), Signalled())
+
+    assert first == [StopClaiming(), Returned(ids("c"))]
+    assert over == [False, False, True]
+    assert again.loop.is_over(0.0)
+
+
+def test_a_loop_that_recycles_is_over_once_its_rows_have_ended_and_asks_for_a_fresh_process() -> None:
+    rig = Rig(grace_s=0.0)
+    rig.turn(rows("a", max_tokens=3))
+
+    rig.turn(Recycle("enough"))
+    midway = rig.loop.is_over(1e9)
+    rig.turn()
+
+    assert (midway, rig.loop.is_over(1e9)) == (False, True)
+    assert rig.loop.lifecycle.exit_code == exits.START_AGAIN
 
 
 def test_the_loop_is_drained_only_once_its_last_row_has_ended() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from typing import Any
 
 
 def is_alive(pid: int) -> bool:
@@ -20,7 +21,7 @@ def is_alive(pid: int) -> bool:
     return True
 
 
-def end_process(process: subprocess.Popen[bytes], timeout_s: float) -> None:
+def end_process(process: subprocess.Popen[Any], timeout_s: float) -> None:
     """Ask it to end, and kill it if it hasn't after `timeout_s`. Its end has been waited for then."""
     process.terminate()
     try:

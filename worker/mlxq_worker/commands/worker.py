@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import click
 from click.core import ParameterSource
@@ -19,9 +19,7 @@ from click.core import ParameterSource
 from mlxq.errors import ConfigError, MlxqError, QueueUnavailable, WorkerFailed
 from mlxq_worker import exits
 from mlxq_worker.commands.worker_options import WORKER, all_worker_options, words_of
-
-if TYPE_CHECKING:
-    from mlxq_worker.config import WorkerConfig
+from mlxq_worker.config import WorkerConfig
 
 
 @click.command()
@@ -43,8 +41,6 @@ def worker(
     Ends on SIGTERM or SIGINT: running rows get their grace, everything else goes back to the queue. A second signal
     gives everything back at once. The model runs in a process of its own, which is started again when it dies.
     """
-    from mlxq_worker.config import WorkerConfig
-
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")  # to stderr, unlike RQ's own
     try:
         config = WorkerConfig.from_env(
