@@ -21,7 +21,7 @@ from mlxq_worker.engine.api import RowResult, RowSpec
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.kvcache.memory import measure_cost
 from mlxq_worker.engine.rows.beam import BeamSearch, Hypothesis
-from mlxq_worker.engine.runners.slots import Layout
+from mlxq_worker.engine.runners.slot_cache import Layout
 
 EOS, OTHER_EOS, STOP = 5, 9, 33
 ENDS = {"end_tokens": {EOS: "<5>", OTHER_EOS: "<9>", STOP: "<33>"}, "eos_ids": frozenset({EOS, OTHER_EOS})}

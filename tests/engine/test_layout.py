@@ -12,7 +12,7 @@ from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import Changes, SlabSize, Slot
 from mlxq_worker.engine.runners import layout
 from mlxq_worker.engine.runners.layout import MAX_PACKED_TOKENS, Layout, PackedPrompts, Span
-from mlxq_worker.engine.runners.slots import SlotCache
+from mlxq_worker.engine.runners.slot_cache import SlotCache
 
 NUM_HEADS, NUM_KV_HEADS, SIZE, SCALE = 4, 2, 8, 0.3
 
@@ -29,12 +29,12 @@ def sizes_of_segments(*spans: Span) -> list[int]:
 def attended(spans: list[Span], queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
     """What one layer of empty slots makes of these prompts' tokens."""
     cache = SlotCache()
-    cache.arrange(Changes((), (), {0: SlabSize(len(spans), 256)}))
+    cache.slots.arrange(Changes((), (), {0: SlabSize(len(spans), 256)}))
     cache.begin_step(Layout([], spans))
     return cache.attend(queries, *cache.update_and_fetch(keys, values), SCALE)
 
 
-def test_openings_of_about_the_same_length_attend_together() -> None:
+def test_prompts_of_about_the_same_length_attend_together() -> None:
     assert sizes_of_segments(span(0, 0, 17), span(1, 0, 32), span(2, 0, 20), span(3, 0, 33), span(4, 0, 48)) == [69, 81]
 
 
@@ -43,11 +43,11 @@ def test_openings_of_about_the_same_length_attend_together() -> None:
     [span(1, 5, 35), span(1, 0, MAX_PACKED_TOKENS + 1), span(1, 0, 64)],
     ids=["goes on", "is long", "is twice as long"],
 )
-def test_a_piece_that_is_no_opening_of_that_length_attends_by_itself(other: Span) -> None:
+def test_a_chunk_that_goes_on_or_has_another_length_attends_by_itself(other: Span) -> None:
     assert sizes_of_segments(span(0, 0, 30), other) == [30, len(other)]
 
 
-def test_an_opening_behind_a_prefix_attends_by_itself_where_attention_is_a_single_kernel(
+def test_a_prompt_behind_a_prefix_attends_by_itself_where_attention_is_a_single_kernel(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # given
@@ -62,7 +62,7 @@ def test_an_opening_behind_a_prefix_attends_by_itself_where_attention_is_a_singl
 
 
 @pytest.mark.parametrize("lengths", [[7, 7, 7], [16, 1, 9, 16], [128, 120]], ids=str)
-def test_openings_that_attend_together_get_what_each_gets_alone(lengths: list[int]) -> None:
+def test_packed_prompts_that_attend_together_get_what_each_gets_alone(lengths: list[int]) -> None:
     # given
     mx.random.seed(0)
     queries, keys, values = (
@@ -78,7 +78,7 @@ def test_openings_that_attend_together_get_what_each_gets_alone(lengths: list[in
     np.testing.assert_allclose(together, mx.concatenate(alone), atol=1e-6)
 
 
-def test_shorter_openings_are_filled_up_behind_their_last_token() -> None:
+def test_shorter_packed_prompts_are_filled_up_behind_their_last_token() -> None:
     # given
     tokens = mx.arange(5)[:, None, None, None]
 

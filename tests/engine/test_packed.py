@@ -17,9 +17,10 @@ from mlxq.errors import RequestError
 from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.kvcache.memory import measure_cost
+from mlxq_worker.engine.kvcache.slots import Write
 from mlxq_worker.engine.runners.layout import Layout
 from mlxq_worker.engine.runners.packed import packs
-from mlxq_worker.engine.runners.slots import SlotCache
+from mlxq_worker.engine.runners.slot_cache import SlotCache
 
 
 class Altered:
@@ -240,18 +241,18 @@ def test_rows_take_no_more_room_than_their_lengths_ask_for(caches: list[SlotCach
     def look(step_index: int) -> None:
         if step_index == 10:
             engine.admit(row_spec(row_id="long", prompt_ids=(1,) * 600, max_tokens=2))
-        sizes.append(repr(caches[-1]))
+        sizes.append(repr(caches[-1].slots))
 
     run(engine, short, before_step=look)
     engine.step(0.0)
 
     assert list(dict.fromkeys(sizes)) == [
-        "SlotCache(no slots; 0 prefixes)",
-        "SlotCache(3 slots of 256 columns; 0 prefixes)",
-        "SlotCache(3 slots of 256 columns, 1 slots of 768 columns; 0 prefixes)",
+        "Slots(no slabs; 0 prefixes)",
+        "Slots(3 slots of 256 columns; 0 prefixes)",
+        "Slots(3 slots of 256 columns, 1 slots of 768 columns; 0 prefixes)",
     ]
-    assert sizes[-1] == "SlotCache(3 slots of 256 columns; 0 prefixes)"
-    assert repr(caches[-1]) == "SlotCache(no slots; 0 prefixes)"
+    assert sizes[-1] == "Slots(3 slots of 256 columns; 0 prefixes)"
+    assert repr(caches[-1].slots) == "Slots(no slabs; 0 prefixes)"
 
 
 def test_rows_that_outgrow_their_slots_and_those_that_stay_get_the_tokens_that_they_get_alone() -> None:
@@ -282,7 +283,9 @@ def test_what_a_row_leaves_in_a_slot_does_not_reach_the_next_one(caches: list[Sl
     def overflow(step_index: int) -> None:
         if step_index == 4:
             for cache in caches[-2:]:  # both layers
-                cache._slabs[0]._values[1, :, :6] = mx.array(mx.nan)  # all that it has written
+                keys, values = cache.slots.read(0, 1, 2, 6)  # all that it has written: (1, H, 6, D) each
+                columns = Write(0, None, mx.array([1] * 6), mx.arange(6))
+                cache.slots.write([columns], keys[0].swapaxes(0, 1), mx.full_like(values[0].swapaxes(0, 1), mx.nan))
             engine.cancel(row_named("leaver"))
             engine.admit(follower)
 

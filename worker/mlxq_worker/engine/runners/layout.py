@@ -14,6 +14,7 @@ import mlx.core as mx
 
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import Slot
+from mlxq_worker.engine.kvcache.slots import Write
 from mlxq_worker.engine.plan import PrefixChunk
 from mlxq_worker.engine.runners.attention import CAUSAL_BLOCK, is_fused
 
@@ -130,16 +131,6 @@ def _grouped(spans: Sequence[Span]) -> tuple[Span | PackedPrompts, ...]:
         own = list(group)
         groups += [PackedPrompts(list(map(len, own)))] if size and len(own) > 1 else own
     return tuple(groups)
-
-
-@dataclass(frozen=True, slots=True)
-class Write:
-    """Which of the step's tokens go to a slab, `None` for all M of them, and to which slots and columns: (m,) each."""
-
-    slab: int
-    tokens: mx.array | None
-    slots: mx.array
-    columns: mx.array
 
 
 def _writes(in_slots: Sequence[Span]) -> tuple[Write, ...]:

@@ -17,13 +17,14 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-from mlxq_worker.engine.kvcache.slot_allocator import SlotAllocator
+from mlxq_worker.engine.kvcache.slot_allocator import Changes, SlotAllocator
+from mlxq_worker.engine.kvcache.slots import Slots
 from mlxq_worker.engine.plan import Plan, PrefillChunk, PrefixChunk
 from mlxq_worker.engine.rows.row import Fork, Row
 from mlxq_worker.engine.runners.activation import quick_swiglu, route_swiglu
 from mlxq_worker.engine.runners.layout import Layout, Span
 from mlxq_worker.engine.runners.runner import Launched
-from mlxq_worker.engine.runners.slots import SlotCache, route_attention
+from mlxq_worker.engine.runners.slot_cache import SlotCache, route_attention
 from mlxq_worker.engine.sampling.batch_sampler import BatchSampler
 from mlxq_worker.engine.sampling.logprobs import score_chunk
 
@@ -40,14 +41,24 @@ class PackedModel:
         self._body = model.model
         self._head = copy.copy(model)
         self._head.model = _Passed(model.model)
-        self.caches = [SlotCache() for _ in make_prompt_cache(model)]
+        self._caches = [SlotCache() for _ in make_prompt_cache(model)]
+
+    @property
+    def slots(self) -> list[Slots]:
+        """What each layer keeps."""
+        return [cache.slots for cache in self._caches]
+
+    def arrange(self, changes: Changes) -> None:
+        """Bring every layer's slabs to where the rows of the next steps lie."""
+        for slots in self.slots:
+            slots.arrange(changes)
 
     def hidden(self, tokens: mx.array, layout: Layout) -> mx.array:
         """Run tokens (N,) through the layers, writing their keys and values where `layout` says: (N, 1, E)."""
-        for cache in self.caches:
+        for cache in self._caches:
             cache.begin_step(layout)
         with quick_swiglu():
-            hidden: mx.array = self._body(tokens[:, None], cache=self.caches)
+            hidden: mx.array = self._body(tokens[:, None], cache=self._caches)
         return hidden
 
     def logits(self, hidden: mx.array) -> mx.array:
@@ -134,12 +145,10 @@ class PackedRunner:
     def _arrange(self, plan: Plan) -> None:
         """Give the plan's rows their slots. A row whose prefix is still being prefilled has none yet."""
         for prefix in plan.evicted:
-            for cache in self._packed.caches:
-                cache.evict(prefix)
+            for slots in self._packed.slots:
+                slots.evict(prefix)
         columns = {row: _num_columns(row) for row in (*plan.rows, *plan.resting)}
-        changes = self._slots.arrange(columns)
-        for cache in self._packed.caches:
-            cache.arrange(changes)
+        self._packed.arrange(self._slots.arrange(columns))
         self._token_index = {row: index for row, index in self._token_index.items() if row in columns}
         free = iter(sorted(set(range(self.max_num_seqs)) - set(self._token_index.values())))
         self._token_index |= {row: next(free) for row in columns if row not in self._token_index}
@@ -148,8 +157,8 @@ class PackedRunner:
         """Give rows what others have computed, and the tokens to go on with."""
         # Both have as many tokens, so they lie in one slab.
         copied = [(self._slots[fork.source], self._slots[fork.row]) for fork in forks if fork.source is not fork.row]
-        for cache in self._packed.caches:
-            cache.copy(copied)
+        for slots in self._packed.slots:
+            slots.copy(copied)
         indices = mx.array([self._token_index[fork.row] for fork in forks])
         self._newest[indices] = mx.array([fork.token_id for fork in forks], dtype=mx.uint32)
 
@@ -188,9 +197,7 @@ _TOLERANCE = 0.05
 def _try_out(packed: PackedModel, ids: mx.array) -> mx.array:
     """The logits (2, V) that follow ids[:6] and ids[:4], each prefilled but for its last id, then decoded."""
     slots = SlotAllocator[int]()
-    changes = slots.arrange({6: 6, 4: 4})
-    for cache in packed.caches:
-        cache.arrange(changes)
+    packed.arrange(slots.arrange({6: 6, 4: 4}))
     packed.hidden(mx.concatenate([ids[:5], ids[:3]]), Layout([], [Span(slots[6], 0, 5), Span(slots[4], 0, 3)]))
     return packed.logits(packed.hidden(ids[mx.array([5, 3])], Layout([Span(slots[6], 5, 6), Span(slots[4], 3, 4)])))
 

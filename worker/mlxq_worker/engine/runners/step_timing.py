@@ -42,9 +42,7 @@ def _time(model: Any, num_tokens: int, num_rows: int) -> StepTiming:
     """The fastest of three steps, if they are short: the first also allocates, and each may be disturbed."""
     packed, slots = PackedModel(model), SlotAllocator[int]()
     lengths = {start: min(_PROMPT_TOKENS, num_tokens - start) for start in range(0, num_tokens, _PROMPT_TOKENS)}
-    changes = slots.arrange(lengths)
-    for cache in packed.caches:
-        cache.arrange(changes)
+    packed.arrange(slots.arrange(lengths))
     layout = Layout([], [Span(slots[start], 0, length) for start, length in lengths.items()])
     seconds = _step_seconds(packed, layout, num_tokens, num_rows)
     if seconds < _LONG_STEP_S:
