@@ -16,7 +16,7 @@ from mlxq_worker.engine.api import RowResult, RowSpec, TokenScores
 from mlxq_worker.engine.kvcache.budget import KvBudget, KvCost
 from mlxq_worker.engine.plan import Plan
 from mlxq_worker.engine.rows.beam import BeamSearch
-from mlxq_worker.engine.rows.beam_rows import new_row
+from mlxq_worker.engine.rows.beam_group import new_group
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.scheduling.scheduler import Scheduler
 
@@ -116,7 +116,7 @@ def test_searches_among_other_rows_get_what_they_get_alone_in_no_more_places_tha
     ]
     scheduler = Scheduler(max_num_seqs, max_num_batched_tokens)
     for spec in specs:
-        scheduler.add(new_row(spec, decode))
+        scheduler.add(new_group(spec, decode))
     device, results = Device(scheduler, max_num_seqs, lag), {}
 
     while scheduler.num_running or scheduler.num_waiting:
@@ -138,7 +138,7 @@ def test_a_search_leaves_out_every_other_step_of_a_device_that_is_one_step_behin
     scheduler = Scheduler(4)
     beam = row_spec(row_id="beam", beam=Beam(width=3), max_tokens=4)
     for spec in (beam, row_spec(row_id="other", max_tokens=7)):
-        scheduler.add(new_row(spec, decode))
+        scheduler.add(new_group(spec, decode))
     device, plans = Device(scheduler, 4, lag=1), []
     original = scheduler.schedule
 
@@ -160,7 +160,7 @@ LONG_PROMPT = tuple(range(100, 170))
 
 def test_the_rows_of_a_search_share_all_of_a_long_prompt_but_its_last_token() -> None:
     scheduler = Scheduler(3, max_prefix_tokens=100)
-    scheduler.add(new_row(row_spec(prompt_ids=LONG_PROMPT, beam=Beam(width=3)), decode))
+    scheduler.add(new_group(row_spec(prompt_ids=LONG_PROMPT, beam=Beam(width=3)), decode))
 
     plan, _ = scheduler.schedule(0.0)
 
@@ -171,8 +171,8 @@ def test_the_rows_of_a_search_share_all_of_a_long_prompt_but_its_last_token() ->
 def test_a_search_that_waited_in_vain_leaves_nothing_that_others_would_seem_to_share() -> None:
     # Too little room to keep a prefix that nobody uses beside the row that runs.
     scheduler = Scheduler(5, max_prefix_tokens=100, budget=KvBudget(KvCost(bytes_per_token=1), limit_bytes=150))
-    scheduler.add(new_row(row_spec(row_id="running", max_tokens=90), decode))
-    scheduler.add(new_row(row_spec(row_id="search", prompt_ids=LONG_PROMPT, beam=Beam(width=3)), decode))
+    scheduler.add(new_group(row_spec(row_id="running", max_tokens=90), decode))
+    scheduler.add(new_group(row_spec(row_id="search", prompt_ids=LONG_PROMPT, beam=Beam(width=3)), decode))
     for _ in range(2):
         plan, _ = scheduler.schedule(0.0)
         scheduler.commit(plan.rows, [7] * len(plan.rows), 0.0)
@@ -181,7 +181,7 @@ def test_a_search_that_waited_in_vain_leaves_nothing_that_others_would_seem_to_s
     scheduler.abort(row_named("search"), "cancelled")
     scheduler.schedule(0.0)
     scheduler.abort(row_named("running"), "cancelled")
-    scheduler.add(new_row(row_spec(row_id="alone", prompt_ids=LONG_PROMPT, max_tokens=5), decode))
+    scheduler.add(new_group(row_spec(row_id="alone", prompt_ids=LONG_PROMPT, max_tokens=5), decode))
     plan, _ = scheduler.schedule(0.0)
 
     assert [chunk.token_ids for chunk in plan.prefill] == [LONG_PROMPT]
@@ -190,7 +190,7 @@ def test_a_search_that_waited_in_vain_leaves_nothing_that_others_would_seem_to_s
 
 def test_a_waiting_search_counts_with_all_its_rows_as_taken() -> None:
     scheduler = Scheduler(8)
-    scheduler.add(new_row(row_spec(row_id="search", beam=Beam(width=3)), decode))
+    scheduler.add(new_group(row_spec(row_id="search", beam=Beam(width=3)), decode))
     assert scheduler.free_rows == 5
 
     scheduler.schedule(0.0)

@@ -6,6 +6,7 @@ import pytest
 from tests.support.row_specs import name_of, row_named, row_spec
 
 from mlxq_worker.engine.kvcache.budget import KvBudget, KvCost
+from mlxq_worker.engine.rows.group import RowGroup
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.scheduling.scheduler import Scheduler
 
@@ -43,7 +44,7 @@ def test_a_row_waits_until_it_fits_beside_the_others_and_keeps_its_turn() -> Non
     lengths = {"a": 5, "b": 5, "long": 15, "c": 5}
     for row_id, length in lengths.items():
         spec = row_spec(row_id=row_id, prompt_ids=(1,), max_tokens=length - 1)
-        scheduler.add(Row(spec, lambda ids: ""))
+        scheduler.add(RowGroup(Row(spec, lambda ids: "")))
 
     batches = []
     for _ in range(30):
@@ -59,7 +60,7 @@ def test_a_row_that_comes_and_goes_ahead_need_not_wait_for_one_that_does_not_fit
     scheduler = Scheduler(4, budget=budget, longest_first=True)
     for row_id, num_prompt_tokens, max_tokens in (("running", 1, 20), ("large", 5, 30), ("long", 9, 10)):
         spec = row_spec(row_id=row_id, prompt_ids=(1,) * num_prompt_tokens, max_tokens=max_tokens)
-        scheduler.add(Row(spec, lambda ids: ""))
+        scheduler.add(RowGroup(Row(spec, lambda ids: "")))
         plan, _ = scheduler.schedule(0.0)
 
     assert [name_of(row.spec.row_id) for row in plan.rows] == ["running", "long"]
@@ -70,7 +71,7 @@ def sharing_scheduler(limit_bytes: int) -> Scheduler:
     scheduler = Scheduler(4, max_prefix_tokens=100, budget=KvBudget(KvCost(bytes_per_token=1), limit_bytes))
     for index in range(2):
         spec = row_spec(row_id=str(index), prompt_ids=(*range(64), 100 + index), max_tokens=35)
-        scheduler.add(Row(spec, lambda ids: ""))
+        scheduler.add(RowGroup(Row(spec, lambda ids: "")))
     return scheduler
 
 
@@ -91,7 +92,7 @@ def test_a_prefix_that_nobody_uses_makes_room_for_a_row() -> None:
         scheduler.abort(row_named(row_id), "cancelled")
     idle, _ = scheduler.schedule(1.0)
 
-    scheduler.add(Row(row_spec(row_id="big", prompt_ids=(9,), max_tokens=99), lambda ids: ""))
+    scheduler.add(RowGroup(Row(row_spec(row_id="big", prompt_ids=(9,), max_tokens=99), lambda ids: "")))
     full, _ = scheduler.schedule(2.0)
 
     assert idle.evicted == ()

@@ -15,6 +15,7 @@ from tests.support.row_specs import name_of, row_named, row_spec
 
 from mlxq_worker.engine.api import RowResult
 from mlxq_worker.engine.plan import Plan
+from mlxq_worker.engine.rows.group import RowGroup
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.scheduling.scheduler import Scheduler
 
@@ -85,7 +86,7 @@ def lag(request: pytest.FixtureRequest) -> int:
 def scheduler_of(width: int, *rows: Row) -> Scheduler:
     scheduler = Scheduler(width)
     for each in rows:
-        scheduler.add(each)
+        scheduler.add(RowGroup(each))
     return scheduler
 
 
@@ -111,7 +112,7 @@ def test_an_ended_row_is_replaced_on_the_next_step(lag: int) -> None:
 def test_rows_that_stay_keep_their_order_before_those_that_join(lag: int) -> None:
     device = Device(scheduler_of(3, row("a", 1), row("b"), row("c")), lag)
     device.step()
-    device.scheduler.add(row("d"))
+    device.scheduler.add(RowGroup(row("d")))
 
     device.step()
 
@@ -231,7 +232,7 @@ def test_free_rows_counts_waiting_rows_as_taken_and_never_falls_below_0() -> Non
     free = [scheduler.free_rows]
 
     for row_id in "abcd":
-        scheduler.add(row(row_id))
+        scheduler.add(RowGroup(row(row_id)))
         free.append(scheduler.free_rows)
 
     assert free == [3, 2, 1, 0, 0]
@@ -294,7 +295,7 @@ def test_without_a_limit_on_tokens_a_prompt_is_prefilled_on_one_step() -> None:
 def test_a_long_prompt_is_prefilled_over_several_steps_beside_the_decoding_rows() -> None:
     scheduler = Scheduler(3, max_num_batched_tokens=4)
     for each in (row("a"), row("b", prompt_length=9), row("c", prompt_length=2)):
-        scheduler.add(each)
+        scheduler.add(RowGroup(each))
 
     plans = [scheduler.schedule(0.0)[0] for _ in range(6)]
 
@@ -312,7 +313,7 @@ def test_a_long_prompt_is_prefilled_over_several_steps_beside_the_decoding_rows(
 def test_a_prompt_gets_on_by_a_token_a_step_where_decoding_rows_fill_the_step() -> None:
     scheduler = Scheduler(3, max_num_batched_tokens=2)
     for each in (row("a"), row("b"), row("c", prompt_length=2)):
-        scheduler.add(each)
+        scheduler.add(RowGroup(each))
 
     plans = [scheduler.schedule(0.0)[0] for _ in range(3)]
 
@@ -322,8 +323,8 @@ def test_a_prompt_gets_on_by_a_token_a_step_where_decoding_rows_fill_the_step() 
 def test_a_row_cancelled_while_its_prompt_is_prefilled_has_no_tokens_and_frees_its_place() -> None:
     cancelled = row("a", prompt_length=9)
     scheduler = Scheduler(1, max_num_batched_tokens=4)
-    scheduler.add(cancelled)
-    scheduler.add(row("b"))
+    scheduler.add(RowGroup(cancelled))
+    scheduler.add(RowGroup(row("b")))
     scheduler.schedule(0.0)
 
     scheduler.abort(row_named("a"), "cancelled")
@@ -346,7 +347,7 @@ def test_every_prompt_is_prefilled_once_in_order_and_no_step_takes_more_than_it_
     scheduler = Scheduler(width, max_num_batched_tokens)
     rows = [row(str(index), num_tokens=2, prompt_length=length) for index, length in enumerate(lengths)]
     for each in rows:
-        scheduler.add(each)
+        scheduler.add(RowGroup(each))
     prefilled: list[tuple[str, int]] = []
 
     while scheduler.num_running or scheduler.num_waiting:
@@ -384,7 +385,7 @@ def test_a_shared_prefix_is_prefilled_before_its_rows_and_a_prompt_under_way_goe
     for index, (num_shared, num_own) in enumerate(prompts):
         spec = row_spec(row_id=str(index), prompt_ids=(TOKEN,) * num_shared + (100 + index,) * num_own, max_tokens=2)
         rows.append(Row(spec, decode))
-        scheduler.add(rows[-1])
+        scheduler.add(RowGroup(rows[-1]))
     under_way: set[Row] = set()
 
     for step_index in range(1_000):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.support.row_specs import name_of, row_spec
 
+from mlxq_worker.engine.rows.group import RowGroup
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.scheduling.waiting_queue import PATIENCE, WaitingQueue
 
@@ -11,7 +12,7 @@ from mlxq_worker.engine.scheduling.waiting_queue import PATIENCE, WaitingQueue
 def queue_of(lengths: dict[str, int], *, longest_first: bool) -> WaitingQueue:
     queue = WaitingQueue(longest_first=longest_first)
     for row_id, length in lengths.items():
-        queue.add(Row(row_spec(row_id=row_id, prompt_ids=(1,) * length), lambda ids: ""))
+        queue.add(RowGroup(Row(row_spec(row_id=row_id, prompt_ids=(1,) * length), lambda ids: "")))
     return queue
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mlxq_worker.engine.api import AbortReason, Decode, RowId, RowSpec, StepReport
 from mlxq_worker.engine.kvcache.memory import RELEASE_STEPS, measure_budget, release_unused
-from mlxq_worker.engine.rows.beam_rows import new_row
+from mlxq_worker.engine.rows.beam_group import new_group
 from mlxq_worker.engine.runners.packed import PackedRunner, packs
 from mlxq_worker.engine.runners.padded import PaddedRunner
 from mlxq_worker.engine.runners.runner import Launched, Runner
@@ -96,7 +96,7 @@ class BatchEngine:
         """
         check_width(spec, self._runner.max_num_seqs, self._max_num_seqs)
         check_fits(spec, self._budget)
-        self._scheduler.add(new_row(spec, self._decode))
+        self._scheduler.add(new_group(spec, self._decode))
 
     def cancel(self, row_id: RowId, reason: AbortReason = "cancelled") -> None:
         """End a waiting or running row at the next `step`, keeping the text it has."""

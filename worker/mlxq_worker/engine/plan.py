@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mlxq_worker.engine.kvcache.prefix import Prefix
-from mlxq_worker.engine.rows.row import Fork, Row
+from mlxq_worker.engine.rows.group import Fork
+from mlxq_worker.engine.rows.row import Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Plan:
     prefixes are prefilled. `resting` rows keep their slots; `evicted` prefixes are used by nobody any more."""
 
     decoding: tuple[Row, ...] = ()
+    forks: tuple[Fork, ...] = ()
     prefill: tuple[PrefillChunk, ...] = ()
     prefixes: tuple[PrefixChunk, ...] = ()
     evicted: tuple[Prefix, ...] = ()
@@ -68,9 +70,3 @@ class Plan:
     def rows(self) -> tuple[Row, ...]:
         """Every row that is computed on this step, each once."""
         return self.decoding + tuple(chunk.row for chunk in self.prefill)
-
-    @property
-    def forks(self) -> tuple[Fork, ...]:
-        """What decoding rows go on from where it isn't simply their own newest token. No row that is forked onto is the
-        source of another."""
-        return tuple(row.fork for row in self.decoding if row.fork)

@@ -2,7 +2,7 @@
 
 Does what Hugging Face transformers' beam search does (`GenerationMixin._beam_search` of transformers 5.23,
 `src/transformers/generation/utils.py`), for one prompt and without its padding. Plain Python; where the log
-probabilities come from and where the keys and values lie is `beam_rows`' and the runner's business.
+probabilities come from and where the keys and values lie is `beam_group`' and the runner's business.
 """
 
 from __future__ import annotations

@@ -6,24 +6,12 @@ no arrays, no queue. All times are seconds on the caller's monotonic clock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 from mlxq.contract import StopDetails
 from mlxq_worker.engine.api import AbortReason, Decode, RowError, RowResult, RowSpec, TokenScores
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.reasoning import ReasoningState
 from mlxq_worker.engine.rows.repetition import RepetitionWatch
 from mlxq_worker.engine.rows.stop import StopScanner, TextStream
-
-
-@dataclass(frozen=True, slots=True)
-class Fork:
-    """A row goes on from what `source`, itself or another row of the batch, has computed, with the token given."""
-
-    row: Row
-    source: Row
-    token_id: int
 
 
 class Row:
@@ -43,7 +31,6 @@ class Row:
         "_repetition",
         "_scanner",
         "_stream",
-        "abort_reason",
         "num_prefilled",
         "num_scheduled",
         "prefix",
@@ -62,7 +49,6 @@ class Row:
         self.num_prefilled = 0
         self.num_scheduled = 0
         self.prefix: Prefix | None = None
-        self.abort_reason: AbortReason | None = None
         self.result: RowResult | None = None
         self._decode = decode
         # Text is followed token by token only where a stop string needs it; other rows are decoded once, at the end.
@@ -82,26 +68,6 @@ class Row:
         return self.result is not None
 
     @property
-    def results(self) -> Sequence[RowResult]:
-        """What the row reports when it has ended."""
-        return () if self.result is None else (self.result,)
-
-    @property
-    def first(self) -> Row:
-        """The row that stands for those that entered the batch as one."""
-        return self
-
-    @property
-    def others(self) -> Sequence[Row]:
-        """The rows that enter the batch with this one and are part of it."""
-        return ()
-
-    @property
-    def fork(self) -> Fork | None:
-        """Where the row has to be brought before it decodes, if not on from where it is."""
-        return None
-
-    @property
     def wants_token(self) -> bool:
         """Whether one more token should be asked of the device, now or later: not once the limit is on its way."""
         return not self.finished and self.num_scheduled < self.spec.limit
@@ -119,11 +85,6 @@ class Row:
     def is_due(self) -> bool:
         """Whether a token can be asked of the device on this step."""
         return self.is_prefilled and self.wants_token
-
-    @property
-    def is_resting(self) -> bool:
-        """Whether the row only keeps what it has computed on a step that it isn't due on."""
-        return False
 
     @property
     def is_unforeseen(self) -> bool:

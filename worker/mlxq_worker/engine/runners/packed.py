@@ -20,7 +20,8 @@ from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlxq_worker.engine.kvcache.slot_allocator import Changes, SlotAllocator
 from mlxq_worker.engine.kvcache.slots import Slots
 from mlxq_worker.engine.plan import Plan, PrefillChunk, PrefixChunk
-from mlxq_worker.engine.rows.row import Fork, Row
+from mlxq_worker.engine.rows.group import Fork
+from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.runners.activation import quick_swiglu, route_swiglu
 from mlxq_worker.engine.runners.layout import Layout, Span
 from mlxq_worker.engine.runners.runner import Launched

@@ -16,7 +16,8 @@ import mlx.core as mx
 from mlx_lm.models.cache import make_prompt_cache
 
 from mlxq_worker.engine.plan import Plan
-from mlxq_worker.engine.rows.row import Fork, Row
+from mlxq_worker.engine.rows.group import Fork
+from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.runners.runner import Launched
 from mlxq_worker.engine.sampling.batch_sampler import BatchSampler
 from mlxq_worker.engine.sampling.logprobs import score_chunk
@@ -109,7 +110,7 @@ class PaddedRunner:
     def clear(self) -> None:
         """Drop the batch and free its memory."""
         self._batch = PaddedBatch()
-        self._searches: dict[Row, PaddedBatch] = {}  # by their first rows
+        self._searches: list[PaddedBatch] = []
         self._sampler = BatchSampler()
         mx.clear_cache()
 
@@ -131,18 +132,22 @@ class PaddedRunner:
 
     def _search(self, plan: Plan) -> list[PaddedBatch]:
         """Bring the batches of beam searches to `plan`; returns those that take part in it."""
-        forks: dict[Row, list[Fork]] = {}
+        batch_of = {row: batch for batch in self._searches for row in batch.rows}
+        forks: dict[PaddedBatch, list[Fork]] = {}
         for fork in plan.forks:
-            forks.setdefault(fork.row.first, []).append(fork)
-        going_on = {row.first for row in plan.resting} | forks.keys()
-        self._searches = {first: batch for first, batch in self._searches.items() if first in going_on}
-        for first, own in forks.items():
-            self._searches[first].fork(own)
-        begun = [chunk.row for chunk in plan.prefill if chunk.row.spec.beam]
-        for first in begun:
-            self._searches[first] = PaddedBatch()
-            self._searches[first].join([first], self._prefill([first]))
-        return [self._searches[first] for first in (*forks, *begun)]
+            forks.setdefault(batch_of[fork.source], []).append(fork)
+        resting = dict.fromkeys(batch_of[row] for row in plan.resting)
+        for batch, own in forks.items():
+            batch.fork(own)
+        begun = [self._begun(chunk.row) for chunk in plan.prefill if chunk.row.spec.beam]
+        self._searches = [*resting, *forks, *begun]
+        return [*forks, *begun]
+
+    def _begun(self, row: Row) -> PaddedBatch:
+        """A batch of its own for a search whose first row is this."""
+        batch = PaddedBatch()
+        batch.join([row], self._prefill([row]))
+        return batch
 
     def _prefill(self, rows: Sequence[Row]) -> list[Cache]:
         """Run all but the last token of the rows' prompts through the model, equal ones once; the last one is decoded

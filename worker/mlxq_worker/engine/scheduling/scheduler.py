@@ -16,6 +16,7 @@ from mlxq_worker.engine.api import AbortReason, RowError, RowId, RowResult, Toke
 from mlxq_worker.engine.kvcache.budget import KvBudget
 from mlxq_worker.engine.kvcache.prefix import Prefix, PrefixTable
 from mlxq_worker.engine.plan import Plan, PrefillChunk, PrefixChunk
+from mlxq_worker.engine.rows.group import RowGroup
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.scheduling.waiting_queue import WaitingQueue
 
@@ -25,8 +26,9 @@ _NONE: Mapping[Any, Any] = MappingProxyType({})
 class Scheduler:
     """The waiting queue and the running batch.
 
-    A row is *running* from its admission to its end. Its room in the batch is free again once it wants no more
-    tokens: a row whose last permitted token is on its way frees it a step before it ends.
+    Rows wait, enter and leave in groups. A group is *running* from its admission to its end. A row's room in the batch
+    is free again once it wants no more tokens: one whose last permitted token is on its way frees it a step before it
+    ends.
 
     Args:
         max_num_seqs: how many rows are in the batch at most.
@@ -51,7 +53,7 @@ class Scheduler:
         self._max_num_batched_tokens = max_num_batched_tokens
         self._prefixes = PrefixTable(max_prefix_tokens)
         self._waiting = WaitingQueue(longest_first=longest_first)
-        self._running: list[Row] = []
+        self._running: list[RowGroup] = []
         self._has_aborts = False
         self._is_full = False  # nobody fits until a row ends or comes
 
@@ -60,7 +62,8 @@ class Scheduler:
 
     @property
     def num_running(self) -> int:
-        return len(self._running)
+        """How many rows."""
+        return sum(len(group.rows) for group in self._running)
 
     @property
     def num_waiting(self) -> int:
@@ -69,35 +72,37 @@ class Scheduler:
     @property
     def _num_free(self) -> int:
         """How many more rows the batch has room for."""
-        return self._max_num_seqs - sum(row.wants_token for row in self._running)
+        return self._max_num_seqs - sum(group.num_wanted for group in self._running)
 
     @property
     def free_rows(self) -> int:
         """How many more rows could decode at once, the waiting ones counted as if they did."""
-        return max(0, self._num_free - sum(row.spec.num_rows for row in self._waiting))
+        return max(0, self._num_free - sum(group.spec.num_rows for group in self._waiting))
 
-    def add(self, row: Row) -> None:
-        """Put a row at the end of the waiting queue."""
-        self._waiting.add(row)
+    def add(self, group: RowGroup) -> None:
+        """Put a group in the waiting queue."""
+        self._waiting.add(group)
         self._is_full = False
-        self._prefixes.expect(row.spec.prompt_ids)
+        for row in group.rows:
+            self._prefixes.expect(row.spec.prompt_ids)
 
     def abort(self, row_id: RowId, reason: AbortReason) -> None:
-        """Mark a row to be dropped at the next `schedule`; the first reason stays."""
-        for row in (*self._running, *self._waiting):
-            if row.spec.row_id == row_id and row.abort_reason is None:
-                row.abort_reason = reason
+        """Mark a group to be dropped at the next `schedule`; the first reason stays."""
+        for group in (*self._running, *self._waiting):
+            if group.spec.row_id == row_id and group.abort_reason is None:
+                group.abort_reason = reason
                 self._has_aborts = True
 
     def schedule(self, now: float) -> tuple[Plan, list[RowResult]]:
         """Drop what was cancelled or is overdue, fill the free room, and plan the next step."""
         dropped = self._drop(now)
-        decoding = tuple(row for row in self._running if row.is_due)
-        resting = tuple(row for row in self._running if row.is_resting)
+        decoding = tuple(row for group in self._running for row in group.due)
+        forks = tuple(fork for group in self._running for fork in group.forks)
+        resting = tuple(row for group in self._running for row in group.resting)
         prefill, prefixes = self._prefill(len(decoding), now)
         for row in (*decoding, *(chunk.row for chunk in prefill if chunk.is_last)):
             row.num_scheduled += 1
-        return Plan(decoding, tuple(prefill), tuple(prefixes), self._evicted(), resting), dropped
+        return Plan(decoding, forks, tuple(prefill), tuple(prefixes), self._evicted(), resting), dropped
 
     def commit(
         self,
@@ -136,7 +141,7 @@ class Scheduler:
         row's own tokens those of its prefix, if it is the first to use it."""
         chunks: list[PrefillChunk] = []
         prefix_chunks: list[PrefixChunk] = []
-        begun = deque(row for row in self._running if not row.is_prefilled)
+        begun = deque(row for group in self._running for row in group.rows if not row.is_prefilled)
         num_free = self._num_free
         # At least one token even where the decoding rows fill the step, or a prompt would never get on.
         limit = self._max_num_batched_tokens
@@ -145,8 +150,8 @@ class Scheduler:
             if begun:
                 row = begun.popleft()
             elif admitted := self._admit(now):
-                row = admitted
-                num_free -= row.spec.num_rows
+                row = admitted.first
+                num_free -= admitted.spec.num_rows
             else:
                 break
             for prefix in row.prefix.unfilled() if row.prefix else ():
@@ -158,35 +163,26 @@ class Scheduler:
                 room -= len(chunks[-1])
         return chunks, prefix_chunks
 
-    def _admit(self, now: float) -> Row | None:
-        """Let the next row into the batch, with all its beams, if they fit beside the rows that run."""
+    def _admit(self, now: float) -> RowGroup | None:
+        """Let the next group into the batch, if it fits beside the rows that run."""
         if self._is_full:
             return None
-        row = self._waiting.next
-        for other in row.others:
-            self._prefixes.expect(other.spec.prompt_ids)
-        joining = [(each, self._prefix_for(each)) for each in (row, *row.others)]
+        group = self._waiting.next
+        joining = [(row, self._prefix_for(row)) for row in group.rows]
         if not self._fits(joining):
             self._is_full = True
-            self._give_back(joining)
+            for _, prefix in joining:
+                if prefix:
+                    self._prefixes.release(prefix)
             return None
-        self._waiting.remove(row)
-        for each, prefix in joining:
-            each.admit(now, prefix)
-            self._running.append(each)
-        return row
+        self._waiting.remove(group)
+        group.admit(now, [prefix for _, prefix in joining])
+        self._running.append(group)
+        return group
 
     def _prefix_for(self, row: Row) -> Prefix | None:
         """The scores of a prompt's tokens come from computing them, so a row that wants them shares nobody's prefix."""
         return None if row.wants_prompt_scores else self._prefixes.acquire(row.spec.prompt_ids)
-
-    def _give_back(self, joining: Sequence[tuple[Row, Prefix | None]]) -> None:
-        """As if these rows, the first of which waits on, had not been looked at."""
-        for _, prefix in joining:
-            if prefix:
-                self._prefixes.release(prefix)
-        for other, _ in joining[1:]:
-            self._prefixes.forget(other.spec.prompt_ids)
 
     def _fits(self, joining: Iterable[tuple[Row, Prefix | None]]) -> bool:
         """Whether the rows fit behind their prefixes, beside those that run and the prefixes in use. What runs alone
@@ -197,7 +193,7 @@ class Scheduler:
         return self._budget.fits(lengths, self._prefixes.num_locked_tokens)
 
     def _own_lengths(self) -> Iterator[int]:
-        return (_own_length(row, row.prefix) for row in self._running)
+        return (_own_length(row, row.prefix) for group in self._running for row in group.rows)
 
     def _evicted(self) -> tuple[Prefix, ...]:
         """The prefixes that have to go: they are kept only where there is room beside the rows."""
@@ -207,26 +203,26 @@ class Scheduler:
 
     def _drop(self, now: float) -> list[RowResult]:
         candidates = [*self._running, *(self._waiting if self._has_aborts else ())]
-        for row in candidates:
-            reason: AbortReason | None = row.abort_reason or ("deadline" if row.overdue(now) else None)
-            if reason and not row.finished:
-                row.abort(reason, now)
+        for group in candidates:
+            reason: AbortReason | None = group.abort_reason or ("deadline" if group.overdue(now) else None)
+            if reason and not group.finished:
+                group.abort(reason, now)
         if self._has_aborts:
             self._waiting.drop_finished()
             self._has_aborts = False
         return self._remove_ended(candidates)
 
-    def _remove_ended(self, rows: Iterable[Row]) -> list[RowResult]:
-        """The results of those rows that have ended; they leave the batch and their prefixes."""
-        ended = [row for row in rows if row.finished]
-        for row in ended:
+    def _remove_ended(self, groups: Iterable[RowGroup]) -> list[RowResult]:
+        """The results of those groups that have ended; they leave the batch and their prefixes."""
+        ended = [group for group in groups if group.finished]
+        for row in (row for group in ended for row in group.rows):
             self._prefixes.forget(row.spec.prompt_ids)
             if row.prefix:
                 self._prefixes.release(row.prefix)
         if ended:
-            self._running = [row for row in self._running if not row.finished]
+            self._running = [group for group in self._running if not group.finished]
             self._is_full = False
-        return [result for row in ended for result in row.results]
+        return [result for group in ended for result in group.results]
 
 
 def _own_length(row: Row, prefix: Prefix | None) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
-from mlxq_worker.engine.rows.row import Row
+from mlxq_worker.engine.rows.group import RowGroup
 
 PATIENCE = 128
 """Four full batches of the default width."""
@@ -24,34 +24,34 @@ class WaitingQueue:
 
     def __init__(self, *, longest_first: bool = False) -> None:
         self._longest_first = longest_first
-        self._rows: deque[Row] = deque()
+        self._groups: deque[RowGroup] = deque()
         self._num_ahead = 0  # how many rows went ahead of the first one
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._groups)
 
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self._rows)
+    def __iter__(self) -> Iterator[RowGroup]:
+        return iter(self._groups)
 
-    def add(self, row: Row) -> None:
-        """Put a row at the end."""
-        self._rows.append(row)
+    def add(self, group: RowGroup) -> None:
+        """Put a group at the end."""
+        self._groups.append(group)
 
     @property
-    def next(self) -> Row:
+    def next(self) -> RowGroup:
         """Who is next; of equally long prompts the first that came."""
         if not self._longest_first or self._num_ahead >= PATIENCE:
-            return self._rows[0]
-        return max(self._rows, key=lambda row: len(row.spec.prompt_ids))
+            return self._groups[0]
+        return max(self._groups, key=lambda group: len(group.spec.prompt_ids))
 
-    def remove(self, row: Row) -> None:
-        """Take a row out that goes into the batch."""
-        self._num_ahead = 0 if row is self._rows[0] else self._num_ahead + 1
-        self._rows.remove(row)
+    def remove(self, group: RowGroup) -> None:
+        """Take a group out that goes into the batch."""
+        self._num_ahead = 0 if group is self._groups[0] else self._num_ahead + 1
+        self._groups.remove(group)
 
     def drop_finished(self) -> None:
-        """Take rows out that have ended while they waited."""
-        self._rows = deque(row for row in self._rows if not row.finished)
+        """Take groups out that have ended while they waited."""
+        self._groups = deque(group for group in self._groups if not group.finished)
 
     def clear(self) -> None:
-        self._rows.clear()
+        self._groups.clear()

@@ -1,14 +1,14 @@
 """The rows of the batch in which a beam search's hypotheses lie, one in each.
 
-A search takes as many rows as it is wide. Its first row stands for it in the waiting queue and is prefilled; on every
-token a hypothesis stays in the row of the one that it goes on from, or, where that has several followers, takes over
-what that row holds (`Fork`). All running hypotheses are asked for together, and never ahead: what comes next depends on
-what came back. They sit a step out while the engine runs ahead. `beam` decides; plain Python.
+A search takes as many rows as it is wide, which are one group. Its first row is prefilled; on every token a hypothesis
+stays in the row of the one that it goes on from, or, where that has several followers, takes over what that row holds
+(`Fork`). All running hypotheses are asked for together, and never ahead: what comes next depends on what came back.
+They sit a step out while the engine runs ahead. `beam` decides; plain Python.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import chain, repeat
 
@@ -16,12 +16,13 @@ from mlxq.contract import Beam, StopDetails, StopType
 from mlxq_worker.engine.api import AbortReason, Decode, RowError, RowResult, RowSpec, TokenScores
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.rows.beam import BeamSearch, Continuations, Hypothesis
-from mlxq_worker.engine.rows.row import Fork, Row
+from mlxq_worker.engine.rows.group import Fork, RowGroup
+from mlxq_worker.engine.rows.row import Row
 
 
-def new_row(spec: RowSpec, decode: Decode) -> Row:
-    """A row for the waiting queue; that of a beam search brings the search's other rows with it."""
-    return Row(spec, decode) if spec.beam is None else _Hypotheses(spec, spec.beam, decode).rows[0]
+def new_group(spec: RowSpec, decode: Decode) -> RowGroup:
+    """The rows for what is asked: one, or those of a beam search."""
+    return RowGroup(Row(spec, decode)) if spec.beam is None else BeamGroup(spec, spec.beam, decode)
 
 
 class BeamRow(Row):
@@ -29,32 +30,16 @@ class BeamRow(Row):
     holds one from then on, since a search never has fewer than before. It rests from being asked for a token until all
     those of the search have come."""
 
-    __slots__ = ("_fork", "_hypotheses")
+    __slots__ = ("_group", "fork")
 
-    def __init__(self, spec: RowSpec, decode: Decode, hypotheses: _Hypotheses) -> None:
+    def __init__(self, spec: RowSpec, decode: Decode, group: BeamGroup) -> None:
         super().__init__(spec, decode)
-        self._hypotheses = hypotheses
-        self._fork: Fork | None = None
-
-    @property
-    def first(self) -> Row:
-        return self._hypotheses.rows[0]
-
-    @property
-    def others(self) -> Sequence[Row]:
-        return self._hypotheses.rows[1:] if self.first is self else ()
-
-    @property
-    def fork(self) -> Fork | None:
-        return self._fork
+        self._group = group
+        self.fork: Fork | None = None
 
     @property
     def finished(self) -> bool:
-        return self._hypotheses.results is not None
-
-    @property
-    def results(self) -> Sequence[RowResult]:
-        return (self._hypotheses.results or ()) if self.first is self else ()
+        return self._group.finished
 
     @property
     def wants_token(self) -> bool:
@@ -66,39 +51,34 @@ class BeamRow(Row):
 
     @property
     def is_due(self) -> bool:
-        return self._fork is not None and not self.finished and not self.is_resting
+        return self.fork is not None and not self.finished and not self.is_resting
 
     @property
     def is_unforeseen(self) -> bool:
         return True  # nobody knows which hypotheses go on
-
-    def admit(self, now: float, prefix: Prefix | None = None) -> None:
-        super().admit(now, prefix)
-        if self.first is not self:
-            self.num_prefilled = len(self.spec.prompt_ids)  # a row that has computed it will be forked
 
     def commit(self, token_id: int, now: float, scores: TokenScores | None = None) -> None:
         """Take the continuations; the sampled token says nothing."""
         assert scores is not None, "a beam search's rows ask for scores"
         if self._first_token_s is None:
             self._first_token_s = now
-        self._hypotheses.collect(self, scores.top, now)
+        self._group.collect(self, scores.top, now)
 
     def fail(self, code: RowError, now: float) -> None:
-        self._hypotheses.fail(code, now)
-
-    def abort(self, reason: AbortReason, now: float) -> None:
-        self._hypotheses.abort(reason, now)
+        """No token can be chosen for it: there is nothing left to search among."""
+        self._group.fail(code, now)
 
     def go_on(self, hypothesis: Hypothesis, source: Row) -> None:
         """Hold this hypothesis from now on, which goes on from that of `source`."""
         self.token_ids = list(hypothesis.token_ids)
         self.num_scheduled = len(self.token_ids)
-        self._fork = Fork(self, source, self.token_ids[-1])
+        self.fork = Fork(self, source, self.token_ids[-1])
 
 
-class _Hypotheses:
-    """One search and its rows. `results` are set when it ends."""
+class BeamGroup(RowGroup):
+    """One search and its rows."""
+
+    __slots__ = ("_collected", "_decode", "_holders", "_results", "_rows", "_search", "_spec")
 
     def __init__(self, spec: RowSpec, beam: Beam, decode: Decode) -> None:
         self._spec = spec
@@ -109,10 +89,44 @@ class _Hypotheses:
         row_spec = replace(
             spec, num_logprobs=self._search.num_continuations, temperature=0.0, min_tokens=0, stop=(), logit_bias={}
         )
-        self.rows = [BeamRow(row_spec, decode, self) for _ in range(beam.width)]
-        self.results: list[RowResult] | None = None
-        self._holders = self.rows[:1]  # the rows in which the running hypotheses lie, in their order
+        self._rows = [BeamRow(row_spec, decode, self) for _ in range(beam.width)]
+        self._results: list[RowResult] | None = None
+        super().__init__(self._rows[0])
+        self._holders = self._rows[:1]  # the rows in which the running hypotheses lie, in their order
         self._collected: dict[BeamRow, Continuations] = {}
+
+    @property
+    def spec(self) -> RowSpec:
+        return self._spec
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        return self._rows
+
+    @property
+    def finished(self) -> bool:
+        return self._results is not None
+
+    @property
+    def results(self) -> Sequence[RowResult]:
+        return self._results or ()
+
+    @property
+    def due(self) -> Sequence[Row]:
+        return [row for row in self._rows if row.is_due]
+
+    @property
+    def forks(self) -> Sequence[Fork]:
+        return [row.fork for row in self._rows if row.is_due and row.fork]
+
+    @property
+    def resting(self) -> Sequence[Row]:
+        return [row for row in self._rows if row.is_resting]
+
+    def admit(self, now: float, prefixes: Iterable[Prefix | None]) -> None:
+        super().admit(now, prefixes)
+        for row in self._rows[1:]:
+            row.num_prefilled = len(row.spec.prompt_ids)  # a row that has computed it will be forked
 
     def collect(self, row: BeamRow, continuations: Continuations, now: float) -> None:
         """The continuations of one row's hypothesis have come; with the last ones the search goes on."""
@@ -137,7 +151,7 @@ class _Hypotheses:
     def _assign(self) -> None:
         """Find a row for each running hypothesis. The first that goes on from another stays in its row."""
         sources = [self._holders[hypothesis.parent] for hypothesis in self._search.running]
-        empty = [row for row in self.rows if row not in sources]
+        empty = [row for row in self._rows if row not in sources]
         self._holders = []
         for hypothesis, source in zip(self._search.running, sources, strict=True):
             row = empty.pop() if source in self._holders else source
@@ -154,9 +168,9 @@ class _Hypotheses:
     ) -> None:
         """As many results as were asked for; where there are fewer hypotheses, the missing ones are errors, or empty if
         the search was ended before it had them."""
-        assert self.results is None, f"{self._search!r} ended twice"
+        assert self._results is None, f"{self._search!r} ended twice"
         each = zip(range(self._spec.num_beams_returned), chain(hypotheses, repeat(None)), strict=False)
-        self.results = [
+        self._results = [
             self._result(index, hypothesis, now, abort_reason, error_code or "no_token_allowed")
             for index, hypothesis in each
         ]
@@ -172,7 +186,7 @@ class _Hypotheses:
         token_ids = hypothesis.token_ids if hypothesis else ()
         is_error = hypothesis is None and abort_reason is None
         ends = bool(token_ids) and token_ids[-1] in self._spec.end_tokens
-        prefill_s, decode_s = self.rows[0].durations(now)
+        prefill_s, decode_s = self.first.durations(now)
         return RowResult(
             row_id=self._spec.row_id.answer(index),
             token_ids=token_ids,

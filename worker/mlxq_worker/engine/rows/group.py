@@ -1,0 +1,92 @@
+"""Rows that enter the batch together and end together: as a rule a single row; those of a beam search in `beam_group`.
+
+Plain Python. The scheduler's unit: it waits, is admitted, and is dropped as a whole; its rows are what is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mlxq_worker.engine.api import AbortReason, RowResult, RowSpec
+from mlxq_worker.engine.kvcache.prefix import Prefix
+from mlxq_worker.engine.rows.row import Row
+
+
+@dataclass(frozen=True, slots=True)
+class Fork:
+    """A row goes on from what `source`, itself or another row of its group, has computed, with the token given."""
+
+    row: Row
+    source: Row
+    token_id: int
+
+
+class RowGroup:
+    """A row by itself.
+
+    Attributes:
+        abort_reason: why the group is to be dropped at the next opportunity, if it is.
+    """
+
+    __slots__ = ("abort_reason", "first")
+
+    def __init__(self, first: Row) -> None:
+        self.first = first
+        self.abort_reason: AbortReason | None = None
+
+    def __repr__(self) -> str:
+        return f"RowGroup({self.first!r})"
+
+    @property
+    def spec(self) -> RowSpec:
+        """What the group was asked for."""
+        return self.first.spec
+
+    @property
+    def rows(self) -> Sequence[Row]:
+        """All its rows; the first is prefilled, the others go on from what it has computed."""
+        return (self.first,)
+
+    @property
+    def finished(self) -> bool:
+        return self.first.finished
+
+    @property
+    def results(self) -> Sequence[RowResult]:
+        """What the group reports once it has ended."""
+        return () if self.first.result is None else (self.first.result,)
+
+    @property
+    def num_wanted(self) -> int:
+        """How many rows of the batch it still needs."""
+        return sum(row.wants_token for row in self.rows)
+
+    @property
+    def due(self) -> Sequence[Row]:
+        """The rows that a token can be asked for on this step."""
+        return self.rows if self.first.is_due else ()
+
+    @property
+    def forks(self) -> Sequence[Fork]:
+        """Where the due rows have to be brought before they decode, if not on from where each is. No row that is forked
+        onto is the source of another."""
+        return ()
+
+    @property
+    def resting(self) -> Sequence[Row]:
+        """The rows that only keep what they have computed on a step that they aren't due on."""
+        return ()
+
+    def admit(self, now: float, prefixes: Iterable[Prefix | None]) -> None:
+        """Its rows enter the batch, each behind a prefix that it shares."""
+        for row, prefix in zip(self.rows, prefixes, strict=True):
+            row.admit(now, prefix)
+
+    def overdue(self, now: float) -> bool:
+        """Whether it has used up its allowance of decode seconds."""
+        return self.first.overdue(now)
+
+    def abort(self, reason: AbortReason, now: float) -> None:
+        """End it before its time, keeping the text it has."""
+        self.first.abort(reason, now)
