@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"mlxq": ROOT / "producer" / "mlxq", "mlxq_worker": ROOT / "worker" / "mlxq_worker"}
 
@@ -20,6 +22,19 @@ ENGINE = "mlxq_worker.engine"
 ENGINE_MAY_SEE = frozenset({"mlxq.contract", "mlxq.errors"})
 """What `engine/` may import of our own code, beside itself."""
 ENGINE_NEVER_SEES = frozenset({"click", "fakeredis", "redis", "rq"})
+
+ENGINE_FLOORS: tuple[frozenset[str], ...] = (
+    frozenset({"constraint", "reasoning"}),
+    frozenset({"api"}),
+    frozenset({"kvcache"}),
+    frozenset({"rows"}),
+    frozenset({"plan"}),
+    frozenset({"scheduling", "sampling"}),
+    frozenset({"runners"}),
+    frozenset({"engine"}),
+)
+"""The folders and modules of `engine/`, from the ground up. Each may import those of lower floors and itself: who
+decides (`scheduling`) and who computes (`runners`, over `sampling`) meet in the plan, and only `engine` knows both."""
 
 MLX = frozenset({"mlx", "mlx_lm"})
 MLX_CALLERS = frozenset(
@@ -177,6 +192,29 @@ def _engine_may_import(found: Import) -> bool:
     return not found.is_of(*ENGINE_NEVER_SEES)
 
 
+def engine_imports_upwards(modules: Iterable[Module]) -> list[str]:
+    """Arrows between the folders of the engine point downwards; an import for types alone is an arrow, too."""
+    violations = []
+    for module in modules:
+        own = _engine_folder(module.name)
+        if own and own not in _FLOOR_OF:
+            violations.append(f"{module.name} is on no floor")
+            continue
+        for found in module.imports:
+            target = _engine_folder(found.full_name)
+            if own and target and target != own and _FLOOR_OF[own] <= _FLOOR_OF.get(target, len(ENGINE_FLOORS)):
+                violations.append(f"{module.name}:{found.line} imports {found.full_name}")
+    return violations
+
+
+_FLOOR_OF = {name: number for number, floor in enumerate(ENGINE_FLOORS) for name in floor}
+
+
+def _engine_folder(name: str) -> str:
+    """The folder or module right inside the engine that a dotted name is in; empty if none."""
+    return name.removeprefix(f"{ENGINE}.").split(".")[0] if name.startswith(f"{ENGINE}.") else ""
+
+
 def mlx_imported_elsewhere(modules: Iterable[Module]) -> list[str]:
     """Everything else runs, and is tested, without MLX."""
     return [
@@ -257,6 +295,16 @@ def test_the_engine_sees_no_queue_no_command_line_and_nothing_of_the_worker_arou
     assert engine_imports_outside(MODULES) == []
 
 
+def test_the_folders_of_the_engine_import_downwards_only() -> None:
+    assert engine_imports_upwards(MODULES) == []
+
+
+def test_every_floor_of_the_engine_is_there() -> None:
+    names = {_engine_folder(module.name) for module in MODULES} - {""}
+
+    assert names == _FLOOR_OF.keys()
+
+
 def test_only_a_few_modules_import_mlx() -> None:
     assert mlx_imported_elsewhere(MODULES) == []
 
@@ -314,6 +362,41 @@ def test_the_engine_may_import_itself_the_contract_and_arrays() -> None:
     source = ours + "import mlx.core"
 
     assert engine_imports_outside([module("mlxq_worker.engine.runner", source)]) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "upwards"),
+    [
+        (f"{ENGINE}.constraint", "api"),
+        (f"{ENGINE}.api", "rows.row"),
+        (f"{ENGINE}.kvcache.prefix", "rows.row"),
+        (f"{ENGINE}.rows.row", "plan"),
+        (f"{ENGINE}.plan", "scheduling.scheduler"),
+        (f"{ENGINE}.scheduling.scheduler", "sampling.masks"),
+        (f"{ENGINE}.sampling.masks", "scheduling.scheduler"),
+        (f"{ENGINE}.sampling.masks", "runners.packed"),
+        (f"{ENGINE}.runners.packed", "engine"),
+    ],
+)
+@pytest.mark.parametrize("source", ["from {} import x", "if TYPE_CHECKING:\n    from {} import x"])
+def test_an_engine_module_that_imports_one_of_a_higher_floor_is_found_also_for_types_alone(
+    name: str, upwards: str, source: str
+) -> None:
+    guilty = module(name, source.format(f"{ENGINE}.{upwards}"))
+
+    assert len(engine_imports_upwards([guilty])) == 1
+
+
+def test_an_engine_module_may_import_its_own_folder_and_lower_floors() -> None:
+    source = f"from {ENGINE}.runners import layout\nfrom {ENGINE}.plan import Plan\nfrom {ENGINE}.api import RowSpec"
+
+    assert engine_imports_upwards([module(f"{ENGINE}.runners.packed", source)]) == []
+
+
+def test_an_engine_folder_that_is_on_no_floor_is_found() -> None:
+    assert engine_imports_upwards([module(f"{ENGINE}.attic.box", "import numpy")]) == [
+        f"{ENGINE}.attic.box is on no floor"
+    ]
 
 
 def test_a_module_that_imports_mlx_without_leave_is_found() -> None:

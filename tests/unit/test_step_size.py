@@ -9,6 +9,7 @@ from mlxq_worker.engine.scheduling.step_size import (
     MAX_TOKENS,
     StepTiming,
     choose_size,
+    find_size,
     first_size,
     next_size,
 )
@@ -56,3 +57,14 @@ def test_no_larger_size_is_timed_once_tokens_get_dearer() -> None:
 )
 def test_sizes_double_until_a_step_would_surely_be_too_long(last: StepTiming, following: int | None) -> None:
     assert next_size(DECODE, [last]) == following
+
+
+def test_sizes_are_timed_as_long_as_tokens_get_cheaper_and_the_first_step_does_not_count() -> None:
+    timed: list[int] = []
+
+    def step_seconds(num_tokens: int) -> float:
+        timed.append(num_tokens)
+        return 5.0 if len(timed) == 1 else {32: 0.014, 128: 0.040, 256: 0.060, 512: 0.150}[num_tokens]
+
+    assert find_size(step_seconds, 32) == 256
+    assert timed == [32, 32, 128, 256, 512]

@@ -14,10 +14,11 @@ from mlxq_worker.engine.rows.beam_group import new_group
 from mlxq_worker.engine.runners.packed import PackedRunner, packs
 from mlxq_worker.engine.runners.padded import PaddedRunner
 from mlxq_worker.engine.runners.runner import Launched, Runner
-from mlxq_worker.engine.runners.step_timing import measure_step_size
+from mlxq_worker.engine.runners.step_timing import step_seconds
 from mlxq_worker.engine.scheduling.admission import check_fits, check_width
 from mlxq_worker.engine.scheduling.run_ahead import RunAhead
 from mlxq_worker.engine.scheduling.scheduler import Scheduler
+from mlxq_worker.engine.scheduling.step_size import find_size
 
 DEFAULT_STEP_TOKENS = 512
 
@@ -62,7 +63,7 @@ class BatchEngine:
         is_packed = packed and packs(model)
         self._budget = measure_budget(model, kv_bytes, in_slabs=is_packed)
         if max_num_batched_tokens is None:
-            max_num_batched_tokens = measure_step_size(model, max_num_seqs) if is_packed else DEFAULT_STEP_TOKENS
+            max_num_batched_tokens = _measured_step_size(model, max_num_seqs) if is_packed else DEFAULT_STEP_TOKENS
         self.max_num_batched_tokens = max_num_batched_tokens
         self._runner: Runner
         if is_packed:
@@ -140,3 +141,7 @@ class BatchEngine:
         self._in_flight = None
         self._scheduler.clear()
         self._runner.clear()
+
+
+def _measured_step_size(model: Any, num_rows: int) -> int:
+    return find_size(lambda num_tokens: step_seconds(model, num_tokens, num_rows), num_rows)
