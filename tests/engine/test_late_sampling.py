@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -12,6 +13,8 @@ from tests.support.countdown import VOCAB_SIZE, Countdown, counting_from, decode
 from tests.support.engine_runs import run
 
 from mlxq_worker.engine.engine import BatchEngine
+from mlxq_worker.engine.rows.row import Row
+from mlxq_worker.engine.sampling.batch_sampler import BatchSampler, Sampled, Tokens
 
 
 class WatchedModel(Countdown):
@@ -24,6 +27,30 @@ class WatchedModel(Countdown):
     def __call__(self, tokens: mx.array, cache: list[Any]) -> mx.array:
         self._events.append("forward")
         return super().__call__(tokens, cache)
+
+
+@dataclass(frozen=True)
+class WatchedTokens(Sampled):
+    """Writes down when it is read."""
+
+    events: list[str]
+
+    def read(self) -> Tokens:
+        self.events.append("read")
+        return super().read()
+
+
+class WatchedSampler(BatchSampler):
+    """Writes down when it picks the tokens of a step, and when they are read."""
+
+    def __init__(self, events: list[str]) -> None:
+        super().__init__()
+        self._events = events
+
+    def sample(self, rows: tuple[Row, ...], logits: mx.array) -> Sampled:
+        self._events.append("sample")
+        picked = super().sample(rows, logits)
+        return WatchedTokens(picked.rows, picked.tokens, picked.peaks, picked.scores, self._events)
 
 
 class WatchedConstraint:
@@ -64,10 +91,13 @@ def test_a_forward_pass_starts_before_the_last_token_is_read_and_is_sampled_afte
 
 
 def test_a_batch_of_rows_that_need_no_last_token_is_sampled_at_once() -> None:
-    engine = BatchEngine(Countdown(), decode, max_num_seqs=2, packed=False)
+    events: list[str] = []
+    engine = BatchEngine(
+        Countdown(), decode, max_num_seqs=2, packed=False, pipelined=True, new_sampler=lambda: WatchedSampler(events)
+    )
     engine.admit(counting_from(5, logit_bias={9: -1.0}, bad_words=((8,),), min_tokens=2))
 
-    engine.step(0.0)
+    for now in range(3):
+        engine.step(float(now))
 
-    assert engine._in_flight is not None
-    assert engine._in_flight._sampled is not None
+    assert events == ["sample", "sample", "read", "sample", "read"]

@@ -69,6 +69,4 @@ def poisoned_llama(max_batch: int) -> Any:
 
 
 def poisoned_engine(model: Any, decode: Any, width: int) -> BatchEngine:
-    engine = BatchEngine(model, decode, max_num_seqs=width, max_num_batched_tokens=64)
-    engine._runner._sampler = RaisingSampler()  # type: ignore[attr-defined]
-    return engine
+    return BatchEngine(model, decode, max_num_seqs=width, max_num_batched_tokens=64, new_sampler=RaisingSampler)

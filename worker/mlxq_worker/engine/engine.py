@@ -6,6 +6,7 @@ runner computes, and the step in flight is a value that is passed on.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from mlxq_worker.engine.api import AbortReason, Decode, RowId, RowSpec, StepReport
@@ -15,6 +16,7 @@ from mlxq_worker.engine.runners.packed import PackedRunner, packs
 from mlxq_worker.engine.runners.padded import PaddedRunner
 from mlxq_worker.engine.runners.runner import Launched, Runner
 from mlxq_worker.engine.runners.step_timing import step_seconds
+from mlxq_worker.engine.sampling.batch_sampler import BatchSampler
 from mlxq_worker.engine.scheduling.admission import check_fits, check_width
 from mlxq_worker.engine.scheduling.run_ahead import RunAhead
 from mlxq_worker.engine.scheduling.scheduler import Scheduler
@@ -43,6 +45,7 @@ class BatchEngine:
         packed: false keeps to mlx-lm's own caches; slower, the oracle in tests.
         pipelined: true always runs ahead, false looks at every token before the next step starts; `None` does what
             pays.
+        new_sampler: makes what picks the tokens of an empty batch.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class BatchEngine:
         longest_first: bool = False,
         packed: bool = True,
         pipelined: bool | None = None,
+        new_sampler: Callable[[], BatchSampler] = BatchSampler,
     ) -> None:
         self._decode = decode
         self._max_num_seqs = max_num_seqs
@@ -72,9 +76,12 @@ class BatchEngine:
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=max_num_batched_tokens,
                 max_prefix_tokens=self._budget.prefix_tokens(max_prefix_bytes),
+                new_sampler=new_sampler,
             )
         else:
-            self._runner = PaddedRunner(model, max_num_seqs=max_num_seqs, prefill_chunk=max_num_batched_tokens)
+            self._runner = PaddedRunner(
+                model, max_num_seqs=max_num_seqs, prefill_chunk=max_num_batched_tokens, new_sampler=new_sampler
+            )
         self._scheduler = Scheduler(
             self._runner.max_num_seqs,
             self._runner.max_num_batched_tokens,

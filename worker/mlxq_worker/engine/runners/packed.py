@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -76,10 +76,20 @@ class PackedRunner:
         max_num_seqs: the number of slots.
         max_num_batched_tokens: how many tokens go through the model in one step.
         max_prefix_tokens: how many tokens of shared prefixes are kept.
+        new_sampler: makes what picks the tokens of an empty batch.
     """
 
-    def __init__(self, model: Any, *, max_num_seqs: int, max_num_batched_tokens: int, max_prefix_tokens: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        max_prefix_tokens: int,
+        new_sampler: Callable[[], BatchSampler],
+    ) -> None:
         self._model = model
+        self._new_sampler = new_sampler
         self.max_prefix_tokens = max_prefix_tokens
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
@@ -91,7 +101,7 @@ class PackedRunner:
         self._slots = SlotAllocator[Row]()
         self._token_index: dict[Row, int] = {}  # where in `_newest` a row's token is: unlike its slot it stays
         self._newest = mx.zeros((self.max_num_seqs,), dtype=mx.uint32)  # (max_num_seqs,) newest token, computed or not
-        self._sampler = BatchSampler()
+        self._sampler = self._new_sampler()
         mx.clear_cache()
 
     def launch(self, plan: Plan) -> Launched | None:

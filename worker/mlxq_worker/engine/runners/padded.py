@@ -8,7 +8,7 @@ where it can be used.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -94,10 +94,14 @@ class PaddedRunner:
         model: an mlx-lm model; called with token ids (B, L) and a list of caches it returns logits (B, L, V).
         max_num_seqs: how many rows decode together at most; 1 where the model's caches can't be batched.
         prefill_chunk: at most this many positions of a prompt go through the model at once.
+        new_sampler: makes what picks the tokens of an empty batch.
     """
 
-    def __init__(self, model: Any, *, max_num_seqs: int, prefill_chunk: int) -> None:
+    def __init__(
+        self, model: Any, *, max_num_seqs: int, prefill_chunk: int, new_sampler: Callable[[], BatchSampler]
+    ) -> None:
         self._model = model
+        self._new_sampler = new_sampler
         self._prefill_chunk = prefill_chunk
         self._can_batch = all(hasattr(cache, "merge") for cache in make_prompt_cache(model))
         if not self._can_batch:
@@ -111,7 +115,7 @@ class PaddedRunner:
         """Drop the batch and free its memory."""
         self._batch = PaddedBatch()
         self._searches: list[PaddedBatch] = []
-        self._sampler = BatchSampler()
+        self._sampler = self._new_sampler()
         mx.clear_cache()
 
     def launch(self, plan: Plan) -> Launched | None:
