@@ -59,6 +59,17 @@ def test_a_beam_search_takes_its_width_until_all_of_its_answers_have_come() -> N
     assert jobs.num_open_rows == 0
 
 
+def test_each_row_of_a_job_is_an_answer_to_wait_for() -> None:
+    jobs, active = ActiveJobs(), claimed("a")
+    jobs.add(active)
+
+    jobs.open_rows(active, prepared(several("a", 3)))
+    jobs.row_ended(active, result(row_named("a#1")))
+
+    assert active.open_ids == {row_named("a#0"), row_named("a#2")}
+    assert jobs.num_open_rows == 2
+
+
 def test_a_job_that_is_forgotten_is_not_prepared_any_more() -> None:
     jobs, active = ActiveJobs(), claimed("a")
     jobs.add(active)

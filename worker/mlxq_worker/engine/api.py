@@ -108,7 +108,8 @@ class RowSpec:
     @property
     def answer_ids(self) -> tuple[RowId, ...]:
         """The ids of the results that will come of it."""
-        return tuple(self.row_id.answer(index) for index in range(self.num_beams_returned))
+        first = self.row_id.index
+        return tuple(self.row_id.answer(first + index) for index in range(self.num_beams_returned))
 
     @property
     def is_greedy(self) -> bool:
