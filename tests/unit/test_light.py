@@ -51,6 +51,15 @@ def test_importing_mlxq_loads_nothing_heavy() -> None:
     assert loaded <= ALLOWED
 
 
+def test_what_looks_after_workers_loads_nothing_of_a_model() -> None:
+    parts = ("commands.run", "commands.worker", "supervision.supervisor", "supervision.redis_server")
+
+    loaded = third_party_modules("; ".join(f"import mlxq_worker.{part}" for part in parts))
+
+    assert {"mlxq_worker", "redis", "rq"} <= loaded
+    assert loaded.isdisjoint({"mlx", "mlx_lm", "numpy", "tokenizers", "transformers"})
+
+
 def test_looking_at_what_is_public_and_catching_errors_loads_nothing_heavy() -> None:
     at_start = third_party_modules("pass")
 

@@ -12,13 +12,15 @@ from base64 import b64encode
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlxq.contract import Failure, Result
 from mlxq.errors import RequestError
 from mlxq.results.result_lines import failure_line, rejection, result_line
-from mlxq_worker.engine.api import RowError
 from mlxq_worker.jobs.claimed import NOT_JSON, ClaimedJob
+
+if TYPE_CHECKING:  # a supervisor, which writes endings too, need not load what the engine's constraints need
+    from mlxq_worker.engine.api import RowError
 
 Outcome = Literal["finished", "failed", "cancelled"]
 RqStatus = Literal["finished", "failed", "canceled", "stopped"]
