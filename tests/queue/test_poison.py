@@ -164,6 +164,6 @@ def test_a_prompt_that_kills_the_process_ends_as_worker_crashed(
             supervisor.turn(time.monotonic())
             return batch.counts().num_ended == WIDTH
 
-        wait_until(all_ended, "all answers", 100)
+        wait_until(all_ended, "all answers")
 
     check(connection, batch, "killer", "worker_crashed", texts_alone)

@@ -127,7 +127,7 @@ def test_a_worker_shows_its_password_in_no_log_and_to_nobody_who_lists_processes
         batch = submit(redis, "Say hello")
         command = (*MLXQ, "worker", "--model", "demo", "--burst")
         with running(*command, MLXQ_URL=protected_url) as worker:
-            wait_until(lambda: batch.counts().num_ended, "the answer", 60)
+            wait_until(lambda: batch.counts().num_ended, "the answer")
             listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
             output = worker.communicate(timeout=60)[0]
     assert "mlxq worker" in listed
