@@ -46,7 +46,7 @@ LOG_EVERY = 50
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class TrainingBatch:
     """Rows padded to one length. `positions` index the flattened (B * T) inputs where an answer token is
     predicted, and `targets` are those tokens."""
 
@@ -117,14 +117,14 @@ def _max_count_tokens(step: int, steps: int) -> int:
     return round(FIRST_MAX_COUNT_TOKENS + progress * (MAX_COUNT_TOKENS - FIRST_MAX_COUNT_TOKENS))
 
 
-def _batches(rows: list[TokenizedExample]) -> list[Batch]:
+def _batches(rows: list[TokenizedExample]) -> list[TrainingBatch]:
     """The rows of one step in a few batches of similar length."""
     by_length = sorted(rows, key=lambda row: len(row.prompt_ids) + len(row.answer_ids))
     size = -(-len(rows) // BATCHES_PER_STEP)
     return [_pad(by_length[start : start + size]) for start in range(0, len(rows), size)]
 
 
-def _pad(rows: list[TokenizedExample]) -> Batch:
+def _pad(rows: list[TokenizedExample]) -> TrainingBatch:
     """Rows as one batch. Padding is on the right, where causal attention never sees it."""
     width = max(len(row.prompt_ids) + len(row.answer_ids) for row in rows) - 1
     inputs = np.zeros((len(rows), width), dtype=np.int32)
@@ -136,10 +136,10 @@ def _pad(rows: list[TokenizedExample]) -> Batch:
         first = index * width + len(row.prompt_ids) - 1  # the last prompt token predicts the first answer token
         positions.extend(range(first, first + len(row.answer_ids)))
         targets.extend(row.answer_ids)
-    return Batch(mx.array(inputs), mx.array(positions), mx.array(targets))
+    return TrainingBatch(mx.array(inputs), mx.array(positions), mx.array(targets))
 
 
-def _fit(model: Any, steps_of_batches: Iterator[list[Batch]], steps: int) -> None:
+def _fit(model: Any, steps_of_batches: Iterator[list[TrainingBatch]], steps: int) -> None:
     """Run the optimizer over all steps."""
     optimizer = optim.AdamW(learning_rate=_schedule(steps), betas=[0.9, 0.98], weight_decay=0.01)
     loss_and_grad = nn.value_and_grad(model, partial(_loss, model))
@@ -162,7 +162,7 @@ def _schedule(steps: int) -> Any:
     return optim.join_schedules([warmup, decay], [WARMUP_STEPS])
 
 
-def _loss(model: Any, batches: list[Batch]) -> tuple[mx.array, mx.array]:
+def _loss(model: Any, batches: list[TrainingBatch]) -> tuple[mx.array, mx.array]:
     """Mean cross-entropy over the answer tokens of all batches, and the share that is predicted right."""
     logits = mx.concatenate([_answer_logits(model, batch) for batch in batches])  # (N, vocab)
     targets = mx.concatenate([batch.targets for batch in batches])  # (N,)
@@ -170,7 +170,7 @@ def _loss(model: Any, batches: list[Batch]) -> tuple[mx.array, mx.array]:
     return nn.losses.cross_entropy(logits, targets, reduction="mean"), correct
 
 
-def _answer_logits(model: Any, batch: Batch) -> mx.array:
+def _answer_logits(model: Any, batch: TrainingBatch) -> mx.array:
     """Logits where answers are predicted: prompts are most of the tokens, and their logits teach nothing."""
     hidden = model.model(batch.inputs)  # (B, T, hidden)
     answers = hidden.reshape(-1, hidden.shape[-1])[batch.positions]  # (N, hidden)
