@@ -35,11 +35,11 @@ def test_openblas_is_asked_for_before_anything_brings_in_mlx() -> None:
 def test_the_step_size_is_measured_once_however_many_engines_follow(monkeypatch: pytest.MonkeyPatch) -> None:
     measured: list[int] = []
 
-    def measure(_model: object, num_rows: int) -> int:
+    def measure(_step_seconds: object, num_rows: int) -> int:
         measured.append(num_rows)
         return 128
 
-    monkeypatch.setattr(engine, "measure_step_size", measure)
+    monkeypatch.setattr(engine, "find_size", measure)
     backend = load_backend(WorkerConfig(model="demo"))
 
     engines = [backend.new_engine() for _ in range(3)]
