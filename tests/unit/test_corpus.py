@@ -1,5 +1,5 @@
 """Requests as vLLM's run-batch, OpenAI's Batch API and mlx_lm.server document them: each is accepted or refused, as
-the README's table says, and what is accepted is not left aside."""
+the tables of docs/fields.md say, and what is accepted is not left aside."""
 
 from __future__ import annotations
 

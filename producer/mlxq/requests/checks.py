@@ -23,7 +23,7 @@ T_co = TypeVar("T_co", covariant=True)
 class Check(Generic[T_co]):
     """Takes a value and its path (for the error), returns the value as the contract wants it.
 
-    `expected` completes "it must be": error messages say so, and the README's table of fields.
+    `expected` completes "it must be": error messages say so, and the tables of docs/fields.md.
     """
 
     expected: str

@@ -1,4 +1,6 @@
-"""The README's tables of every field, made from `fields`; `python -m mlxq.requests.field_table README.md` renews them.
+"""The tables of every field in docs/fields.md, made from `fields`. To renew them:
+
+    python -m mlxq.requests.field_table docs/fields.md
 
 Knows Markdown, and nothing of what any field means.
 """
@@ -13,7 +15,7 @@ from pathlib import Path
 from mlxq.requests.field import Field
 from mlxq.requests.fields import FIELDS
 
-BEGIN = "<!-- fields: made by python -m mlxq.requests.field_table README.md -->"
+BEGIN = "<!-- fields: made by python -m mlxq.requests.field_table docs/fields.md -->"
 END = "<!-- end of fields -->"
 
 
