@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from tests.support.waiting import DEADLINE_S
 
@@ -23,15 +24,15 @@ def environment(**variables: str) -> dict[str, str]:
     return inherited | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | variables
 
 
-def run(*command: str, **variables: str) -> subprocess.CompletedProcess[str]:
+def run(*command: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:
     """The command's output and exit code once it has ended."""
     return subprocess.run(
-        command, env=environment(**variables), capture_output=True, text=True, timeout=DEADLINE_S, check=False
+        command, env=environment(**variables), cwd=cwd, capture_output=True, text=True, timeout=DEADLINE_S, check=False
     )
 
 
 @contextmanager
-def running(*command: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
+def running(*command: str, cwd: Path | None = None, **variables: str) -> Iterator[subprocess.Popen[str]]:
     """The command while it runs, in a process group of its own; killed in the end if it still does.
 
     Its output, standard error included, is a pipe: read it with `ended`.
@@ -39,6 +40,7 @@ def running(*command: str, **variables: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
         command,
         env=environment(**variables),
+        cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
