@@ -1,4 +1,4 @@
-"""Draws the benchmarks' JSON files as one picture for the README.
+"""Draws the benchmarks' JSON files as one picture for docs/performance.md.
 
     python -m tests.bench.plot 6m.json 40m.json --widths widths.json -o throughput.svg
 

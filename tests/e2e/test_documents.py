@@ -32,9 +32,11 @@ def test_a_reader_who_types_the_blocks_of_a_document_gets_what_it_shows(
         "<!-- exit code: 1 -->\n```sh\ntrue\n```\n",
         "```sh\necho one\n```\n<!-- output -->\n```\ntwo\n```\n",
         '```sh\necho \'{"a": 1, "b": 2}\' > out\n```\n<!-- part of: out -->\n```json\n{"a": 2}\n```\n',
-        "<!-- background -->\n```sh\nfalse\n```\n```sh\nsleep 0.5\n```\n",
-        "<!-- background -->\n```sh\ntrap 'exit 3' TERM; touch there; while :; do sleep 0.05; done\n```\n"
-        "```sh\nuntil [ -e there ]; do sleep 0.05; done\n```\n",
+        "<!-- background -->\n```sh\nfalse\n```\n",
+        (
+            "<!-- background -->\n```sh\ntrap 'exit 3' TERM; touch there; while :; do sleep 0.05; done\n```\n"
+            "```sh\nuntil [ -e there ]; do sleep 0.05; done\n```\n"
+        ),
     ],
 )
 def test_a_document_that_is_wrong_is_found_out(text: str, tmp_path: Path) -> None:

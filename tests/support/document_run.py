@@ -29,20 +29,24 @@ PROGRAMS = {
 }
 
 
+def path_with_programs(folder: Path) -> str:
+    """What PATH has to be for `PROGRAMS`, which are put into a new folder."""
+    folder.mkdir()
+    for name, script in PROGRAMS.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    return os.pathsep.join((str(folder), os.environ["PATH"]))
+
+
 class Reader:
     """Somebody with a folder, a shell, and a Redis at `redis_url`. Keeps what the last command has printed."""
 
     def __init__(self, folder: Path, redis_url: str) -> None:
         self.folder = folder / "work"
         self.folder.mkdir()
-        programs = folder / "bin"
-        programs.mkdir()
-        for name, script in PROGRAMS.items():
-            (programs / name).write_text(f"#!/bin/sh\n{script}\n")
-            (programs / name).chmod(0o755)
         self._redis_url = redis_url
         self._variables = {
-            "PATH": os.pathsep.join((str(programs), os.environ["PATH"])),
+            "PATH": path_with_programs(folder / "bin"),
             "TEST_REDIS_URL": redis_url,
             "COLUMNS": "120",
         }

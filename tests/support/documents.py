@@ -39,7 +39,8 @@ REASONS = frozenset({"needs a Mac", "needs a network", "needs the Hub", "takes m
 """Why a block may be left out."""
 
 _BLOCK = re.compile(
-    r"(?:^<!-- (?P<mark>[a-z ]+)(?:: (?P<value>.+))? -->\n)?^```(?P<language>.*)\n(?P<code>(?:.*\n)*?)^```$", re.MULTILINE
+    r"(?:^<!-- (?P<mark>[a-z ]+)(?:: (?P<value>.+))? -->\n)?^```(?P<language>.*)\n(?P<code>(?:.*\n)*?)^```$",
+    re.MULTILINE,
 )
 
 
