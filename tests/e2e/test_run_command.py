@@ -141,6 +141,7 @@ def test_every_good_line_is_answered_once_and_the_run_says_that_some_failed(mixe
 
     assert mixed.process.returncode == 1
     assert f"{len(GOOD)} answered, {len(BAD)} failed in" in mixed.process.stderr
+    assert f"What was wrong with each of them is in {mixed.files.errors}." in mixed.process.stderr
     assert answers.keys() == EXAMPLES.keys()
     assert sum(is_right(answers[name], example) for name, example in EXAMPLES.items()) >= 0.95 * len(EXAMPLES)
 

@@ -368,6 +368,7 @@ def test_collect_follows_a_batch_into_a_file(redis_url: str, tmp_path: Path) -> 
     assert "3 answered, 0 failed; 15 prompt and 9 completion tokens.\n" in result.stderr  # how fast is not ours to say
     assert "eos_token" in result.stderr
     assert "<end>" in result.stderr
+    assert "out.errors.jsonl" not in result.stderr
 
 
 def test_collect_says_that_a_batch_is_not_done(redis_url: str, tmp_path: Path) -> None:
@@ -513,6 +514,7 @@ def test_run_exits_with_1_when_requests_failed(monkeypatch: pytest.MonkeyPatch, 
     result = mlxq("run", "-i", write_prompts(tmp_path / "in.jsonl", 2), "-o", tmp_path / "out.jsonl")
     assert result.exit_code == 1
     assert "prompt_too_long" in result.stderr
+    assert f"is in {tmp_path / 'out.errors.jsonl'}." in result.stderr
     assert sorted(custom_ids(tmp_path / "out.errors.jsonl")) == ["r0", "r1"]
 
 

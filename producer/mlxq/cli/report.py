@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 from rich.console import Console
@@ -22,7 +23,7 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def print_summary(summary: Summary, *, with_rate: bool) -> None:
+def print_summary(summary: Summary, error_file: Path, *, with_rate: bool) -> None:
     """The closing words of `run` and `collect`."""
     click.echo(headline(summary, with_rate=with_rate), err=True)
     console = Console(stderr=True)
@@ -30,6 +31,7 @@ def print_summary(summary: Summary, *, with_rate: bool) -> None:
         console.print(_stop_table(summary))
     if summary.error_codes:
         console.print(_error_table(summary))
+        click.echo(f"What was wrong with each of them is in {error_file}.", err=True)
     if any(stop.type in LIMITS for stop in summary.stops):
         click.echo(LIMIT_HINT, err=True)
     if summary.unasked:
@@ -59,9 +61,9 @@ def exit_code(summary: Summary) -> int:
     return 1 if summary.failed or summary.cancelled or summary.interrupted else 0
 
 
-def finish(summary: Summary, *, with_rate: bool = True) -> None:
+def finish(summary: Summary, error_file: Path, *, with_rate: bool = True) -> None:
     """Print the summary and end the process with its exit code."""
-    print_summary(summary, with_rate=with_rate)
+    print_summary(summary, error_file, with_rate=with_rate)
     sys.exit(exit_code(summary))
 
 

@@ -132,7 +132,7 @@ def run(
         click.echo(EMPTY_HINT, err=True)
     if workers:
         _warn_of_other_models(summary, worker_options["model"])
-    finish(summary)
+    finish(summary, error_file)
 
 
 def _warn_of_other_models(summary: Summary, model: str) -> None:
