@@ -1,6 +1,6 @@
 """The documents say what is there: their commands, options, fields, reasons, paths and links are looked up.
 
-What their commands do is tried in `tests/e2e/test_documents.py`.
+What their commands do is tried in `tests/e2e/test_document_commands.py`.
 """
 
 from __future__ import annotations
@@ -175,6 +175,14 @@ def test_every_document_can_be_found_from_the_readme() -> None:
 
 def test_the_first_screen_says_that_nobody_ran_this_on_a_mac() -> None:
     assert "It was never run on a Mac." in FIRST_SCREEN
+
+
+def test_the_first_screen_is_short_and_its_python_shorter() -> None:
+    shown = re.sub(r"^<!--.*-->\n", "", FIRST_SCREEN, flags=re.MULTILINE)
+    [python] = [block for block in blocks_of(FIRST_SCREEN) if block.language == "python"]
+
+    assert len(shown.splitlines()) <= 50
+    assert sum(bool(line.strip()) for line in python.code.splitlines()) <= 5
 
 
 def test_the_speed_on_the_first_screen_is_that_of_the_measurements() -> None:
