@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from importlib.util import find_spec
 from pathlib import Path
 from typing import get_args
@@ -168,6 +169,16 @@ def test_every_path_that_is_mentioned_is_there(document: Path) -> None:
 
 def test_every_document_can_be_found_from_the_readme() -> None:
     assert {path.name for path in DOCS.glob("*.md")} == set(re.findall(r"\(docs/([\w.]+)\)", README))
+
+
+def test_a_source_distribution_has_every_document_and_all_that_they_mention() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["hatch"]["build"]
+    paths = re.findall(r"`((?:producer|worker|tests|docs|deploy|examples|\.ci)/[\w./-]*)`", EVERYTHING)
+    links = [str(document.relative_to(ROOT)) for document in DOCUMENTS]
+    links += re.findall(r"\]\((?!https?://|\.\.)([^)#]+)", README)
+
+    needed = {f"/{path.split('/')[0]}" for path in (*paths, *links)}
+    assert needed <= set(settings["targets"]["sdist"]["include"])
 
 
 # --- What the README promises on its first screen -------------------------------------------------------------
