@@ -71,7 +71,13 @@ def clear_errors() -> Iterator[None]:
     except MlxqError as error:
         raise click.ClickException(str(error)) from error
     except ModuleNotFoundError as error:
-        if (error.name or "mlxq").startswith("mlxq"):  # ours is a bug; others' is what `pip install mlxq` leaves out
+        if (missing := missing_package(error)) is None:
             raise
-        message = f'this command needs {error.name}: install "mlxq[worker]"'
-        raise click.ClickException(message) from error
+        raise missing from error
+
+
+def missing_package(error: ModuleNotFoundError) -> click.ClickException | None:
+    """The error of a package that `pip install mlxq` leaves out; `None` if it is one of ours, which is a bug."""
+    if (error.name or "mlxq").startswith("mlxq"):
+        return None
+    return click.ClickException(f'this command needs {error.name}: install "mlxq[worker]"')

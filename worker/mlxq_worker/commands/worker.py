@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 import click
 from click.core import ParameterSource
 
+from mlxq.cli.lazy import missing_package
 from mlxq.errors import ConfigError, MlxqError, QueueUnavailable, WorkerFailed
 from mlxq_worker import exits
 from mlxq_worker.commands.worker_options import WORKER, all_worker_options, words_of
@@ -86,10 +87,11 @@ def _supervise(config: WorkerConfig, options: list[str], log_level: str) -> None
 def _work(config: WorkerConfig, log_level: str) -> int:
     """Be the process that works; returns its exit code (`exits`)."""
     from mlxq.queue.connect import connect, queue_errors
-    from mlxq_worker.worker import BatchWorker
 
     connection = connect(config.url)
     try:
+        from mlxq_worker.worker import BatchWorker
+
         with queue_errors(connection):
             batch_worker = BatchWorker(
                 list(config.queues), name=config.name, connection=connection, serializer="json", config=config
@@ -97,6 +99,11 @@ def _work(config: WorkerConfig, log_level: str) -> int:
             batch_worker.work(logging_level=log_level.upper())
     except ConfigError:
         raise
+    except ModuleNotFoundError as error:
+        if (missing := missing_package(error)) is None:
+            raise
+        missing.show()
+        return exits.GAVE_UP
     except MlxqError as error:
         click.ClickException(str(error)).show()
         return exits.NO_REDIS if isinstance(error, QueueUnavailable) else exits.GAVE_UP
