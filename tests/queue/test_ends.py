@@ -14,7 +14,7 @@ from mlxq import keys
 from mlxq.queue.client import Client
 from mlxq.requests.build import request
 from mlxq_worker.jobs import endings
-from mlxq_worker.jobs.claimed import Claimed
+from mlxq_worker.jobs.claimed import ClaimedJob
 from mlxq_worker.jobs.endings import Ending
 from mlxq_worker.jobs.store import JobStore
 
@@ -39,7 +39,7 @@ class Place:
     def job(self) -> Job:
         return Job.fetch(self.job_id, self.redis, "json")
 
-    def claim(self) -> Claimed:
+    def claim(self) -> ClaimedJob:
         [job] = self.store.claim(1, time.time()).jobs
         assert job.job_id == self.job_id
         return job
@@ -61,11 +61,11 @@ def place(connection: Redis) -> Place:
     return Place(connection)
 
 
-def failed(job: Claimed) -> Ending:
+def failed(job: ClaimedJob) -> Ending:
     return endings.gave_up(job, "worker_crashed", "It crashed.")
 
 
-def finished(job: Claimed) -> Ending:
+def finished(job: ClaimedJob) -> Ending:
     return Ending(job=job, outcome="finished", rq_status="finished", answer=failed(job).answer)
 
 
