@@ -7,7 +7,6 @@ import json
 import os
 import re
 import signal
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -254,15 +253,15 @@ def test_a_loop_ends_as_such(answers: dict[str, Line]) -> None:
 def test_a_job_of_four_rows_whose_worker_is_killed_has_one_line_with_all_four(
     connection: Redis, redis_url: str, tmp_path: Path
 ) -> None:
-    source = write_lines(tmp_path / "in.jsonl", [endless("four", max_tokens=500, n=4, seed=1)])
+    lines = [endless("four", max_tokens=1000, n=4, seed=1), endless("beside", max_tokens=20)]
+    source = write_lines(tmp_path / "in.jsonl", lines)
     worker = (*MLXQ, "worker", "--model", "demo", "--url", redis_url)
     alone = {"MLXQ_LEASE_S": "2", "MLXQ_MAINTENANCE_S": "0.5", "MLXQ_PARENT_PID": str(os.getpid())}
     batch = Client(connection).batch(run(*MLXQ, "enqueue", "-i", str(source), "--url", redis_url).stdout.strip())
     job_id = batch.job_id("four")
 
     with running(*worker, **alone) as victim:
-        wait_until(lambda: fetch(connection, job_id).get_status().value == "started", "the job to start")
-        time.sleep(0.5)  # some steps on
+        wait_until(lambda: batch.counts().num_ended, "the row beside it to end, which began no earlier")
         victim.kill()
         ended(victim)
     was_started = fetch(connection, job_id).get_status().value
@@ -271,7 +270,6 @@ def test_a_job_of_four_rows_whose_worker_is_killed_has_one_line_with_all_four(
         assert run(*collect).returncode == 0
 
     assert (victim.returncode, was_started) == (-signal.SIGKILL, "started")
-    (text,) = (tmp_path / "out.jsonl").read_text().splitlines()
-    choices = json.loads(text)["response"]["body"]["choices"]
+    choices = read_lines(tmp_path / "out.jsonl")["four"]["response"]["body"]["choices"]
     assert [each["index"] for each in choices] == [0, 1, 2, 3]
-    assert all(each["stop_details"]["token_index"] == 499 for each in choices)
+    assert all(each["stop_details"]["token_index"] == 999 for each in choices)

@@ -88,7 +88,6 @@ def test_every_answer_ends_on_an_end_token_and_each_of_the_three_ends_some(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)  # most rows run to their limit, which takes minutes on a busy machine
 def test_with_the_last_end_token_alone_the_answers_that_end_on_others_run_to_their_limit(
     model: LoadedModel, answered: list[Answered]
 ) -> None:

@@ -11,13 +11,12 @@ import pytest
 from tests.support.processes import environment
 
 ROOT = Path(__file__).parents[2]
-OPTIONS = ("--seconds", "60", "--requests", "400", "--workers", "3", "--seed", "1", "--patience", "120")
+OPTIONS = ("--seconds", "60", "--requests", "400", "--workers", "3", "--seed", "1", "--patience", "600")
 
 FAULTS = ("worker kills", "supervisor kills", "producer kills", "cuts", "freezes")
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
 def test_every_request_is_answered_once_and_rightly_whatever_is_killed(redis_program: str, tmp_path: Path) -> None:
     command = (sys.executable, "-m", "tests.faults", *OPTIONS, "--directory", str(tmp_path))
 

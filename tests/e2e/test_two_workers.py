@@ -23,7 +23,7 @@ from tests.support.waiting import DEADLINE_S, wait_until
 from mlxq.queue.client import Client
 
 EXAMPLES = demo_examples(150)
-SHORT_LEASE = {"MLXQ_LEASE_S": "2", "MLXQ_MAINTENANCE_S": "0.5"}
+SHORT_LEASE = {"MLXQ_LEASE_S": "3", "MLXQ_MAINTENANCE_S": "0.5"}
 NARROW = {"MLXQ_MAX_NUM_SEQS": "4"}
 """So that there is time to look and to kill."""
 BARE = {"MLXQ_PARENT_PID": str(os.getpid())}
@@ -61,6 +61,10 @@ def names_of_ready_workers(connection: Redis, *pids: int) -> list[str]:
 
     wait_until(look, "workers that are ready")
     return [found[pid] for pid in pids]
+
+
+def state_of(connection: Redis, worker: str) -> str:
+    return bytes(connection.hget(f"rq:worker:{worker}", "state") or b"").decode()
 
 
 def num_ended(connection: Redis, worker: str) -> int:
@@ -103,6 +107,7 @@ def story(redis_server_url: str, tmp_path_factory: pytest.TempPathFactory) -> St
             victim.kill()
             victim.wait(DEADLINE_S)
             held_by_victim = held(connection, names[0])
+            wait_until(lambda: state_of(connection, names[1]) != "suspended", "the survivor to say that it goes on")
             rq_info = rq(url, "info")
             ended(collector)
         rq(url, "worker", "-w", "rq.worker.SimpleWorker", "--burst", "after")

@@ -9,15 +9,13 @@ from __future__ import annotations
 import shutil
 import socket
 import subprocess
-import time
 from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import RedisError
+from tests.support.waiting import wait_until
 
 from mlxq_worker.supervision.redis_server import SERVERS
-
-START_DEADLINE_S = 20.0
 
 
 class DurableRedis:
@@ -34,14 +32,11 @@ class DurableRedis:
         """Start the server and wait until it answers.
 
         Raises:
-            RuntimeError: it didn't come up, or isn't installed.
+            RuntimeError: it isn't installed.
+            AssertionError: it doesn't come up.
         """
         self._server = subprocess.Popen([_program(), *self._options()], stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + START_DEADLINE_S
-        while not self._answers():
-            if time.monotonic() > deadline:
-                raise RuntimeError(f"Redis didn't start, see {self._directory}")
-            time.sleep(0.02)
+        wait_until(self._answers, f"Redis to start, see {self._directory}")
 
     def kill(self) -> None:
         """End it with SIGKILL, if it runs."""

@@ -8,10 +8,10 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from tests.support.fake_worker import FakeWorker, echo, refuse
 from tests.support.redis_fixture import MortalRedis
+from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq import keys
 from mlxq.contract import Request
@@ -352,17 +353,19 @@ def test_a_killed_run_loses_nothing_and_a_rerun_doubles_nothing(redis_url: str, 
     files.write_numbered(100)
     arguments = [redis_url, str(files.input), str(files.output), str(files.errors)]
 
-    def slowly(request: Request, job_id: str) -> dict[str, Any]:
-        time.sleep(0.005)
+    is_killed, halfway = Event(), iter(range(50))
+
+    def answer(request: Request, job_id: str) -> dict[str, Any]:
+        if next(halfway, None) is None:
+            is_killed.wait(DEADLINE_S)
         return echo(request, job_id)
 
-    with FakeWorker(redis_url, slowly) as first:
+    with FakeWorker(redis_url, answer) as first:
         doomed = subprocess.Popen([sys.executable, "-c", KILLED, *arguments])
-        deadline = time.monotonic() + 20
-        while len(files.answers()) < 5 and time.monotonic() < deadline:
-            time.sleep(0.005)
+        wait_until(lambda: len(files.answers()) >= 5, "the first answers")
         doomed.kill()
         doomed.wait()
+        is_killed.set()
     kept = len(files.answers())
     assert 5 <= kept < 100
 
@@ -684,9 +687,7 @@ def test_answers_that_could_not_be_fetched_come_with_the_next_turn(
 def test_collecting_takes_what_has_ended_so_far(redis_url: str, files: Files) -> None:
     batch = Client(redis_url).submit([parse_line('{"prompt": "Say hello"}', default_custom_id="a")], sealed=False)
     with FakeWorker(redis_url):
-        batch_end = time.monotonic() + 10
-        while batch.counts().num_ended < 1 and time.monotonic() < batch_end:
-            time.sleep(0.01)
+        wait_until(lambda: batch.counts().num_ended == 1, "the answer")
     summary = collect(batch, files.output, files.errors, on_turn=go_on)
     assert (files.answers(), summary.interrupted) == (["a"], True)
 

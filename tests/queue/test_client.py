@@ -14,6 +14,7 @@ from redis.exceptions import ResponseError
 from rq.job import Job, JobStatus
 from rq.queue import Queue
 from rq.registry import CanceledJobRegistry
+from tests.support.waiting import DEADLINE_S
 
 from mlxq import keys
 from mlxq.errors import BatchNotFound, ConfigError, QueueError, QueueUnavailable
@@ -133,13 +134,13 @@ def test_two_producers_of_the_same_batch_do_not_double_jobs(client: Client, redi
 def test_an_empty_batch_exists_and_is_done(client: Client) -> None:
     batch = client.submit([])
     assert batch.counts().is_done
-    assert list(batch.as_completed(timeout_s=5)) == []
+    assert list(batch.as_completed(timeout_s=DEADLINE_S)) == []
 
 
 def test_answers_come_in_the_order_in_which_jobs_end(client: Client) -> None:
     batch = client.submit(numbered(3))
     finish(client.redis, batch, "r2", "r0", "r1")
-    found = list(batch.as_completed(timeout_s=5))
+    found = list(batch.as_completed(timeout_s=DEADLINE_S))
     assert ids(found) == ["r2", "r0", "r1"]
     assert all(answer.is_success and answer.status == "finished" for answer in found)
 
@@ -147,7 +148,7 @@ def test_answers_come_in_the_order_in_which_jobs_end(client: Client) -> None:
 def test_answers_arrive_while_jobs_still_run(client: Client) -> None:
     batch = client.submit(numbered(2))
     finish(client.redis, batch, "r0")
-    stream = batch.as_completed(timeout_s=5)
+    stream = batch.as_completed(timeout_s=DEADLINE_S)
     assert next(stream).custom_id == "r0"
     finish(client.redis, batch, "r1")
     assert next(stream).custom_id == "r1"
@@ -157,14 +158,14 @@ def test_answers_arrive_while_jobs_still_run(client: Client) -> None:
 def test_a_job_with_two_events_is_answered_once(client: Client) -> None:
     batch = client.submit(numbered(2))
     finish(client.redis, batch, "r0", "r1", events=2)
-    assert ids(batch.as_completed(timeout_s=5)) == ["r0", "r1"]
+    assert ids(batch.as_completed(timeout_s=DEADLINE_S)) == ["r0", "r1"]
 
 
 def test_answers_are_fetched_in_one_round_trip_per_chunk(client: Client, redis_url: str) -> None:
     batch = client.submit(numbered(keys.CHUNK))
     finish(client.redis, batch, *(f"r{i}" for i in range(keys.CHUNK)))
     reads = client.redis.info("stats")["total_reads_processed"]
-    assert len(list(batch.as_completed(timeout_s=5))) == keys.CHUNK
+    assert len(list(batch.as_completed(timeout_s=DEADLINE_S))) == keys.CHUNK
     # A pipeline of 500 commands is a few reads of the server's 16 kB buffer, not 500.
     assert client.redis.info("stats")["total_reads_processed"] - reads < 30
 
@@ -183,7 +184,7 @@ def test_a_finished_job_whose_result_is_gone_says_so(client: Client) -> None:
     batch = client.submit(numbered(1))
     finish(client.redis, batch, "r0")
     client.redis.delete(f"rq:results:{batch.job_id('r0')}")
-    [answer] = batch.as_completed(timeout_s=5)
+    [answer] = batch.as_completed(timeout_s=DEADLINE_S)
     assert (answer.custom_id, error_code(answer), answer.is_success) == ("r0", "result_expired", False)
 
 
@@ -193,13 +194,13 @@ def test_waiting_ends_with_the_counts_or_in_time(client: Client) -> None:
     with pytest.raises(TimeoutError, match=batch.id):
         batch.wait(timeout_s=0.05)
     finish(client.redis, batch, "r1")
-    assert batch.wait(timeout_s=5).num_finished == 2
+    assert batch.wait(timeout_s=DEADLINE_S).num_finished == 2
 
 
 def test_an_open_batch_is_not_done_until_it_is_sealed(client: Client) -> None:
     batch = client.submit(numbered(1), sealed=False)
     finish(client.redis, batch, "r0")
-    stream = batch.as_completed(timeout_s=5)
+    stream = batch.as_completed(timeout_s=DEADLINE_S)
     assert next(stream).custom_id == "r0"
     assert batch.add(requests("r1")) == 1
     finish(client.redis, batch, "r1")
@@ -239,7 +240,7 @@ def test_cancelling_ends_waiting_jobs_with_an_error_line_each(client: Client) ->
     assert job.is_canceled
     assert job.id in CanceledJobRegistry("mlxq", connection=client.redis)
     finish(client.redis, batch, "r1")
-    last = {answer.custom_id: answer for answer in batch.as_completed(timeout_s=5)}["r2"]
+    last = {answer.custom_id: answer for answer in batch.as_completed(timeout_s=DEADLINE_S)}["r2"]
     assert (last.status, error_code(last), last.line["response"]) == ("cancelled", "batch_cancelled", None)
 
 
@@ -247,7 +248,7 @@ def test_cancelling_twice_counts_once(client: Client) -> None:
     batch = client.submit(numbered(3))
     assert [batch.cancel(), batch.cancel()] == [3, 0]
     assert batch.counts().num_cancelled == 3
-    assert len(list(batch.as_completed(timeout_s=5))) == 3
+    assert len(list(batch.as_completed(timeout_s=DEADLINE_S))) == 3
 
 
 def test_cancelling_5000_jobs_takes_a_round_trip_or_two_per_chunk(client: Client) -> None:

@@ -15,6 +15,7 @@ from rq.queue import Queue
 from rq.results import Result
 from rq.worker import SimpleWorker
 from tests.support.fake_worker import FakeWorker
+from tests.support.waiting import DEADLINE_S
 
 from mlxq import keys
 from mlxq.files import bulk
@@ -76,8 +77,8 @@ def test_the_counts_know_what_a_stock_worker_failed(client: Client, batch: Batch
     counts = batch.counts()
 
     assert (counts.num_failed, counts.is_done) == (3, True)
-    assert {error_of(answer)[0] for answer in batch.as_completed(timeout_s=5)} == {"failed_outside"}
-    assert all("start `mlxq worker`" in error_of(answer)[1] for answer in batch.as_completed(timeout_s=5))
+    assert {error_of(answer)[0] for answer in batch.as_completed(timeout_s=DEADLINE_S)} == {"failed_outside"}
+    assert all("start `mlxq worker`" in error_of(answer)[1] for answer in batch.as_completed(timeout_s=DEADLINE_S))
 
 
 @pytest.mark.parametrize("follow", [False, True])
@@ -162,7 +163,7 @@ def test_jobs_that_were_counted_as_lost_run_after_all(client: Client, batch: Bat
 
     assert batch.counts().num_ended == 0
     with FakeWorker(redis_url):
-        found = {answer.custom_id: answer.is_success for answer in batch.as_completed(timeout_s=5)}
+        found = {answer.custom_id: answer.is_success for answer in batch.as_completed(timeout_s=DEADLINE_S)}
     assert found == {"a": True, "b": True, "c": True}
     assert batch.counts().num_finished == batch.counts().num_ended == 3
 
@@ -198,7 +199,7 @@ def test_a_job_that_something_else_was_written_over_is_lost_and_costs_no_other(
     client.redis.lrem("rq:queue:mlxq", 1, batch.job_id("a"))
     overwrite(client.redis, Job.key_for(batch.job_id("a")))
     with FakeWorker(redis_url):
-        batch.wait(timeout_s=20)
+        batch.wait(timeout_s=DEADLINE_S)
 
     summary = collected(batch, tmp_path, follow=follow)
 

@@ -16,7 +16,7 @@ from tests.support.fake_engine import FakeEngine, FakePreparer, FakeWorker
 from tests.support.processes import MLXQ, run, running
 from tests.support.queued_jobs import enqueue_plain, fetch, free_port, status, submit
 from tests.support.redis_fixture import MortalRedis
-from tests.support.waiting import wait_until
+from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq.errors import QueueUnavailable
 from mlxq.queue.client import Client
@@ -129,7 +129,7 @@ def test_a_worker_shows_its_password_in_no_log_and_to_nobody_who_lists_processes
         with running(*command, MLXQ_URL=protected_url) as worker:
             wait_until(lambda: batch.counts().num_ended, "the answer")
             listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-            output = worker.communicate(timeout=60)[0]
+            output = worker.communicate(timeout=DEADLINE_S)[0]
     assert "mlxq worker" in listed
     assert SECRET not in listed + output
 

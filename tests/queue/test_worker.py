@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -31,10 +31,12 @@ LONG = 1_000_000
 
 
 class Watched(FakeWorker):
-    """Keeps its engines, so that tests can see what was decoded together."""
+    """Keeps its engines, so that tests can see what was decoded together. They step while `may_step` is set."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.may_step = Event()
+        self.may_step.set()
         self.engines: list[FakeEngine] = []
         self.error: BaseException | None = None
 
@@ -42,7 +44,7 @@ class Watched(FakeWorker):
         return Backend(FakePreparer(), lambda: self._new_engine(config.engine.max_num_seqs), "model fake")
 
     def _new_engine(self, width: int) -> FakeEngine:
-        self.engines.append(FakeEngine(width, self.step_s))
+        self.engines.append(FakeEngine(width, self.step_s, may_step=self.may_step))
         return self.engines[-1]
 
     @property
@@ -279,12 +281,14 @@ def test_a_row_whose_job_was_taken_away_is_dropped(connection: Redis) -> None:
 
 
 def test_a_first_signal_lets_running_rows_end_and_gives_the_others_back(connection: Redis) -> None:
-    batch = submit(connection, *("slow" for _ in range(12)), max_tokens=15)
+    batch = submit(connection, *("hello" for _ in range(12)), max_tokens=15)
     worker = a_worker(connection)
+    worker.may_step.clear()
 
     with working(worker) as thread:
         wait_until(lambda: worker.num_rows == 4, "a full batch")
         worker.request_stop(15, None)
+        worker.may_step.set()
         thread.join(DEADLINE_S)
 
     assert batch.counts().num_finished == 4
@@ -300,7 +304,7 @@ def test_a_second_signal_gives_everything_back_at_once_without_a_strike(connecti
         wait_until(lambda: worker.num_rows == 4, "a full batch")
         for _ in range(2):
             worker.request_stop(15, None)
-        thread.join(5)
+        thread.join(DEADLINE_S)
         assert not thread.is_alive()
 
     assert queue_of(connection).job_ids == [batch.job_id(f"r{i}") for i in range(6)]
@@ -314,7 +318,7 @@ def test_rows_that_outlast_the_grace_go_back(connection: Redis) -> None:
     with working(worker) as thread:
         wait_until(lambda: worker.num_rows == 1, "the row")
         worker.request_stop(15, None)
-        thread.join(5)
+        thread.join(DEADLINE_S)
         assert not thread.is_alive()
 
     assert queue_of(connection).count == 1
@@ -326,7 +330,7 @@ def test_rqs_shutdown_command_stops_an_idle_worker(connection: Redis) -> None:
     with working(worker) as thread:
         wait_until(lambda: worker.engines, "the worker to start")
         send_shutdown_command(connection, worker.name)
-        thread.join(5)
+        thread.join(DEADLINE_S)
         assert not thread.is_alive()
 
     assert Watched.all(connection=connection) == [] or connection.hexists(worker.key, "death")
@@ -362,12 +366,14 @@ def test_after_enough_jobs_a_fresh_process_is_asked_for_and_nothing_is_left_in_l
 
 
 def test_a_worker_that_is_told_to_stop_while_it_recycles_just_stops(connection: Redis) -> None:
-    submit(connection, *("slow" for _ in range(12)), max_tokens=20)
+    submit(connection, *("hello" for _ in range(12)), max_tokens=20)
     worker = a_worker(connection, max_generated_tokens=4)
+    worker.may_step.clear()
 
     with working(worker) as thread:
         wait_until(lambda: worker.num_rows == 4, "a full batch")
         worker.request_stop(15, None)
+        worker.may_step.set()
         thread.join(DEADLINE_S)
 
     assert worker.exit_code == exits.DONE

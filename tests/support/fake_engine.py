@@ -12,6 +12,9 @@ import os
 import signal
 import time
 from dataclasses import dataclass, field, replace
+from threading import Event
+
+from tests.support.waiting import DEADLINE_S, FOREVER_S
 
 from mlxq.contract import FINISH_REASONS, Choice, Request, Result, RunInfo, StopDetails, StopType, Usage
 from mlxq.errors import RequestError
@@ -22,6 +25,12 @@ from mlxq_worker.worker import BatchWorker
 
 DEFAULT_MAX_TOKENS = 3
 EOS_ID = 7
+
+
+def _set_event() -> Event:
+    event = Event()
+    event.set()
+    return event
 
 
 @dataclass
@@ -42,7 +51,10 @@ class FakeRow:
 
 @dataclass
 class FakeEngine:
-    """Obeys the protocol. `widths` has the number of rows of every step and `times` the time that it was told."""
+    """Obeys the protocol. `widths` has the number of rows of every step and `times` the time that it was told.
+
+    A test may clear `may_step` to look at the rows, or to do something, before they go on.
+    """
 
     max_num_seqs: int = 4
     step_s: float = 0.0
@@ -50,6 +62,7 @@ class FakeEngine:
     widths: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     is_closed: bool = False
+    may_step: Event = field(default_factory=_set_event)
 
     def admit(self, spec: RowSpec) -> None:
         words = tuple("".join(map(chr, spec.prompt_ids)).split())
@@ -59,6 +72,7 @@ class FakeEngine:
 
     def step(self, now: float) -> StepReport:
         assert not self.is_closed
+        self.may_step.wait(DEADLINE_S)
         running = list(self.rows.values())[: self.max_num_seqs]
         self.widths.append(len(running))
         self.times.append(now)
@@ -68,7 +82,7 @@ class FakeEngine:
         if any("die" in row.words for row in running):
             os.kill(os.getpid(), signal.SIGKILL)
         if any("hang" in row.words for row in running):
-            time.sleep(3600)
+            time.sleep(FOREVER_S)
         for row in running:
             row.num_tokens += row.stop is None
             if row.stop is None:
@@ -169,7 +183,7 @@ class FakePreparer:
 
 
 class FakeWorker(BatchWorker):
-    """`BatchWorker` with everything real but the model: for ``rq worker -w fake_engine.FakeWorker``."""
+    """`BatchWorker` with everything real but the model: for ``rq worker -w tests.support.fake_engine.FakeWorker``."""
 
     step_s = 0.001
 
@@ -183,7 +197,7 @@ class LoadingWorker(FakeWorker):
 
     def load_backend(self, config: WorkerConfig) -> Backend:
         self.connection.set("loading", self.name)
-        time.sleep(3600)
+        time.sleep(FOREVER_S)
         raise AssertionError("nobody waits that long")
 
 

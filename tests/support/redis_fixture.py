@@ -8,13 +8,13 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from tests.support.waiting import wait_until
 
 from mlxq_worker.supervision.redis_server import SERVERS, private_redis
 
@@ -30,16 +30,14 @@ class MortalRedis:
 
     def start(self) -> None:
         self._server = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 10
+        wait_until(self._answers, "redis-server to start")
+
+    def _answers(self) -> bool:
         with Redis.from_url(self.url) as connection:
-            while time.monotonic() < deadline:
-                try:
-                    connection.ping()
-                except RedisConnectionError:
-                    time.sleep(0.01)
-                else:
-                    return
-        pytest.fail("redis-server didn't start")
+            try:
+                return bool(connection.ping())
+            except RedisConnectionError:
+                return False
 
     def save(self) -> None:
         with Redis.from_url(self.url) as connection:

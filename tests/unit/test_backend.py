@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from tests.support.waiting import DEADLINE_S
 
 from mlxq_worker.backend import load_backend
 from mlxq_worker.config import WorkerConfig
@@ -27,7 +28,9 @@ backend.load_backend(config.WorkerConfig(model="demo"))
 
 
 def test_openblas_is_asked_for_before_anything_brings_in_mlx() -> None:
-    told = subprocess.run([sys.executable, "-c", LOAD_AND_TELL], capture_output=True, text=True, timeout=60, check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", LOAD_AND_TELL], capture_output=True, text=True, timeout=DEADLINE_S, check=True
+    )
 
     assert told.stdout == "False\n"
 

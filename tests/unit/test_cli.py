@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 from redis import Redis
 from tests.support.fake_worker import FakeWorker, echo, refuse
+from tests.support.waiting import DEADLINE_S
 
 from mlxq.cli import COMMANDS, main
 from mlxq.cli.lazy import Entry, LazyGroup
@@ -46,7 +47,7 @@ REDIS_KILLER = """
 import os, time
 from redis import Redis
 os.kill(Redis.from_url(os.environ["MLXQ_URL"]).info()["process_id"], 9)
-time.sleep(60)
+time.sleep(3600)
 """
 
 
@@ -272,7 +273,7 @@ def test_enqueue_reads_stdin_and_lays_settings_under_every_request(redis_url: st
         return echo(request, job_id)
 
     with FakeWorker(redis_url, record):
-        Client(redis_url).batch(result.stdout.strip()).wait(timeout_s=10)
+        Client(redis_url).batch(result.stdout.strip()).wait(timeout_s=DEADLINE_S)
     assert [(sampling.max_tokens, sampling.temperature) for sampling in bodies] == [(7, 0), (5, 0)]
 
 
@@ -319,7 +320,7 @@ def test_several_answers_and_calls_are_all_printed(redis_url: str) -> None:
 def test_status_shows_batches_and_one_batch(redis_url: str, tmp_path: Path) -> None:
     mlxq("enqueue", "-i", write_prompts(tmp_path / "in.jsonl", 2), "--batch-id", "b1", "--url", redis_url)
     with FakeWorker(redis_url):
-        Client(redis_url).batch("b1").wait(timeout_s=10)
+        Client(redis_url).batch("b1").wait(timeout_s=DEADLINE_S)
     listed = mlxq("status", "--url", redis_url)
     one = mlxq("status", "b1", "--url", redis_url)
     assert "b1" in listed.stdout

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.support.waiting import DEADLINE_S
 from tokenizers import Tokenizer
 
 from mlxq_worker.demo import MODEL_PATH
@@ -187,7 +188,7 @@ def test_generating_requests_loads_neither_mlx_nor_transformers() -> None:
         "print(sorted({'mlx', 'transformers', 'tokenizers', 'numpy'} & {name.split('.')[0] for name in sys.modules}))"
     )
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=DEADLINE_S)
 
     assert done.stdout.strip() == "[]"
 
@@ -195,7 +196,7 @@ def test_generating_requests_loads_neither_mlx_nor_transformers() -> None:
 def test_the_command_line_prints_batch_lines() -> None:
     command = [sys.executable, "-m", "mlxq_worker.demo.tasks", "--n", "8", "--seed", "3"]
 
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=DEADLINE_S)
 
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert len({line["custom_id"] for line in lines}) == 8

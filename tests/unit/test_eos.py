@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.support.small_tokenizers import FakeTokenizer, gemma, gpt_oss, llama_3, qwen
+from tests.support.waiting import DEADLINE_S
 
 from mlxq.errors import EosError, ModelError
 from mlxq_worker.model.eos import (
@@ -283,6 +284,6 @@ def test_a_turn_end_that_the_model_cannot_produce_is_left_out() -> None:
 def test_resolving_an_eos_set_needs_no_mlx_and_no_transformers() -> None:
     check = "import sys, mlxq_worker.model.eos; print({'mlx', 'mlx_lm', 'transformers', 'numpy'} & set(sys.modules))"
 
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=DEADLINE_S)
 
     assert done.stdout.strip() == "set()"

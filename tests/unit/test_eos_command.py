@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 from tests.support.small_tokenizers import LLAMA_CONFIG, write_model_files
+from tests.support.waiting import DEADLINE_S
 
 from mlxq_worker.commands.eos import eos
 
@@ -117,7 +118,7 @@ def test_help_needs_neither_mlx_nor_transformers() -> None:
         "print({'mlx', 'mlx_lm', 'transformers', 'numpy', 'rich'} & set(sys.modules))"
     )
 
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=DEADLINE_S)
 
     assert "MODEL is a directory" in done.stdout
     assert done.stdout.splitlines()[-1] == "set()"

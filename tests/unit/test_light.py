@@ -15,7 +15,8 @@ ALLOWED = frozenset({"click", "mlxq"})
 """Top-level modules beside the standard library that may be loaded before a command is known."""
 
 RUNS = 5
-MAX_STARTUP_S = 0.150
+HEAVY = "import redis"
+"""What help must cost less than, beside what click costs: the lightest of all that it is to do without."""
 
 
 def third_party_modules(code: str) -> set[str]:
@@ -102,14 +103,10 @@ def test_help_comes_at_once() -> None:
     # given compiled files, as after the first run
     cpu_seconds(HELP)
 
-    extra_s = extra_cpu_seconds(HELP, BASELINE)
-
-    assert extra_s < MAX_STARTUP_S
+    assert extra_cpu_seconds(HELP, BASELINE) < extra_cpu_seconds(HEAVY, "pass")
 
 
 def test_a_slow_start_would_be_seen() -> None:
-    slow = f"import click, time\nend = time.process_time() + {MAX_STARTUP_S}\nwhile time.process_time() < end: pass"
+    slow = f"import rq; {HELP}"
 
-    extra_s = extra_cpu_seconds(slow, "pass", runs=1)
-
-    assert extra_s > MAX_STARTUP_S
+    assert extra_cpu_seconds(slow, BASELINE) > extra_cpu_seconds(HEAVY, "pass")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.support.small_tokenizers import LLAMA_CONFIG, FakeTokenizer, write_model_files
+from tests.support.waiting import DEADLINE_S
 
 from mlxq.errors import EosError, ModelError
 from mlxq_worker import blas
@@ -82,7 +83,7 @@ def test_describing_a_model_imports_no_mlx(tmp_path: Path) -> None:
         f"load_tokenizer_only({str(tmp_path)!r})\nprint({{'mlx', 'mlx_lm'}} & set(sys.modules))"
     )
 
-    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True, timeout=DEADLINE_S)
 
     assert done.stdout.strip() == "set()"
     assert done.stderr == ""

@@ -8,30 +8,30 @@ from collections.abc import Iterator
 from queue import Queue
 
 import pytest
+from tests.support.waiting import DEADLINE_S
 
 from mlxq.files.read_ahead import ReadAhead
 
 SOON_S = 0.01
-LONG_S = 30.0
 """A wait that a test never sits out."""
 
 
 def from_queue(queue: Queue[int | None]) -> Iterator[int]:
     """What is put into the queue, until a `None`."""
-    while (item := queue.get(timeout=LONG_S)) is not None:
+    while (item := queue.get(timeout=DEADLINE_S)) is not None:
         yield item
 
 
 def all_of(reader: ReadAhead[int], count: int) -> list[list[int]]:
     taken = []
     while not reader.has_ended:
-        taken.append(reader.read(count, LONG_S))
+        taken.append(reader.read(count, DEADLINE_S))
     return taken
 
 
 def test_a_quick_source_comes_in_full_chunks_and_in_order() -> None:
     assert [item for chunk in all_of(ReadAhead(range(10), ahead=4), 4) for item in chunk] == list(range(10))
-    assert ReadAhead(range(10), ahead=4).read(4, LONG_S) == [0, 1, 2, 3]
+    assert ReadAhead(range(10), ahead=4).read(4, DEADLINE_S) == [0, 1, 2, 3]
 
 
 def test_what_is_there_is_taken_while_the_source_stays_open() -> None:
@@ -46,16 +46,16 @@ def test_what_is_there_is_taken_while_the_source_stays_open() -> None:
 
     queue.put(2)
     queue.put(None)
-    assert reader.read(5, LONG_S) == [2]
+    assert reader.read(5, DEADLINE_S) == [2]
     assert reader.has_ended
 
 
 def test_a_source_that_ends_keeps_nobody_waiting() -> None:
     started = time.monotonic()
 
-    assert ReadAhead(iter([1]), ahead=5).read(5, LONG_S) == [1]
+    assert ReadAhead(iter([1]), ahead=5).read(5, DEADLINE_S) == [1]
 
-    assert time.monotonic() - started < LONG_S / 2
+    assert time.monotonic() - started < DEADLINE_S / 2
 
 
 def test_no_more_is_read_ahead_than_was_asked_for() -> None:
@@ -68,7 +68,7 @@ def test_no_more_is_read_ahead_than_was_asked_for() -> None:
 
     reader = ReadAhead(source(), ahead=3)
 
-    assert reader.read(2, LONG_S) == [0, 1]
+    assert reader.read(2, DEADLINE_S) == [0, 1]
     assert len(read) <= 2 + 3 + 1  # taken, ahead, and one in the reader's hand
     assert [item for chunk in all_of(reader, 50) for item in chunk] == list(range(2, 100))
 
@@ -80,10 +80,10 @@ def test_an_error_comes_once_and_after_what_was_read_before_it() -> None:
 
     reader = ReadAhead(source(), ahead=5)
 
-    assert reader.read(5, LONG_S) == [1]
+    assert reader.read(5, DEADLINE_S) == [1]
     assert not reader.has_ended
     with pytest.raises(OSError, match="the disk is gone"):
-        reader.read(5, LONG_S)
+        reader.read(5, DEADLINE_S)
     assert reader.has_ended
 
 
@@ -97,7 +97,7 @@ def test_closing_ends_the_reader_and_closes_the_source() -> None:
             closed.set()
 
     reader = ReadAhead(source(), ahead=3)
-    reader.read(1, LONG_S)
+    reader.read(1, DEADLINE_S)
     reader.close()
 
-    assert closed.wait(LONG_S)
+    assert closed.wait(DEADLINE_S)

@@ -6,11 +6,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from redis import Redis
+from tests.support.waiting import wait_until
 
 from mlxq.errors import QueueUnavailable
 from mlxq_worker.supervision.redis_server import SERVERS, private_redis
@@ -22,15 +22,12 @@ import time
 from mlxq_worker.supervision.redis_server import private_redis
 with private_redis() as server:
     print(server.url, flush=True)
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 
-def wait_until_gone(path: Path, timeout_s: float = 5.0) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while path.exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return not path.exists()
+def wait_until_gone(path: Path) -> None:
+    wait_until(lambda: not path.exists(), f"{path} to go")
 
 
 @needs_server
@@ -74,8 +71,8 @@ def test_the_server_ends_when_its_owner_is_killed() -> None:
     owner.wait()
     owner.stdout.close()
 
-    assert wait_until_gone(Path(url.removeprefix("unix://")).parent)
-    assert wait_until_gone(Path(f"/proc/{pid}"))
+    wait_until_gone(Path(url.removeprefix("unix://")).parent)
+    wait_until_gone(Path(f"/proc/{pid}"))
 
 
 def test_a_server_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

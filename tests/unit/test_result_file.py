@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from tests.support.result_files import file_size_limit, ids_in, output_line, request_file, written
+from tests.support.waiting import DEADLINE_S
 
 from mlxq.errors import InputFileError
 from mlxq.files.paths import refuse_same_file
@@ -189,7 +190,7 @@ def test_the_lock_goes_with_a_killed_process(tmp_path: Path) -> None:
 
         # when it is killed
         holder.send_signal(signal.SIGKILL)
-        holder.wait(timeout=10)
+        holder.wait(timeout=DEADLINE_S)
 
     # then the file is free
     assert ids_in(written(path, "a")) == ["a"]

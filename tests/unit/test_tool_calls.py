@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import time
 from functools import cache
 from typing import Any
 
@@ -135,10 +134,8 @@ def test_an_argument_may_spell_out_the_end_marker() -> None:
 
 
 def test_an_answer_full_of_end_markers_is_read_without_trying_each() -> None:
-    started = time.monotonic()
-
-    assert split("json_tools", '<tool_call>"' + "</tool_call>" * 40_000) is None
-    assert time.monotonic() - started < 1.0
+    # given so many that trying each takes hours
+    assert split("json_tools", '<tool_call>"' + "</tool_call>" * 400_000) is None
 
 
 def test_what_stands_outside_the_calls_is_the_text_without_special_tokens() -> None:

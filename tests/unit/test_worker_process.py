@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from tests.support.waiting import wait_until
 
 from mlxq.errors import WorkerFailed
 from mlxq_worker import exits
@@ -16,7 +16,7 @@ from mlxq_worker.supervision.restarts import FIRST_PAUSE_S, HEALTHY_S, MAX_FAILE
 from mlxq_worker.supervision.worker_process import WorkerGaveUp, WorkerProcess
 
 DIES = "import sys; print('out of luck', file=sys.stderr); sys.exit(3)"
-LIVES = "import time; time.sleep(60)"
+LIVES = "import time; time.sleep(3600)"
 SAYS_READY = "import os, sys; os.write(int(os.environ['MLXQ_READY_FD']), b'1'); "
 
 
@@ -144,14 +144,12 @@ def test_a_signal_that_ends_it_is_named() -> None:
 def test_one_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     deaf = tmp_path / "deaf"
     rig = Rig(
-        f"import signal, time; signal.signal(15, signal.SIG_IGN); open({str(deaf)!r}, 'w'); time.sleep(60)",
+        f"import signal, time; signal.signal(15, signal.SIG_IGN); open({str(deaf)!r}, 'w'); time.sleep(3600)",
         stop_timeout_s=0.1,
     )
     with rig.worker:
         rig.worker.check()
-        deadline = time.monotonic() + 10
-        while not deaf.exists() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(deaf.exists, "it to be deaf")
         process = rig.process
         assert process is not None
     assert process.returncode == -9
