@@ -116,14 +116,15 @@ def test_a_second_signal_ends_a_worker_that_still_loads_its_model(connection: Re
 def test_killing_one_of_two_workers_loses_nothing_and_doubles_nothing(connection: Redis, redis_url: str) -> None:
     # given more work than the slow one of them gets done
     batch = submit(connection, *("hello" for _ in range(60)), max_tokens=50)
+    quick = {"MLXQ_LEASE_S": "5", "MLXQ_MAINTENANCE_S": "0.5"}
 
-    with rq_worker(redis_url, "--name", "victim") as victim:
+    with rq_worker(redis_url, "--name", "victim", **quick) as victim:
         wait_until(lambda: batch.counts().num_finished >= 4, "the victim to work")
         wait_until(lambda: connection.zcard("rq:wip:mlxq") >= 4, "the victim to hold jobs")
         victim.kill()
         victim.wait()
         held = let_leases_lapse(connection)
-        with rq_worker(redis_url, "--name", "survivor", kind="FakeWorker"):
+        with rq_worker(redis_url, "--name", "survivor", kind="FakeWorker", **quick):
             wait_until(lambda: batch.counts().num_ended == 60, "all jobs")
 
     assert held > 0
@@ -139,12 +140,13 @@ def test_a_job_that_kills_its_worker_three_times_fails_and_its_neighbours_finish
     word: str,
 ) -> None:
     batch = submit(connection, "one", word, "three", "four")
+    quick = {"MLXQ_LEASE_S": "5", "MLXQ_MAINTENANCE_S": "0.2", "MLXQ_STEP_TIMEOUT_S": "1"}
 
     for _ in range(MAX_STRIKES):
-        with rq_worker(redis_url, kind="FakeWorker", MLXQ_STEP_TIMEOUT_S="1") as process:
+        with rq_worker(redis_url, kind="FakeWorker", **quick) as process:
             process.wait(DEADLINE_S)
         let_leases_lapse(connection)
-    with rq_worker(redis_url, kind="FakeWorker"):
+    with rq_worker(redis_url, kind="FakeWorker", **quick):
         wait_until(lambda: batch.counts().num_ended == 4, "all answers")
 
     answers = {found.custom_id: found for found in batch.as_completed()}
