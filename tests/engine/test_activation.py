@@ -8,12 +8,18 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx_lm.models.activations import swiglu as mlx_lm_swiglu
+from tests.support.rounding import unit
 
 from mlxq_worker.engine.runners import activation
 from mlxq_worker.engine.runners.activation import quick_swiglu, route_swiglu, swiglu
 
 GATE = mx.array([-1e30, -200.0, -88.0, -20.0, -1.0, -1e-6, 0.0, 1e-6, 0.5, 3.0, 88.0, 200.0, 1e30])
 X = mx.linspace(-3.0, 3.0, GATE.size)
+RTOL = 2 * (88 + 6) * unit()
+"""An exponential is off by as much as its exponent: by 88 units at most, as float32 has none above. Then there are six
+operations more, and two results are compared."""
+SMALLEST = 3 * float(np.finfo(np.float32).tiny)
+"""Below which float32 loses digits, times the largest of `X`."""
 
 
 class Model:
@@ -38,7 +44,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_it_is_mlx_lms_but_for_rounding_also_far_out() -> None:
-    np.testing.assert_allclose(swiglu(GATE, X), mlx_lm_swiglu(GATE, X), rtol=2e-6, atol=1e-30)
+    np.testing.assert_allclose(swiglu(GATE, X), mlx_lm_swiglu(GATE, X), rtol=RTOL, atol=SMALLEST)
 
 
 def test_a_gate_that_is_not_a_number_gives_none() -> None:
@@ -59,7 +65,7 @@ def test_models_use_it_inside_the_block_alone(calls: list[str]) -> None:
     # then
     assert calls == ["mlx-lm", "quick", "mlx-lm"]
     np.testing.assert_array_equal(before, after)
-    np.testing.assert_allclose(inside, before, rtol=2e-6, atol=1e-30)
+    np.testing.assert_allclose(inside, before, rtol=RTOL, atol=SMALLEST)
 
 
 def test_it_is_for_float32_alone(calls: list[str]) -> None:

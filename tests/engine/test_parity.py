@@ -15,6 +15,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.generate import generate_step
 from tests.support.engine_runs import decode, run
+from tests.support.rounding import smallest_gap
 from tests.support.row_specs import name_of, row_named, row_spec
 from tests.support.tiny_models import CONFIGS, VOCAB_SIZE, build
 
@@ -32,6 +33,15 @@ NUM_TOKENS = 18
 PACKED = ("llama", "qwen2", "qwen3", "phi3", "mixtral")
 
 
+PROMPT_SEEDS = {"mixtral": 7}
+"""For models whose choices after the usual prompts are near-ties."""
+
+
+def alone(model: Any, prompt: tuple[int, ...], num_tokens: int) -> tuple[int, ...]:
+    """What mlx-lm generates."""
+    return tuple(int(token_id) for token_id, _ in generate_step(mx.array(prompt), model, max_tokens=num_tokens))
+
+
 @dataclass
 class Reference:
     """A model, how to run it, and what mlx-lm generates with it: `NUM_TOKENS` for each prompt, whatever token comes."""
@@ -40,17 +50,12 @@ class Reference:
     packed: bool
     prompts: list[tuple[int, ...]]
     outputs: list[tuple[int, ...]]
-    smallest_gap: float
-    """The smallest difference between the best and the second best log-probability of any step."""
 
     @classmethod
     def of(cls, architecture: str, *, packed: bool) -> Reference:
-        model, random = build(architecture), Random(1)
+        model, random = build(architecture), Random(PROMPT_SEEDS.get(architecture, 1))
         prompts = [tuple(random.randrange(VOCAB_SIZE) for _ in range(length)) for length in PROMPT_LENGTHS]
-        steps = [list(generate_step(mx.array(prompt), model, max_tokens=NUM_TOKENS)) for prompt in prompts]
-        best = mx.sort(mx.stack([logprobs for output in steps for _, logprobs in output]), axis=-1)[:, -2:]
-        outputs = [tuple(int(token_id) for token_id, _ in output) for output in steps]
-        return cls(model, packed, prompts, outputs, float((best[:, 1] - best[:, 0]).min()))
+        return cls(model, packed, prompts, [alone(model, prompt, NUM_TOKENS) for prompt in prompts])
 
     def engine(self, width: int, *, chunk: int = 512, pipelined: bool = True) -> BatchEngine:
         return BatchEngine(
@@ -109,7 +114,8 @@ def test_models_with_plain_attention_can_be_packed(architecture: str) -> None:
 
 def test_the_reference_is_varied_and_none_of_its_choices_is_a_near_tie(reference: Reference) -> None:
     assert len({*chain(*reference.outputs)}) > VOCAB_SIZE / 2
-    assert reference.smallest_gap > 1e-4
+    for prompt, output in zip(reference.prompts, reference.outputs, strict=True):
+        assert smallest_gap(reference.model, prompt, output) > 2
 
 
 @pytest.mark.parametrize("pipelined", [True, False], ids=["pipelined", "plain"])
@@ -190,7 +196,7 @@ def test_an_engine_that_has_run_empty_starts_afresh(reference: Reference) -> Non
 
 @pytest.mark.parametrize("architecture", PACKED)
 def test_packed_rows_far_longer_than_their_neighbours_are_as_if_alone(architecture: str) -> None:
-    model, random = build(architecture), Random(2)
+    model, random = build(architecture), Random(PROMPT_SEEDS.get(architecture, 2))
     prompts = [tuple(random.randrange(VOCAB_SIZE) for _ in range(length)) for length in (300, 5, 7, 4, 250, 8, 3, 6)]
     # The long rows come and go among short ones, and grow over the 256 columns that a slot begins with.
     specs = [row_spec(row_id=str(n), prompt_ids=prompt, max_tokens=4 + 3 * n) for n, prompt in enumerate(prompts)]
@@ -198,5 +204,6 @@ def test_packed_rows_far_longer_than_their_neighbours_are_as_if_alone(architectu
     outcome = run(BatchEngine(model, decode, max_num_seqs=6, max_num_batched_tokens=64), specs)
 
     for spec in specs:
-        alone = generate_step(mx.array(spec.prompt_ids), model, max_tokens=spec.limit)
-        assert outcome.tokens[name_of(spec.row_id)] == tuple(int(token_id) for token_id, _ in alone)
+        expected = alone(model, spec.prompt_ids, spec.limit)
+        assert smallest_gap(model, spec.prompt_ids, expected) > 2
+        assert outcome.tokens[name_of(spec.row_id)] == expected

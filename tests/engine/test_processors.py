@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from tests.support.engine_runs import decode, run
 from tests.support.processed_rows import Residues, any_parameters, processed
+from tests.support.rounding import tolerance
 from tests.support.row_specs import name_of, row_spec
 from tests.support.tiny_models import VOCAB_SIZE, build
 
@@ -21,6 +22,8 @@ from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.sampling.processors import Processors
 
 ENDS = {token_id: f"<{token_id}>" for token_id in (1, 9, 60)}
+LARGEST = 100.0
+"""Above every logit here, with the greatest biases and with penalties for as many tokens as there are."""
 NAMES = (
     "presence_penalty",
     "frequency_penalty",
@@ -57,7 +60,9 @@ def end_step(rows: Iterable[Row], random: Random) -> None:
 def assert_processed(processors: Processors, rows: list[Row], logits: mx.array) -> None:
     result = np.array(processors.apply(mx.array(logits)).astype(mx.float32))
     for row, own, before in zip(rows, result, np.array(logits.astype(mx.float32)), strict=True):
-        np.testing.assert_allclose(own, processed(before, row.spec, row.token_ids), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(
+            own, processed(before, row.spec, row.token_ids), rtol=0, atol=tolerance(len(NAMES), LARGEST)
+        )
 
 
 @pytest.mark.parametrize("only", [*NAMES, None], ids=str)

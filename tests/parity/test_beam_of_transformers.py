@@ -143,5 +143,6 @@ def test_hypotheses_and_scores_are_those_of_transformers(width: int, packed: boo
             found = [results[name_of(RowId(str(index), place))] for place in range(width)]
             assert [result.token_ids for result in found] == [token_ids for token_ids, _ in expected], case
             scores = [score for _, score in expected]
-            assert [result.beam_score for result in found] == pytest.approx(scores, abs=1e-3), case
+            most = NOISE * case.max_tokens  # a score is a sum of as many at most
+            assert [result.beam_score for result in found] == pytest.approx(scores, abs=most), case
     assert num_clear >= ENOUGH * len(every)
