@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PARITY := $(VENV)/parity
 DEMO := demo-out
+# A process for each core and one more, as many tests wait for processes of their own; a file's tests stay together.
+SIDE_BY_SIDE = --numprocesses $$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 )) --dist loadfile
 
 .PHONY: help install demo test test-quick parity bench faults clean need-python need-openblas
 
@@ -34,10 +36,10 @@ test: $(INSTALLED) need-openblas ## lint, types, and every test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
-	$(BIN)/pytest
+	$(BIN)/pytest $(SIDE_BY_SIDE)
 
 test-quick: $(INSTALLED) need-openblas ## the tests that take no more than a few seconds each
-	$(BIN)/pytest -m 'not slow'
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m 'not slow'
 
 # Beside the packages of .venv and not among them: with torch there, transformers takes three times as long to import.
 parity: $(INSTALLED) need-openblas ## compare beam search with that of transformers, which needs torch

@@ -3,15 +3,22 @@
 Hypothesis times no single example: on a busy machine any of them may take long, and pytest's timeout bounds them all.
 
 `tests/parity` needs torch and is run by `make parity`, which installs it.
+
+`make test` runs several files at once, each in a process that has a Redis of its own (`-n`, `--dist loadfile`). There
+BLAS takes one thread in each, and in what they start: with more, the threads of all of them get into each other's way.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 from importlib.util import find_spec
 
 from hypothesis import settings
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
 
 if sys.platform == "linux":
     ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
