@@ -12,7 +12,7 @@ import pytest
 from mlx_lm.models.cache import make_prompt_cache
 from tests.support.countdown import Countdown
 from tests.support.engine_runs import decode, run
-from tests.support.rounding import logprobs_of
+from tests.support.rounding import assert_steady, logprobs_of
 from tests.support.row_specs import name_of, row_spec
 from tests.support.tiny_models import CONFIGS, VOCAB_SIZE, build
 
@@ -94,6 +94,13 @@ def reference(architecture: str) -> list[list[tuple[tuple[int, ...], float]]]:
 
 def found(results: dict[str, RowResult], spec: RowSpec) -> list[RowResult]:
     return [results[name_of(row_id)] for row_id in spec.answer_ids]
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_no_search_that_is_compared_hangs_on_rounding(architecture: str) -> None:
+    model, specs = build(architecture), [*beam_specs(), *plain_specs()]
+
+    assert_steady(model, lambda: run(BatchEngine(model, decode, max_num_seqs=16, packed=False), specs).tokens)
 
 
 @pytest.mark.parametrize("pipelined", [True, False], ids=["pipelined", "plain"])

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.support.countdown import Countdown, counting_from
 from tests.support.engine_runs import decode, run
+from tests.support.rounding import assert_steady
 from tests.support.row_specs import row_spec
 from tests.support.tiny_models import VOCAB_SIZE, build
 
@@ -49,6 +50,13 @@ def short_and_long_specs() -> list[RowSpec]:
         for phase in range(3)
         for index in range(14)
     ]
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3", "mamba2"])
+def test_no_answer_that_is_compared_hangs_on_rounding(architecture: str) -> None:
+    model, specs = build(architecture), short_and_long_specs()
+
+    assert_steady(model, lambda: run(BatchEngine(model, decode, max_num_seqs=16, packed=False), specs).tokens)
 
 
 @pytest.mark.parametrize("kind", ["llama-packed", "llama-padded", "gemma3-padded", "mamba2-padded"])

@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from tests.support.engine_runs import decode, run
+from tests.support.rounding import assert_steady
 from tests.support.row_specs import name_of, row_named, row_spec
 from tests.support.tiny_models import VOCAB_SIZE, build
 
@@ -129,6 +130,13 @@ def sharing_specs(seed: int) -> list[RowSpec]:
         )
         for index in range(18)
     ]
+
+
+@pytest.mark.parametrize(("architecture", "seed"), [("llama", 2), ("llama", 5), ("qwen3", 2), ("mixtral", 2)])
+def test_no_answer_that_is_compared_hangs_on_rounding(architecture: str, seed: int) -> None:
+    model, specs = build(architecture), sharing_specs(seed)
+
+    assert_steady(model, lambda: run(BatchEngine(model, decode, max_num_seqs=8), specs).tokens)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "qwen3", "mixtral"])

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tests.support.engine_runs import decode, run
 from tests.support.processed_rows import Residues, any_parameters, processed
-from tests.support.rounding import tolerance
+from tests.support.rounding import assert_steady, tolerance
 from tests.support.row_specs import name_of, row_spec
 from tests.support.tiny_models import VOCAB_SIZE, build
 
@@ -159,6 +159,14 @@ def answered_alone(model: Any, spec: RowSpec) -> tuple[int, ...]:
         if isinstance(spec.constraint, Residues):
             spec.constraint.advance(token_ids[-1])
     return tuple(token_ids)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_no_answer_that_is_compared_hangs_on_rounding(model: Any, temperature: float) -> None:
+    assert_steady(
+        model,
+        lambda: run(BatchEngine(model, decode, max_num_seqs=8), mixed_specs(temperature=temperature)).tokens,
+    )
 
 
 @pytest.mark.parametrize("pipelined", [True, False], ids=["pipelined", "plain"])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from tests.support.engine_runs import decode, run
+from tests.support.rounding import assert_steady
 from tests.support.row_specs import name_of, row_spec
 from tests.support.tiny_models import VOCAB_SIZE, build
 
@@ -269,7 +270,7 @@ def engine_specs(parameters: Sequence[dict[str, Any]]) -> list[RowSpec]:
     ]
 
 
-@pytest.mark.parametrize(
+MIXES = pytest.mark.parametrize(
     "parameters",
     [
         pytest.param([{"temperature": 1.0}], id="unfiltered"),
@@ -277,6 +278,14 @@ def engine_specs(parameters: Sequence[dict[str, Any]]) -> list[RowSpec]:
         pytest.param(UNFILTERED + FILTERED + GREEDY, id="all kinds"),
     ],
 )
+
+
+@MIXES
+def test_no_token_that_is_compared_hangs_on_rounding(model: Any, parameters: list[dict[str, Any]]) -> None:
+    assert_steady(model, lambda: run(BatchEngine(model, decode, max_num_seqs=8), engine_specs(parameters)).tokens)
+
+
+@MIXES
 def test_tokens_are_the_same_alone_in_any_company_and_after_joining_at_any_step(
     model: Any, parameters: list[dict[str, Any]]
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from tests.support.engine_runs import decode, run
+from tests.support.rounding import assert_steady
 from tests.support.row_specs import name_of, row_spec
 from tests.support.tiny_models import CONFIGS, VOCAB_SIZE, build
 
@@ -37,6 +38,13 @@ def specs_of(prompts: list[tuple[int, ...]], **changes: Any) -> list[RowSpec]:
 def random_prompts() -> list[tuple[int, ...]]:
     random = Random(3)
     return [tuple(random.randrange(VOCAB_SIZE) for _ in range(length)) for length in PROMPT_LENGTHS]
+
+
+@pytest.mark.parametrize("architecture", CONFIGS)
+def test_no_answer_that_is_compared_hangs_on_rounding(architecture: str) -> None:
+    model, specs = build(architecture), specs_of(random_prompts())
+
+    assert_steady(model, lambda: run(BatchEngine(model, decode, max_num_seqs=20, packed=False), specs).tokens)
 
 
 @pytest.mark.parametrize("width", [3, 20])

@@ -1,12 +1,12 @@
 """How far two right computations of the same numbers may lie apart: by their dtype and the number of operations.
 
-Rounding changes the result of one operation by up to `unit(dtype)` of it. A sum of n products, taken in whatever order
-a BLAS kernel likes, is the exact sum of products of which each factor is off by up to n units (Higham, Accuracy and
-Stability of Numerical Algorithms, 3.1), and by about the square root of n of them as errors cancel (Higham and Mary,
-A New Approach to Probabilistic Rounding Error Analysis, 2019). So what rounding does to a model is what happens when
-its weights are off by that much, and how far this moves the logits depends on the model: a recurrent one spreads it much
-further. `disturbed` does just that to a model; whatever a test compares with must be the same under it, or within what
-it changes. What is wrong rather than rounded is off by a good part of the numbers' own size.
+Rounding changes the result of one operation by up to `unit(dtype)` of it. A sum of n products, taken in whatever
+order a BLAS kernel likes, is the exact sum of products of which each factor is off by up to n units (Higham, Accuracy
+and Stability of Numerical Algorithms, 3.1), and by about the square root of n of them as errors cancel (Higham and
+Mary, A New Approach to Probabilistic Rounding Error Analysis, 2019). So what rounding does to a model is what happens
+when its weights are off by that much, and how far this moves the logits depends on the model: a recurrent one spreads
+it much further. `disturbed` does just that to a model; whatever a test compares with must be the same under it, or
+within what it changes. What is wrong rather than rounded is off by a good part of the numbers' own size.
 """
 
 from __future__ import annotations
