@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from queue import Empty
 
 import pytest
 from redis import Redis
 from tests.support.fake_engine import FakeEngine, FakePreparer, FakeWorker
 from tests.support.queued_jobs import answer, enqueue_plain, events, status, submit
+from tests.support.row_results import row_result
 from tests.support.row_specs import name_of
 
 from mlxq.contract import StopDetails, StopType
 from mlxq_worker.config import EngineConfig, WorkerConfig
-from mlxq_worker.engine.api import RowError, RowId, RowResult
+from mlxq_worker.engine.api import RowError, RowId
 from mlxq_worker.jobs.consumer import Consumer
 from mlxq_worker.jobs.leases import COME_BACK_S
 from mlxq_worker.jobs.presence import Presence
@@ -236,19 +236,7 @@ def test_a_connection_that_breaks_again_and_again_keeps_nobody_from_taking_over_
 
 def ended(row_id: RowId, kind: StopType, error_code: RowError | None = None) -> RowEnded:
     details = StopDetails(type=kind)
-    return RowEnded(replace(RESULT, row_id=row_id, stop_details=details, error_code=error_code))
-
-
-RESULT = RowResult(
-    row_id=RowId(""),
-    token_ids=(),
-    text="",
-    stop_details=StopDetails(type="cancelled"),
-    num_prompt_tokens=1,
-    seed=0,
-    prefill_s=0.0,
-    decode_s=0.0,
-)
+    return RowEnded(row_result(row_id=row_id, stop_details=details, error_code=error_code))
 
 
 def test_the_first_row_that_fails_cancels_the_jobs_others_and_says_how_it_ends(

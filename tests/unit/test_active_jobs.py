@@ -6,10 +6,11 @@ from random import Random
 
 import pytest
 from tests.support.fake_engine import FakePreparer
+from tests.support.row_results import row_result
 from tests.support.row_specs import row_named, row_spec
 
-from mlxq.contract import Beam, Request, SamplingParams, StopDetails
-from mlxq_worker.engine.api import RowId, RowResult, RowSpec
+from mlxq.contract import Beam, Request, SamplingParams
+from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.jobs.active import ActiveJob, ActiveJobs, PreparedRequest
 from mlxq_worker.jobs.claimed import ClaimedJob
 
@@ -32,28 +33,15 @@ def prepared(specs: tuple[RowSpec, ...]) -> PreparedRequest:
     return PreparedRequest(FakePreparer(), REQUEST, specs)
 
 
-def result(row_id: RowId) -> RowResult:
-    return RowResult(
-        row_id=row_id,
-        token_ids=(),
-        text="",
-        stop_details=StopDetails(type="cancelled"),
-        num_prompt_tokens=1,
-        seed=0,
-        prefill_s=0.0,
-        decode_s=0.0,
-    )
-
-
 def test_a_beam_search_takes_its_width_until_all_of_its_answers_have_come() -> None:
     jobs, active = ActiveJobs(), claimed("a")
     jobs.add(active)
 
     jobs.open_rows(active, prepared((row_spec(row_id="a", beam=Beam(width=4), num_beams_returned=2),)))
     before = jobs.num_open_rows
-    jobs.row_ended(active, result(row_named("a")))
+    jobs.row_ended(active, row_result(row_id=row_named("a")))
     between = set(active.open_ids)
-    jobs.row_ended(active, result(row_named("a#1")))
+    jobs.row_ended(active, row_result(row_id=row_named("a#1")))
 
     assert (before, between, active.open_ids) == (4, {row_named("a#1")}, set())
     assert jobs.num_open_rows == 0
@@ -101,7 +89,10 @@ def test_the_count_of_open_rows_is_their_sum_at_every_moment(seed: int) -> None:
     while len(jobs):
         active = random.choice(list(jobs))
         row_id = random.choice(active.row_ids)
-        random.choice([lambda: jobs.row_ended(active, result(row_id)), lambda: jobs.row_refused(active, row_id)])()  # noqa: B023
+        if random.choice([True, False]):
+            jobs.row_ended(active, row_result(row_id=row_id))
+        else:
+            jobs.row_refused(active, row_id)
         if not active.open_ids or random.random() < 0.1:
             jobs.forget(active.job)
         assert jobs.num_open_rows == sum(len(each.open_ids) for each in jobs)

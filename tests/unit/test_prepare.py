@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 import pytest
+from tests.support.row_results import row_result
 from tests.support.row_specs import name_of
 from tests.support.small_tokenizers import ASCII, FakeTokenizer, llama_3, qwen, real_tokenizer
 
@@ -436,8 +437,8 @@ def test_an_id_outside_the_vocabulary_is_refused_by_its_field(field: str, value:
 # --- Answers --------------------------------------------------------------------------------------------------
 
 
-def row_result(spec: RowSpec, token_ids: tuple[int, ...], text: str, details: StopDetails) -> RowResult:
-    return RowResult(
+def result_of(spec: RowSpec, token_ids: tuple[int, ...], text: str, details: StopDetails) -> RowResult:
+    return row_result(
         row_id=spec.row_id,
         token_ids=token_ids,
         text=text,
@@ -453,7 +454,7 @@ def finished(details: StopDetails, request: Request | None = None) -> Any:
     prepare = preparer()
     request = request or chat()
     spec = only_row(prepare, request)
-    result = row_result(spec, (72, 105, IM_END), "Hi", details)
+    result = result_of(spec, (72, 105, IM_END), "Hi", details)
     return prepare.finish(request, (spec,), (result,), request_id="q1", created=1_700_000_000, queue_s=2.0)
 
 
@@ -531,7 +532,7 @@ def test_ids_and_scores_are_reported_to_those_who_ask() -> None:
     specs = prepare.prepare(request, "r1")
     place = TokenScores(token_id=ord("a"), logprob=-1.0, rank=1)
     first, second = (
-        replace(row_result(spec, (ord("a"),), "a", StopDetails(type="max_tokens", token_index=0)), logprobs=(place,))
+        replace(result_of(spec, (ord("a"),), "a", StopDetails(type="max_tokens", token_index=0)), logprobs=(place,))
         for spec in specs
     )
     first = replace(first, prompt_logprobs=(None, place))

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 from mlx_lm import tokenizer_utils
+from tests.support.row_results import row_result
 from tests.support.row_specs import row_spec
 from tests.support.small_tokenizers import real_tokenizer
 
 from mlxq.contract import Request, SamplingParams, StopDetails, StopType, Structure, ToolChoice
-from mlxq_worker.engine.api import RowId, RowResult
 from mlxq_worker.engine.constraint import Constraint
 from mlxq_worker.engine.reasoning import Reasoning
 from mlxq_worker.model.load import load_tokenizer_only
@@ -325,15 +325,10 @@ def read(
         return str(model.decode(list(token_ids), skip_special_tokens=True))
 
     ids = model.encode(text, add_special_tokens=False)
-    result = RowResult(
-        row_id=RowId("row"),
+    result = row_result(
         token_ids=tuple(ids) + ((257,) if end == "eos_token" else ()),
         text=decode(ids),
         stop_details=StopDetails(type=end, string=stop),
-        num_prompt_tokens=1,
-        seed=0,
-        prefill_s=0.0,
-        decode_s=0.0,
     )
     return AnswerReader(model, decode, format_of(family)).read(request(**fields), spec or row_spec(), result)
 
