@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PARITY := $(VENV)/parity
 DEMO := demo-out
-# A process for each core and one more, as many tests wait for processes of their own; a file's tests stay together.
-SIDE_BY_SIDE = --numprocesses $$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 )) --dist loadfile
+# A process for each core and one more, as many tests wait for processes of their own. A file's tests stay together; the
+# files come in their order, which begins with the longest.
+SIDE_BY_SIDE = --numprocesses $$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 )) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install demo test test-quick parity bench faults clean need-python need-openblas
 
