@@ -31,7 +31,7 @@ LONG = 1_000_000
 
 
 class Watched(FakeWorker):
-    """Keeps its engines, so that tests can see what was decoded together. They step while `may_step` is set."""
+    """Keeps its engines, so that tests can see what was decoded together. Full ones step while `may_step` is set."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -281,7 +281,7 @@ def test_a_row_whose_job_was_taken_away_is_dropped(connection: Redis) -> None:
 
 
 def test_a_first_signal_lets_running_rows_end_and_gives_the_others_back(connection: Redis) -> None:
-    batch = submit(connection, *("hello" for _ in range(12)), max_tokens=15)
+    batch = submit(connection, *("hello" for _ in range(12)), max_tokens=200)
     worker = a_worker(connection)
     worker.may_step.clear()
 
@@ -366,7 +366,7 @@ def test_after_enough_jobs_a_fresh_process_is_asked_for_and_nothing_is_left_in_l
 
 
 def test_a_worker_that_is_told_to_stop_while_it_recycles_just_stops(connection: Redis) -> None:
-    submit(connection, *("hello" for _ in range(12)), max_tokens=20)
+    submit(connection, *("hello" for _ in range(12)), max_tokens=200)
     worker = a_worker(connection, max_generated_tokens=4)
     worker.may_step.clear()
 
