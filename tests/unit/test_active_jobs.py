@@ -52,7 +52,7 @@ def test_each_row_of_a_job_is_an_answer_to_wait_for() -> None:
     jobs.add(active)
 
     jobs.open_rows(active, prepared(several("a", 3)))
-    jobs.row_ended(active, result(row_named("a#1")))
+    jobs.row_ended(active, row_result(row_id=row_named("a#1")))
 
     assert active.open_ids == {row_named("a#0"), row_named("a#2")}
     assert jobs.num_open_rows == 2
