@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from threading import Event
 
@@ -38,6 +39,7 @@ class FakeRow:
     spec: RowSpec
     words: tuple[str, ...]
     num_tokens: int = 0
+    has_started: bool = False
     stop: StopType | None = None
 
     def next_stop(self) -> StopType | None:
@@ -51,14 +53,16 @@ class FakeRow:
 
 @dataclass
 class FakeEngine:
-    """Obeys the protocol. `widths` has the number of rows of every step and `times` the time that it was told.
+    """Obeys the protocol; rows run in the order in which they came. `widths` has the number of rows of every step and
+    `times` the time that it was told.
 
     A test may clear `may_step`: then a full batch waits until it is set again.
     """
 
     max_num_seqs: int = 4
     step_s: float = 0.0
-    rows: dict[str, FakeRow] = field(default_factory=dict)
+    max_running: int | None = None
+    rows: dict[RowId, FakeRow] = field(default_factory=dict)
     widths: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
     is_closed: bool = False
@@ -72,11 +76,34 @@ class FakeEngine:
 
     def step(self, now: float) -> StepReport:
         assert not self.is_closed
-        if len(self.rows) >= self.max_num_seqs:
+        self._start_rows()
+        running = self.running
+        if len(running) >= self.max_num_seqs:
             self.may_step.wait(DEADLINE_S)
-        running = list(self.rows.values())[: self.max_num_seqs]
         self.widths.append(len(running))
         self.times.append(now)
+        self.compute(running)
+        for row in running:
+            row.num_tokens += row.stop is None
+            if row.stop is None:
+                row.stop = row.next_stop()
+        finished = tuple(self._result(row) for row in self.rows.values() if row.stop is not None)
+        for result in finished:
+            del self.rows[result.row_id]
+        return StepReport(
+            finished=finished,
+            num_running=len(self.running),
+            num_waiting=len(self.rows) - len(self.running),
+            rows_computed=len(running),
+            rows_useful=len(running),
+        )
+
+    @property
+    def running(self) -> list[FakeRow]:
+        return [row for row in self.rows.values() if row.has_started]
+
+    def compute(self, running: list[FakeRow]) -> None:
+        """What takes time in a step, and may go wrong."""
         time.sleep(self.step_s + 0.02 * any("slow" in row.words for row in running))
         if any("boom" in row.words for row in running):
             raise RuntimeError("boom goes the batch")
@@ -84,26 +111,28 @@ class FakeEngine:
             os.kill(os.getpid(), signal.SIGKILL)
         if any("hang" in row.words for row in running):
             time.sleep(FOREVER_S)
-        for row in running:
-            row.num_tokens += row.stop is None
-            if row.stop is None:
-                row.stop = row.next_stop()
-        finished = tuple(self._result(row) for row in running if row.stop is not None)
-        for result in finished:
-            del self.rows[result.row_id]
-        left = len(self.rows)
-        return StepReport(
-            finished=finished,
-            num_running=min(left, self.max_num_seqs),
-            num_waiting=max(0, left - self.max_num_seqs),
-            free_rows=max(0, self.max_num_seqs - left),
-            rows_computed=len(running),
-            rows_useful=len(running),
-        )
 
     def cancel(self, row_id: RowId, reason: AbortReason = "cancelled") -> None:
         if row_id in self.rows:
             self.rows[row_id].stop = reason
+
+    def withdraw(self, row_ids: Collection[RowId] | None = None) -> tuple[RowSpec, ...]:
+        started = {row.spec.row_id.request_id for row in self.running}
+        withdrawn = [
+            row_id
+            for row_id in self.rows
+            if row_id.request_id not in started and (row_ids is None or row_id in row_ids)
+        ]
+        return tuple(self.rows.pop(row_id).spec for row_id in withdrawn)
+
+    def limit_rows(self, max_running: int | None) -> None:
+        self.max_running = max_running
+
+    def _start_rows(self) -> None:
+        width = self.max_num_seqs if self.max_running is None else min(self.max_num_seqs, self.max_running)
+        waiting = [row for row in self.rows.values() if not row.has_started]
+        for row in waiting[: max(0, width - len(self.running))]:
+            row.has_started = True
 
     def close(self) -> None:
         self.rows.clear()

@@ -131,7 +131,7 @@ def test_searches_among_other_rows_get_what_they_get_alone_in_no_more_places_tha
         found = {row_id: results[row_id].token_ids for row_id in expected}
         assert found == expected
     assert len(results) == sum(spec.num_beams_returned for spec in specs)
-    assert scheduler.free_rows == max_num_seqs
+    assert scheduler.num_running == 0
 
 
 def test_a_search_leaves_out_every_other_step_of_a_device_that_is_one_step_behind() -> None:
@@ -176,7 +176,7 @@ def test_a_search_that_waited_in_vain_leaves_nothing_that_others_would_seem_to_s
     for _ in range(2):
         plan, _ = scheduler.schedule(0.0)
         scheduler.commit(plan.rows, [7] * len(plan.rows), 0.0)
-    assert repr(scheduler) == "Scheduler(running=1/5 waiting=1)"
+    assert repr(scheduler) == "Scheduler(running=1/5 waiting=3)"
 
     scheduler.abort(row_named("search"), "cancelled")
     scheduler.schedule(0.0)
@@ -188,11 +188,11 @@ def test_a_search_that_waited_in_vain_leaves_nothing_that_others_would_seem_to_s
     assert not plan.prefixes
 
 
-def test_a_waiting_search_counts_with_all_its_rows_as_taken() -> None:
+def test_a_search_counts_with_all_its_rows_waiting_and_running() -> None:
     scheduler = Scheduler(8)
     scheduler.add(new_group(row_spec(row_id="search", beam=Beam(width=3)), decode))
-    assert scheduler.free_rows == 5
+    waiting = scheduler.num_waiting
 
     scheduler.schedule(0.0)
 
-    assert scheduler.free_rows == 5
+    assert (waiting, scheduler.num_waiting, scheduler.num_running) == (3, 0, 3)

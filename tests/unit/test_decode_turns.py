@@ -6,7 +6,7 @@ from queue import Empty
 from typing import Any
 
 import pytest
-from tests.support.fake_engine import FakeEngine
+from tests.support.fake_engine import FakeEngine, FakeRow
 from tests.support.row_specs import name_of, row_named
 
 from mlxq_worker import exits
@@ -146,14 +146,14 @@ def test_a_cancelled_row_ends_at_the_next_step_and_a_waiting_one_at_once() -> No
     assert (name_of(result.row_id), result.stop_details.type, result.text) == ("a", "cancelled", "x")
 
 
-def test_the_rows_of_a_job_enter_together_and_the_next_job_waits_for_room() -> None:
+def test_all_rows_are_handed_to_the_engine_at_once_and_wait_there() -> None:
     rig = Rig()
 
     first = rig.turn(rows("a", "a#1", "a#2"), rows("b"))
-    entered = set(map(name_of, rig.engines[0].rows))
+    handed = set(map(name_of, rig.engines[0].rows))
     rest = [rig.turn() for _ in range(4)]
 
-    assert entered == {"a", "a#1", "a#2"}, "an engine two rows wide has three of them, and shares their prompt"
+    assert handed == {"a", "a#1", "a#2", "b"}, "also where they are more than can run"
     assert ended(first) == []
     assert [name for sent in rest for name in ended(sent)] == ["a", "a#1", "a#2", "b"]
 
@@ -166,6 +166,18 @@ def test_cancelling_a_job_ends_all_its_rows_wherever_they_are() -> None:
 
     assert [message for message in sent if isinstance(message, Dropped)] == [Dropped(ids("b", "b#1"))]
     assert ended(sent) == ["a", "a#1"]
+
+
+def test_rows_that_wait_behind_others_of_their_job_are_part_of_what_has_started() -> None:
+    rig = Rig()
+    rig.turn(rows("a", "a#1", "a#2", max_tokens=9), rows("b"))
+
+    stopping = rig.turn(Stop("test"))
+    cancelled = rig.turn(Cancel(ids("a", "a#1", "a#2")))
+
+    assert stopping == [StopClaiming(), Returned(ids("b"))]
+    assert ended(cancelled) == ["a", "a#1", "a#2"]
+    assert rig.loop.is_idle
 
 
 def test_stopping_returns_the_waiting_rows_and_those_that_still_come() -> None:
@@ -231,10 +243,10 @@ class OutOfMemory(FakeEngine):
 
     room = 2
 
-    def step(self, now: float) -> StepReport:
-        if len(self.rows) > self.room:
+    def compute(self, running: list[FakeRow]) -> None:
+        if len(running) > self.room:
             raise RuntimeError("[malloc] Unable to allocate 99 bytes.")
-        return super().step(now)
+        super().compute(running)
 
 
 def test_memory_that_runs_out_is_nobodys_fault_and_the_batch_gets_narrower() -> None:
@@ -313,7 +325,7 @@ def test_an_engine_that_steps_but_never_delivers_is_stuck() -> None:
     class Idling(FakeEngine):
         def step(self, now: float) -> StepReport:
             return StepReport(
-                finished=(), num_running=1, num_waiting=0, free_rows=1, rows_computed=1, rows_useful=0, num_prefilled=0
+                finished=(), num_running=1, num_waiting=0, rows_computed=1, rows_useful=0, num_prefilled=0
             )
 
     rig = Rig(first_engine=Idling())

@@ -105,32 +105,29 @@ def test_a_worker_that_recycles_in_peace_gets_a_deadline_once_it_has_to_go_soon(
 
 
 @pytest.mark.parametrize(
-    ("phase", "num_running", "num_waiting", "is_over"),
+    ("phase", "num_rows", "is_over"),
     [
-        (Phase.RUNNING, 0, 0, False),
-        (Phase.DRAINED, 0, 0, True),
-        (Phase.DRAINED, 1, 0, False),
-        (Phase.DRAINED, 0, 1, False),
-        (Phase.RECYCLING, 1, 0, False),
-        (Phase.RECYCLING, 0, 1, True),
-        (Phase.STOPPING, 1, 0, False),
-        (Phase.INTERRUPTED, 0, 1, True),
-        (Phase.CLOSING, 1, 1, True),
+        (Phase.RUNNING, 0, False),
+        (Phase.DRAINED, 0, True),
+        (Phase.DRAINED, 1, False),
+        (Phase.RECYCLING, 1, False),
+        (Phase.RECYCLING, 0, True),
+        (Phase.STOPPING, 1, False),
+        (Phase.INTERRUPTED, 0, True),
+        (Phase.CLOSING, 1, True),
     ],
 )
-def test_a_worker_is_over_once_no_row_counts_any_more(
-    phase: Phase, num_running: int, num_waiting: int, is_over: bool
-) -> None:
+def test_a_worker_is_over_once_no_row_is_in_its_engine(phase: Phase, num_rows: int, is_over: bool) -> None:
     lifecycle = Lifecycle(phase).at(100.0, 30.0)
 
-    assert lifecycle.is_over(100.0, num_running=num_running, num_waiting=num_waiting) is is_over
+    assert lifecycle.is_over(100.0, num_rows=num_rows) is is_over
 
 
 @pytest.mark.parametrize("phase", IN_GRACE)
 def test_a_worker_is_over_at_its_deadline_whatever_still_runs(phase: Phase) -> None:
     lifecycle = Lifecycle(phase).at(100.0, 30.0)
 
-    looks = [lifecycle.is_over(now, num_running=1, num_waiting=0) for now in (129.9, 130.0)]
+    looks = [lifecycle.is_over(now, num_rows=1) for now in (129.9, 130.0)]
 
     assert looks == [False, True]
 

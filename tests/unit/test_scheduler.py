@@ -13,8 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.support.row_specs import name_of, row_named, row_spec
 
+from mlxq.contract import Beam
 from mlxq_worker.engine.api import RowResult
 from mlxq_worker.engine.plan import Plan
+from mlxq_worker.engine.rows.beam_group import new_group
 from mlxq_worker.engine.rows.group import RowGroup
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.scheduling.scheduler import Scheduler
@@ -227,33 +229,52 @@ def test_an_overdue_row_is_dropped_and_its_room_taken_on_the_same_step(lag: int)
     assert device.batches == ["a", "a", "b", "b", ""]
 
 
-def test_free_rows_counts_waiting_rows_as_taken_and_never_falls_below_0() -> None:
-    scheduler = Scheduler(3)
-    free = [scheduler.free_rows]
+def test_a_row_that_wants_no_more_tokens_leaves_its_room_to_the_next(lag: int) -> None:
+    device = Device(scheduler_of(2, row("a", 1), row("b", 2), row("c", 1)), lag)
 
-    for row_id in "abcd":
-        scheduler.add(RowGroup(row(row_id)))
-        free.append(scheduler.free_rows)
+    device.step()
+    device.step()
 
-    assert free == [3, 2, 1, 0, 0]
+    assert device.batches == ["ab", "bc"]
 
 
-def test_free_rows_is_the_same_before_and_after_waiting_rows_are_admitted() -> None:
-    scheduler = scheduler_of(4, row("a"), row("b"))
-    before = scheduler.free_rows
+def test_a_lower_limit_lets_nobody_in_before_enough_rows_have_ended(lag: int) -> None:
+    scheduler = scheduler_of(4, *(row(name, 2) for name in "abcd"), *(row(name, 2) for name in "efgh"))
+    device = Device(scheduler, lag)
+    device.step()
 
+    scheduler.limit_rows(2)
+    while "e" not in "".join(device.batches):
+        device.step()
+    scheduler.limit_rows(None)
+    device.step()
+
+    first = next(index for index, batch in enumerate(device.batches) if "e" in batch)
+    assert device.batches[:2] == ["abcd", "abcd"]
+    assert device.batches[first : first + 2] == ["ef", "efgh"]
+
+
+def test_a_beam_search_wider_than_the_limit_runs_alone() -> None:
+    scheduler = Scheduler(4)
+    scheduler.limit_rows(2)
+    scheduler.add(new_group(row_spec(row_id="search", beam=Beam(width=3)), decode))
+    scheduler.add(RowGroup(row("after")))
+
+    plan, _ = scheduler.schedule(0.0)
+
+    assert (names(plan.rows), scheduler.num_running, scheduler.num_waiting) == ("search", 3, 1)
+
+
+def test_what_has_not_started_can_be_withdrawn_and_shares_no_prefix_any_more() -> None:
+    scheduler = scheduler_of(1, *(row(name, prompt_length=200) for name in ("a", "a#1", "b", "c")))
     scheduler.schedule(0.0)
 
-    assert (before, scheduler.free_rows) == (2, 2)
+    some = scheduler.withdraw([row_named("c"), row_named("a#1"), row_named("unknown")])
+    rest = scheduler.withdraw()
 
-
-def test_a_row_that_wants_no_more_tokens_leaves_its_place_free() -> None:
-    scheduler = scheduler_of(2, row("a", 1), row("b", 2))
-
-    scheduler.schedule(0.0)
-
-    assert scheduler.free_rows == 1
-    assert scheduler.num_running == 2
+    assert [name_of(spec.row_id) for spec in some] == ["c"], "a#1 belongs to a request that has started"
+    assert [name_of(spec.row_id) for spec in rest] == ["b"]
+    assert (scheduler.num_running, scheduler.num_waiting) == (1, 1)
 
 
 def test_the_batch_is_never_wider_than_the_limit_and_every_row_ends_once(lag: int) -> None:

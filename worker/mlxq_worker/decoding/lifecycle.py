@@ -96,20 +96,15 @@ class Lifecycle:
             return self
         return replace(self, deadline=now + grace_s)
 
-    def is_over(self, now: float, *, num_running: int, num_waiting: int) -> bool:
-        """Whether the worker has nothing more to do for its rows: those in the engine, and those that wait for it.
-
-        When it stops, waiting rows don't count: they go back to the queue.
-        """
+    def is_over(self, now: float, *, num_rows: int) -> bool:
+        """Whether the worker has nothing more to do for the rows in its engine."""
         match self.phase:
             case Phase.RUNNING:
                 return False
-            case Phase.DRAINED:
-                return num_running == num_waiting == 0
             case Phase.CLOSING:
                 return True
             case _:
-                return num_running == 0 or now >= self.deadline
+                return num_rows == 0 or now >= self.deadline
 
     @property
     def exit_code(self) -> int:

@@ -6,7 +6,7 @@ imported elsewhere, but by the one module that builds the engine.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
@@ -182,13 +182,12 @@ class RowResult:
 class StepReport:
     """What one `Engine.step` did. `rows_computed` counts the rows of this step's decode batch and `rows_useful`
     the tokens that were kept on it; the quotient of their sums over a run is `row_efficiency`.
-    `free_rows` is how many more rows could decode at once right now. `num_prefilled` counts the tokens of prompts that
-    it gave to the device. The engine is idle when nothing is running or waiting."""
+    `num_prefilled` counts the tokens of prompts that it gave to the device. The engine is idle when no row runs or
+    waits."""
 
     finished: tuple[RowResult, ...]
     num_running: int
     num_waiting: int
-    free_rows: int
     rows_computed: int
     rows_useful: int
     num_prefilled: int = 0
@@ -202,11 +201,12 @@ class StepReport:
 class Engine(Protocol):
     """One batch of rows. Not thread-safe: one thread builds, steps and closes it.
 
-    A `step` that raises leaves the batch unusable: `close` it and build another.
+    A `step` that raises leaves the batch unusable: `withdraw` what waits, `close` it and build another.
     """
 
     def admit(self, spec: RowSpec) -> None:
-        """Put a row in the waiting queue; it joins the batch at a later `step`, in order.
+        """Put a row in the waiting queue; it joins the batch at a later `step`, in the engine's order. Rows of one
+        request that are admitted one after another enter one after another.
 
         Raises:
             RequestError: the engine could never run it.
@@ -222,6 +222,18 @@ class Engine(Protocol):
     def cancel(self, row_id: RowId, reason: AbortReason = "cancelled") -> None:
         """End a waiting or running row at the next `step`, keeping the text it has. Unknown ids are ignored:
         the row may have ended in the meantime."""
+
+    def withdraw(self, row_ids: Collection[RowId] | None = None) -> tuple[RowSpec, ...]:
+        """Take out of the waiting queue, of these rows or of all, those of requests no row of which has started.
+        Nothing is reported of them.
+
+        Returns:
+            What they were admitted with, in that order.
+        """
+
+    def limit_rows(self, max_running: int | None) -> None:
+        """Let nobody into the batch while more rows run than this; `None` lifts the limit. Those that run go on, and
+        what would be alone always gets in."""
 
     def close(self) -> None:
         """Drop all rows and free what the batch holds."""

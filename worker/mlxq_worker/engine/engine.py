@@ -6,7 +6,7 @@ runner computes, and the step in flight is a value that is passed on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 from mlxq_worker.engine.api import AbortReason, Decode, RowId, RowSpec, StepReport
@@ -41,7 +41,8 @@ class BatchEngine:
         kv_bytes: how much memory keys and values may take; by default most of what the machine has left.
         max_prefix_bytes: how much of it prefixes that rows share may take, each of them once; 0 shares nothing, by
             default it is an eighth.
-        longest_first: admit the longest prompts first, and not those that came first.
+        longest_first: admit the longest prompts first, and not those that came first; in either case after those that
+            begin with a prefix that is there.
         packed: false keeps to mlx-lm's own caches; slower, the oracle in tests.
         pipelined: true always runs ahead, false looks at every token before the next step starts; `None` does what
             pays.
@@ -97,7 +98,7 @@ class BatchEngine:
         return f"BatchEngine({self._scheduler!r})"
 
     def admit(self, spec: RowSpec) -> None:
-        """Put a row in the waiting queue; it joins the batch at a later `step`, in order.
+        """Put a row in the waiting queue; it joins the batch at a later `step`.
 
         Raises:
             RequestError: the row would not fit in memory even by itself, or its beam search is wider than the batch.
@@ -109,6 +110,14 @@ class BatchEngine:
     def cancel(self, row_id: RowId, reason: AbortReason = "cancelled") -> None:
         """End a waiting or running row at the next `step`, keeping the text it has."""
         self._scheduler.abort(row_id, reason)
+
+    def withdraw(self, row_ids: Collection[RowId] | None = None) -> tuple[RowSpec, ...]:
+        """Take out of the waiting queue, of these rows or of all, those of requests no row of which has started."""
+        return tuple(self._scheduler.withdraw(row_ids))
+
+    def limit_rows(self, max_running: int | None) -> None:
+        """Let nobody into the batch while more rows run than this; `None` lifts the limit."""
+        self._scheduler.limit_rows(max_running)
 
     def step(self, now: float) -> StepReport:
         """Advance every running row, as a rule by one token, and report the rows that ended on this step."""
@@ -131,7 +140,6 @@ class BatchEngine:
             finished=tuple(finished),
             num_running=self._scheduler.num_running,
             num_waiting=self._scheduler.num_waiting,
-            free_rows=self._scheduler.free_rows,
             rows_computed=rows_computed,
             rows_useful=rows_useful,
             num_prefilled=plan.num_prefilled,

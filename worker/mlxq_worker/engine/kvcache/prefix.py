@@ -51,6 +51,15 @@ class Prefix:
         return before if self.is_prefilled else [*before, self]
 
 
+def block_keys(prompt_ids: tuple[int, ...]) -> Iterator[int]:
+    """A key for each run of blocks from the start; the last token stays out, since a row decodes from it. Prompts that
+    have a key in common begin alike, unless two hashes collide."""
+    key, length = 0, len(prompt_ids) - 1
+    for start in range(0, length, BLOCK):
+        key = hash((key, prompt_ids[start : min(start + BLOCK, length)]))
+        yield key
+
+
 class PrefixTable:
     """All prefixes, and how many of the rows at hand begin with each chain of blocks.
 
@@ -62,6 +71,7 @@ class PrefixTable:
         self._max_tokens = max_tokens
         self._rows = Counter[int]()
         self._prefixes: dict[int, Prefix] = {}
+        self._keys: Sequence[int] | None = ()  # None: not known since the prefixes changed
         self._clock = count(1)
 
     def __repr__(self) -> str:
@@ -76,13 +86,25 @@ class PrefixTable:
         """Tokens of the prefixes that are in use."""
         return sum(len(prefix) for prefix in self._prefixes.values() if prefix.num_users)
 
+    @property
+    def can_share(self) -> bool:
+        """Whether any prefix may ever be kept."""
+        return self._max_tokens > 0
+
+    @property
+    def keys(self) -> Sequence[int]:
+        """The keys of all prefixes, the longest first: a prompt among whose `block_keys` one is begins with it."""
+        if self._keys is None:
+            self._keys = sorted(self._prefixes, key=lambda key: len(self._prefixes[key]), reverse=True)
+        return self._keys
+
     def expect(self, prompt_ids: tuple[int, ...]) -> None:
         """A row with this prompt has come."""
-        self._rows.update(self._chain(prompt_ids))
+        self._rows.update(block_keys(prompt_ids))
 
     def forget(self, prompt_ids: tuple[int, ...]) -> None:
         """A row with this prompt has ended."""
-        for key in self._chain(prompt_ids):
+        for key in block_keys(prompt_ids):
             self._rows[key] -= 1
             if not self._rows[key]:
                 del self._rows[key]
@@ -90,7 +112,7 @@ class PrefixTable:
     def acquire(self, prompt_ids: tuple[int, ...]) -> Prefix | None:
         """The longest prefix that this prompt has in common with others, locked for one more row; `None` if it shares
         too little, or if there is no room for it beside the prefixes that are in use."""
-        prefix = self._longest(prompt_ids[:-1], list(self._chain(prompt_ids)))
+        prefix = self._longest(prompt_ids[:-1], list(block_keys(prompt_ids)))
         if prefix is not None:
             self._hold(prefix)
         return prefix
@@ -107,6 +129,7 @@ class PrefixTable:
             if not unused:
                 break
             prefix = self._prefixes.pop(min(unused)[1])
+            self._keys = None
             if prefix.base:
                 self.release(prefix.base)
             evicted.append(prefix)
@@ -116,6 +139,7 @@ class PrefixTable:
         """Forget every row and every prefix."""
         self._rows.clear()
         self._prefixes.clear()
+        self._keys = ()
 
     def _longest(self, token_ids: tuple[int, ...], keys: Sequence[int], num_rows: int = 1) -> Prefix | None:
         """The longest prefix of these tokens, of as many blocks as there are keys or less, that is there already or is
@@ -142,16 +166,9 @@ class PrefixTable:
         if base is not None:
             self._hold(base)
         prefix = self._prefixes[key] = Prefix(token_ids, base)
+        self._keys = None
         return prefix
 
     def _hold(self, prefix: Prefix) -> None:
         prefix.num_users += 1
         prefix.last_use = next(self._clock)
-
-    @staticmethod
-    def _chain(prompt_ids: tuple[int, ...]) -> Iterator[int]:
-        """A key for each run of blocks from the start; the last token stays out, since a row decodes from it."""
-        key, length = 0, len(prompt_ids) - 1
-        for start in range(0, length, BLOCK):
-            key = hash((key, prompt_ids[start : min(start + BLOCK, length)]))
-            yield key

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from mlxq_worker.engine.api import AbortReason, RowError, RowId, RowResult, TokenScores
+from mlxq_worker.engine.api import AbortReason, RowError, RowId, RowResult, RowSpec, TokenScores
 from mlxq_worker.engine.kvcache.budget import KvBudget
-from mlxq_worker.engine.kvcache.prefix import Prefix, PrefixTable
+from mlxq_worker.engine.kvcache.prefix import Prefix, PrefixTable, block_keys
 from mlxq_worker.engine.plan import Plan, PrefillChunk, PrefixChunk
 from mlxq_worker.engine.rows.group import RowGroup
 from mlxq_worker.engine.rows.row import Row
@@ -36,7 +36,8 @@ class Scheduler:
             longer prompts are prefilled over several steps. `None`: a row's prompt is prefilled on one step.
         max_prefix_tokens: how many tokens of shared prefixes are kept; 0 shares none.
         budget: what rows may take together; `None` for no bound.
-        longest_first: admit the longest prompts first, and not those that came first.
+        longest_first: admit the longest prompts first, and not those that came first; in either case after those that
+            begin with a prefix that is there.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Scheduler:
         self._prefixes = PrefixTable(max_prefix_tokens)
         self._waiting = WaitingQueue(longest_first=longest_first)
         self._running: list[RowGroup] = []
+        self._max_running: int | None = None
         self._has_aborts = False
         self._is_full = False  # nobody fits until a row ends or comes
 
@@ -67,24 +69,43 @@ class Scheduler:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        """How many rows."""
+        return self._waiting.num_rows
 
     @property
     def _num_free(self) -> int:
         """How many more rows the batch has room for."""
-        return self._max_num_seqs - sum(group.num_wanted for group in self._running)
+        num_free = self._max_num_seqs - sum(group.num_wanted for group in self._running)
+        if self._max_running is None:
+            return num_free
+        return min(num_free, self._max_running - self.num_running)  # here a row has left only once it has ended
 
-    @property
-    def free_rows(self) -> int:
-        """How many more rows could decode at once, the waiting ones counted as if they did."""
-        return max(0, self._num_free - sum(group.spec.num_rows for group in self._waiting))
+    def limit_rows(self, max_running: int | None) -> None:
+        """Let nobody in while more rows run than this; `None` lifts the limit. What is alone always gets in."""
+        if max_running != self._max_running:
+            self._max_running = max_running
+            self._is_full = False
 
     def add(self, group: RowGroup) -> None:
         """Put a group in the waiting queue."""
-        self._waiting.add(group)
+        shares = self._prefixes.can_share and not group.first.wants_prompt_scores
+        self._waiting.add(group, tuple(block_keys(group.spec.prompt_ids)) if shares else ())
         self._is_full = False
         for row in group.rows:
             self._prefixes.expect(row.spec.prompt_ids)
+
+    def withdraw(self, row_ids: Collection[RowId] | None = None) -> list[RowSpec]:
+        """Take out of the waiting queue, of these rows or of all, those of requests no row of which has started."""
+        groups = [
+            group
+            for group in self._waiting
+            if (row_ids is None or group.spec.row_id in row_ids) and not self._waiting.has_begun(group)
+        ]
+        for group in groups:
+            self._waiting.discard(group)
+            self._forget(group)
+        self._is_full = False
+        return [group.spec for group in groups]
 
     def abort(self, row_id: RowId, reason: AbortReason) -> None:
         """Mark a group to be dropped at the next `schedule`; the first reason stays."""
@@ -146,10 +167,10 @@ class Scheduler:
         # At least one token even where the decoding rows fill the step, or a prompt would never get on.
         limit = self._max_num_batched_tokens
         room = sys.maxsize if limit is None else max(1, limit - num_decoding)
-        while room > 0 and (begun or (self._waiting and num_free >= self._waiting.next.spec.num_rows)):
+        while room > 0:
             if begun:
                 row = begun.popleft()
-            elif admitted := self._admit(now):
+            elif admitted := self._admit(num_free, now):
                 row = admitted.first
                 num_free -= admitted.spec.num_rows
             else:
@@ -163,11 +184,13 @@ class Scheduler:
                 room -= len(chunks[-1])
         return chunks, prefix_chunks
 
-    def _admit(self, now: float) -> RowGroup | None:
-        """Let the next group into the batch, if it fits beside the rows that run."""
-        if self._is_full:
+    def _admit(self, num_free: int, now: float) -> RowGroup | None:
+        """Let the next group into the batch, if there are enough free rows and it fits beside those that run."""
+        if self._is_full or not self._waiting or (num_free <= 0 and self._running):
             return None
-        group = self._waiting.next
+        group = self._waiting.choose(self._prefixes.keys)
+        if group.spec.num_rows > num_free and self._running:
+            return None
         joining = [(row, self._prefix_for(row)) for row in group.rows]
         if not self._fits(joining):
             self._is_full = True
@@ -175,7 +198,7 @@ class Scheduler:
                 if prefix:
                     self._prefixes.release(prefix)
             return None
-        self._waiting.remove(group)
+        self._waiting.admit(group)
         group.admit(now, [prefix for _, prefix in joining])
         self._running.append(group)
         return group
@@ -208,21 +231,27 @@ class Scheduler:
             if reason and not group.finished:
                 group.abort(reason, now)
         if self._has_aborts:
-            self._waiting.drop_finished()
+            for group in [group for group in self._waiting if group.finished]:
+                self._waiting.discard(group)
             self._has_aborts = False
         return self._remove_ended(candidates)
 
     def _remove_ended(self, groups: Iterable[RowGroup]) -> list[RowResult]:
         """The results of those groups that have ended; they leave the batch and their prefixes."""
         ended = [group for group in groups if group.finished]
-        for row in (row for group in ended for row in group.rows):
-            self._prefixes.forget(row.spec.prompt_ids)
-            if row.prefix:
-                self._prefixes.release(row.prefix)
+        for group in ended:
+            self._forget(group)
         if ended:
             self._running = [group for group in self._running if not group.finished]
             self._is_full = False
         return [result for group in ended for result in group.results]
+
+    def _forget(self, group: RowGroup) -> None:
+        """The group has left: its rows share nothing any more."""
+        for row in group.rows:
+            self._prefixes.forget(row.spec.prompt_ids)
+            if row.prefix:
+                self._prefixes.release(row.prefix)
 
 
 def _own_length(row: Row, prefix: Prefix | None) -> int:

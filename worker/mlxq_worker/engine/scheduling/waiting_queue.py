@@ -1,57 +1,136 @@
-"""The rows that wait for the batch, and which of them is next: the first that came, or the longest prompt.
+"""The rows that wait for the batch, request by request, and which request is next.
 
-Longest first keeps the long prompts out of the end of a run, where they would decode with the batch half empty. So that
-no row waits for ever, the one that has waited longest goes first after `PATIENCE` others went ahead of it.
+The rows of a request enter one after another, with nobody between them. First goes a request whose prompt begins with a
+prefix that is there already, the longest such prefix before others: what was computed for one prompt serves all that
+begin like it before it has to make room. Among equals goes the longest prompt with `longest_first`, which keeps long
+prompts out of the end of a run, where they would decode with the batch half empty; else the request that came first.
+
+So that no request waits for ever, requests compete in rounds: as many as may overtake each other, in the order in which
+they came. Whoever comes once the round is full waits until all of it have gone. Plain Python; knows no prefixes, only
+the keys of what a prompt begins with.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 
 from mlxq_worker.engine.rows.group import RowGroup
 
-PATIENCE = 128
-"""Four full batches of the default width."""
+MAX_OVERTAKEN = 511
+"""No request is overtaken by more later ones than this: 16 full batches of the default width make up a round."""
+
+
+@dataclass(slots=True, eq=False)
+class WaitingRequest:
+    """The groups of one request that wait: one for each answer, or a beam search. `keys` says what its prompt begins
+    with (`kvcache/prefix.block_keys`); none, if it shares nobody's prefix."""
+
+    request_id: str
+    num_prompt_tokens: int
+    keys: Sequence[int]
+    groups: deque[RowGroup] = field(default_factory=deque)
 
 
 class WaitingQueue:
-    """Rows in the order in which they came.
+    """Requests in the order in which they came.
 
     Args:
         longest_first: take the longest prompt next, and not the first that came.
+        max_overtaken: how many later requests may go before one at most; 0 keeps to the order in which they came.
     """
 
-    def __init__(self, *, longest_first: bool = False) -> None:
+    def __init__(self, *, longest_first: bool = False, max_overtaken: int = MAX_OVERTAKEN) -> None:
+        self._max_overtaken = max_overtaken
         self._longest_first = longest_first
-        self._groups: deque[RowGroup] = deque()
-        self._num_ahead = 0  # how many rows went ahead of the first one
+        self._request_of: dict[RowGroup, WaitingRequest] = {}
+        self._round: dict[WaitingRequest, None] = {}
+        self._num_in_round = 0  # also those that have gone
+        self._by_key: dict[int, dict[WaitingRequest, None]] = {}  # those of the round
+        self._later: deque[WaitingRequest] = deque()
+        self._newest: WaitingRequest | None = None
+        self._begun: WaitingRequest | None = None  # some of its rows have gone into the batch
+        self.num_rows = 0
 
     def __len__(self) -> int:
-        return len(self._groups)
+        return len(self._request_of)
 
     def __iter__(self) -> Iterator[RowGroup]:
-        return iter(self._groups)
+        """All groups, in the order in which they came."""
+        return iter(self._request_of)
 
-    def add(self, group: RowGroup) -> None:
-        """Put a group at the end."""
-        self._groups.append(group)
+    def add(self, group: RowGroup, keys: Sequence[int] = ()) -> None:
+        """Put a group at the end, beside those of its request if they came just before.
 
-    @property
-    def next(self) -> RowGroup:
-        """Who is next; of equally long prompts the first that came."""
-        if not self._longest_first or self._num_ahead >= PATIENCE:
-            return self._groups[0]
-        return max(self._groups, key=lambda group: len(group.spec.prompt_ids))
+        Args:
+            keys: what its prompt begins with, in the terms of `choose`.
+        """
+        request_id = group.spec.row_id.request_id
+        if self._newest is None or self._newest.request_id != request_id or not self._newest.groups:
+            self._newest = WaitingRequest(request_id, len(group.spec.prompt_ids), keys)
+            self._later.append(self._newest)
+            if self._num_in_round <= self._max_overtaken:
+                self._enter_round(self._later.popleft())
+        self._newest.groups.append(group)
+        self._request_of[group] = self._newest
+        self.num_rows += group.spec.num_rows
 
-    def remove(self, group: RowGroup) -> None:
-        """Take a group out that goes into the batch."""
-        self._num_ahead = 0 if group is self._groups[0] else self._num_ahead + 1
-        self._groups.remove(group)
+    def choose(self, prefixes: Sequence[int] = ()) -> RowGroup:
+        """Who is next; there is somebody.
 
-    def drop_finished(self) -> None:
-        """Take groups out that have ended while they waited."""
-        self._groups = deque(group for group in self._groups if not group.finished)
+        Args:
+            prefixes: the keys of the prefixes that are there, the longest first.
+        """
+        if self._begun:
+            return self._begun.groups[0]
+        candidates = next((self._by_key[key] for key in prefixes if key in self._by_key), self._round)
+        if self._longest_first:
+            return max(candidates, key=lambda request: request.num_prompt_tokens).groups[0]
+        return next(iter(candidates)).groups[0]
+
+    def admit(self, group: RowGroup) -> None:
+        """A group goes into the batch; the others of its request are next."""
+        request = self._request_of[group]
+        self.discard(group)
+        self._begun = request if request.groups else None
+
+    def discard(self, group: RowGroup) -> None:
+        """A group waits no longer."""
+        request = self._request_of.pop(group)
+        self.num_rows -= group.spec.num_rows
+        request.groups.remove(group)
+        if not request.groups:
+            self._forget(request)
+
+    def has_begun(self, group: RowGroup) -> bool:
+        """Whether other rows of its request have gone into the batch."""
+        return self._request_of[group] is self._begun
 
     def clear(self) -> None:
-        self._groups.clear()
+        """Forget everybody."""
+        for group in list(self):
+            self.discard(group)
+
+    def _enter_round(self, request: WaitingRequest) -> None:
+        self._num_in_round += 1
+        self._round[request] = None
+        for key in request.keys:
+            self._by_key.setdefault(key, {})[request] = None
+
+    def _forget(self, request: WaitingRequest) -> None:
+        if self._begun is request:
+            self._begun = None
+        if request not in self._round:
+            self._later.remove(request)
+            return
+        del self._round[request]
+        for key in request.keys:
+            others = self._by_key[key]
+            del others[request]
+            if not others:
+                del self._by_key[key]
+        if not self._round:
+            self._num_in_round = 0
+            while self._later and self._num_in_round <= self._max_overtaken:
+                self._enter_round(self._later.popleft())
