@@ -163,6 +163,16 @@ def test_a_row_that_is_refused_refuses_its_job(connection: Redis, works: Works, 
     assert not works.engine.rows
 
 
+def test_a_job_one_of_whose_rows_is_refused_while_the_others_wait_is_refused(connection: Redis, works: Works) -> None:
+    enqueue_plain(connection, "rows=4")
+    bad = enqueue_plain(connection, "rows=3 misfit")
+
+    works.turns(2)
+
+    assert answer(connection, bad.id)["response"]["body"]["error"]["code"] == "kv_budget_exceeded"
+    assert status(connection, bad.id) == "failed"
+
+
 def test_a_step_that_raises_costs_a_job_one_strike_however_many_rows_it_has(
     connection: Redis,
     works: Works,

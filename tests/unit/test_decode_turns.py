@@ -172,7 +172,7 @@ def test_rows_that_wait_behind_others_of_their_job_are_part_of_what_has_started(
     rig = Rig()
     rig.turn(rows("a", "a#1", "a#2", max_tokens=9), rows("b"))
 
-    stopping = rig.turn(Stop("test"))
+    stopping = rig.turn(StopWorker("test"))
     cancelled = rig.turn(Cancel(ids("a", "a#1", "a#2")))
 
     assert stopping == [StopClaiming(), Returned(ids("b"))]

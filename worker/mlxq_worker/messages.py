@@ -45,8 +45,7 @@ class Preparer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Admit:
-    """A job is prepared: decode its rows when there is room. They enter the engine together, so that rows with the
-    same prompt can share its prefill."""
+    """A job is prepared: decode its rows when it is their turn."""
 
     specs: tuple[RowSpec, ...]
 
@@ -110,7 +109,7 @@ class RowEnded:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """Cancelled rows that never reached the engine."""
+    """Cancelled rows that waited in the engine, as all of their job did: nothing will come of them."""
 
     row_ids: tuple[RowId, ...]
 

@@ -34,9 +34,16 @@ class Completion:
         self._outbox.end(ending)
 
     def end_cancelled(self, active: ActiveJob) -> None:
-        """It was cancelled before any of its rows reached the engine."""
+        """It was cancelled before any of its rows ran."""
         with_batch = active.job.batch in self._batches
         self.end(endings.cancelled(active.job, active.cancelled_as or "canceled", with_batch=with_batch))
+
+    def end_unstarted(self, active: ActiveJob) -> None:
+        """Its rows were cancelled before any of them ran: with the job, or because one of them was refused."""
+        if active.failure is not None:
+            self.end(active.failure)
+        else:
+            self.end_cancelled(active)
 
     def end_struck_out(self, job: ClaimedJob) -> None:
         """A job of dead workers, never active here, that has been there at too many deaths."""

@@ -98,7 +98,7 @@ class Consumer:
                 self._completion.row_ended(result, now)
             case Dropped(row_ids):
                 for active in self._active.of_rows(row_ids):
-                    self._completion.end_cancelled(active)
+                    self._completion.end_unstarted(active)
             case Refused(row_id, error):
                 self._completion.row_refused(row_id, error, now)
             case StepRaised(row_ids, error):

@@ -88,7 +88,7 @@ def row_failed(job: ClaimedJob, error: RowError) -> Ending:
 
 
 def cancelled(job: ClaimedJob, cancelled_as: CancelledAs, *, with_batch: bool) -> Ending:
-    """The job, or its whole batch, was cancelled before its rows reached the engine."""
+    """The job, or its whole batch, was cancelled before any of its rows ran."""
     if with_batch:
         answer = _never_ran(job, "batch_cancelled", "the batch was cancelled before this request ran")
     else:
