@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,12 +13,19 @@ from mlxq_worker.engine.rows.group import RowGroup
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.scheduling.waiting_queue import MAX_OVERTAKEN, WaitingQueue
 
+NONE: Mapping[int, int] = {}
+
 Request = tuple[int, int]
 """The length of a prompt, and the key of what it begins with."""
 
 
 def group(row_id: str, length: int = 1) -> RowGroup:
     return RowGroup(Row(row_spec(row_id=row_id, prompt_ids=(1,) * length), lambda ids: ""))
+
+
+def beginnings(*keys: int) -> dict[int, int]:
+    """Of a prompt that begins with these, each 64 tokens longer than the one before."""
+    return {key: 64 * number for number, key in enumerate(keys, start=1)}
 
 
 def queue_of(lengths: dict[str, int], *, longest_first: bool) -> WaitingQueue:
@@ -28,16 +35,16 @@ def queue_of(lengths: dict[str, int], *, longest_first: bool) -> WaitingQueue:
     return queue
 
 
-def admitted(queue: WaitingQueue, prefixes: Sequence[int] = ()) -> str:
-    chosen = queue.choose(prefixes)
+def admitted(queue: WaitingQueue, prefixes: Mapping[int, int] = NONE, num_spare_tokens: int = 0) -> str:
+    chosen = queue.choose(prefixes, num_spare_tokens)
     queue.admit(chosen)
     return name_of(chosen.spec.row_id)
 
 
-def admitted_from(queue: WaitingQueue, prefixes: Sequence[int] = ()) -> list[str]:
+def admitted_from(queue: WaitingQueue, prefixes: Mapping[int, int] = NONE, num_spare_tokens: int = 0) -> list[str]:
     order = []
     while queue:
-        order.append(admitted(queue, prefixes))
+        order.append(admitted(queue, prefixes, num_spare_tokens))
     return order
 
 
@@ -53,28 +60,58 @@ def test_prompts_that_begin_with_a_prefix_that_is_there_go_first_the_longest_pre
     queue = WaitingQueue()
     keys = {"other": (9,), "short": (1,), "long": (1, 2), "none": (), "as short": (1, 3)}
     for row_id, its_keys in keys.items():
-        queue.add(group(row_id), its_keys)
+        queue.add(group(row_id), beginnings(*its_keys))
 
-    assert admitted_from(queue, prefixes=[2, 7, 1]) == ["long", "short", "as short", "other", "none"]
+    assert admitted_from(queue, prefixes={2: 128, 7: 96, 1: 64}) == ["long", "short", "as short", "other", "none"]
+
+
+def test_prompts_that_have_the_most_in_common_go_next_to_each_other() -> None:
+    queue = WaitingQueue()
+    keys = {"none": (), "pair": (1, 2), "pair too": (1, 2), "one": (1,), "three": (7,), "four": (7,), "five": (7,)}
+    for row_id, its_keys in keys.items():
+        queue.add(group(row_id), beginnings(*its_keys))
+
+    order = []
+    while queue:
+        chosen = queue.choose({1: 64}, num_spare_tokens=128)
+        order.append(name_of(chosen.spec.row_id))
+        queue.admit(chosen)
+
+    # What begins with the prefix that is there; in it first those for which a longer one is worth making.
+    assert order == ["pair", "pair too", "one", "three", "four", "none", "five"]
+
+
+def test_who_has_nothing_in_common_with_others_can_be_asked_for() -> None:
+    queue = WaitingQueue()
+    for row_id, key in (("a", 1), ("b", 1), ("c", 2)):
+        queue.add(group(row_id), beginnings(key))
+
+    alone = queue.choose_alone()
+
+    assert alone is not None
+    assert name_of(alone.spec.row_id) == "c"
+    assert [queue.num_shared_tokens(each) for each in queue] == [64, 64, 0]
+    queue.discard(alone)
+    assert queue.choose_alone() is None
 
 
 def test_the_longest_go_first_among_those_that_begin_with_the_same_prefix() -> None:
     queue = WaitingQueue(longest_first=True)
     for row_id, length, keys in (("a", 5, ()), ("b", 2, (1,)), ("c", 3, (1,)), ("d", 9, ())):
-        queue.add(group(row_id, length), keys)
+        queue.add(group(row_id, length), beginnings(*keys))
 
-    assert admitted_from(queue, prefixes=[1]) == ["c", "b", "d", "a"]
+    assert admitted_from(queue, prefixes={1: 64}) == ["c", "b", "d", "a"]
 
 
 def test_nobody_enters_between_the_rows_of_a_request() -> None:
     queue = WaitingQueue(longest_first=True)
     for row_id, length in (("a", 3), ("b", 2), ("b#1", 2), ("b#2", 2)):
-        queue.add(group(row_id, length), (1,) if row_id == "a" else ())
+        queue.add(group(row_id, length), beginnings(1) if row_id == "a" else NONE)
 
     first = [admitted(queue), admitted(queue)]
     has_begun = [queue.has_begun(each) for each in queue]
-    queue.add(group("c", 9), (1,))
-    rest = admitted_from(queue, prefixes=[1])
+    queue.add(group("c", 9), beginnings(1))
+    rest = admitted_from(queue, prefixes={1: 64})
 
     assert (first, has_begun) == (["a", "b"], [True, True])
     assert rest == ["b#1", "b#2", "c"]
@@ -112,10 +149,10 @@ def test_no_request_is_overtaken_by_more_than_so_many_later_ones(
 
     while todo or queue:
         for row_id, length, key in todo[: seed.randrange(12)]:
-            queue.add(group(row_id, length), (key,) if key else ())
+            queue.add(group(row_id, length), beginnings(key) if key else NONE)
             todo.pop(0)
         for _ in range(min(seed.randrange(12), len(queue))):
-            order.append(int(admitted(queue, prefixes)))
+            order.append(int(admitted(queue, dict.fromkeys(prefixes, 64), 64 * seed.randrange(2))))
         if queue and seed.random() < 0.2:
             queue.discard(seed.choice(list(queue)))
 

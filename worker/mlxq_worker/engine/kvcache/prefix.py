@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count
 
 BLOCK = 32
@@ -71,7 +71,7 @@ class PrefixTable:
         self._max_tokens = max_tokens
         self._rows = Counter[int]()
         self._prefixes: dict[int, Prefix] = {}
-        self._keys: Sequence[int] | None = ()  # None: not known since the prefixes changed
+        self._lengths: Mapping[int, int] | None = {}  # None: not known since the prefixes changed
         self._clock = count(1)
 
     def __repr__(self) -> str:
@@ -87,16 +87,26 @@ class PrefixTable:
         return sum(len(prefix) for prefix in self._prefixes.values() if prefix.num_users)
 
     @property
-    def can_share(self) -> bool:
-        """Whether any prefix may ever be kept."""
-        return self._max_tokens > 0
+    def num_spare_tokens(self) -> int:
+        """How many tokens a further prefix may have, now that some are in use."""
+        return self._max_tokens - self.num_locked_tokens
 
     @property
-    def keys(self) -> Sequence[int]:
-        """The keys of all prefixes, the longest first: a prompt among whose `block_keys` one is begins with it."""
-        if self._keys is None:
-            self._keys = sorted(self._prefixes, key=lambda key: len(self._prefixes[key]), reverse=True)
-        return self._keys
+    def lengths(self) -> Mapping[int, int]:
+        """The keys of all prefixes and their numbers of tokens, the longest first. A prompt among whose `beginnings` a
+        key is begins with that prefix."""
+        if self._lengths is None:
+            lengths = {key: len(prefix) for key, prefix in self._prefixes.items()}
+            self._lengths = dict(sorted(lengths.items(), key=lambda each: each[1], reverse=True))
+        return self._lengths
+
+    def beginnings(self, prompt_ids: tuple[int, ...]) -> dict[int, int]:
+        """The keys of all that this prompt may share with others, and how many tokens each is."""
+        if not self._max_tokens:
+            return {}
+        keys = enumerate(block_keys(prompt_ids), start=1)
+        lengths = {key: min(number * BLOCK, len(prompt_ids) - 1) for number, key in keys}
+        return {key: length for key, length in lengths.items() if length >= MIN_TOKENS}
 
     def expect(self, prompt_ids: tuple[int, ...]) -> None:
         """A row with this prompt has come."""
@@ -129,7 +139,7 @@ class PrefixTable:
             if not unused:
                 break
             prefix = self._prefixes.pop(min(unused)[1])
-            self._keys = None
+            self._lengths = None
             if prefix.base:
                 self.release(prefix.base)
             evicted.append(prefix)
@@ -139,7 +149,7 @@ class PrefixTable:
         """Forget every row and every prefix."""
         self._rows.clear()
         self._prefixes.clear()
-        self._keys = ()
+        self._lengths = {}
 
     def _longest(self, token_ids: tuple[int, ...], keys: Sequence[int], num_rows: int = 1) -> Prefix | None:
         """The longest prefix of these tokens, of as many blocks as there are keys or less, that is there already or is
@@ -166,7 +176,7 @@ class PrefixTable:
         if base is not None:
             self._hold(base)
         prefix = self._prefixes[key] = Prefix(token_ids, base)
-        self._keys = None
+        self._lengths = None
         return prefix
 
     def _hold(self, prefix: Prefix) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from mlxq_worker.engine.api import AbortReason, RowError, RowId, RowResult, RowSpec, TokenScores
 from mlxq_worker.engine.kvcache.budget import KvBudget
-from mlxq_worker.engine.kvcache.prefix import Prefix, PrefixTable, block_keys
+from mlxq_worker.engine.kvcache.prefix import Prefix, PrefixTable
 from mlxq_worker.engine.plan import Plan, PrefillChunk, PrefixChunk
 from mlxq_worker.engine.rows.group import RowGroup
 from mlxq_worker.engine.rows.row import Row
@@ -88,8 +88,8 @@ class Scheduler:
 
     def add(self, group: RowGroup) -> None:
         """Put a group in the waiting queue."""
-        shares = self._prefixes.can_share and not group.first.wants_prompt_scores
-        self._waiting.add(group, tuple(block_keys(group.spec.prompt_ids)) if shares else ())
+        shares = not group.first.wants_prompt_scores
+        self._waiting.add(group, self._prefixes.beginnings(group.spec.prompt_ids) if shares else {})
         self._is_full = False
         for row in group.rows:
             self._prefixes.expect(row.spec.prompt_ids)
@@ -188,8 +188,8 @@ class Scheduler:
         """Let the next group into the batch, if there are enough free rows and it fits beside those that run."""
         if self._is_full or not self._waiting or (num_free <= 0 and self._running):
             return None
-        group = self._waiting.choose(self._prefixes.keys)
-        if group.spec.num_rows > num_free and self._running:
+        group = self._next()
+        if group is None or (group.spec.num_rows > num_free and self._running):
             return None
         joining = [(row, self._prefix_for(row)) for row in group.rows]
         if not self._fits(joining):
@@ -202,6 +202,27 @@ class Scheduler:
         group.admit(now, [prefix for _, prefix in joining])
         self._running.append(group)
         return group
+
+    def _next(self) -> RowGroup | None:
+        """Who is next, if anybody had better enter now."""
+        group = self._waiting.choose(self._prefixes.lengths, self._prefixes.num_spare_tokens)
+        return self._waiting.choose_alone() if self._pays_to_hold_back(group) else group
+
+    def _pays_to_hold_back(self, group: RowGroup) -> bool:
+        """Whether the group's prompt has a prefix in common with others that wait, there is no room for it, and there
+        will be soon: in fewer steps than it has tokens. A row of the batch that stays empty for so long costs less than
+        to compute that prefix over again."""
+        num_shared = self._waiting.num_shared_tokens(group)
+        if num_shared <= self._prefixes.num_spare_tokens:
+            return False
+        beginnings = self._prefixes.beginnings(group.spec.prompt_ids)
+        num_there = max((num for key, num in self._prefixes.lengths.items() if key in beginnings), default=0)
+        num_steps: dict[Prefix, int] = {}  # until each prefix is free, at the latest
+        for row in (row for running in self._running for row in running.rows):
+            if row.prefix:
+                num_left = row.spec.limit - len(row.token_ids)
+                num_steps[row.prefix] = max(num_left, num_steps.get(row.prefix, 0))
+        return min(num_steps.values(), default=sys.maxsize) < num_shared - num_there
 
     def _prefix_for(self, row: Row) -> Prefix | None:
         """The scores of a prompt's tokens come from computing them, so a row that wants them shares nobody's prefix."""

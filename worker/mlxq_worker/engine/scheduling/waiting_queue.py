@@ -2,8 +2,9 @@
 
 The rows of a request enter one after another, with nobody between them. First goes a request whose prompt begins with a
 prefix that is there already, the longest such prefix before others: what was computed for one prompt serves all that
-begin like it before it has to make room. Among equals goes the longest prompt with `longest_first`, which keeps long
-prompts out of the end of a run, where they would decode with the batch half empty; else the request that came first.
+begin like it before it has to make room. Then go those whose prompts have the most in common; among equals the request
+that came first. With `longest_first` it is the longest prompt instead: that keeps long prompts out of the end of a run,
+where they would decode with the batch half empty.
 
 So that no request waits for ever, requests compete in rounds: as many as may overtake each other, in the order in which
 they came. Whoever comes once the round is full waits until all of it have gone. Plain Python; knows no prefixes, only
@@ -13,10 +14,13 @@ the keys of what a prompt begins with.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from mlxq_worker.engine.rows.group import RowGroup
+
+_NONE: Mapping[int, int] = MappingProxyType({})
 
 MAX_OVERTAKEN = 511
 """No request is overtaken by more later ones than this: 16 full batches of the default width make up a round."""
@@ -24,12 +28,12 @@ MAX_OVERTAKEN = 511
 
 @dataclass(slots=True, eq=False)
 class WaitingRequest:
-    """The groups of one request that wait: one for each answer, or a beam search. `keys` says what its prompt begins
-    with (`kvcache/prefix.block_keys`); none, if it shares nobody's prefix."""
+    """The groups of one request that wait: one for each answer, or a beam search. `beginnings` has a key for each
+    beginning of its prompt that others may share, and how many tokens that is; none, if it shares nobody's prefix."""
 
     request_id: str
     num_prompt_tokens: int
-    keys: Sequence[int]
+    beginnings: Mapping[int, int]
     groups: deque[RowGroup] = field(default_factory=deque)
 
 
@@ -47,7 +51,8 @@ class WaitingQueue:
         self._request_of: dict[RowGroup, WaitingRequest] = {}
         self._round: dict[WaitingRequest, None] = {}
         self._num_in_round = 0  # also those that have gone
-        self._by_key: dict[int, dict[WaitingRequest, None]] = {}  # those of the round
+        self._by_key: dict[int, dict[WaitingRequest, None]] = {}  # those of the round, by what they begin with
+        self._shared: dict[int, int] = {}  # the tokens of those beginnings that several have
         self._later: deque[WaitingRequest] = deque()
         self._newest: WaitingRequest | None = None
         self._begun: WaitingRequest | None = None  # some of its rows have gone into the batch
@@ -60,15 +65,15 @@ class WaitingQueue:
         """All groups, in the order in which they came."""
         return iter(self._request_of)
 
-    def add(self, group: RowGroup, keys: Sequence[int] = ()) -> None:
+    def add(self, group: RowGroup, beginnings: Mapping[int, int] = _NONE) -> None:
         """Put a group at the end, beside those of its request if they came just before.
 
         Args:
-            keys: what its prompt begins with, in the terms of `choose`.
+            beginnings: what its prompt begins with, see `WaitingRequest`.
         """
         request_id = group.spec.row_id.request_id
         if self._newest is None or self._newest.request_id != request_id or not self._newest.groups:
-            self._newest = WaitingRequest(request_id, len(group.spec.prompt_ids), keys)
+            self._newest = WaitingRequest(request_id, len(group.spec.prompt_ids), beginnings)
             self._later.append(self._newest)
             if self._num_in_round <= self._max_overtaken:
                 self._enter_round(self._later.popleft())
@@ -76,18 +81,50 @@ class WaitingQueue:
         self._request_of[group] = self._newest
         self.num_rows += group.spec.num_rows
 
-    def choose(self, prefixes: Sequence[int] = ()) -> RowGroup:
+    def choose(self, prefixes: Mapping[int, int] = _NONE, num_spare_tokens: int = 0) -> RowGroup:
         """Who is next; there is somebody.
 
         Args:
-            prefixes: the keys of the prefixes that are there, the longest first.
+            prefixes: the keys of the prefixes that are there, and their numbers of tokens, the longest first.
+            num_spare_tokens: there is room for a further prefix of so many tokens.
         """
         if self._begun:
             return self._begun.groups[0]
-        candidates = next((self._by_key[key] for key in prefixes if key in self._by_key), self._round)
+        found = next((key for key in prefixes if key in self._by_key), None)
+        candidates = self._round if found is None else self._by_key[found]
+        if not self._longest_first:
+            candidates = self._most_alike(candidates, prefixes[found] if found else 0, num_spare_tokens)
+        return self._first(candidates).groups[0]
+
+    def choose_alone(self) -> RowGroup | None:
+        """Who is next of those whose prompts have nothing in common with others that wait, if there is one."""
+        alone = [request for request in self._round if request.beginnings.keys().isdisjoint(self._shared)]
+        return self._first(alone).groups[0] if alone else None
+
+    def num_shared_tokens(self, group: RowGroup) -> int:
+        """How many tokens its prompt has in common with others that wait."""
+        beginnings = self._request_of[group].beginnings
+        return max((num_tokens for key, num_tokens in beginnings.items() if key in self._shared), default=0)
+
+    def _first(self, candidates: Iterable[WaitingRequest]) -> WaitingRequest:
         if self._longest_first:
-            return max(candidates, key=lambda request: request.num_prompt_tokens).groups[0]
-        return next(iter(candidates)).groups[0]
+            return max(candidates, key=lambda request: request.num_prompt_tokens)
+        return next(iter(candidates))
+
+    def _most_alike(
+        self, candidates: dict[WaitingRequest, None], num_there: int, num_spare_tokens: int
+    ) -> dict[WaitingRequest, None]:
+        """Those of the candidates for which a further prefix, beyond the tokens that are there, saves the most; all of
+        them if there is room for none."""
+        worth_making = (
+            key
+            for key, num_tokens in self._shared.items()
+            if num_there < num_tokens <= num_spare_tokens and next(iter(self._by_key[key])) in candidates
+        )
+        best = max(
+            worth_making, key=lambda key: (self._shared[key] - num_there) * (len(self._by_key[key]) - 1), default=None
+        )
+        return candidates if best is None else self._by_key[best]
 
     def admit(self, group: RowGroup) -> None:
         """A group goes into the batch; the others of its request are next."""
@@ -115,8 +152,11 @@ class WaitingQueue:
     def _enter_round(self, request: WaitingRequest) -> None:
         self._num_in_round += 1
         self._round[request] = None
-        for key in request.keys:
-            self._by_key.setdefault(key, {})[request] = None
+        for key, num_tokens in request.beginnings.items():
+            alike = self._by_key.setdefault(key, {})
+            alike[request] = None
+            if len(alike) > 1:
+                self._shared[key] = num_tokens
 
     def _forget(self, request: WaitingRequest) -> None:
         if self._begun is request:
@@ -125,10 +165,12 @@ class WaitingQueue:
             self._later.remove(request)
             return
         del self._round[request]
-        for key in request.keys:
-            others = self._by_key[key]
-            del others[request]
-            if not others:
+        for key in request.beginnings:
+            alike = self._by_key[key]
+            del alike[request]
+            if len(alike) < 2:
+                self._shared.pop(key, None)
+            if not alike:
                 del self._by_key[key]
         if not self._round:
             self._num_in_round = 0
