@@ -30,7 +30,7 @@ class Works:
     """A consumer and a decode loop over an engine that is four rows wide; eight rows are held at most."""
 
     def __init__(self, connection: Redis) -> None:
-        config = WorkerConfig(model="fake", engine=EngineConfig(max_num_seqs=4))
+        config = WorkerConfig(model="fake", claim_ahead=2, engine=EngineConfig(max_num_seqs=4))
         worker = FakeWorker(["mlxq"], connection=connection, serializer="json", config=config)
         worker.register_birth()
         self._channel = Channel.open()
@@ -167,7 +167,7 @@ def test_a_job_one_of_whose_rows_is_refused_while_the_others_wait_is_refused(con
     enqueue_plain(connection, "rows=4")
     bad = enqueue_plain(connection, "rows=3 misfit")
 
-    works.turns(2)
+    works.turns(3)
 
     assert answer(connection, bad.id)["response"]["body"]["error"]["code"] == "kv_budget_exceeded"
     assert status(connection, bad.id) == "failed"

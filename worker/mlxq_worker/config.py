@@ -63,6 +63,9 @@ class WorkerConfig:
         extra_eos_tokens: further end-of-sequence tokens, each as its id or its text.
         allow_no_eos: accept a model without any end-of-sequence token.
         claim_ahead: rows that may be active, running and prepared together, as a multiple of `engine.max_num_seqs`.
+            The order of work is chosen among them, so more of them save prompts that begin alike (see
+            ``tests/bench/order.py``). Each of them costs Redis a look every second, a worker that dies gives all of
+            them a strike, and no other worker gets them while they wait.
         lease_s: seconds after its last sign of life at which a worker's jobs go to others.
         grace_s: seconds that running rows get to end after a first SIGTERM or SIGINT.
         maintenance_s: seconds between two looks for jobs of dead workers.
@@ -87,7 +90,7 @@ class WorkerConfig:
     default_max_tokens: int = 2048
     extra_eos_tokens: tuple[str, ...] = ()
     allow_no_eos: bool = False
-    claim_ahead: int = 2
+    claim_ahead: int = 4
     lease_s: float = 90.0
     grace_s: float = 30.0
     maintenance_s: float = 10.0
