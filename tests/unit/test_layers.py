@@ -263,6 +263,16 @@ def too_full(modules: Iterable[Module]) -> list[str]:
     return [f"{folder} has {count} modules" for folder, count in counts.items() if count > MAX_MODULES]
 
 
+def class_names_twice(modules: Iterable[Module]) -> list[str]:
+    """A name that means two things has to be told apart by its import."""
+    homes: dict[str, list[str]] = {}
+    for module in modules:
+        for node in module.tree.body:
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(module.name)
+    return [f"{name} is in {' and in '.join(where)}" for name, where in homes.items() if len(where) > 1]
+
+
 def mlx_imported_elsewhere(modules: Iterable[Module]) -> list[str]:
     """Everything else runs, and is tested, without MLX."""
     return [
@@ -354,6 +364,10 @@ def test_nobody_else_sees_more_of_the_engine_than_its_interface() -> None:
 
 def test_folders_import_downwards_only() -> None:
     assert imports_upwards(MODULES) == []
+
+
+def test_no_class_of_either_package_has_the_name_of_another() -> None:
+    assert class_names_twice(MODULES) == []
 
 
 @pytest.mark.parametrize("package", FLOORS)
@@ -500,6 +514,12 @@ def test_a_plain_module_of_a_folder_with_arrays_that_imports_mlx_is_found() -> N
 
 def test_an_engine_folder_that_is_on_no_floor_is_found() -> None:
     assert imports_upwards([module(f"{ENGINE}.attic.box", "import numpy")]) == [f"{ENGINE}.attic.box is on no floor"]
+
+
+def test_a_class_name_that_two_modules_have_is_found() -> None:
+    guilty = [module("mlxq.a", "class Batch: ..."), module("mlxq_worker.b", "class Batch: ...\nclass Row: ...")]
+
+    assert class_names_twice(guilty) == ["Batch is in mlxq.a and in mlxq_worker.b"]
 
 
 def test_a_module_that_imports_mlx_without_leave_is_found() -> None:
