@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
-from tests.support.row_specs import row_spec
+from tests.support.row_specs import row_named, row_spec
 
 from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.rows.group import RowGroup
@@ -79,6 +80,23 @@ def test_nobody_is_held_back_for_longer_than_a_prefix_is_worth() -> None:
     plan, _ = scheduler.schedule(0.0)
 
     assert len(plan.rows) == 2 * WIDTH
+
+
+def test_the_rows_of_a_request_that_has_begun_are_not_held_back() -> None:
+    scheduler = Scheduler(3 * WIDTH, 64, ROOM)
+    some = interleaved(3 * WIDTH, prefixes=3, limit=1)
+    several = [replace(some[2], row_id=row_named(name)) for name in ("2", "2#1")]
+    for spec in (*some[:2], *several, *some[3:]):
+        scheduler.add(RowGroup(Row(spec, lambda ids: "")))
+
+    order = []
+    while scheduler.num_running or scheduler.num_waiting:
+        plan, _ = scheduler.schedule(0.0)
+        order += [chunk.row.spec.row_id for chunk in plan.prefill if chunk.start <= PREFIX_TOKENS and chunk.is_last]
+        due = [*plan.decoding, *(chunk.row for chunk in plan.prefill if chunk.is_last)]
+        scheduler.commit(due, [1] * len(due), 0.0)
+
+    assert order.index(row_named("2#1")) == order.index(row_named("2")) + 1
 
 
 def test_who_shares_nothing_goes_ahead_of_those_that_are_held_back() -> None:

@@ -153,6 +153,10 @@ def test_no_request_is_overtaken_by_more_than_so_many_later_ones(
             todo.pop(0)
         for _ in range(min(seed.randrange(12), len(queue))):
             order.append(int(admitted(queue, dict.fromkeys(prefixes, 64), 64 * seed.randrange(2))))
+        alone = queue.choose_alone() if queue else None
+        if alone and seed.random() < 0.2:
+            queue.admit(alone)
+            order.append(int(name_of(alone.spec.row_id)))
         if queue and seed.random() < 0.2:
             queue.discard(seed.choice(list(queue)))
 

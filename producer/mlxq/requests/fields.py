@@ -298,7 +298,7 @@ FIELDS = table(
     refused("stream_interval", doc="tokens in each piece"),
     refused("store", False, doc="keep the answer on the server"),
     refused("service_tier", "auto", "default", doc="OpenAI's price class"),
-    refused("priority", 0, doc="order in vLLM's waiting line"),
+    refused("priority", 0, doc="order in vLLM's waiting queue"),
     refused("request_id", doc="vLLM's name of the request", hint="use custom_id"),
     refused("cache_salt", doc="keep others from sharing a prefix"),
     refused("kv_transfer_params", doc="keys and values from another vLLM"),

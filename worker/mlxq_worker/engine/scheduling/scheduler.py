@@ -206,7 +206,9 @@ class Scheduler:
     def _next(self) -> RowGroup | None:
         """Who is next, if anybody had better enter now."""
         group = self._waiting.choose(self._prefixes.lengths, self._prefixes.num_spare_tokens)
-        return self._waiting.choose_alone() if self._pays_to_hold_back(group) else group
+        if self._waiting.has_begun(group) or not self._pays_to_hold_back(group):
+            return group
+        return self._waiting.choose_alone()
 
     def _pays_to_hold_back(self, group: RowGroup) -> bool:
         """Whether the group's prompt has a prefix in common with others that wait, there is no room for it, and there
@@ -215,8 +217,7 @@ class Scheduler:
         num_shared = self._waiting.num_shared_tokens(group)
         if num_shared <= self._prefixes.num_spare_tokens:
             return False
-        beginnings = self._prefixes.beginnings(group.spec.prompt_ids)
-        num_there = max((num for key, num in self._prefixes.lengths.items() if key in beginnings), default=0)
+        num_there = self._waiting.num_tokens_there(group, self._prefixes.lengths)
         num_steps: dict[Prefix, int] = {}  # until each prefix is free, at the latest
         for row in (row for running in self._running for row in running.rows):
             if row.prefix:

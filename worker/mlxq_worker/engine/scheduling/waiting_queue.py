@@ -106,6 +106,11 @@ class WaitingQueue:
         beginnings = self._request_of[group].beginnings
         return max((num_tokens for key, num_tokens in beginnings.items() if key in self._shared), default=0)
 
+    def num_tokens_there(self, group: RowGroup, prefixes: Mapping[int, int]) -> int:
+        """How many tokens of its prompt are there, in the longest of these prefixes."""
+        beginnings = self._request_of[group].beginnings
+        return max((num_tokens for key, num_tokens in beginnings.items() if key in prefixes), default=0)
+
     def _first(self, candidates: Iterable[WaitingRequest]) -> WaitingRequest:
         if self._longest_first:
             return max(candidates, key=lambda request: request.num_prompt_tokens)
