@@ -82,6 +82,20 @@ def test_nobody_is_held_back_for_longer_than_a_prefix_is_worth() -> None:
     assert len(plan.rows) == 2 * WIDTH
 
 
+@pytest.mark.parametrize(("num_tokens", "num_admitted"), [(60, 4), (100, 8)], ids=["soon", "late"])
+def test_many_rows_do_not_stay_empty_for_a_prefix_that_only_two_share(num_tokens: int, num_admitted: int) -> None:
+    """Four free rows cost as much as the two rows that would fill them save, after half as many steps as a prefix has
+    tokens."""
+    specs = [replace(spec, max_tokens=num_tokens) for spec in interleaved(8, prefixes=4)]
+    scheduler = Scheduler(8, None, ROOM)
+    for spec in specs:
+        scheduler.add(RowGroup(Row(spec, lambda ids: "")))
+
+    plan, _ = scheduler.schedule(0.0)
+
+    assert len(plan.rows) == num_admitted
+
+
 def test_the_rows_of_a_request_that_has_begun_are_not_held_back() -> None:
     scheduler = Scheduler(3 * WIDTH, 64, ROOM)
     some = interleaved(3 * WIDTH, prefixes=3, limit=1)

@@ -90,7 +90,7 @@ def test_who_has_nothing_in_common_with_others_can_be_asked_for() -> None:
 
     assert alone is not None
     assert name_of(alone.spec.row_id) == "c"
-    assert [queue.num_shared_tokens(each) for each in queue] == [64, 64, 0]
+    assert [queue.shared_with_others(each) for each in queue] == [(64, 2), (64, 2), (0, 1)]
     queue.discard(alone)
     assert queue.choose_alone() is None
 

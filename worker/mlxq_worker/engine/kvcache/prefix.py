@@ -101,12 +101,12 @@ class PrefixTable:
         return self._lengths
 
     def beginnings(self, prompt_ids: tuple[int, ...]) -> dict[int, int]:
-        """The keys of all that this prompt may share with others, and how many tokens each is."""
+        """The keys of all that this prompt may share with others, and how many tokens each is, rising."""
         if not self._max_tokens:
             return {}
         keys = enumerate(block_keys(prompt_ids), start=1)
         lengths = {key: min(number * BLOCK, len(prompt_ids) - 1) for number, key in keys}
-        return {key: length for key, length in lengths.items() if length >= MIN_TOKENS}
+        return {key: length for key, length in lengths.items() if MIN_TOKENS <= length <= self._max_tokens}
 
     def expect(self, prompt_ids: tuple[int, ...]) -> None:
         """A row with this prompt has come."""

@@ -188,7 +188,7 @@ class Scheduler:
         """Let the next group into the batch, if there are enough free rows and it fits beside those that run."""
         if self._is_full or not self._waiting or (num_free <= 0 and self._running):
             return None
-        group = self._next()
+        group = self._next(num_free)
         if group is None or (group.spec.num_rows > num_free and self._running):
             return None
         joining = [(row, self._prefix_for(row)) for row in group.rows]
@@ -203,18 +203,18 @@ class Scheduler:
         self._running.append(group)
         return group
 
-    def _next(self) -> RowGroup | None:
-        """Who is next, if anybody had better enter now."""
+    def _next(self, num_free: int) -> RowGroup | None:
+        """Who is next, if anybody had better enter now that so many rows are free."""
         group = self._waiting.choose(self._prefixes.lengths, self._prefixes.num_spare_tokens)
-        if self._waiting.has_begun(group) or not self._pays_to_hold_back(group):
+        if self._waiting.has_begun(group) or not self._pays_to_hold_back(group, num_free):
             return group
         return self._waiting.choose_alone()
 
-    def _pays_to_hold_back(self, group: RowGroup) -> bool:
+    def _pays_to_hold_back(self, group: RowGroup, num_free: int) -> bool:
         """Whether the group's prompt has a prefix in common with others that wait, there is no room for it, and there
-        will be soon: in fewer steps than it has tokens. A row of the batch that stays empty for so long costs less than
-        to compute that prefix over again."""
-        num_shared = self._waiting.num_shared_tokens(group)
+        will be so soon that the rows of the batch that stay empty until then cost less than to compute that prefix for
+        each of those. A row costs as much in a step as a token of a prompt."""
+        num_shared, num_alike = self._waiting.shared_with_others(group)
         if num_shared <= self._prefixes.num_spare_tokens:
             return False
         num_there = self._waiting.num_tokens_there(group, self._prefixes.lengths)
@@ -223,7 +223,8 @@ class Scheduler:
             if row.prefix:
                 num_left = row.spec.limit - len(row.token_ids)
                 num_steps[row.prefix] = max(num_left, num_steps.get(row.prefix, 0))
-        return min(num_steps.values(), default=sys.maxsize) < num_shared - num_there
+        num_saved = (num_shared - num_there) * min(num_alike, num_free)
+        return num_free * min(num_steps.values(), default=sys.maxsize) < num_saved
 
     def _prefix_for(self, row: Row) -> Prefix | None:
         """The scores of a prompt's tokens come from computing them, so a row that wants them shares nobody's prefix."""

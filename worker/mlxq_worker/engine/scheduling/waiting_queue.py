@@ -21,6 +21,7 @@ from types import MappingProxyType
 from mlxq_worker.engine.rows.group import RowGroup
 
 _NONE: Mapping[int, int] = MappingProxyType({})
+_LANDMARK_STEP = 1.33
 
 MAX_OVERTAKEN = 511
 """No request is overtaken by more later ones than this: 16 full batches of the default width make up a round."""
@@ -28,13 +29,25 @@ MAX_OVERTAKEN = 511
 
 @dataclass(slots=True, eq=False)
 class WaitingRequest:
-    """The groups of one request that wait: one for each answer, or a beam search. `beginnings` has a key for each
-    beginning of its prompt that others may share, and how many tokens that is; none, if it shares nobody's prefix."""
+    """The groups of one request that wait: one for each answer, or a beam search.
+
+    `beginnings` has a key for each beginning of its prompt that others may share, and how many tokens that is, rising;
+    none, if it shares nobody's prefix. By those, whether a prefix is there is looked up. By its `landmarks`, a few of
+    them, about two for each doubling, waiting prompts are compared with each other.
+    """
 
     request_id: str
     num_prompt_tokens: int
     beginnings: Mapping[int, int]
+    landmarks: Mapping[int, int] = field(init=False)
     groups: deque[RowGroup] = field(default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.landmarks, least = {}, 0.0
+        for key, num_tokens in self.beginnings.items():
+            if num_tokens >= least:
+                self.landmarks[key] = num_tokens
+                least = _LANDMARK_STEP * num_tokens
 
 
 class WaitingQueue:
@@ -52,7 +65,7 @@ class WaitingQueue:
         self._round: dict[WaitingRequest, None] = {}
         self._num_in_round = 0  # also those that have gone
         self._by_key: dict[int, dict[WaitingRequest, None]] = {}  # those of the round, by what they begin with
-        self._shared: dict[int, int] = {}  # the tokens of those beginnings that several have
+        self._shared: dict[int, int] = {}  # the tokens of those landmarks that several have
         self._later: deque[WaitingRequest] = deque()
         self._newest: WaitingRequest | None = None
         self._begun: WaitingRequest | None = None  # some of its rows have gone into the batch
@@ -98,13 +111,16 @@ class WaitingQueue:
 
     def choose_alone(self) -> RowGroup | None:
         """Who is next of those whose prompts have nothing in common with others that wait, if there is one."""
-        alone = [request for request in self._round if request.beginnings.keys().isdisjoint(self._shared)]
+        # Who shares anything shares its first landmark.
+        alone = [request for request in self._round if next(iter(request.landmarks), None) not in self._shared]
         return self._first(alone).groups[0] if alone else None
 
-    def num_shared_tokens(self, group: RowGroup) -> int:
-        """How many tokens its prompt has in common with others that wait."""
-        beginnings = self._request_of[group].beginnings
-        return max((num_tokens for key, num_tokens in beginnings.items() if key in self._shared), default=0)
+    def shared_with_others(self, group: RowGroup) -> tuple[int, int]:
+        """How many tokens, about, its prompt has in common with others that wait, and how many requests those are, its
+        own included."""
+        landmarks = self._request_of[group].landmarks
+        shared = [(num_tokens, len(self._by_key[key])) for key, num_tokens in landmarks.items() if key in self._shared]
+        return max(shared, default=(0, 1))
 
     def num_tokens_there(self, group: RowGroup, prefixes: Mapping[int, int]) -> int:
         """How many tokens of its prompt are there, in the longest of these prefixes."""
@@ -157,11 +173,9 @@ class WaitingQueue:
     def _enter_round(self, request: WaitingRequest) -> None:
         self._num_in_round += 1
         self._round[request] = None
-        for key, num_tokens in request.beginnings.items():
-            alike = self._by_key.setdefault(key, {})
-            alike[request] = None
-            if len(alike) > 1:
-                self._shared[key] = num_tokens
+        for key in request.beginnings:
+            self._by_key.setdefault(key, {})[request] = None
+        self._shared |= {key: num for key, num in request.landmarks.items() if len(self._by_key[key]) > 1}
 
     def _forget(self, request: WaitingRequest) -> None:
         if self._begun is request:
