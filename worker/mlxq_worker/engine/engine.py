@@ -68,7 +68,7 @@ class BatchEngine:
         is_packed = packed and packs(model)
         self._budget = measure_budget(model, kv_bytes, in_slabs=is_packed)
         if max_num_batched_tokens is None:
-            max_num_batched_tokens = _measured_step_size(model, max_num_seqs) if is_packed else DEFAULT_STEP_TOKENS
+            max_num_batched_tokens = measure_step_size(model, max_num_seqs) if is_packed else DEFAULT_STEP_TOKENS
         self.max_num_batched_tokens = max_num_batched_tokens
         self._runner: Runner
         if is_packed:
@@ -158,5 +158,6 @@ class BatchEngine:
         self._runner.clear()
 
 
-def _measured_step_size(model: Any, num_rows: int) -> int:
+def measure_step_size(model: Any, num_rows: int) -> int:
+    """How many tokens a step of a packed model should take beside up to `num_rows` decoding rows."""
     return find_size(lambda num_tokens: step_seconds(model, num_tokens, num_rows), num_rows)
