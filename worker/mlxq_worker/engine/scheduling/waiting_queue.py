@@ -106,7 +106,7 @@ class WaitingQueue:
         found = next((key for key in prefixes if key in self._by_key), None)
         candidates = self._round if found is None else self._by_key[found]
         if not self._longest_first:
-            candidates = self._most_alike(candidates, prefixes[found] if found else 0, num_spare_tokens)
+            candidates = self._most_alike(candidates, 0 if found is None else prefixes[found], num_spare_tokens)
         return self._first(candidates).groups[0]
 
     def choose_alone(self) -> RowGroup | None:
