@@ -18,9 +18,13 @@ def uniform(seed: int, position: int) -> float:
         seed: the row's seed, any integer; taken modulo 2**64.
         position: 0-based index of the token among the row's generated tokens.
     """
+    return between_0_and_1(_mix(_mix(seed & _MASK) + (position + 1) * _GOLDEN))
+
+
+def between_0_and_1(bits: int) -> float:
+    """64 random bits as a number in the open interval (0, 1), exactly representable in float32."""
     # 23 random bits and a half: never 0 and never 1, also after rounding to float32's 24-bit significand.
-    bits = _mix(_mix(seed & _MASK) + (position + 1) * _GOLDEN) >> 41
-    return (bits + 0.5) / (1 << 23)
+    return ((bits >> 41) + 0.5) / (1 << 23)
 
 
 def _mix(z: int) -> int:
