@@ -49,7 +49,7 @@ class Watched(FakeWorker):
 
     @property
     def num_rows(self) -> int:
-        return len(self.engines[-1].running) if self.engines else 0
+        return self.engines[-1].num_running if self.engines else 0
 
 
 def a_worker(connection: Redis, width: int = 4, **config: Any) -> Watched:

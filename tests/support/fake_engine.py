@@ -54,7 +54,7 @@ class FakeRow:
 @dataclass
 class FakeEngine:
     """Obeys the protocol; rows run in the order in which they came. `widths` has the number of rows of every step and
-    `times` the time that it was told.
+    `times` the time that it was told. `num_running` may be read by another thread.
 
     A test may clear `may_step`: then a full batch waits until it is set again.
     """
@@ -65,6 +65,7 @@ class FakeEngine:
     rows: dict[RowId, FakeRow] = field(default_factory=dict)
     widths: list[int] = field(default_factory=list)
     times: list[float] = field(default_factory=list)
+    num_running: int = 0
     is_closed: bool = False
     may_step: Event = field(default_factory=_set_event)
 
@@ -78,9 +79,10 @@ class FakeEngine:
         assert not self.is_closed
         self._start_rows()
         running = self.running
-        if len(running) >= self.max_num_seqs:
+        self.num_running = len(running)
+        if self.num_running >= self.max_num_seqs:
             self.may_step.wait(DEADLINE_S)
-        self.widths.append(len(running))
+        self.widths.append(self.num_running)
         self.times.append(now)
         self.compute(running)
         for row in running:
@@ -90,10 +92,11 @@ class FakeEngine:
         finished = tuple(self._result(row) for row in self.rows.values() if row.stop is not None)
         for result in finished:
             del self.rows[result.row_id]
+        self.num_running = len(self.running)
         return StepReport(
             finished=finished,
-            num_running=len(self.running),
-            num_waiting=len(self.rows) - len(self.running),
+            num_running=self.num_running,
+            num_waiting=len(self.rows) - self.num_running,
             rows_computed=len(running),
             rows_useful=len(running),
         )
@@ -136,6 +139,7 @@ class FakeEngine:
 
     def close(self) -> None:
         self.rows.clear()
+        self.num_running = 0
         self.is_closed = True
 
     def _result(self, row: FakeRow) -> RowResult:
