@@ -16,6 +16,7 @@ from typing import Any
 
 from mlxq.errors import RequestError
 from mlxq_worker.model.tokenizer import Tokenizer
+from mlxq_worker.schema.rule import json_rule
 
 logger = logging.getLogger("rq.worker")
 
@@ -23,39 +24,6 @@ ParsedCall = Mapping[str, Any]
 """`name` and `arguments`, as the model wrote them: both have to be checked."""
 ParseCalls = Callable[[str, Sequence[dict[str, Any]]], list[ParsedCall]]
 """Reads the calls between the markers, given the request's tools; any exception means that these are none."""
-
-_WHITESPACE = r"[\x20\x0A\x0D\x09]{1,32}"
-"""What may stand between the parts of JSON. Bounded, since a model can lose itself in blanks that nothing ends."""
-
-
-def json_rule(schema: Mapping[str, Any]) -> str:
-    """What stands behind a Lark rule's name for JSON that fits a schema.
-
-    Raises:
-        ValueError: it is nested too deeply to be compiled.
-    """
-    _check_depth(schema)
-    options = {"whitespace_pattern": _WHITESPACE, "lenient": False}
-    return f"%json {json.dumps({**schema, 'x-guidance': options})}"
-
-
-_MAX_DEPTH = 200
-"""More than llguidance takes, and less than `json.dumps` can write."""
-
-
-def _check_depth(schema: Any) -> None:
-    level = [schema]
-    for _ in range(_MAX_DEPTH):
-        level = [child for node in level for child in _children(node)]
-        if not level:
-            return
-    raise ValueError(f"the schema is nested more than {_MAX_DEPTH} deep")
-
-
-def _children(node: Any) -> Iterable[Any]:
-    if isinstance(node, dict):
-        return node.values()
-    return node if isinstance(node, list) else ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,9 +110,9 @@ class ToolFormat:
 
     def _call(self, syntax: CallSyntax, index: int, tool: Mapping[str, Any]) -> str:
         before = syntax.before.format(name=tool["function"]["name"])
-        schema = _arguments_schema(index, tool["function"])
+        schema = arguments_schema(index, tool["function"])
         try:
-            arguments = json_rule(schema)
+            arguments = json_rule(schema).source
         except ValueError as error:
             raise _bad_parameters(index, str(error)) from error
         return f"{self._literal(before)} {arguments} {self._literal(syntax.after)}"
@@ -159,8 +127,13 @@ class ToolFormat:
         )
 
 
-def _arguments_schema(index: int, function: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A function without parameters takes none; anything else has to be an object, as arguments are."""
+def arguments_schema(index: int, function: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the arguments of tool `index` have to fit: a function without parameters takes none, and anything else has
+    to be an object, as arguments are.
+
+    Raises:
+        RequestError: the function's parameters are no object.
+    """
     schema = function.get("parameters")
     if schema is None:
         return {"type": "object", "properties": {}, "additionalProperties": False}

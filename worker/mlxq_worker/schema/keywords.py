@@ -7,7 +7,7 @@ Knows positions and names; what they mean is for the other modules.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeGuard
 
 Schema = bool | dict[str, Any]
 
@@ -59,7 +59,7 @@ def children(schema: Schema) -> Iterator[Schema]:
             yield inner
 
 
-def is_schema(value: Any) -> bool:
+def is_schema(value: Any) -> TypeGuard[Schema]:
     return isinstance(value, bool | dict)
 
 

@@ -1,4 +1,4 @@
-"""Brings a schema into normal form: the keywords that the compiler enforces, each meant as it is enforced, and no other.
+"""Brings a schema into normal form: the keywords that the compiler enforces, meant as it enforces them, and no other.
 
 Annotations and what says nothing are left out, references become names in `$defs`, and what the compiler lacks is said
 with what it has. What can't be said is refused by its keyword and its place.

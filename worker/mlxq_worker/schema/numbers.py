@@ -19,7 +19,7 @@ _LEAST = -(2**63 - 1024)
 """The least that llguidance can negate, as a float."""
 _WIDE = 2**53
 _HUGE = 3e38
-"""From here on a bound is that of a float's own range, and says nothing that a reader's floats don't."""
+"""From here on a bound is that of a float's own range, and says no more than that the number can be read as one."""
 _LARGEST = 9e17
 """Larger bounds of floats llguidance can't write down."""
 _TINY = Fraction(1, 10**30)
@@ -40,7 +40,11 @@ def with_bounds(schema: dict[str, Any], path: str) -> dict[str, Any]:
     types = types_of(schema)
     if "integer" in types and "number" not in types:
         return rest | _integer_bounds(lower, upper, path) | _whole_steps(rest)
-    return rest | _float_bounds(lower, upper, path)
+    kept = _float_bounds(lower, upper, path)
+    if kept or not given:
+        return rest | kept
+    # Where there are bounds the compiler writes no exponent, and so none that is far beyond a float's range.
+    return {**rest, "allOf": [*rest.get("allOf", ()), {"anyOf": [{"minimum": 0}, {"maximum": 0}]}]}
 
 
 def check_value(value: Any, path: str) -> None:
@@ -135,10 +139,9 @@ def _float_bounds(lower: Bound | None, upper: Bound | None, path: str) -> dict[s
 
 def _whole_steps(schema: dict[str, Any]) -> dict[str, Any]:
     """An integer that is a multiple of 1.5 is one of 3."""
-    step = schema.get("multipleOf")
-    if not _is_number(step) or step <= 0:
-        return {}
-    return {"multipleOf": Fraction(str(step)).numerator}
+    step: Any = schema.get("multipleOf")
+    is_positive = type(step) in (int, float) and step > 0
+    return {"multipleOf": Fraction(str(step)).numerator} if is_positive else {}
 
 
 def _given(**values: int | None) -> dict[str, int]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from mlxq_worker.schema.keywords import LISTS, MAPS, SINGLES, Schema, SchemaError, is_schema, types_of
 
+_ABOUT_TEXT = ("pattern", "minLength", "maxLength")
 _IN_PLACE = ("allOf", "anyOf", "oneOf")
 _CONTROL = re.compile(r"[\x00-\x07\x0b\x0e-\x1f\x7f]")
 _CONTROL_IN_PATTERN = re.compile(r"[\x00-\x1f\x7f]|\\(?:x|u|c|v|a|e|0|p|P)|\[:")
@@ -82,8 +83,8 @@ class Openness:
         self._controls.update(text for value in values for text in _texts(value) if _CONTROL.search(text))
         pattern = schema.get("pattern")
         if isinstance(pattern, str) and _CONTROL_IN_PATTERN.search(pattern):
-            lengths = {name: schema[name] for name in ("minLength", "maxLength") if name in schema}
-            self._patterned.append({"type": "string", "pattern": pattern, **lengths})
+            about_text = {name: schema[name] for name in _ABOUT_TEXT if name in schema}
+            self._patterned.append({"type": "string", **about_text})
 
     def _parts(self, schema: Schema, seen: set[str]) -> Iterator[dict[str, Any]]:
         """The schemas that the same object may have to fit."""

@@ -86,9 +86,7 @@ class Overlap:
     def _items_apart(self, left: dict[str, Any], right: dict[str, Any], depth: int) -> bool:
         num_certain = max(left.get("minItems", 0), right.get("minItems", 0))
         num_compared = min(num_certain, 1 + max(len(each.get("prefixItems", ())) for each in (left, right)))
-        return any(
-            self.are_apart(_item(left, index), _item(right, index), depth + 1) for index in range(num_compared)
-        )
+        return any(self.are_apart(_item(left, index), _item(right, index), depth + 1) for index in range(num_compared))
 
     def _properties_apart(self, left: dict[str, Any], right: dict[str, Any], depth: int) -> bool:
         """Whether a property that one of them requires can't be both of what they say of it."""
@@ -133,12 +131,16 @@ def _same(left: Any, right: Any) -> bool:
 
 def _is_above(high: dict[str, Any], low: dict[str, Any]) -> bool:
     """Whether all numbers of the first are larger than all of the second."""
-    least = max((high[name], name) for name in ("minimum", "exclusiveMinimum") if name in high) if (
-        "minimum" in high or "exclusiveMinimum" in high
-    ) else None
-    most = min((low[name], name != "exclusiveMaximum") for name in ("maximum", "exclusiveMaximum") if name in low) if (
-        "maximum" in low or "exclusiveMaximum" in low
-    ) else None
+    least = (
+        max((high[name], name) for name in ("minimum", "exclusiveMinimum") if name in high)
+        if ("minimum" in high or "exclusiveMinimum" in high)
+        else None
+    )
+    most = (
+        min((low[name], name != "exclusiveMaximum") for name in ("maximum", "exclusiveMaximum") if name in low)
+        if ("maximum" in low or "exclusiveMaximum" in low)
+        else None
+    )
     if least is None or most is None:
         return False
     touches = least[1] == "exclusiveMinimum" or not most[1]

@@ -1,7 +1,7 @@
 """Patterns as the compiler takes them: without look-around.
 
-What a pattern looks ahead for at its very start is a pattern of its own, that the text has to fit as well. Knows just as
-much of regular expressions as that takes.
+What a pattern looks ahead for at its very start is a pattern of its own, that the text has to fit as well. Knows just
+as much of regular expressions as that takes.
 """
 
 from __future__ import annotations
@@ -76,8 +76,7 @@ def _syntax(pattern: str) -> list[tuple[int, str]]:
                 class_start = None
         elif char == "[":
             class_start = index + (2 if pattern.startswith("[^", index) else 1)
-            # A bracket right at the start closes nothing in Rust's syntax, and is a class without members in JavaScript.
-            index = class_start - 1
+            index = class_start - 1  # a bracket right at the start closes nothing
         else:
             found.append((index, char))
         index += 1

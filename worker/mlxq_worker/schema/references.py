@@ -42,7 +42,7 @@ class References:
             found = _at(found, fragment)
         if not is_schema(found):
             raise SchemaError(path, f"$ref {ref} refers to nothing in this schema")
-        return found  # type: ignore[no-any-return]
+        return found
 
     def _walk(self, root: Schema, base: str) -> None:
         level = [(root, base)]

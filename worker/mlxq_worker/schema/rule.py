@@ -35,16 +35,16 @@ _MAX_DEPTH = 200
 
 
 @dataclass(frozen=True, slots=True)
-class JsonRule:
-    """What stands behind a Lark rule's name for JSON that fits a schema, what has to be tried out about it, and the
-    formats in it that are not enforced."""
+class Rule:
+    """What stands behind a rule's name in Lark, what has to be tried out about the schema that it was made of, and the
+    formats in that which are not enforced."""
 
     source: str
-    probes: tuple[Probe, ...]
-    formats: tuple[str, ...]
+    probes: tuple[Probe, ...] = ()
+    formats: tuple[str, ...] = ()
 
 
-def json_rule(schema: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> JsonRule:
+def json_rule(schema: Mapping[str, Any], options: Mapping[str, Any] | None = None) -> Rule:
     """
     Args:
         options: what is asked for beside the schema, in llguidance's words; the schema's own `x-guidance` comes first.
@@ -58,16 +58,16 @@ def json_rule(schema: Mapping[str, Any], options: Mapping[str, Any] | None = Non
 
 
 @lru_cache(maxsize=32)
-def _rule(schema_text: str, options_text: str) -> JsonRule:
+def _rule(schema_text: str, options_text: str) -> Rule:
     schema = json.loads(schema_text)
     options: dict[str, Any] = json.loads(options_text) | _own_options(schema)
     form = normal_form(
         schema, lenient=options.get("lenient", False), one_of_is_any_of=options.get("coerce_one_of", False)
     )
-    if form.plain_keys:
+    if form.plain_keys:  # only with an escape could a key be a declared one and not look like it
         escapes = options.get("json_allowed_escapes") or _PLAIN_ESCAPES
         options["json_allowed_escapes"] = escapes.replace("u", "")
-    return JsonRule(f"%json {guided(form.schema, options)}", form.probes, form.formats)
+    return Rule(f"%json {guided(form.schema, options)}", form.probes, form.formats)
 
 
 def guided(schema: Any, options: Mapping[str, Any]) -> str:

@@ -5,9 +5,13 @@ Imports llguidance only when it is used: it takes a while, which only a worker w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from mlxq_worker.schema.openness import Probe
+from mlxq_worker.schema.rule import guided
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
@@ -58,3 +62,18 @@ def compile_grammar(tokenizer: LLTokenizer, source: str) -> LLMatcher:
     if not matcher.is_error():
         matcher.compute_bitmask()  # some grammars show only here that they allow nothing
     return matcher
+
+
+def error_in(tokenizer: LLTokenizer, source: str, probes: Iterable[Probe]) -> str | None:
+    """Why no row can be held to a grammar, or `None` if rows can: it doesn't compile, or what its schemas ask for leads
+    into a wall."""
+    if error := compile_grammar(tokenizer, source).get_error():
+        return error
+    return next((probe.message for probe in probes if not _leaves_something(tokenizer, probe)), None)
+
+
+def _leaves_something(tokenizer: LLTokenizer, probe: Probe) -> bool:
+    options = {"whitespace_flexible": False, "json_allowed_escapes": 'nrbtf\\"'}
+    matcher = compile_grammar(tokenizer, f"start: %json {guided(probe.schema, options)}")
+    matcher.consume_tokens(tokenizer.tokenize_str(probe.text))
+    return not matcher.is_error() and any(matcher.compute_bitmask()) and not matcher.is_error()

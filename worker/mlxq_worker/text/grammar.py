@@ -13,7 +13,9 @@ from typing import Any
 
 from mlxq.contract import Request, Structure
 from mlxq.errors import RequestError
-from mlxq_worker.model.tool_formats import ToolFormat, json_rule
+from mlxq_worker.model.tool_formats import ToolFormat, arguments_schema
+from mlxq_worker.schema.openness import Probe
+from mlxq_worker.schema.rule import Rule, json_rule
 
 _ERROR_CODES = {
     "json_object": "invalid_schema",
@@ -27,11 +29,13 @@ _LONGEST_QUOTE = 500
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """A grammar for llguidance, the field that asked for it, and the code of an error in it."""
+    """A grammar for llguidance, the field that asked for it, the code of an error in it, and what has to be possible in
+    its schemas."""
 
     source: str
     param: str
     code: str
+    probes: tuple[Probe, ...] = ()
 
     def error(self, message: str) -> RequestError:
         """The refusal that quotes the compiler."""
@@ -73,7 +77,8 @@ def _known(tool_format: ToolFormat | None) -> ToolFormat:
 
 def _beside_tools(request: Request, tools: Sequence[dict[str, Any]], tool_format: ToolFormat) -> Grammar | None:
     if request.tool_choice.mode == "required":
-        return Grammar(f"start: {_CALLS}\n{_forced_calls(request, tool_format)}", "tool_choice", "invalid_schema")
+        source = f"start: {_CALLS}\n{_forced_calls(request, tool_format)}"
+        return Grammar(source, "tool_choice", "invalid_schema", _probes_of_tools(request))
     if request.structure is None:
         return _strict_calls(request, tools, tool_format)
     return _structure_or_calls(request, request.structure, tool_format)
@@ -85,34 +90,50 @@ def _forced_calls(request: Request, tool_format: ToolFormat) -> str:
 
 def _structure_or_calls(request: Request, structure: Structure, tool_format: ToolFormat) -> Grammar:
     rules = _forced_calls(request, tool_format)
-    source = f"start: {_CALLS} | mlxq_answer\nmlxq_answer: {_rule(structure)}\n{rules}"
-    return Grammar(source, structure.param, _ERROR_CODES[structure.kind])
+    rule = _rule(structure)
+    source = f"start: {_CALLS} | mlxq_answer\nmlxq_answer: {rule.source}\n{rules}"
+    return Grammar(source, structure.param, _ERROR_CODES[structure.kind], (*rule.probes, *_probes_of_tools(request)))
+
+
+def _probes_of_tools(request: Request) -> tuple[Probe, ...]:
+    tools = enumerate(_callable_tools(request))
+    rules = (json_rule(arguments_schema(index, tool["function"])) for index, tool in tools)
+    return tuple(probe for rule in rules for probe in rule.probes)
 
 
 def _alone(structure: Structure) -> Grammar:
-    source = _lark(structure) if structure.kind == "grammar" else f"start: {_rule(structure)}"
-    return Grammar(source, structure.param, _ERROR_CODES[structure.kind])
+    if structure.kind == "grammar":
+        return Grammar(_lark(structure), structure.param, _ERROR_CODES[structure.kind])
+    rule = _rule(structure)
+    return Grammar(f"start: {rule.source}", structure.param, _ERROR_CODES[structure.kind], rule.probes)
 
 
-def _rule(structure: Structure) -> str:
+def _rule(structure: Structure) -> Rule:
     """What stands behind a rule's name in Lark for any structure but a grammar, which no request has beside calls."""
     from llguidance import regex_to_lark
 
     match structure.kind:
         case "json_object":
-            return json_rule({"type": "object"})
+            return json_rule({"type": "object"}, _options(structure))
         case "json_schema":
             return _schema_rule(structure)
         case "regex":
-            return f"/{regex_to_lark(structure.value, use_ascii='d')}/"
+            return Rule(f"/{regex_to_lark(structure.value, use_ascii='d')}/")
         case _:
             # One terminal: as alternatives of a rule they would be limited to 2000.
-            return f"MLXQ_CHOICE\nMLXQ_CHOICE: {' | '.join(map(json.dumps, structure.value))}"
+            return Rule(f"MLXQ_CHOICE\nMLXQ_CHOICE: {' | '.join(map(json.dumps, structure.value))}")
 
 
-def _schema_rule(structure: Structure) -> str:
+def _options(structure: Structure) -> dict[str, Any]:
+    """What a request says about white space, in llguidance's words."""
+    if structure.whitespace is None:
+        return {}
+    return {"whitespace_pattern": structure.whitespace} if structure.whitespace else {"whitespace_flexible": False}
+
+
+def _schema_rule(structure: Structure) -> Rule:
     try:
-        return json_rule(structure.value)
+        return json_rule(structure.value, _options(structure))
     except ValueError as error:
         raise Grammar("", structure.param, _ERROR_CODES[structure.kind]).error(str(error)) from error
 
@@ -148,4 +169,4 @@ def _strict_calls(request: Request, tools: Sequence[dict[str, Any]], tool_format
             code="unsupported",
         )
     source = f"{tool_format.text_or_calls(_CALLS)}\n{_forced_calls(request, tool_format)}"
-    return Grammar(source, param, "invalid_schema")
+    return Grammar(source, param, "invalid_schema", _probes_of_tools(request))

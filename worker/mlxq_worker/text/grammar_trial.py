@@ -13,10 +13,11 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from mlxq_worker.text.compiler import TokenizerData, compile_grammar
+from mlxq_worker.schema.openness import Probe
+from mlxq_worker.text.compiler import TokenizerData, error_in
 
 COMPILE_S = 1.0
 """Of processor time, so that what is refused doesn't depend on what else the machine does."""
@@ -32,10 +33,10 @@ class GrammarTrial:
         self._process: subprocess.Popen[str] | None = None
         self._end: Callable[[], object] = lambda: None
 
-    def error_in(self, source: str) -> str | None:
-        """Why this grammar can't be compiled, or `None` if it can."""
+    def error_in(self, source: str, probes: Sequence[Probe] = ()) -> str | None:
+        """Why no row can be held to this grammar, or `None` if rows can; see `compiler.error_in`."""
         process = self._running()
-        if reply := _ask(process, source):
+        if reply := _ask(process, {"source": source, "probes": [asdict(probe) for probe in probes]}):
             error: str | None = json.loads(reply)
             return error
         return _cause_of_death(process.wait())
@@ -94,9 +95,10 @@ def _serve() -> None:
     print(flush=True)
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, COMPILE_S)  # nothing handles it, so it ends the process
-        error = compile_grammar(tokenizer, json.loads(line)).get_error()
+        asked = json.loads(line)
+        error = error_in(tokenizer, asked["source"], (Probe(**probe) for probe in asked["probes"]))
         signal.setitimer(signal.ITIMER_PROF, 0)
-        print(json.dumps(error or None), flush=True)
+        print(json.dumps(error), flush=True)
 
 
 if __name__ == "__main__":

@@ -97,7 +97,7 @@ class StructureCompiler:
         """
         compiled = self._compiled.get(grammar.source)
         if compiled is None:
-            compiled = self._compiled[grammar.source] = self._compile(grammar.source)
+            compiled = self._compiled[grammar.source] = self._compile(grammar)
             self.num_compiled += 1
             self._make_room()
         self._compiled.move_to_end(grammar.source)
@@ -111,9 +111,10 @@ class StructureCompiler:
         while len(self._compiled) > 1 and (len(self._compiled) > self._cached_grammars or num_chars > _CACHED_CHARS):
             num_chars -= len(self._compiled.popitem(last=False)[0])
 
-    def _compile(self, source: str) -> LLMatcher | str:
+    def _compile(self, grammar: Grammar) -> LLMatcher | str:
         """The compiled grammar, or what is wrong with it: also worth keeping, since it can take a while to find."""
-        return self._trial.error_in(source) or compile_grammar(self._masks.tokenizer, source)
+        error = self._trial.error_in(grammar.source, grammar.probes)
+        return error or compile_grammar(self._masks.tokenizer, grammar.source)
 
     @cached_property
     def _tokenizer_data(self) -> TokenizerData:
