@@ -16,6 +16,7 @@ from mlxq.errors import RequestError
 from mlxq_worker.model.tool_formats import ToolFormat, arguments_schema
 from mlxq_worker.schema.openness import Probe
 from mlxq_worker.schema.rule import Rule, json_rule
+from mlxq_worker.text.grammar_syntax import as_lark
 
 _ERROR_CODES = {
     "json_object": "invalid_schema",
@@ -139,11 +140,8 @@ def _schema_rule(structure: Structure) -> Rule:
 
 
 def _lark(structure: Structure) -> str:
-    """A grammar in Lark's syntax. Like vLLM, this takes what has no `start:` rule for EBNF as llama.cpp writes it."""
-    from llguidance.gbnf_to_lark import any_to_lark
-
     try:
-        return any_to_lark(structure.value)
+        return as_lark(structure.value)
     except Exception as error:  # the converter raises bare ones
         raise Grammar("", structure.param, "invalid_grammar").error(str(error)) from error
 

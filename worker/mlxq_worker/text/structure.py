@@ -21,6 +21,7 @@ from mlxq_worker.model.tokenizer import Tokenizer
 from mlxq_worker.model.tool_formats import ToolFormat
 from mlxq_worker.text.compiler import TokenizerData, compile_grammar
 from mlxq_worker.text.grammar import Grammar, answer_grammar
+from mlxq_worker.text.grammar_syntax import named_tokens
 from mlxq_worker.text.grammar_trial import GrammarTrial
 
 if TYPE_CHECKING:  # it takes a second to import, which only a worker with such requests spends
@@ -65,8 +66,8 @@ class StructureCompiler:
         """A fresh constraint for one row of a request, or `None` if nothing holds its answer.
 
         EOS is allowed exactly when the answer is complete, by any of `eos_ids`, and a complete answer that nothing can
-        follow has to end so. The request's `stop_token_ids` are allowed then too; before that they are ordinary
-        tokens, so one whose text fits the grammar ends the answer where it stands.
+        follow has to end so. The request's `stop_token_ids` are allowed then too, and never before, even where their
+        text would fit.
 
         Args:
             eos_ids: the row's EOS set; empty under `ignore_eos`.
@@ -86,8 +87,21 @@ class StructureCompiler:
                 param="ignore_eos" if request.sampling.ignore_eos else grammar.param,
                 code="unsupported",
             )
+        if request.structure and request.structure.kind == "grammar":
+            self._check_tokens(grammar, end_ids | self._eos_ids)
         state = ReasoningState(reasoning) if reasoning else None
         return GrammarConstraint(self._matcher(grammar).deep_copy(), self._masks.bits(end_ids), state, self._masks)
+
+    def _check_tokens(self, grammar: Grammar, end_ids: frozenset[int]) -> None:
+        """
+        Raises:
+            RequestError: the grammar names a token that ends the row, which so could never be completed.
+        """
+        for name, ids in named_tokens(grammar.source, self._tokenizer):
+            if ids and ids <= end_ids:
+                raise grammar.error(
+                    f"{name} ends the answer wherever it comes: leave it out, an answer ends where the grammar does"
+                )
 
     def _matcher(self, grammar: Grammar) -> LLMatcher:
         """The start state of a grammar, from the cache if it is there.
@@ -166,11 +180,14 @@ class GrammarConstraint:
     def complete(self, words: Words) -> None:
         """Turn the grammar's own mask (W,) into the row's: with its end ids, and with the reasoning part's start."""
         if self.held_by is None:
+            words &= ~self._end_words
             return
         if self._matcher.is_error():  # too complex to go on with: the row ends here, with an error
             words[:] = 0
         elif self._matcher.is_accepting():
             words |= self._end_words
+        else:
+            words &= ~self._end_words
         if self._reasoning and (start_id := self._reasoning.next_start_id) is not None:
             if self._reasoning.num_tokens:  # a marker that has begun goes on
                 words[:] = 0
