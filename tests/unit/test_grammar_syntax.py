@@ -108,7 +108,11 @@ def end_token() -> tuple[int, str]:
 def test_a_grammar_that_names_an_end_token_is_refused_when_it_is_compiled() -> None:
     token_id, token = end_token()
 
-    for grammar in (f'start: "a" {token}', f'start: "a" <[{token_id}]>', f'start: b\nb: "a" ({token} | <[{token_id}]>)'):
+    for grammar in (
+        f'start: "a" {token}',
+        f'start: "a" <[{token_id}]>',
+        f'start: b\nb: "a" ({token} | <[{token_id}]>)',
+    ):
         with pytest.raises(RequestError) as refused:
             made(request("grammar", grammar))
         assert (refused.value.param, refused.value.code) == ("response_format", "invalid_grammar")
