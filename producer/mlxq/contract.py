@@ -233,7 +233,8 @@ class EosEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What only mlxq reports (`body.mlxq`): the EOS set that was in force, the seed that was used, where the
-    seconds went, and the hash of the request that a resumed run compares."""
+    seconds went, and the hash of the request that a resumed run compares. `ignored_formats` are those of the request's
+    schemas that the answer wasn't held to."""
 
     eos: tuple[EosEntry, ...]
     seed: int
@@ -241,6 +242,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     queue_s: float
     prefill_s: float
     decode_s: float
+    ignored_formats: tuple[str, ...] = ()
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

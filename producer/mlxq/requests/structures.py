@@ -83,7 +83,17 @@ def _structured_outputs(value: Any, param: str) -> Structure:
         raise RequestError(text, param=param)
     [name] = asked
     kind = _KINDS[name]
-    return Structure(kind=kind, value=None if kind == "json_object" else given[name], param=f"{param}.{name}")
+    value = None if kind == "json_object" else given[name]
+    return Structure(kind=kind, value=value, param=f"{param}.{name}", whitespace=_whitespace(given, kind, param))
+
+
+def _whitespace(given: dict[str, Any], kind: StructureKind, param: str) -> str | None:
+    """What may stand between the parts of JSON, which only JSON has."""
+    pattern = "" if given.get("disable_any_whitespace") else given.get("whitespace_pattern")
+    if pattern is None or kind in ("json_schema", "json_object"):
+        return pattern
+    name = "whitespace_pattern" if "whitespace_pattern" in given else "disable_any_whitespace"
+    raise RequestError(f"{param}.{name} only goes with json and json_object", param=f"{param}.{name}")
 
 
 response_format = Check("an object with the type text, json_object or json_schema", _response_format)
@@ -116,7 +126,11 @@ STRUCTURED_OUTPUTS_FIELDS = table(
     honoured("grammar", _sized(checks.filled_string, "a non-empty string"), "text of this Lark or EBNF grammar"),
     honoured("json_object", checks.boolean, "any JSON object"),
     refused("structural_tag", doc="free text with structured parts"),
-    refused("disable_any_whitespace", False, doc="compact JSON"),
+    honoured("disable_any_whitespace", checks.boolean, "compact JSON"),
+    honoured(
+        "whitespace_pattern",
+        Check("a regular expression", checks.string.read),
+        "what may stand between the parts of JSON, once in each place; by default a break and up to 12 blanks, or 2",
+    ),
     refused("disable_additional_properties", False, doc="close every object; say so in the schema"),
-    refused("whitespace_pattern", doc="the white space between parts of JSON"),
 )

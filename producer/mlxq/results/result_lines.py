@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from mlxq.contract import CHAT, Choice, Failure, Result, ToolCall
+from mlxq.contract import CHAT, Choice, Failure, Result, RunInfo, ToolCall
 from mlxq.errors import RequestError
 from mlxq.results import logprobs_json
 
@@ -34,11 +34,17 @@ def result_line(result: Result) -> dict[str, Any]:
             "total_tokens": result.usage.total_tokens,
         },
         **(about_prompt if chat else {}),
-        # msgspec leaves tuples as they are; a line is plain JSON, before it travels as after.
-        "mlxq": {**msgspec.to_builtins(result.run), "eos": [msgspec.to_builtins(end) for end in result.run.eos]},
+        "mlxq": _about_run(result.run),
     }
     response = {"status_code": 200, "request_id": result.request_id, "body": body}
     return _output_line(result.custom_id, result.request_id, response=response)
+
+
+def _about_run(run: RunInfo) -> dict[str, Any]:
+    """What only mlxq reports. msgspec leaves tuples as they are; a line is plain JSON, before it travels as after."""
+    about = {**msgspec.to_builtins(run), "eos": [msgspec.to_builtins(end) for end in run.eos]}
+    ignored = about.pop("ignored_formats")
+    return about | ({"ignored_formats": list(ignored)} if ignored else {})
 
 
 def failure_line(failure: Failure) -> dict[str, Any]:

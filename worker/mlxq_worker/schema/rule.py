@@ -15,9 +15,9 @@ from mlxq_worker.schema.keywords import SchemaError
 from mlxq_worker.schema.normal import normal_form
 from mlxq_worker.schema.openness import Probe
 
-WHITESPACE = r"[\x20\x0A\x0D\x09]{1,8}"
-"""What may stand between the parts of JSON if nothing else is said: room for one break and the indentation behind it.
-Bounded, since a model can lose itself in blanks that nothing ends."""
+WHITESPACE = r"\r?\n[ \t]{0,12}|[ \t]{1,2}"
+"""What may stand between the parts of JSON if nothing else is said: one break with the indentation behind it, or a
+blank or two. Bounded, since a model can lose itself in breaks and blanks that nothing ends."""
 
 _OPTIONS: Mapping[str, type | tuple[type, ...]] = {
     "item_separator": str,

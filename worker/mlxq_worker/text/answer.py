@@ -12,6 +12,7 @@ from mlxq_worker.engine.api import RowResult, RowSpec, TokenScores
 from mlxq_worker.model.eos import EosSet
 from mlxq_worker.model.tokenizer import Tokenizer
 from mlxq_worker.text.answer_parts import AnswerReader
+from mlxq_worker.text.grammar import ignored_formats
 from mlxq_worker.text.vocabulary import TokenTexts
 
 
@@ -90,6 +91,7 @@ class AnswerBuilder:
             queue_s=queue_s,
             prefill_s=max(result.prefill_s for result in results),
             decode_s=max(result.decode_s for result in results),
+            ignored_formats=ignored_formats(request),
         )
 
 

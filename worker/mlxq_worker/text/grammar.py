@@ -60,6 +60,23 @@ def answer_grammar(request: Request, tool_format: ToolFormat | None) -> Grammar 
     return _alone(request.structure) if request.structure else None
 
 
+def ignored_formats(request: Request) -> tuple[str, ...]:
+    """The formats in an answer's schemas that the compiler doesn't enforce, each once, for a request that it has a
+    grammar for."""
+    structure = request.structure
+    rules = [_rule(structure)] if structure and structure.kind == "json_schema" else []
+    if request.tools and _holds_calls(request):
+        rules += _rules_of_tools(request)
+    return tuple(sorted({name for rule in rules for name in rule.formats}))
+
+
+def _holds_calls(request: Request) -> bool:
+    """Whether calls are held to their tools' schemas."""
+    if request.tool_choice.mode != "auto":
+        return request.tool_choice.mode == "required"
+    return request.structure is not None or any(tool["function"].get("strict") for tool in request.tools or ())
+
+
 _CALLS = "mlxq_calls"
 """The rule of `call_rules` that stands for all calls of an answer."""
 
@@ -97,9 +114,12 @@ def _structure_or_calls(request: Request, structure: Structure, tool_format: Too
 
 
 def _probes_of_tools(request: Request) -> tuple[Probe, ...]:
+    return tuple(probe for rule in _rules_of_tools(request) for probe in rule.probes)
+
+
+def _rules_of_tools(request: Request) -> list[Rule]:
     tools = enumerate(_callable_tools(request))
-    rules = (json_rule(arguments_schema(index, tool["function"])) for index, tool in tools)
-    return tuple(probe for rule in rules for probe in rule.probes)
+    return [json_rule(arguments_schema(index, tool["function"])) for index, tool in tools]
 
 
 def _alone(structure: Structure) -> Grammar:
