@@ -77,7 +77,7 @@ def test_a_bad_variable_is_named(redis_url: str) -> None:
 def test_rq_info_and_worker_all_show_what_a_busy_worker_does(connection: Redis, redis_url: str) -> None:
     batch = submit(connection, *("slow" for _ in range(20)), max_tokens=100_000)
 
-    with rq_worker(redis_url, "--name", "busy-bee", kind="FakeWorker"):
+    with rq_worker(redis_url, "--name", "busy-bee", kind="FakeWorker", MLXQ_CLAIM_AHEAD="2"):
         wait_until(lambda: connection.zcard("rq:wip:mlxq") == 8, "a full worker")
         wait_until(lambda: connection.hget("rq:worker:busy-bee", "state") == b"busy", "the state")
         info = rq(redis_url, "info")
@@ -93,7 +93,7 @@ def test_rq_info_and_worker_all_show_what_a_busy_worker_does(connection: Redis, 
 def test_sigterm_returns_what_has_not_ended_and_exits_cleanly(connection: Redis, redis_url: str) -> None:
     batch = submit(connection, *("slow" for _ in range(12)), max_tokens=100_000)
 
-    with rq_worker(redis_url, MLXQ_GRACE_S="0.2") as process:
+    with rq_worker(redis_url, MLXQ_GRACE_S="0.2", MLXQ_CLAIM_AHEAD="2") as process:
         wait_until(lambda: connection.zcard("rq:wip:mlxq") == 8, "a full worker")
         process.send_signal(signal.SIGTERM)
         output = ended(process)
