@@ -86,7 +86,7 @@ def test_what_is_asked_reaches_the_sampling_params(body: dict[str, Any], expecte
     [
         ({"n": 0}, "n", "out_of_range"),
         ({"n": 65}, "n", "out_of_range"),
-        ({"n": 2.0}, "n", "invalid_type"),
+        ({"n": 2.5}, "n", "invalid_type"),
         ({"n": 2, "best_of": 3}, "best_of", "out_of_range"),
         ({"best_of": 2}, "best_of", "out_of_range"),
         ({"presence_penalty": 2.1}, "presence_penalty", "out_of_range"),

@@ -85,7 +85,8 @@ def test_shorthands_and_optional_parts_are_read(line: Any, endpoint: str, custom
         ({"url": "/v1/embeddings", "body": {"input": "x"}}, "url", "out_of_range"),
         ({"url": CHAT, "prompt": "x"}, "url", "invalid_value"),
         ({"url": COMPLETIONS, "messages": [USER]}, "url", "invalid_value"),
-        ({"custom_id": 7, "prompt": "x"}, "custom_id", "invalid_type"),
+        ({"custom_id": 7.5, "prompt": "x"}, "custom_id", "invalid_type"),
+        ({"custom_id": True, "prompt": "x"}, "custom_id", "invalid_type"),
         ({"custom_id": "", "prompt": "x"}, "custom_id", "out_of_range"),
         ({"id": "a" * 513, "prompt": "x"}, "id", "out_of_range"),
         ({"custom_id": "a", "id": "b", "prompt": "x"}, "id", "invalid_value"),
@@ -226,7 +227,7 @@ def test_an_honoured_field_reaches_the_sampling_params(name: str, value: Any, at
             for name, field in FIELDS.items()
             if field.fills and name not in ("ignore_eos", "include_stop_str_in_output", "return_token_ids")
         ],
-        ("max_tokens", 1.0, "invalid_type"),
+        ("max_tokens", 1.5, "invalid_type"),
         ("max_tokens", 0, "out_of_range"),
         ("max_tokens", 2**31, "out_of_range"),
         ("max_completion_tokens", 0, "out_of_range"),
@@ -236,7 +237,7 @@ def test_an_honoured_field_reaches_the_sampling_params(name: str, value: Any, at
         ("top_p", 0, "out_of_range"),
         ("top_p", 1.1, "out_of_range"),
         ("top_k", -2, "out_of_range"),
-        ("top_k", 1.0, "invalid_type"),
+        ("top_k", 1.5, "invalid_type"),
         ("min_p", -0.1, "out_of_range"),
         ("min_p", 1.1, "out_of_range"),
         ("seed", 2**64, "out_of_range"),
@@ -585,7 +586,8 @@ def test_the_hash_is_stable_across_releases() -> None:
     [
         (b'{"custom_id": "a", "n": 0}', "a"),
         (b'{"id": "a"}', "a"),
-        (b'{"custom_id": 7}', None),
+        (b'{"custom_id": 7}', "7"),
+        (b'{"custom_id": [7]}', None),
         (b'{"custom_id": ""}', None),
         (b"{}", None),
         (b"[]", None),

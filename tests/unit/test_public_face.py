@@ -74,7 +74,7 @@ def test_a_field_that_is_none_counts_as_not_given() -> None:
         ({"prompt": "hi", "body": {"prompt": "hi"}}, "body", "unknown_field"),
         ({"prompt": "hi", "default_custom_id": "a"}, "default_custom_id", "unknown_field"),
         ({"prompt": "hi", "max_tokens": "5"}, "max_tokens", "invalid_type"),
-        ({"prompt": "hi", "custom_id": 5}, "custom_id", "invalid_type"),
+        ({"prompt": "hi", "custom_id": 5.5}, "custom_id", "invalid_type"),
         ({"prompt": "hi", "custom_id": ""}, "custom_id", "out_of_range"),
         ({"prompt": "hi", "messages": MESSAGES}, "prompt", "invalid_value"),
         ({"messages": [{"role": "nobody", "content": "hi"}]}, "messages[0].role", "out_of_range"),

@@ -1,8 +1,9 @@
 """Checks of single JSON values: a value and its path in, the value in its final form or a `RequestError` out.
 
-A check never coerces: ``"1"`` and ``true`` are not 1, and 1.0 is not an integer. Knows JSON's types and nothing
-of what any field means; `mlxq.requests.fields` puts these together. Values are what a JSON decoder makes (str, int,
-float, bool, None, list, dict), so types are compared exactly: a Python bool must not pass as an int.
+A check never coerces: ``"1"`` and ``true`` are not 1. But JSON has one kind of number, so 4.0 is the integer 4. Knows
+JSON's types and nothing of what any field means; `mlxq.requests.fields` puts these together. Values are what a JSON
+decoder makes (str, int, float, bool, None, list, dict), so types are compared exactly: a Python bool must not pass as
+an int.
 """
 
 from __future__ import annotations
@@ -67,11 +68,12 @@ def integer(low: int, high: int = MAX_INT32) -> Check[int]:
     expected = f"an integer from {low} to {high}"
 
     def read(value: Any, param: str) -> int:
-        if type(value) is not int:
+        is_whole = type(value) is int or (type(value) is float and value.is_integer())
+        if not is_whole:
             raise wrong_type(param, expected, value)
         if not low <= value <= high:
             raise out_of_range(param, expected, value)
-        return value
+        return int(value)
 
     return Check(expected, read)
 

@@ -24,7 +24,8 @@ class Field:
     one it is refused: only the `neutral` values are accepted. `neutral` values ask for nothing, so they are accepted
     where the field makes no sense, too. `hint` says what to use instead of a refused field. `fills` names the attribute
     of `SamplingParams` that the field sets. `inside` are the fields of the object (or of every object in the list) that
-    the value may be.
+    the value may be. A refused field that is `droppable` says how to serve a request, not what to answer, so who allows
+    unknown fields has it left out.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Field:
     chat_only: bool = False
     label: bool = False
     hint: str | None = None
+    droppable: bool = False
     inside: Mapping[str, Field] = field(default_factory=dict)
 
     def read(self, value: Any, param: str) -> Any:
@@ -53,9 +55,15 @@ class Field:
         """Whether the value is one of the neutral ones."""
         return any(checks.same_json(value, neutral) for neutral in self.neutral)
 
+    def may_go(self, value: Any) -> bool:
+        """Whether the value can be left out where unknown fields can, though it says something."""
+        return self.droppable and not self.asks_nothing(value)
+
     def _unsupported(self, param: str) -> RequestError:
         accepted = " or ".join(json.dumps(value) for value in (*self.neutral, None))
         instead = self.hint or f"leave it out or set it to {accepted}"
+        if self.droppable:
+            instead = f"{instead}, or drop such fields with --allow-unknown-params"
         message = f"{param} is not available in this version of mlxq; {instead}"
         return RequestError(message, param=param, code="unsupported_field")
 
@@ -81,9 +89,9 @@ def label(name: str, check: Check[Any], doc: str) -> Field:
     return Field(name=name, check=check, doc=doc, label=True)
 
 
-def refused(name: str, *neutral: Any, doc: str, hint: str | None = None) -> Field:
+def refused(name: str, *neutral: Any, doc: str, hint: str | None = None, droppable: bool = False) -> Field:
     """A field of OpenAI, vLLM or mlx_lm.server that is not available here."""
-    return Field(name=name, neutral=neutral, doc=doc, hint=hint)
+    return Field(name=name, neutral=neutral, doc=doc, hint=hint, droppable=droppable)
 
 
 def table(*fields: Field) -> Mapping[str, Field]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,17 +21,15 @@ from mlxq.errors import ConfigError, RequestError
 from mlxq.requests import checks
 from mlxq.requests.assemble import request_of
 from mlxq.requests.conversation import PART_FIELDS
+from mlxq.requests.envelope import LINE_FIELDS, custom_id_of, endpoint_of
 from mlxq.requests.field import Field
 from mlxq.requests.fields import FIELDS
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 100
 """Levels of nested lists and objects. Far below where any JSON library on the way to the worker overflows."""
-MAX_CUSTOM_ID_CHARS = 512
 MAX_REASON_CHARS = 200
-
-LINE_FIELDS = ("custom_id", "id", "method", "url", "body")
-"""What stands around the body; ``id`` is another name for ``custom_id``."""
+_INDEX = re.compile(r"\[\d+\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +37,13 @@ class ParsedLine:
     """One accepted line.
 
     `payload` is what travels to the worker, which parses it again to an equal `request`: the canonical object
-    ``{"custom_id", "url", "body"}``, its body as it was written, less nulls and permitted unknown fields.
+    ``{"custom_id", "url", "body"}``, its body as it was written, less nulls and permitted unknown fields. `dropped`
+    names these, each once: the fields that were left out though they say something.
     """
 
     request: Request
     payload: dict[str, Any]
+    dropped: tuple[str, ...] = ()
 
 
 def parse_line(
@@ -57,7 +58,7 @@ def parse_line(
     Args:
         data: the JSON text, at most `MAX_LINE_BYTES`.
         default_custom_id: the id of a line that has none.
-        allow_unknown: drop unknown fields instead of refusing them.
+        allow_unknown: drop unknown fields, and those that say how to serve a request, instead of refusing them.
         defaults: body fields for every line that doesn't set them; see `check_defaults`.
 
     Raises:
@@ -85,13 +86,14 @@ def parse_object(
 
 
 def plain_json(value: Any, param: str | None = None) -> Any:
-    """What a Python program gave as JSON's types: through JSON and back, so that its way in is that of lines.
+    """What a Python program gave as JSON's types: through JSON and back, so that its way in is that of lines. Numbers
+    and lists may be numpy's or pandas'.
 
     Raises:
         RequestError: it is not plain JSON (NaN, a set, a loop); names `param`.
     """
     try:
-        return msgspec.json.decode(json.dumps(value, allow_nan=False, ensure_ascii=False).encode())
+        return msgspec.json.decode(json.dumps(value, allow_nan=False, ensure_ascii=False, default=_plain).encode())
     except (TypeError, ValueError, RecursionError) as error:
         raise _invalid_json(error, param) from error
 
@@ -117,7 +119,7 @@ def check_defaults(defaults: Mapping[str, Any]) -> None:
     if not defaults.keys().isdisjoint({"messages", "prompt"}):
         raise ConfigError("the defaults for all requests can't hold messages or a prompt")
     try:
-        for name, value in _known(defaults, FIELDS, "", allow_unknown=False).items():
+        for name, value in _Known(allow_unknown=False).fields(defaults, FIELDS, "").items():
             FIELDS[name].read(value, name)
     except RequestError as error:
         raise ConfigError(f"bad default for all requests: {error}") from error
@@ -133,7 +135,7 @@ def read_custom_id(data: bytes) -> str | None:
     """The usable `custom_id` of an input line that was refused, if it can be read at all."""
     try:
         line = _decoded(data)
-        return (_custom_id(line, default="") or None) if type(line) is dict else None
+        return (custom_id_of(line, default="") or None) if type(line) is dict else None
     except RequestError:
         return None
 
@@ -159,6 +161,13 @@ def _decoded(raw: bytes) -> Any:
         raise _invalid_json(error) from error
 
 
+def _plain(value: Any) -> Any:
+    """The numbers and lists of numpy and pandas say themselves what they are in plain Python."""
+    if not hasattr(value, "tolist"):
+        raise TypeError(f"Object of type {type(value).__name__} is not JSON serializable")
+    return value.tolist()
+
+
 def _invalid_json(error: Exception, param: str | None = None) -> RequestError:
     reason = str(error)[:MAX_REASON_CHARS]  # it names the way to the place, which may be a hundred levels long
     return RequestError(f"{param or 'this'} is not valid JSON: {reason}", param=param, code="invalid_json")
@@ -169,40 +178,34 @@ def _parse(line: Any, default_custom_id: str, allow_unknown: bool, defaults: Map
         raise RequestError(f"a line must be a JSON object, not {checks.show(line)}", code="invalid_type")
     if checks.is_deeper_than(line, MAX_DEPTH):
         raise RequestError(f"the line is nested more than {MAX_DEPTH} levels deep", code="too_deep")
-    _check_target(line)
-    given = _given_body(line, allow_unknown)
-    body = _known({**_applicable(defaults, given), **given}, FIELDS, "", allow_unknown)
-    custom_id = _custom_id(line, default_custom_id)
-    endpoint = _endpoint(line, body)
+    named = endpoint_of(line)  # first of all, since another endpoint has other fields
+    known = _Known(allow_unknown)
+    given = _given_body(line, known)
+    body = known.fields({**_applicable(defaults, given), **given}, FIELDS, "")
+    custom_id = custom_id_of(line, default_custom_id)
+    endpoint = _endpoint(named, body)
     payload = {"custom_id": custom_id, "url": endpoint, "body": body}
-    return ParsedLine(request_of(custom_id, endpoint, body, content_hash(endpoint, body)), payload)
+    request = request_of(custom_id, endpoint, body, content_hash(endpoint, body))
+    return ParsedLine(request, payload, tuple(known.dropped))
 
 
-def _given_body(line: dict[str, Any], allow_unknown: bool) -> dict[str, Any]:
+def _given_body(line: dict[str, Any], known: _Known) -> dict[str, Any]:
     """The body without nulls: what stands under ``body``, or in a shorthand all that is not a line field."""
     if line.get("body") is None:
         body = {name: value for name, value in line.items() if name not in LINE_FIELDS}
     else:
-        if not allow_unknown:
-            _check_beside_body(line)
+        _check_beside_body(line, known)
         body = checks.an_object(line["body"], "body")
     return {name: value for name, value in body.items() if value is not None}
 
 
-def _check_target(line: Mapping[str, Any]) -> None:
-    """What is asked of a server that mlxq isn't; first of all, since another endpoint has other fields."""
-    if line.get("method") not in (None, "POST"):
-        raise checks.out_of_range("method", '"POST"', line["method"])
-    if line.get("url") not in (None, CHAT, COMPLETIONS):
-        raise checks.out_of_range("url", f'"{CHAT}" or "{COMPLETIONS}"', line["url"])
-
-
-def _check_beside_body(line: Mapping[str, Any]) -> None:
-    for name in line:
-        if name in FIELDS and name not in LINE_FIELDS:
+def _check_beside_body(line: Mapping[str, Any], known: _Known) -> None:
+    for name, value in line.items():
+        if name in LINE_FIELDS or known.drops(name, value):
+            continue
+        if name in FIELDS:
             raise RequestError(f"{name} stands beside body; it belongs inside", param=name, code="unknown_field")
-        if name not in LINE_FIELDS:
-            raise checks.unknown_field(name, LINE_FIELDS)
+        raise checks.unknown_field(name, LINE_FIELDS)
 
 
 def _applicable(defaults: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,48 +219,52 @@ def _applicable(defaults: Mapping[str, Any], body: Mapping[str, Any]) -> dict[st
     }
 
 
-def _known(obj: Mapping[str, Any], fields: Mapping[str, Field], path: str, allow_unknown: bool) -> dict[str, Any]:
-    """The known fields of an object, and of the objects in it, that are not null."""
-    for name in obj:
-        if name not in fields and not allow_unknown:
-            raise checks.unknown_field(name, fields if path else (*fields, *LINE_FIELDS), path)
-    return {
-        name: _known_inside(value, fields[name], f"{path}{name}", allow_unknown)
-        for name, value in obj.items()
-        if name in fields and value is not None
-    }
+class _Known:
+    """Keeps of a line what is known, and notes what it drops of the rest.
+
+    `dropped` has the names of fields, without the indices of lists, as keys.
+    """
+
+    def __init__(self, allow_unknown: bool) -> None:
+        self._allow_unknown = allow_unknown
+        self.dropped: dict[str, None] = {}
+
+    def drops(self, name: str, value: Any) -> bool:
+        """Whether a field may be left out; if it says something, that is noted."""
+        if self._allow_unknown and value is not None:
+            self.dropped[_INDEX.sub("", name)] = None
+        return self._allow_unknown
+
+    def fields(self, obj: Mapping[str, Any], fields: Mapping[str, Field], path: str) -> dict[str, Any]:
+        """The known fields of an object, and of the objects in it, that are not null."""
+        kept: dict[str, Any] = {}
+        for name, value in obj.items():
+            place = f"{path}{name}"
+            if name not in fields:
+                if not self.drops(place, value):
+                    raise checks.unknown_field(name, fields if path else (*fields, *LINE_FIELDS), path)
+            elif value is not None and not (fields[name].may_go(value) and self.drops(place, value)):
+                kept[name] = self._inside(value, fields[name], place)
+        return kept
+
+    def _inside(self, value: Any, field: Field, path: str) -> Any:
+        if field.inside and type(value) is list:
+            return [self._inside(item, field, f"{path}[{index}]") for index, item in enumerate(value)]
+        # A part of a message that is no text is refused as a whole, and not for what it has inside.
+        is_other_part = field.inside is PART_FIELDS and type(value) is dict and value.get("type") != "text"
+        if not field.inside or type(value) is not dict or is_other_part:
+            return value
+        return self.fields(value, field.inside, f"{path}.")
 
 
-def _known_inside(value: Any, field: Field, path: str, allow_unknown: bool) -> Any:
-    if field.inside and type(value) is list:
-        return [_known_inside(item, field, f"{path}[{index}]", allow_unknown) for index, item in enumerate(value)]
-    # A part of a message that is no text is refused as a whole, and not for what it has inside.
-    is_other_part = field.inside is PART_FIELDS and type(value) is dict and value.get("type") != "text"
-    if not field.inside or type(value) is not dict or is_other_part:
-        return value
-    return _known(value, field.inside, f"{path}.", allow_unknown)
-
-
-def _custom_id(line: Mapping[str, Any], default: str) -> str:
-    ids = {name: line[name] for name in ("custom_id", "id") if line.get(name) is not None}
-    for name, value in ids.items():
-        if type(value) is not str:
-            raise checks.wrong_type(name, "a string in quotes", value)
-        if not 1 <= len(value) <= MAX_CUSTOM_ID_CHARS:
-            raise checks.out_of_range(name, f"1 to {MAX_CUSTOM_ID_CHARS} characters long", value)
-    if len(set(ids.values())) > 1:
-        raise RequestError("custom_id and id differ; give one of them", param="id", code="invalid_value")
-    return next(iter(ids.values()), default)
-
-
-def _endpoint(line: Mapping[str, Any], body: Mapping[str, Any]) -> Endpoint:
+def _endpoint(named: Endpoint | None, body: Mapping[str, Any]) -> Endpoint:
     """The endpoint that the body implies; `url` may repeat but not contradict it."""
     if ("messages" in body) == ("prompt" in body):
         raise _neither_or_both("messages" in body)
     implied = CHAT if "messages" in body else COMPLETIONS
-    if line.get("url") not in (None, implied):
+    if named not in (None, implied):
         has = "messages" if implied == CHAT else "a prompt"
-        raise RequestError(f"url says {line['url']}, but the body has {has}", param="url", code="invalid_value")
+        raise RequestError(f"url says {named}, but the body has {has}", param="url", code="invalid_value")
     return implied
 
 
