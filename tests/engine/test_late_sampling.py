@@ -63,6 +63,10 @@ class WatchedConstraint:
         self._events.append("mask")
         return np.full((VOCAB_SIZE // 8,), 255, np.uint8).tobytes()
 
+    @property
+    def is_complete(self) -> bool:
+        return True
+
     def advance(self, token_id: int) -> None:
         self._events.append(f"token {token_id}")
 

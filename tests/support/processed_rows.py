@@ -28,6 +28,10 @@ class Residues:
         bits = [self.allows(token_id) for token_id in range(VOCAB_SIZE)]
         return np.packbits(bits, bitorder="little").tobytes()
 
+    @property
+    def is_complete(self) -> bool:
+        return True
+
     def advance(self, token_id: int) -> None:
         self.last = token_id
 

@@ -42,7 +42,7 @@ def walk(constraint: Constraint, random: Random) -> Walk:
     """One walk. It ends where it may more often than not, and likes tokens that close what is open."""
     ids: list[int] = []
     for _ in range(_MAX_TOKENS):
-        allowed = _allowed(constraint)
+        allowed = allowed_ids(constraint)
         going_on = [token_id for token_id in allowed if token_id not in eos_ids()]
         if len(going_on) < len(allowed) and (not going_on or random.random() < 0.6):
             return Walk("complete", _text(ids))
@@ -54,7 +54,8 @@ def walk(constraint: Constraint, random: Random) -> Walk:
     return Walk("cut", _text(ids))
 
 
-def _allowed(constraint: Constraint) -> list[int]:
+def allowed_ids(constraint: Constraint) -> list[int]:
+    """The ids that may come next."""
     bits = np.unpackbits(np.frombuffer(constraint.allowed_ids(), dtype=np.uint8), bitorder="little")
     return [int(token_id) for token_id in np.flatnonzero(bits)]
 

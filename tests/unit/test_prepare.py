@@ -548,6 +548,23 @@ def test_ids_and_scores_are_reported_to_those_who_ask() -> None:
     assert (result.usage.prompt_tokens, result.usage.completion_tokens) == (2, 2)
 
 
+@pytest.mark.parametrize("end", [StopDetails(type="eos_token"), StopDetails(type="stop_token")])
+def test_the_log_probabilities_of_a_chat_leave_the_end_token_out_as_openais_do(end: StopDetails) -> None:
+    assert scored_tokens(chat(logprobs=0), end) == ["H", "i"]
+    assert scored_tokens(completion(logprobs=0), end) == ["H", "i", "!"]
+    assert scored_tokens(chat(logprobs=0), StopDetails(type="max_tokens")) == ["H", "i", "!"]
+
+
+def scored_tokens(request: Request, end: StopDetails) -> list[str]:
+    """The tokens with scores in an answer of ``Hi!`` that ended so on its last token."""
+    prepare = preparer(FakeTokenizer(words=ASCII, chat_template="hi"), NO_EOS, vocab_size=128)
+    spec = only_row(prepare, request)
+    places = tuple(TokenScores(token_id=ord(char), logprob=-1.0, rank=1) for char in "Hi!")
+    ended = replace(row_result(spec, tuple(map(ord, "Hi!")), "Hi", end), logprobs=places)
+    result = prepare.finish(request, (spec,), (ended,), request_id="q1", created=0, queue_s=0.0)
+    return [each.chosen.token for each in result.choices[0].logprobs or ()]
+
+
 def test_decoding_leaves_special_tokens_out_and_cleans_nothing_up() -> None:
     tokenizer = real_tokenizer()
     ids = tokenizer.encode("Is it ? Yes , don 't\n", add_special_tokens=True)

@@ -347,3 +347,26 @@ def test_a_row_without_stop_strings_is_decoded_once() -> None:
     commit_all(Row(row_spec(**ENDS), counting_decode), [*b"abc", EOS])
 
     assert calls == [tuple(b"abc")]
+
+
+class TwoLetters:
+    """A constraint whose answers are complete with their second token."""
+
+    def __init__(self) -> None:
+        self.num_tokens = 0
+
+    @property
+    def is_complete(self) -> bool:
+        return self.num_tokens >= 2
+
+    def allowed_ids(self) -> bytes:
+        return bytes(8)
+
+    def advance(self, token_id: int) -> None:
+        self.num_tokens += 1
+
+
+def test_inside_a_structure_a_stop_token_counts_only_once_the_structure_is_complete() -> None:
+    result = ended(b"...", constraint=TwoLetters())
+
+    assert (result.stop_details.type, result.stop_details.token_index, result.text) == ("stop_token", 2, "..")

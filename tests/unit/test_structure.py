@@ -101,6 +101,28 @@ def test_a_stop_token_id_may_end_a_complete_answer_even_under_ignore_eos() -> No
     assert (before, allows(constraint, [stop_id, *eos_ids()])) == ([False], [True, False, False, False])
 
 
+def test_a_stop_token_id_whose_text_fits_counts_only_where_the_answer_is_complete() -> None:
+    (stop_id,) = encode("b")
+    constraint = made(request("regex", "ab+", SamplingParams(stop_token_ids=(stop_id,))))
+
+    complete = [constraint.is_complete]
+    for token_id in encode("ab"):
+        constraint.advance(token_id)
+        complete.append(constraint.is_complete)
+
+    assert complete == [False, False, True]
+    assert allows(constraint, [stop_id, *eos_ids()]) == [True] * (1 + len(eos_ids()))
+
+
+def test_no_reasoning_part_before_a_structure_is_complete() -> None:
+    constraint = made(request("regex", "y*"), thinking(is_open=True))
+    inside = constraint.is_complete
+    for token_id in encode("no/>"):
+        constraint.advance(token_id)
+
+    assert (inside, constraint.is_complete) == (False, True)
+
+
 def test_a_structured_answer_that_no_token_could_end_is_refused() -> None:
     with pytest.raises(RequestError) as refused:
         compiler().constraint(request("choice", ["yes"], SamplingParams(ignore_eos=True)), frozenset())

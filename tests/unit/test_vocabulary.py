@@ -10,9 +10,7 @@ from tests.support.small_tokenizers import ASCII, FakeTokenizer, real_tokenizer
 from mlxq.contract import Alternative
 from mlxq.errors import RequestError
 from mlxq_worker.engine.api import TokenScores
-from mlxq_worker.text.vocabulary import TokenTexts, bad_word_ids, check_ids
-
-WORDS = FakeTokenizer(words={"cat": 1, " cat": 2, "dog": 3, " ": 4, "fish": 5, " f": 6, "ish": 7})
+from mlxq_worker.text.vocabulary import TokenTexts, check_ids
 
 
 @pytest.mark.parametrize("token_id", [-1, 100])
@@ -22,34 +20,6 @@ def test_an_id_outside_the_vocabulary_is_refused_by_its_place_and_its_field(toke
 
     assert (caught.value.param, caught.value.code) == ("allowed_token_ids", "out_of_range")
     assert f"{token_id} at index 2" in caught.value.message
-
-
-@pytest.mark.parametrize(
-    ("word", "expected"),
-    [
-        ("cat", ((1,), (2,))),
-        ("  cat", ((1,), (2,))),
-        ("dog", ((3,),)),
-        ("fish", ((5,), (6, 7))),
-        ("catdog", ((1, 3), (2, 3))),
-    ],
-    ids=["one token each way", "blanks in front", "a blank of its own", "longer behind a blank", "several tokens"],
-)
-def test_a_bad_word_is_forbidden_at_the_start_and_behind_a_blank(word: str, expected: Sequence[Sequence[int]]) -> None:
-    assert bad_word_ids(WORDS, [word], 100) == expected
-
-
-@pytest.mark.parametrize("word", ["", "  ", "§", "\ud800"])
-def test_a_bad_word_that_has_no_tokens_is_refused(word: str) -> None:
-    with pytest.raises(RequestError) as caught:
-        bad_word_ids(WORDS, ["cat", word], 100)
-
-    assert caught.value.param == "bad_words[1]"
-
-
-def test_a_bad_word_beyond_the_models_vocabulary_is_refused() -> None:
-    with pytest.raises(RequestError, match="bad_words"):
-        bad_word_ids(WORDS, ["dog"], 3)
 
 
 # --- Tokens as results show them ------------------------------------------------------------------------------

@@ -32,6 +32,10 @@ class Constraint(Protocol):
         allowed once the grammar has become too complex to go on with.
         """
 
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer is complete as it stands, so that a stop token would end it."""
+
     def advance(self, token_id: int) -> None:
         """Take the row's next token; the end token is never given."""
 

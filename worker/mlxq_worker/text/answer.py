@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mlxq.contract import Choice, EosEntry, Request, Result, RunInfo, StopDetails, TokenLogprob, Usage
+from mlxq.contract import CHAT, Choice, EosEntry, Request, Result, RunInfo, StopDetails, TokenLogprob, Usage
 from mlxq_worker.engine.api import RowResult, RowSpec, TokenScores
 from mlxq_worker.model.eos import EosSet
 from mlxq_worker.model.tokenizer import Tokenizer
@@ -70,7 +70,7 @@ class AnswerBuilder:
             stop_details=details,
             reasoning_content=parts.reasoning_content,
             tool_calls=parts.tool_calls,
-            logprobs=self._logprobs(result.logprobs),
+            logprobs=self._logprobs(_shown_scores(request, result)),
             token_ids=result.token_ids if request.sampling.return_token_ids else None,
             seed=result.seed,
             beam_score=result.beam_score,
@@ -93,6 +93,15 @@ class AnswerBuilder:
             decode_s=max(result.decode_s for result in results),
             ignored_formats=ignored_formats(request),
         )
+
+
+def _shown_scores(request: Request, result: RowResult) -> Sequence[TokenScores] | None:
+    """The scores that an answer reports. As in OpenAI's chats, those of a chat leave out the token that ended it, which
+    is no part of its text; those of a completion are of all its tokens, as in vLLM."""
+    ended_by_token = result.stop_details.type in ("eos_token", "stop_token")
+    if result.logprobs is None or request.endpoint != CHAT or not ended_by_token:
+        return result.logprobs
+    return result.logprobs[: len(result.token_ids) - 1]
 
 
 def _stop_reason(details: StopDetails, primary_id: int | None) -> int | str | None:

@@ -20,9 +20,10 @@ from mlxq_worker.model.tokenizer import Tokenizer, token_text
 from mlxq_worker.model.tool_formats import ToolFormat
 from mlxq_worker.text.answer import AnswerBuilder
 from mlxq_worker.text.answer_parts import AnswerReader
+from mlxq_worker.text.bad_words import BadWordSpeller
 from mlxq_worker.text.prompt import PromptReader
 from mlxq_worker.text.structure import StructureCompiler
-from mlxq_worker.text.vocabulary import bad_word_ids, check_ids
+from mlxq_worker.text.vocabulary import check_ids
 
 _DRAWN_SEEDS = 2**53
 _SEEDS = 2**64
@@ -69,6 +70,7 @@ class ModelPreparer:
             tokenizer, vocab_size=vocab_size, context_length=context_length, model_name=model_name
         )
         self._structures = StructureCompiler(tokenizer, eos.ids(chat=True), vocab_size, tool_format)
+        self._bad_words = BadWordSpeller(tokenizer, vocab_size)
         self._markers = markers
         reader = AnswerReader(tokenizer, self.decode, tool_format)
         self._answers = AnswerBuilder(tokenizer, eos, reader, model_name=model_name)
@@ -131,7 +133,7 @@ class ModelPreparer:
             frequency_penalty=sampling.frequency_penalty,
             repetition_penalty=sampling.repetition_penalty,
             logit_bias=sampling.logit_bias,
-            bad_words=bad_word_ids(self._tokenizer, sampling.bad_words, self._vocab_size),
+            bad_words=self._bad_words.ids(sampling.bad_words),
             allowed_token_ids=None if allowed is None else frozenset(allowed),
             repetition_detection=sampling.repetition_detection,
             constraint=self._structures.constraint(request, eos_ids, reasoning),

@@ -66,8 +66,8 @@ class StructureCompiler:
         """A fresh constraint for one row of a request, or `None` if nothing holds its answer.
 
         EOS is allowed exactly when the answer is complete, by any of `eos_ids`, and a complete answer that nothing can
-        follow has to end so. The request's `stop_token_ids` are allowed then too, and never before, even where their
-        text would fit.
+        follow has to end so. The request's `stop_token_ids` are allowed then too, and end it; before that they are
+        ordinary tokens, which the row goes on from.
 
         Args:
             eos_ids: the row's EOS set; empty under `ignore_eos`.
@@ -173,6 +173,10 @@ class GrammarConstraint:
             self._matcher.consume_token(token_id)
 
     @property
+    def is_complete(self) -> bool:
+        return self.held_by is not None and self._matcher.is_accepting()
+
+    @property
     def held_by(self) -> LLMatcher | None:
         """The grammar that says what may come next; none inside the reasoning part."""
         return None if self._reasoning and self._reasoning.is_inside else self._matcher
@@ -180,14 +184,11 @@ class GrammarConstraint:
     def complete(self, words: Words) -> None:
         """Turn the grammar's own mask (W,) into the row's: with its end ids, and with the reasoning part's start."""
         if self.held_by is None:
-            words &= ~self._end_words
             return
         if self._matcher.is_error():  # too complex to go on with: the row ends here, with an error
             words[:] = 0
         elif self._matcher.is_accepting():
             words |= self._end_words
-        else:
-            words &= ~self._end_words
         if self._reasoning and (start_id := self._reasoning.next_start_id) is not None:
             if self._reasoning.num_tokens:  # a marker that has begun goes on
                 words[:] = 0

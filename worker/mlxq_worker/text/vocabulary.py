@@ -1,4 +1,4 @@
-"""What a request says about single tokens: ids that must be the model's, words that become ids, ids that become text.
+"""What a request says about single tokens: ids that must be the model's, ids that become text, texts that are tokens.
 
 Plain Python over a tokenizer: knows no prompts and no arrays.
 """
@@ -6,7 +6,7 @@ Plain Python over a tokenizer: knows no prompts and no arrays.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from mlxq.contract import Alternative, TokenLogprob
 from mlxq.errors import RequestError
@@ -45,33 +45,18 @@ def check_text(text: str, param: str) -> None:
         ) from error
 
 
-def bad_word_ids(tokenizer: Tokenizer, words: Sequence[str], vocab_size: int) -> tuple[tuple[int, ...], ...]:
-    """The sequences of tokens that spell a word at the start of a text, and behind a blank.
-
-    As in vLLM (`SamplingParams.update_from_tokenizer` in vllm/sampling_params.py), but that leaves out the form behind
-    a blank where it has another number of tokens, and then lets the word through. Here it is left out only where it
-    ends with the other form, which forbids it already.
-
-    Raises:
-        RequestError: a word is no text, has no tokens, or one that the model doesn't know.
-    """
-    return tuple(
-        ids
-        for index, word in enumerate(words)
-        for ids in _spellings(tokenizer, word, vocab_size, f"bad_words[{index}]")
-    )
-
-
-def _spellings(tokenizer: Tokenizer, word: str, vocab_size: int, param: str) -> Iterable[tuple[int, ...]]:
-    check_text(word, param)
-    text = word.lstrip()
-    plain, spaced = (tuple(tokenizer.encode(each, add_special_tokens=False)) for each in (text, f" {text}"))
-    if not plain:
-        raise RequestError(f"{param} is {word!r}, which has no tokens", param=param, code="out_of_range")
-    check_ids(plain + spaced, vocab_size, param)
-    yield plain
-    if spaced[-len(plain) :] != plain:
-        yield spaced
+def spellings_of(piece: bytes) -> Iterator[str]:
+    """How vocabularies may spell a token of these bytes: as text, with SentencePiece's mark for blanks, as one byte, or
+    in GPT-2's characters."""
+    try:
+        text = piece.decode()
+    except UnicodeDecodeError:
+        pass
+    else:
+        yield from dict.fromkeys((text, text.replace(" ", "▁")))
+    if len(piece) == 1:
+        yield f"<0x{piece[0]:02X}>"
+    yield "".join(_GPT2_CHARS[byte] for byte in piece)
 
 
 class TokenTexts:
@@ -89,10 +74,18 @@ class TokenTexts:
             top=tuple(self._alternative(token_id, logprob, rank) for rank, (token_id, logprob) in top),
         )
 
-    def _alternative(self, token_id: int, logprob: float, rank: int) -> Alternative:
+    def bytes_of(self, token_id: int) -> bytes:
+        """What a token adds to a text."""
+        text, token_bytes = self._text_of(token_id)
+        return text.encode(errors="replace") if token_bytes is None else token_bytes
+
+    def _text_of(self, token_id: int) -> tuple[str, bytes | None]:
         if token_id not in self._shown:
             self._shown[token_id] = self._show(token_id)
-        token, token_bytes = self._shown[token_id]
+        return self._shown[token_id]
+
+    def _alternative(self, token_id: int, logprob: float, rank: int) -> Alternative:
+        token, token_bytes = self._text_of(token_id)
         return Alternative(token_id=token_id, token=token, logprob=logprob, rank=rank, token_bytes=token_bytes)
 
     def _show(self, token_id: int) -> tuple[str, bytes | None]:
@@ -128,3 +121,4 @@ def _gpt2_bytes() -> dict[str, int]:
 
 
 _GPT2_BYTES = _gpt2_bytes()
+_GPT2_CHARS = {byte: char for char, byte in _GPT2_BYTES.items()}

@@ -129,7 +129,7 @@ class Row:
         if scores:
             self.scores.append(scores)
         index = len(self.token_ids) - 1
-        is_end_token = token_id in self.spec.end_tokens
+        is_end_token = self._is_end(token_id)
         at_limit = len(self.token_ids) >= self.spec.limit
         loops = self._loops()
         if self._stream and self._scan(self._stream, is_end_token or loops or at_limit, now):
@@ -150,6 +150,12 @@ class Row:
     def abort(self, reason: AbortReason, now: float) -> None:
         """End the row before its time, keeping the text it has."""
         self._end(StopDetails(type=reason, token_index=self._newest_index), self._full_text(), now)
+
+    def _is_end(self, token_id: int) -> bool:
+        """Whether a token ends the row: inside a structure a stop token is one like any other until it is complete."""
+        spec = self.spec
+        is_stop = token_id in spec.end_tokens
+        return is_stop and (spec.constraint is None or token_id in spec.eos_ids or spec.constraint.is_complete)
 
     def _loops(self) -> bool:
         """Whether the newest token completes a loop; as in vLLM none counts before `min_tokens` tokens are there."""
