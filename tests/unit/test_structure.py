@@ -106,8 +106,8 @@ def test_a_stop_token_id_whose_text_fits_counts_only_where_the_answer_is_complet
     constraint = made(request("regex", "ab+", SamplingParams(stop_token_ids=(stop_id,))))
 
     complete = [constraint.is_complete]
-    for token_id in encode("ab"):
-        constraint.advance(token_id)
+    for letter in "ab":
+        constraint.advance(*encode(letter))
         complete.append(constraint.is_complete)
 
     assert complete == [False, False, True]
