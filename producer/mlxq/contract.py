@@ -72,7 +72,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     draw one, which the result records. `timeout_s` is a limit on seconds of decoding.
 
     `logprobs` and `prompt_logprobs` are numbers of alternatives to report beside each token; 0 reports the token alone,
-    `None` nothing. `n` answers have the seeds `seed`, `seed + 1`, and so on. `allowed_token_ids is None` allows all.
+    `None` nothing. `logprob_token_ids` are reported beside the answer's tokens, too. `n` answers have the seeds `seed`,
+    `seed + 1`, and so on. `allowed_token_ids is None` allows all.
     """
 
     max_tokens: int | None = None
@@ -96,6 +97,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     repetition_detection: RepetitionDetection | None = None
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
     return_token_ids: bool = False
     n: int = 1
     beam: Beam | None = None
@@ -130,9 +132,12 @@ class ToolChoice(msgspec.Struct, frozen=True, kw_only=True):
 class Request(msgspec.Struct, frozen=True, kw_only=True):
     """One validated request.
 
-    Exactly one of `messages` (chat) and `prompt` (completion) is set, as `endpoint` says. `prompt` is text, or
-    token ids that the worker takes as they are. `messages` and `tools` keep the wire's shape, since chat templates
-    are written against it. `content_hash` is the hex SHA-256 of what determines the answer (endpoint and body).
+    Exactly one of `messages` (chat) and `prompt` (completion) is set, as `endpoint` says. `prompt` is text, or token
+    ids that the worker takes as they are. `messages` and `tools` keep the wire's shape, since chat templates are
+    written against it. With `echo` the answer to a prompt begins with it, and may have no tokens of its own
+    (`max_tokens == 0`). Without `add_generation_prompt` a chat's answer begins no new turn, and with
+    `continue_final_message` it goes on with the last message. `content_hash` is the hex SHA-256 of what determines the
+    answer (endpoint and body).
     """
 
     custom_id: str
@@ -145,6 +150,9 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     tool_choice: ToolChoice = ToolChoice()
     structure: Structure | None = None
     chat_template_kwargs: dict[str, Any] = {}
+    echo: bool = False
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
     model: str | None = None
 
 
@@ -164,7 +172,8 @@ class StopDetails(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Alternative(msgspec.Struct, frozen=True, kw_only=True):
-    """A token that could have stood in a place, and its log probability. `rank` counts from 1, the most probable.
+    """A token that could have stood in a place, and its log probability. `rank` counts from 1, the most probable; 0
+    where nobody has looked. A prompt's first token follows nothing, so its `logprob` is `None`.
 
     A token that is no text by itself, since it holds a part of a character only, has its bytes in `token_bytes`, and in
     `token` as well, escaped (``\\xe2``).
@@ -172,7 +181,7 @@ class Alternative(msgspec.Struct, frozen=True, kw_only=True):
 
     token_id: int
     token: str
-    logprob: float
+    logprob: float | None
     rank: int
     token_bytes: bytes | None = None
 

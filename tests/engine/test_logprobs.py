@@ -38,6 +38,7 @@ def random_specs() -> list[RowSpec]:
                 temperature=0.7 * (index % 3),
                 num_logprobs=(None, 0, 3, 20)[index % 4],
                 num_prompt_logprobs=(None, 5, 0)[index % 3],
+                logprob_token_ids=tuple(random.sample(range(VOCAB_SIZE), k=index % 4)),
                 **(any_parameters(random) if index % 4 == 3 else {}),
             )
         )
@@ -88,6 +89,10 @@ def test_scores_are_those_of_the_model_run_by_itself(architecture: str, packed: 
         sequence = (*spec.prompt_ids, *result.token_ids)
         logprobs, off = logprobs_of(model, sequence)
         assert_all_scores(result.logprobs, logprobs[num_prompt - 1 : -1], off, result.token_ids, spec.num_logprobs)
+        for scores, own in zip(result.logprobs or (), logprobs[num_prompt - 1 : -1], strict=False):
+            assert [token_id for token_id, _ in scores.asked] == list(spec.logprob_token_ids)
+            expected = own[list(spec.logprob_token_ids)].tolist()
+            assert [value for _, value in scores.asked] == pytest.approx(expected, abs=TOLERANCE)
         in_prompt = result.prompt_logprobs
         assert in_prompt is None or in_prompt[0] is None
         assert_all_scores(

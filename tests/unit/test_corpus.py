@@ -83,6 +83,10 @@ ASKING: dict[str, tuple[dict[str, Any], Any]] = {
     "logprobs": ({}, True),
     "top_logprobs": ({"logprobs": True}, 2),
     "prompt_logprobs": ({}, 0),
+    "logprob_token_ids": ({}, [1]),
+    "echo": ({"prompt": "x"}, True),
+    "add_generation_prompt": ({}, False),
+    "continue_final_message": ({"add_generation_prompt": False}, True),
     "return_token_ids": ({}, True),
     "response_format": ({}, {"type": "json_object"}),
     "structured_outputs": ({}, {"regex": "a"}),
@@ -104,7 +108,8 @@ def test_every_honoured_field_is_asked_below() -> None:
 
 
 def what_is_asked(body: dict[str, Any]) -> Request:
-    request = openai.parse_line(json.dumps({"messages": [USER], **body}), default_custom_id="d").request
+    asked = body if "prompt" in body else {"messages": [USER], **body}
+    request = openai.parse_line(json.dumps(asked), default_custom_id="d").request
     return msgspec.structs.replace(request, content_hash="")
 
 

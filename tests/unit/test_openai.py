@@ -301,7 +301,6 @@ REFUSED = {
     "function_call": {"name": "f"},
     "include_reasoning": False,
     "thinking_token_budget": 5,
-    "logprob_token_ids": [1],
     "return_tokens_as_token_ids": True,
     "return_prompt_text": True,
     "verbosity": "low",
@@ -309,7 +308,6 @@ REFUSED = {
     "audio": {},
     "prediction": {},
     "web_search_options": {},
-    "echo": True,
     "suffix": "x",
     "stream": True,
     "stream_options": {},
@@ -323,8 +321,6 @@ REFUSED = {
     "skip_special_tokens": False,
     "spaces_between_special_tokens": False,
     "add_special_tokens": True,
-    "add_generation_prompt": False,
-    "continue_final_message": True,
     "chat_template": "x",
     "documents": [],
     "mm_processor_kwargs": {},
@@ -359,7 +355,7 @@ def test_a_refused_field_is_refused_unless_neutral(name: str, value: Any) -> Non
         assert parse({"messages": [USER], name: neutral}).sampling == SamplingParams()
 
 
-@pytest.mark.parametrize(("name", "value"), [("priority", False), ("stream", 0), ("echo", 0)])
+@pytest.mark.parametrize(("name", "value"), [("priority", False), ("stream", 0), ("store", 0)])
 def test_true_and_false_are_not_neutral_numbers(name: str, value: Any) -> None:
     assert refusal({"prompt": "x", name: value}).code == "unsupported_field"
 

@@ -34,6 +34,7 @@ _NOT_OF_BEAMS = (
     "allowed_token_ids",
     "logprobs",
     "prompt_logprobs",
+    "logprob_token_ids",
 )
 """Fields, named like attributes of `SamplingParams`, that a beam search can't honour."""
 _MAX_SHOWN_TOOLS = 10
@@ -48,6 +49,7 @@ def request_of(custom_id: str, endpoint: Endpoint, body: Mapping[str, Any], cont
     asked = body if endpoint == CHAT else _of_completion(body)
     values = {name: FIELDS[name].read(value, name) for name, value in asked.items()}
     sampling = _sampling(values, endpoint)
+    _check_echo(sampling, values, endpoint)
     choice = _tool_choice(values)
     structure = _structure(values)
     _check_structure_beside_tools(structure, choice, values)
@@ -63,6 +65,7 @@ def request_of(custom_id: str, endpoint: Endpoint, body: Mapping[str, Any], cont
         tool_choice=choice,
         structure=structure,
         chat_template_kwargs=_template_kwargs(values),
+        **_turn(values),
         model=values.get("model"),
     )
 
@@ -119,7 +122,17 @@ def _num_logprobs(values: Mapping[str, Any], endpoint: Endpoint) -> int | None:
         return asked
     if num_top and not asked:
         raise _conflict("top_logprobs", "top_logprobs needs logprobs; set logprobs to true")
-    return num_top if asked else None
+    return num_top if asked or "logprob_token_ids" in values else None
+
+
+def _check_echo(sampling: SamplingParams, values: Mapping[str, Any], endpoint: Endpoint) -> None:
+    """An answer without a token of its own is for the scores of the prompt that it repeats."""
+    echo = values.get("echo", False)
+    if echo and endpoint == CHAT:
+        raise RequestError("echo only goes with a prompt", param="echo", code="unsupported_field")
+    if sampling.max_tokens == 0 and not echo:
+        name = "max_tokens" if "max_tokens" in values else "max_completion_tokens"
+        raise checks.out_of_range(name, f"an integer from 1 to {checks.MAX_INT32}, or 0 with echo", 0)
 
 
 # --- Beam search ----------------------------------------------------------------------------------------------
@@ -202,6 +215,19 @@ def _check_structure_beside_tools(structure: Structure | None, choice: ToolChoic
     if structure.kind == "grammar" and choice.mode == "auto" and values.get("tools"):
         text = f'{structure.param} leaves no room for calls; set tool_choice to "none" or use another form'
         raise _conflict(structure.param, text)
+
+
+def _turn(values: Mapping[str, Any]) -> dict[str, bool]:
+    """Whose turn an answer is. The last message is gone on with in its own."""
+    goes_on = values.get("continue_final_message", False)
+    if goes_on and values.get("add_generation_prompt"):
+        text = "continue_final_message goes on with the last turn, add_generation_prompt opens one; set one of them"
+        raise _conflict("continue_final_message", text)
+    return {
+        "echo": values.get("echo", False),
+        "add_generation_prompt": values.get("add_generation_prompt", not goes_on),
+        "continue_final_message": goes_on,
+    }
 
 
 def _template_kwargs(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,6 +22,7 @@ MAX_BIASES = 1024
 MAX_BAD_WORDS = 256
 MAX_ALLOWED_TOKENS = 262_144
 MAX_PATTERN = 256
+MAX_SCORED_TOKENS = 128
 
 
 def _prompt(value: Any, param: str) -> str | tuple[int, ...]:
@@ -118,6 +119,7 @@ _prompt_ids = checks.list_of(_token_id, "token ids", at_least=1)
 _stop_strings = checks.list_of(checks.filled_string, "strings", at_most=16)
 _bad_words = checks.list_of(checks.filled_string, "strings", at_most=MAX_BAD_WORDS)
 _allowed_token_ids = checks.list_of(_token_id, "token ids", at_least=1, at_most=MAX_ALLOWED_TOKENS)
+_logprob_token_ids = checks.list_of(_token_id, "token ids", at_least=1, at_most=MAX_SCORED_TOKENS)
 _EFFORTS = {effort: effort for effort in ("none", "minimal", "low", "medium", "high", "xhigh", "max")}
 
 REPETITION_DETECTION_FIELDS = table(
@@ -137,9 +139,12 @@ FIELDS = table(
     honoured("prompt", Check(_A_PROMPT, _prompt), "makes it a completion request"),
     honoured("model", checks.filled_string, "any name: a worker serves one model, and the answer says which"),
     honoured(
-        "max_tokens", checks.integer(1), "most tokens to generate; the worker's default if absent", fills="max_tokens"
+        "max_tokens",
+        checks.integer(0),
+        "most tokens to generate; the worker's default if absent; 0 only with echo",
+        fills="max_tokens",
     ),
-    honoured("max_completion_tokens", checks.integer(1), "the same as max_tokens", fills="max_tokens"),
+    honoured("max_completion_tokens", checks.integer(0), "the same as max_tokens", fills="max_tokens"),
     honoured("min_tokens", checks.integer(0), "no end of text before this many tokens", fills="min_tokens"),
     honoured("temperature", checks.number(0), "0 is greedy; 1 if absent", fills="temperature"),
     honoured("top_p", checks.number(0, 1, above_low=True), "1 is off", fills="top_p"),
@@ -229,6 +234,18 @@ FIELDS = table(
         "log probabilities of the prompt's tokens, with so many alternatives",
         fills="prompt_logprobs",
     ),
+    honoured(
+        "logprob_token_ids",
+        _logprob_token_ids,
+        "tokens to report in each place of the answer, beside the most probable ones",
+        fills="logprob_token_ids",
+    ),
+    honoured(
+        "echo",
+        checks.boolean,
+        "begin the text with the prompt, and the log probabilities with those of the prompt (completions only)",
+        neutral=(False,),
+    ),
     honoured("return_token_ids", checks.boolean, "report the ids of prompt and answer", fills="return_token_ids"),
     honoured(
         "response_format",
@@ -261,6 +278,20 @@ FIELDS = table(
     honoured(
         "parallel_tool_calls", checks.boolean, "whether one answer may have many calls", neutral=(True,), chat_only=True
     ),
+    honoured(
+        "add_generation_prompt",
+        checks.boolean,
+        "whether to open the assistant's turn; true if absent",
+        neutral=(True,),
+        chat_only=True,
+    ),
+    honoured(
+        "continue_final_message",
+        checks.boolean,
+        "go on with the last message instead of answering it",
+        neutral=(False,),
+        chat_only=True,
+    ),
     honoured("chat_template_kwargs", checks.an_object, "variables for the chat template", chat_only=True),
     honoured(
         "reasoning_effort",
@@ -282,7 +313,6 @@ FIELDS = table(
     refused("function_call", "auto", "none", doc="replaced by tool_choice", hint="use tool_choice"),
     refused("include_reasoning", True, doc="leave the reasoning out of the answer"),
     refused("thinking_token_budget", -1, doc="most tokens of reasoning"),
-    refused("logprob_token_ids", doc="log probabilities of given tokens"),
     refused("return_tokens_as_token_ids", False, doc="ids in the place of tokens", hint="use return_token_ids"),
     refused("return_prompt_text", False, doc="report what the chat template made"),
     refused("return_token_offsets", False, doc="report where tokens begin in the prompt"),
@@ -291,7 +321,6 @@ FIELDS = table(
     refused("audio", doc="audio answers"),
     refused("prediction", doc="predicted answer", droppable=True),
     refused("web_search_options", doc="web search"),
-    refused("echo", False, doc="repeat the prompt in the text"),
     refused("suffix", doc="text after the gap to fill"),
     refused("stream", False, doc="answers in pieces", droppable=True),
     refused("stream_options", doc="how to stream", droppable=True),
@@ -308,8 +337,6 @@ FIELDS = table(
     refused("skip_special_tokens", True, doc="keep special tokens in the text"),
     refused("spaces_between_special_tokens", True, doc="no spaces between special tokens"),
     refused("add_special_tokens", doc="special tokens around the prompt"),
-    refused("add_generation_prompt", True, doc="don't open the assistant's turn"),
-    refused("continue_final_message", False, doc="go on with the last message"),
     refused("chat_template", doc="another chat template"),
     refused("documents", doc="documents for the chat template"),
     refused("mm_processor_kwargs", doc="how to read images"),

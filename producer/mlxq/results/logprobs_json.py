@@ -25,7 +25,7 @@ def of_chat(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
 
 def of_completion(tokens: Sequence[TokenLogprob]) -> dict[str, Any]:
     """``logprobs`` of a completion's choice: parallel lists. As in vLLM, the token that was chosen is among the top
-    ones, and offsets count from the start of the answer."""
+    ones, and offsets count from the start of the text. A prompt's first token has no numbers."""
     return {
         "tokens": [token.chosen.token for token in tokens],
         "token_logprobs": [_logprob(token.chosen) for token in tokens],
@@ -56,9 +56,11 @@ def _utf8(token: Alternative) -> bytes:
     return token.token.encode("utf-8", "replace") if token.token_bytes is None else token.token_bytes
 
 
-def _by_text(token: TokenLogprob) -> dict[str, float]:
+def _by_text(token: TokenLogprob) -> dict[str, float | None] | None:
     """Of two tokens with the same text the chosen one counts, else the more probable one."""
-    texts: dict[str, float] = {}
+    if token.chosen.logprob is None:
+        return None
+    texts: dict[str, float | None] = {}
     for other in (token.chosen, *token.top):
         texts.setdefault(other.token, _logprob(other))
     return texts
@@ -71,5 +73,5 @@ def _by_id(token: TokenLogprob) -> dict[str, Any]:
     }
 
 
-def _logprob(token: Alternative) -> float:
-    return max(token.logprob, LEAST_LOGPROB)
+def _logprob(token: Alternative) -> float | None:
+    return None if token.logprob is None else max(token.logprob, LEAST_LOGPROB)

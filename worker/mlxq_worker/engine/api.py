@@ -58,6 +58,7 @@ class TokenScores:
     logprob: float
     rank: int
     top: tuple[tuple[int, float], ...] = ()
+    asked: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,9 +72,9 @@ class RowSpec:
 
     `bad_words` are token sequences, none of which may be completed; all ids in `bad_words`, `logit_bias` and
     `allowed_token_ids` are inside the vocabulary. `num_logprobs` and `num_prompt_logprobs` are numbers of alternatives,
-    `None` asks for no scores. With a `beam` the spec stands for a whole beam search; its `num_beams_returned` best
-    hypotheses end on one step, as the answers 0, 1, and so on of its request.
-    Inside `reasoning` no stop string is looked for; `None` if the model has no such part.
+    `None` asks for no scores; those of `logprob_token_ids` are reported wherever those of the answer are. With a `beam`
+    the spec stands for a whole beam search; its `num_beams_returned` best hypotheses end on one step, as the answers 0,
+    1, and so on of its request. Inside `reasoning` no stop string is looked for; `None` if the model has no such part.
     """
 
     row_id: RowId
@@ -102,6 +103,7 @@ class RowSpec:
     constraint: Constraint | None = None
     num_logprobs: int | None = None
     num_prompt_logprobs: int | None = None
+    logprob_token_ids: tuple[int, ...] = ()
     beam: Beam | None = None
     num_beams_returned: int = 1
 

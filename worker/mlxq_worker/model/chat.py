@@ -54,18 +54,22 @@ def render(
     messages: Sequence[Mapping[str, Any]],
     *,
     add_generation_prompt: bool,
+    continue_final_message: bool = False,
     tools: Sequence[dict[str, Any]] | None = None,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> str:
     """The chat as one text, special tokens included: encode it with `add_special_tokens=False`.
 
+    With `continue_final_message` it ends with the last message's content.
+
     Raises:
-        RequestError: the template refuses these messages, or a template argument is reserved.
+        RequestError: the template refuses these messages or leaves out the one to go on with, or a template argument is
+            reserved.
     """
     conversation = [_for_template(message) for message in messages]
     kwargs = _checked_kwargs(template_kwargs or {})
     try:
-        return str(
+        text = str(
             tokenizer.apply_chat_template(
                 conversation,
                 tools=list(tools) if tools else None,
@@ -80,6 +84,23 @@ def render(
             param="messages",
             code="chat_template_error",
         ) from error
+    return _cut_behind(text, messages[-1]) if continue_final_message and messages else text
+
+
+def _cut_behind(text: str, message: Mapping[str, Any]) -> str:
+    """The text up to the end of a message's content: as it stands there, or without the white space that templates trim
+    (as transformers' `continue_final_message` has it)."""
+    content = str(message.get("content") or "")
+    trimmed = content.strip()
+    place = text.rfind(trimmed) if trimmed else -1
+    if place < 0:
+        raise RequestError(
+            "continue_final_message needs a last message whose content the model's chat template writes",
+            param="continue_final_message",
+            code="unsupported",
+        )
+    whole = content.lstrip()
+    return text[:place] + (whole if text.startswith(whole, place) else trimmed)
 
 
 def _checked_kwargs(kwargs: Mapping[str, Any]) -> Mapping[str, Any]:

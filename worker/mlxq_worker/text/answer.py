@@ -6,6 +6,7 @@ Plain Python: knows no engine, no wire format and no queue.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from mlxq.contract import CHAT, Choice, EosEntry, Request, Result, RunInfo, StopDetails, TokenLogprob, Usage
 from mlxq_worker.engine.api import RowResult, RowSpec, TokenScores
@@ -42,6 +43,8 @@ class AnswerBuilder:
             queue_s: seconds that the request waited.
         """
         first = specs[0]
+        results = [_without_tokens(each) if request.sampling.max_tokens == 0 else each for each in results]
+        echo = self._echo(request, first, results[0])
         wants_ids = request.sampling.return_token_ids
         return Result(
             custom_id=request.custom_id,
@@ -49,38 +52,56 @@ class AnswerBuilder:
             endpoint=request.endpoint,
             model=self._model_name,
             created=created,
-            choices=tuple(self._choice(request, first, index, result) for index, result in enumerate(results)),
+            choices=tuple(self._choice(request, first, index, result, echo) for index, result in enumerate(results)),
             usage=Usage(
                 prompt_tokens=results[0].num_prompt_tokens,
                 completion_tokens=sum(len(result.token_ids) for result in results),
             ),
             run=self._run_info(request, first, results, queue_s),
             prompt_token_ids=first.prompt_ids if wants_ids else None,
-            prompt_logprobs=self._prompt_logprobs(results[0].prompt_logprobs),
+            prompt_logprobs=self._prompt_logprobs(request, results[0]),
         )
 
-    def _choice(self, request: Request, spec: RowSpec, index: int, result: RowResult) -> Choice:
+    def _choice(self, request: Request, spec: RowSpec, index: int, result: RowResult, echo: _Echo) -> Choice:
         details = result.stop_details
         parts = self._reader.read(request, spec, result)
         return Choice(
             index=index,
-            text=parts.text,
+            text=echo.text + parts.text,
             finish_reason=parts.finish_reason,
             stop_reason=_stop_reason(details, self._eos.primary_id),
             stop_details=details,
             reasoning_content=parts.reasoning_content,
             tool_calls=parts.tool_calls,
-            logprobs=self._logprobs(_shown_scores(request, result)),
+            logprobs=self._logprobs(_shown_scores(request, result), echo.logprobs),
             token_ids=result.token_ids if request.sampling.return_token_ids else None,
             seed=result.seed,
             beam_score=result.beam_score,
         )
 
-    def _logprobs(self, scores: Sequence[TokenScores] | None) -> tuple[TokenLogprob, ...] | None:
-        return None if scores is None else tuple(map(self._texts.scored, scores))
+    def _echo(self, request: Request, spec: RowSpec, result: RowResult) -> _Echo:
+        """What of the prompt an answer begins with."""
+        if not request.echo:
+            return _Echo()
+        text = request.prompt if isinstance(request.prompt, str) else self._reader.text(spec.prompt_ids)
+        scores = result.prompt_logprobs
+        if scores is None or request.sampling.logprobs is None:
+            return _Echo(text)
+        num_top = request.sampling.logprobs
+        unscored = self._texts.unscored(spec.prompt_ids[0])
+        return _Echo(text, (unscored, *(self._texts.scored(_fewer(each, num_top)) for each in scores if each)))
 
-    def _prompt_logprobs(self, scores: Sequence[TokenScores | None] | None) -> tuple[TokenLogprob | None, ...] | None:
-        return None if scores is None else tuple(None if each is None else self._texts.scored(each) for each in scores)
+    def _logprobs(
+        self, scores: Sequence[TokenScores] | None, of_prompt: Sequence[TokenLogprob]
+    ) -> tuple[TokenLogprob, ...] | None:
+        return None if scores is None else (*of_prompt, *map(self._texts.scored, scores))
+
+    def _prompt_logprobs(self, request: Request, result: RowResult) -> tuple[TokenLogprob | None, ...] | None:
+        num_top = request.sampling.prompt_logprobs
+        if num_top is None or result.prompt_logprobs is None:
+            return None
+        scores = (None if each is None else _fewer(each, num_top) for each in result.prompt_logprobs)
+        return tuple(None if each is None else self._texts.scored(each) for each in scores)
 
     def _run_info(self, request: Request, spec: RowSpec, results: Sequence[RowResult], queue_s: float) -> RunInfo:
         """Seconds are those of the row that took longest."""
@@ -93,6 +114,30 @@ class AnswerBuilder:
             decode_s=max(result.decode_s for result in results),
             ignored_formats=ignored_formats(request),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Echo:
+    """The prompt as an answer repeats it."""
+
+    text: str = ""
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+def _fewer(scores: TokenScores, num_top: int) -> TokenScores:
+    return replace(scores, top=scores.top[:num_top])
+
+
+def _without_tokens(result: RowResult) -> RowResult:
+    """The end of a row whose answer has no tokens: the one that it generated counts for nothing."""
+    details = result.stop_details
+    return replace(
+        result,
+        token_ids=(),
+        text="",
+        logprobs=None if result.logprobs is None else (),
+        stop_details=details if details.type in ("cancelled", "deadline", "error") else StopDetails(type="max_tokens"),
+    )
 
 
 def _shown_scores(request: Request, result: RowResult) -> Sequence[TokenScores] | None:

@@ -61,6 +61,10 @@ class AnswerReader:
                 text = raw
         return AnswerParts(text=text, finish_reason=finish_reason, reasoning_content=parts.reasoning)
 
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, special ones left out."""
+        return self._decode(token_ids)
+
     def _raw(self, token_ids: Sequence[int]) -> str:
         """The text with its special tokens."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)

@@ -139,7 +139,8 @@ class ModelPreparer:
             constraint=self._structures.constraint(request, eos_ids, reasoning),
             reasoning=reasoning,
             num_logprobs=sampling.logprobs,
-            num_prompt_logprobs=sampling.prompt_logprobs,
+            logprob_token_ids=sampling.logprob_token_ids,
+            num_prompt_logprobs=_num_prompt_logprobs(request),
             beam=sampling.beam,
             num_beams_returned=sampling.n if sampling.beam else 1,
         )
@@ -162,6 +163,7 @@ class ModelPreparer:
 
     def _check_token_ids(self, sampling: SamplingParams) -> None:
         check_ids(sampling.stop_token_ids, self._vocab_size, "stop_token_ids")
+        check_ids(sampling.logprob_token_ids, self._vocab_size, "logprob_token_ids")
         check_ids(sampling.logit_bias, self._vocab_size, "logit_bias")
         check_ids(sampling.allowed_token_ids or (), self._vocab_size, "allowed_token_ids")
 
@@ -176,9 +178,16 @@ class ModelPreparer:
                 param="min_tokens",
                 code="out_of_range",
             )
-        return limit
+        return max(1, limit)  # a row has a token; whoever wants none is shown none
 
     def _end_tokens(self, eos_ids: frozenset[int], stop_token_ids: Sequence[int]) -> dict[int, str]:
         """Every id that ends the row, with its text."""
         eos = {end.id: end.token for end in self._eos.members(eos_ids)}
         return {i: token_text(self._tokenizer, i) for i in stop_token_ids} | eos
+
+
+def _num_prompt_logprobs(request: Request) -> int | None:
+    """How many alternatives of the prompt's tokens are looked for: an answer that repeats it scores it as itself."""
+    sampling = request.sampling
+    asked = [sampling.prompt_logprobs, sampling.logprobs if request.echo else None]
+    return max((num for num in asked if num is not None), default=None)

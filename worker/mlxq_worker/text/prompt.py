@@ -101,7 +101,8 @@ class PromptReader:
         return render(
             self._tokenizer,
             request.messages or (),
-            add_generation_prompt=True,
+            add_generation_prompt=request.add_generation_prompt,
+            continue_final_message=request.continue_final_message,
             tools=request.tools if with_tools else None,
             template_kwargs=request.chat_template_kwargs,
         )

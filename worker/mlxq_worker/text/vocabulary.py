@@ -68,11 +68,17 @@ class TokenTexts:
 
     def scored(self, scores: TokenScores) -> TokenLogprob:
         """One place of a sequence, with texts beside the ids."""
-        top = enumerate(scores.top, start=1)
+        top = [(token_id, logprob, rank) for rank, (token_id, logprob) in enumerate(scores.top, start=1)]
+        found = {token_id for token_id, _ in scores.top}
+        asked = [(token_id, logprob, 0) for token_id, logprob in scores.asked if token_id not in found]
         return TokenLogprob(
             chosen=self._alternative(scores.token_id, scores.logprob, scores.rank),
-            top=tuple(self._alternative(token_id, logprob, rank) for rank, (token_id, logprob) in top),
+            top=tuple(self._alternative(*each) for each in (*top, *dict.fromkeys(asked))),
         )
+
+    def unscored(self, token_id: int) -> TokenLogprob:
+        """A prompt's first token, which follows nothing."""
+        return TokenLogprob(chosen=self._alternative(token_id, None, 0))
 
     def bytes_of(self, token_id: int) -> bytes:
         """What a token adds to a text."""
@@ -84,7 +90,7 @@ class TokenTexts:
             self._shown[token_id] = self._show(token_id)
         return self._shown[token_id]
 
-    def _alternative(self, token_id: int, logprob: float, rank: int) -> Alternative:
+    def _alternative(self, token_id: int, logprob: float | None, rank: int) -> Alternative:
         token, token_bytes = self._text_of(token_id)
         return Alternative(token_id=token_id, token=token, logprob=logprob, rank=rank, token_bytes=token_bytes)
 

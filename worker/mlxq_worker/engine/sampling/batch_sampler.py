@@ -52,7 +52,7 @@ class Sampled:
         scores = {
             row: score
             for rows, group in self.scores.items()
-            for row, score in zip(rows, group.read([row.spec.num_logprobs or 0 for row in rows]), strict=True)
+            for row, score in zip(rows, _read(rows, group), strict=True)
         }
         return Tokens(token_ids, scores, _errors(self.rows, peaks))
 
@@ -84,7 +84,10 @@ class BatchSampler:
             self._set_rows(rows)
         processed = self._processors.apply(logits)
         tokens, peaks = self._token_sampler.choose(processed)
-        scores = {rows: Scores.of(logits[index], tokens[index], top) for rows, (index, top) in self._scored.items()}
+        scores = {
+            rows: Scores.of(logits[index], tokens[index], top, asked_ids)
+            for rows, (index, top, asked_ids) in self._scored.items()
+        }
         return Sampled(rows, tokens, peaks, scores)
 
     def _set_rows(self, rows: tuple[Row, ...]) -> None:
@@ -95,15 +98,24 @@ class BatchSampler:
         self._scored = dict(_scored_rows(rows))
 
 
-def _scored_rows(rows: Sequence[Row]) -> Iterator[tuple[tuple[Row, ...], tuple[mx.array, int]]]:
-    """The rows that ask for scores, those together that as many alternatives are looked for, with their indices (P,)
-    and that number."""
+def _read(rows: Sequence[Row], scores: Scores) -> list[TokenScores]:
+    specs = [row.spec for row in rows]
+    return scores.read([spec.num_logprobs or 0 for spec in specs], [spec.logprob_token_ids for spec in specs])
+
+
+def _scored_rows(rows: Sequence[Row]) -> Iterator[tuple[tuple[Row, ...], tuple[mx.array, int, mx.array]]]:
+    """The rows that ask for scores, those together that as many alternatives are looked for, with their indices (P,),
+    that number, and the ids that they ask for (P, A), filled up with zeros."""
     groups: dict[int, list[tuple[int, Row]]] = {}
     for index, row in enumerate(rows):
         if row.spec.num_logprobs is not None:
             groups.setdefault(num_alternatives(row.spec.num_logprobs), []).append((index, row))
     for num_top, group in groups.items():
-        yield tuple(row for _, row in group), (mx.array([index for index, _ in group]), num_top)
+        asked = [row.spec.logprob_token_ids for _, row in group]
+        width = max(map(len, asked))
+        asked_ids = mx.array([[*ids, *[0] * (width - len(ids))] for ids in asked], dtype=mx.uint32)
+        asked_ids = asked_ids.reshape(len(group), width)
+        yield tuple(row for _, row in group), (mx.array([index for index, _ in group]), num_top, asked_ids)
 
 
 def _errors(rows: Sequence[Row], peaks: Sequence[float]) -> dict[Row, RowError]:

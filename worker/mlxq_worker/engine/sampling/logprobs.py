@@ -34,10 +34,12 @@ class Scores:
     ranks: mx.array  # (P,) 1 is the most probable
     top_ids: mx.array  # (P, K), in no order
     top_logprobs: mx.array  # (P, K)
+    asked_logprobs: mx.array  # (P, A)
 
     @classmethod
-    def of(cls, logits: mx.array, token_ids: mx.array, num_top: int) -> Scores:
-        """Score tokens (P,) by logits (P, V), with `num_top` alternatives for each position."""
+    def of(cls, logits: mx.array, token_ids: mx.array, num_top: int, asked_ids: mx.array | None = None) -> Scores:
+        """Score tokens (P,) by logits (P, V), with `num_top` alternatives for each position, and the ids that are asked
+        for there (P, A)."""
         logits = logits.astype(mx.float32)
         peak = logits.max(axis=-1, keepdims=True)
         # Through powers of two: on a CPU mlx's exp takes three to four times as long.
@@ -46,15 +48,21 @@ class Scores:
         ranks = (logits > own).sum(axis=-1) + 1
         top_ids = _top_ids(logits, num_top) if num_top else mx.zeros((logits.shape[0], 0), dtype=mx.uint32)
         top_logprobs = mx.take_along_axis(logits, top_ids, axis=-1) - normaliser
-        return cls(token_ids, (own - normaliser)[:, 0], ranks, top_ids, top_logprobs)
+        if asked_ids is None:
+            asked_ids = mx.zeros((logits.shape[0], 0), dtype=mx.uint32)
+        asked_logprobs = mx.take_along_axis(logits, asked_ids, axis=-1) - normaliser
+        return cls(token_ids, (own - normaliser)[:, 0], ranks, top_ids, top_logprobs, asked_logprobs)
 
     def start(self) -> None:
         """Have them computed."""
-        mx.async_eval(self.logprobs, self.ranks, self.top_ids, self.top_logprobs)
+        mx.async_eval(self.logprobs, self.ranks, self.top_ids, self.top_logprobs, self.asked_logprobs)
 
-    def read(self, num_tops: Sequence[int]) -> list[TokenScores]:
-        """Wait for them; `num_tops` says how many alternatives each position wants."""
-        logprobs, tops = (np.fmax(np.array(each), LEAST_LOGPROB) for each in (self.logprobs, self.top_logprobs))
+    def read(self, num_tops: Sequence[int], asked_ids: Sequence[Sequence[int]] | None = None) -> list[TokenScores]:
+        """Wait for them; `num_tops` says how many alternatives each position wants, `asked_ids` which ids it asked
+        for."""
+        logprobs, tops, asked = (
+            np.fmax(np.array(each), LEAST_LOGPROB) for each in (self.logprobs, self.top_logprobs, self.asked_logprobs)
+        )
         top_ids = np.array(self.top_ids)
         falling = np.lexsort((top_ids, -tops))  # (P, K), of equals the smaller id first
         columns: Any = (
@@ -63,13 +71,21 @@ class Scores:
             self.ranks,
             np.take_along_axis(top_ids, falling, axis=-1),
             np.take_along_axis(tops, falling, axis=-1),
+            asked,
         )
         return [
             TokenScores(
-                token_id=token_id, logprob=logprob, rank=rank, top=tuple(zip(ids[:num], best[:num], strict=True))
+                token_id=token_id,
+                logprob=logprob,
+                rank=rank,
+                top=tuple(zip(ids[:num], best[:num], strict=True)),
+                asked=tuple(zip(wanted, found, strict=False)),  # shorter than the longest is filled up
             )
-            for num, token_id, logprob, rank, ids, best in zip(
-                num_tops, *(column.tolist() for column in columns), strict=True
+            for num, wanted, token_id, logprob, rank, ids, best, found in zip(
+                num_tops,
+                asked_ids or [()] * len(num_tops),
+                *(column.tolist() for column in columns),
+                strict=True,
             )
         ]
 
