@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from mlxq.contract import CHAT, Choice, EosEntry, Request, Result, RunInfo, StopDetails, TokenLogprob, Usage
 from mlxq_worker.engine.api import RowResult, RowSpec, TokenScores
@@ -88,8 +89,18 @@ class AnswerBuilder:
         if scores is None or request.sampling.logprobs is None:
             return _Echo(text)
         num_top = request.sampling.logprobs
-        unscored = self._texts.unscored(spec.prompt_ids[0])
-        return _Echo(text, (unscored, *(self._texts.scored(_fewer(each, num_top)) for each in scores if each)))
+        tokens = [
+            self._texts.unscored(token_id) if each is None else self._texts.scored(_fewer(each, num_top))
+            for token_id, each in zip(spec.prompt_ids, scores, strict=True)
+        ]
+        return _Echo(text, tuple(tokens[self._num_added(request, spec) :]))
+
+    def _num_added(self, request: Request, spec: RowSpec) -> int:
+        """How many tokens the tokenizer has put in front of a text, such as a BOS: they are none of it."""
+        if not isinstance(request.prompt, str):
+            return 0
+        texts = (self._reader.text([token_id]) for token_id in spec.prompt_ids)
+        return sum(1 for _ in takewhile(lambda text: not text, texts))
 
     def _logprobs(
         self, scores: Sequence[TokenScores] | None, of_prompt: Sequence[TokenLogprob]
