@@ -103,12 +103,13 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     beam: Beam | None = None
 
 
-StructureKind = Literal["json_object", "json_schema", "regex", "choice", "grammar"]
+StructureKind = Literal["json_object", "json_schema", "regex", "choice", "grammar", "structural_tag"]
 
 
 class Structure(msgspec.Struct, frozen=True, kw_only=True):
     """What the answer is held to. `value` is a schema (an object), a regular expression, a list of strings, a grammar
-    in Lark's or EBNF syntax, or `None` for any JSON object. Error messages name `param`, the field that asked.
+    in Lark's or EBNF syntax, `structures` (each with `begin`, `schema`, `end`) and `triggers` of a text with structural
+    tags, or `None` for any JSON object. Error messages name `param`, the field that asked.
     `whitespace` is the pattern of what may stand between the parts of JSON, empty for nothing; `None` leaves it to the
     worker."""
 

@@ -212,7 +212,7 @@ def _check_structure_beside_tools(structure: Structure | None, choice: ToolChoic
     if choice.mode == "required":
         text = f"{_field_of(structure)} gives the answer a form, but tool_choice demands a call; leave one of them out"
         raise _conflict("tool_choice", text)
-    if structure.kind == "grammar" and choice.mode == "auto" and values.get("tools"):
+    if structure.kind in ("grammar", "structural_tag") and choice.mode == "auto" and values.get("tools"):
         text = f'{structure.param} leaves no room for calls; set tool_choice to "none" or use another form'
         raise _conflict(structure.param, text)
 

@@ -7,8 +7,9 @@ turned into an error that names the field which asked.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from mlxq.contract import Request, Structure
@@ -17,6 +18,7 @@ from mlxq_worker.model.tool_formats import ToolFormat, arguments_schema
 from mlxq_worker.schema.openness import Probe
 from mlxq_worker.schema.rule import Rule, json_rule
 from mlxq_worker.text.grammar_syntax import as_lark
+from mlxq_worker.text.structural_tag import tagged_text
 
 _ERROR_CODES = {
     "json_object": "invalid_schema",
@@ -24,6 +26,7 @@ _ERROR_CODES = {
     "regex": "invalid_regex",
     "choice": "invalid_choice",
     "grammar": "invalid_grammar",
+    "structural_tag": "invalid_schema",
 }
 _LONGEST_QUOTE = 500
 
@@ -46,7 +49,9 @@ class Grammar:
         return RequestError(f"{self.param} can't be compiled: {quoted}", param=self.param, code=self.code)
 
 
-def answer_grammar(request: Request, tool_format: ToolFormat | None) -> Grammar | None:
+def answer_grammar(
+    request: Request, tool_format: ToolFormat | None, added_tokens: Mapping[str, int] = MappingProxyType({})
+) -> Grammar | None:
     """What the answer is held to, or `None` for nothing.
 
     Under tool_choice `required` it is one or more calls and nothing else. Under `auto` with a structure it is calls or
@@ -57,7 +62,7 @@ def answer_grammar(request: Request, tool_format: ToolFormat | None) -> Grammar 
     """
     if request.tools and request.tool_choice.mode != "none":
         return _beside_tools(request, request.tools, _known(tool_format))
-    return _alone(request.structure) if request.structure else None
+    return _alone(request.structure, added_tokens) if request.structure else None
 
 
 def ignored_formats(request: Request) -> tuple[str, ...]:
@@ -65,6 +70,8 @@ def ignored_formats(request: Request) -> tuple[str, ...]:
     grammar for."""
     structure = request.structure
     rules = [_rule(structure)] if structure and structure.kind == "json_schema" else []
+    if structure and structure.kind == "structural_tag":
+        rules = [_tagged(structure, {})]
     if request.tools and _holds_calls(request):
         rules += _rules_of_tools(request)
     return tuple(sorted({name for rule in rules for name in rule.formats}))
@@ -122,10 +129,10 @@ def _rules_of_tools(request: Request) -> list[Rule]:
     return [json_rule(arguments_schema(index, tool["function"])) for index, tool in tools]
 
 
-def _alone(structure: Structure) -> Grammar:
+def _alone(structure: Structure, added_tokens: Mapping[str, int]) -> Grammar:
     if structure.kind == "grammar":
         return Grammar(_lark(structure), structure.param, _ERROR_CODES[structure.kind])
-    rule = _rule(structure)
+    rule = _tagged(structure, added_tokens) if structure.kind == "structural_tag" else _rule(structure)
     return Grammar(f"start: {rule.source}", structure.param, _ERROR_CODES[structure.kind], rule.probes)
 
 
@@ -143,6 +150,13 @@ def _rule(structure: Structure) -> Rule:
         case _:
             # One terminal: as alternatives of a rule they would be limited to 2000.
             return Rule(f"MLXQ_CHOICE\nMLXQ_CHOICE: {' | '.join(map(json.dumps, structure.value))}")
+
+
+def _tagged(structure: Structure, added_tokens: Mapping[str, int]) -> Rule:
+    try:
+        return tagged_text(structure.value, added_tokens)
+    except ValueError as error:
+        raise Grammar("", structure.param, _ERROR_CODES[structure.kind]).error(str(error)) from error
 
 
 def _options(structure: Structure) -> dict[str, Any]:

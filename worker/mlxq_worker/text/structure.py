@@ -56,6 +56,7 @@ class StructureCompiler:
         self._eos_ids = eos_ids
         self._vocab_size = vocab_size
         self._tool_format = tool_format
+        self._added_tokens = {text: token_id for text, token_id in tokenizer.get_added_vocab().items() if text}
         self._cached_grammars = cached_grammars
         self.num_compiled = 0
         self._compiled: OrderedDict[str, LLMatcher | str] = OrderedDict()  # or an error; least recently used first
@@ -76,7 +77,7 @@ class StructureCompiler:
         Raises:
             RequestError: the structure can't be compiled, or the row could never end.
         """
-        grammar = answer_grammar(request, self._tool_format)
+        grammar = answer_grammar(request, self._tool_format, self._added_tokens)
         if grammar is None:
             return None
         end_ids = eos_ids.union(request.sampling.stop_token_ids)
