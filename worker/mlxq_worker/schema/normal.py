@@ -143,6 +143,8 @@ class _Reader:
             return {keyword: self.read(value, place)}
         if keyword in (*_MAPS, *_LISTS):
             raise SchemaError(place, f"it must be {'an object' if keyword in _MAPS else 'a list'} of schemas")
+        if keyword in _SINGLES and not isinstance(value, list):
+            raise SchemaError(place, "it must be a schema: an object, true or false")
         if keyword in _NEVER:
             self._refuse(place, "it can't be enforced; use $ref")
         return {}
@@ -182,7 +184,7 @@ class _Reader:
         target = self.references.target(schema, path)
         if isinstance(target, bool):
             return {} if target else {"allOf": [False]}
-        if len(schema) > 1 and self._leads_back(target, schema, path, set()):
+        if (_says_more(schema) or _says_more(target)) and self._leads_back(target, schema, path, set()):
             return {}  # that it fits itself says nothing
         if id(target) not in self._names:
             self._names[id(target)] = self._name(schema["$ref"])
@@ -341,6 +343,12 @@ class _OneOf:
                         f' {index}: use anyOf, or set "x-guidance": {{"coerce_one_of": true}} in the schema to have it'
                         " taken for that",
                     )
+
+
+def _says_more(schema: dict[str, Any]) -> bool:
+    """Whether it says anything but that it fits others."""
+    spoken = {*_AS_THEY_ARE, *COUNTS, *_MAPS, *_LISTS, *_SINGLES, "const", "enum", "format", "pattern"}
+    return not spoken.isdisjoint(schema.keys() - {"allOf"})
 
 
 def _any_of(branches: list[Schema], beside: dict[str, Any]) -> dict[str, Any]:
