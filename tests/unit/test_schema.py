@@ -102,7 +102,7 @@ def test_a_count_may_be_written_with_a_point() -> None:
         {"$id": "https://x.org/n", "type": "object", "properties": {"next": {"$ref": "https://x.org/n"}}},
         {"$id": "https://x.org/n", "type": "object", "properties": {"next": {"$ref": "n#"}}},
         {"$anchor": "n", "type": "object", "properties": {"next": {"$ref": "#n"}}},
-        {"$ref": "#/components/n", "components": {"n": {"properties": {"next": {"$ref": "#/components/n"}}}}},
+        {"$ref": "#/x/n", "x": {"n": {"type": "object", "properties": {"next": {"$ref": "#/x/n"}}}}},
         {"type": "object", "properties": {"next": {"$ref": "#", "description": "the next", "default": None}}},
         {"type": "object", "properties": {"next": {"allOf": [{"$ref": "#"}]}}},
         {"type": "object", "properties": {"next": {"anyOf": [{"$ref": "#"}, {"$ref": "#/properties/next"}]}}},
