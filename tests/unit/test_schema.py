@@ -4,6 +4,9 @@ and what can't be enforced is refused by its keyword and its place."""
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from contextlib import suppress
+from random import Random
 from typing import Any
 
 import msgspec
@@ -252,6 +255,67 @@ def test_one_of_branches_that_a_value_may_fit_two_of_is_refused_with_the_switch_
     assert refusal(schema).startswith("properties.x.oneOf: ")
     assert '"x-guidance": {"coerce_one_of": true}' in refusal(schema)
     assert made(request("json_schema", {**schema, "x-guidance": {"coerce_one_of": True}}))
+
+
+# --- What is no schema, or too much of one ---------------------------------------------------------------------
+
+# fmt: off
+_KEYWORDS = (
+    "type", "required", "pattern", "format", "enum", "const", "minimum", "exclusiveMaximum", "multipleOf",
+    "minLength", "maxItems", "minProperties", "$ref", "$id", "$anchor", "$defs", "properties", "patternProperties",
+    "allOf", "anyOf", "oneOf", "prefixItems", "items", "propertyNames", "not", "if", "then", "contains",
+    "dependentRequired", "dependencies", "unevaluatedProperties", "x-guidance", "uniqueItems",
+)
+# fmt: on
+_JUNK: tuple[Any, ...] = (
+    *(None, True, 0, -1, 1.5, 1e300, 2**70, 10**400, "", "a", "string", "#", "#/$defs/a", "http://[", [], {}),
+    *(["a"], [1], [{}], {"a": 1}, {"a": {}}, {"a": ["b"]}, {"type": 5}, {"$ref": "#"}, {"const": [2**60 + 1]}),
+)
+
+
+def test_whatever_stands_in_a_schema_it_is_read_or_refused() -> None:
+    num_read = 0
+    for seed in range(3000):
+        random = Random(seed)
+        inside = {keyword: random.choice(_JUNK) for keyword in random.sample(_KEYWORDS, 2)}
+        schema = {
+            keyword: random.choice((*_JUNK, inside, [inside], {"a": inside})) for keyword in random.sample(_KEYWORDS, 3)
+        }
+        with suppress(SchemaError):
+            json_rule(schema)
+            num_read += 1
+
+    assert num_read > 100
+
+
+def chain(length: int, link: Callable[[str], dict[str, Any]]) -> dict[str, Any]:
+    links = {f"d{index}": link(f"#/$defs/d{index + 1}") for index in range(length)}
+    return {"$ref": "#/$defs/d0", "$defs": {**links, f"d{length}": {"type": "object"}}}
+
+
+def wide(depth: int) -> dict[str, Any]:
+    schema = tagged({"const": 1})
+    for _ in range(depth):
+        schema = {"anyOf": [schema, schema]}
+    return schema
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"oneOf": [tagged({"const": str(index)}) for index in range(1500)]},
+        {"oneOf": [tagged({"const": index}) for index in range(400)]},
+        {"oneOf": [wide(11), wide(11)]},
+        chain(1500, lambda ref: {"type": "object", "properties": {"n": {"$ref": ref}}, "required": ["n"]}),
+        chain(800, lambda ref: {"allOf": [{"$ref": ref}, {"properties": {"p": {}}}]}),
+        chain(12, lambda ref: {"anyOf": [{"$ref": ref}] * 3}),
+    ],
+    ids=["tags", "numbers", "branches", "references", "parts of parts", "a tree of references"],
+)
+@pytest.mark.timeout(20)
+def test_a_schema_that_takes_long_to_look_at_costs_moments(schema: dict[str, Any]) -> None:
+    with suppress(SchemaError):  # it may also be refused
+        json_rule(schema)
 
 
 # --- The schema's own options ---------------------------------------------------------------------------------

@@ -23,7 +23,9 @@ url = click.option("--url", envvar=URL_VARIABLES, help="Redis URL.  [default: re
 queue = click.option("--queue", default=keys.DEFAULT_QUEUE, help="RQ queue.")
 
 allow_unknown_params = click.option(
-    "--allow-unknown-params", is_flag=True, help="Drop fields that mlxq doesn't know, or that say how to serve, instead of refusing the line."
+    "--allow-unknown-params",
+    is_flag=True,
+    help="Drop fields that mlxq doesn't know, or that say how to serve, instead of refusing the line.",
 )
 chat = click.option("--chat", is_flag=True, help="Make plain text a chat message rather than a bare prompt.")
 ordered = click.option("--ordered", is_flag=True, help="In the end, put the output in the order of the input.")

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlxq_worker.schema.keywords import LISTS, MAPS, SINGLES, Schema, SchemaError, is_schema, types_of
+from mlxq_worker.schema.keywords import LISTS, MAPS, SINGLES, Effort, Schema, SchemaError, is_schema, types_of
 
 
-def without_endless(root: Schema, definitions: Mapping[str, Schema]) -> tuple[Schema, dict[str, Schema]]:
+def without_endless(
+    root: Schema, definitions: Mapping[str, Schema], effort: Effort
+) -> tuple[Schema, dict[str, Schema]]:
     """Root and definitions with `false` for each part that no finite value fits.
 
     Raises:
@@ -19,9 +21,15 @@ def without_endless(root: Schema, definitions: Mapping[str, Schema]) -> tuple[Sc
     """
     finite: set[str] = set()  # the definitions that some finite value fits, as far as is known
     is_growing = True
+    order = list(definitions)
     while is_growing:
-        found = {name for name, schema in definitions.items() if _can_end(schema, finite)}
-        is_growing, finite = found != finite, found
+        is_growing = False
+        order.reverse()  # a chain of references is followed in one direction or the other
+        for name in order:
+            effort.spend()
+            if name not in finite and _can_end(definitions[name], finite):
+                finite.add(name)
+                is_growing = True
     if not _can_end(root, finite):
         raise SchemaError("", "no finite value fits it: it requires itself again and again, or refers only to itself")
     pruned = {name: _pruned(schema, finite) for name, schema in definitions.items() if name in finite}

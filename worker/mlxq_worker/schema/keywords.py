@@ -44,6 +44,22 @@ class SchemaError(ValueError):
         super().__init__(f"{path or 'the schema'}: {reason}")
 
 
+class Effort:
+    """What may be spent on one schema, in steps of some microseconds: a small one can be made to take hours."""
+
+    def __init__(self, num_steps: int = 100_000) -> None:
+        self._num_left = num_steps
+
+    def spend(self, num_steps: int = 1) -> None:
+        """
+        Raises:
+            SchemaError: there is nothing left to spend.
+        """
+        self._num_left -= num_steps
+        if self._num_left < 0:
+            raise SchemaError("", "it takes too long to look at; make it smaller, with fewer and simpler parts")
+
+
 def children(schema: Schema) -> Iterator[Schema]:
     """The schemas that stand directly in a schema."""
     if not isinstance(schema, dict):

@@ -7,7 +7,7 @@ with what it has. What can't be said is refused by its keyword and its place.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from mlxq_worker.schema.keys import with_counts, with_names
 from mlxq_worker.schema.keywords import (
     COUNTS,
     FORMATS,
+    Effort,
     Schema,
     SchemaError,
     allows_all,
@@ -43,6 +44,13 @@ _AS_THEY_ARE = frozenset(
 _MAPS = ("properties", "patternProperties")
 _LISTS = ("allOf", "anyOf", "oneOf", "prefixItems")
 _SINGLES = ("items", "additionalProperties")
+_SHAPES: dict[str, Callable[[Any], bool]] = {
+    "required": lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value),
+    "enum": lambda value: isinstance(value, list),
+    "format": lambda value: isinstance(value, str),
+    "pattern": lambda value: isinstance(value, str),
+}
+"""What other values would be taken for something else here, before the compiler sees them."""
 _ALL_PATTERNS = " patterns"
 """Stands, while a schema is read, for what becomes a part of its `allOf`."""
 _NEVER = ("$dynamicRef", "$recursiveRef")
@@ -70,14 +78,15 @@ def normal_form(schema: Schema, *, lenient: bool = False, one_of_is_any_of: bool
     Raises:
         SchemaError: it can't be enforced.
     """
-    reader = _Reader(References(schema), lenient)
+    effort = Effort()
+    reader = _Reader(References(schema), lenient, effort)
     root = reader.read(schema, "")
     reader.read_definitions()
-    root, definitions = without_endless(root, reader.definitions)
-    decided = _OneOf(Overlap(definitions), is_any_of=one_of_is_any_of or lenient)
+    root, definitions = without_endless(root, reader.definitions, effort)
+    decided = _OneOf(Overlap(definitions, effort), is_any_of=one_of_is_any_of or lenient)
     root = decided.decide(root, "")
     definitions = {name: decided.decide(each, f"$defs.{name}") for name, each in definitions.items()}
-    openness = Openness(definitions)
+    openness = Openness(definitions, effort)
     for each in (root, *definitions.values()):
         openness.look_at(each)
     if definitions and isinstance(root, dict):
@@ -91,6 +100,7 @@ class _Reader:
 
     references: References
     lenient: bool
+    effort: Effort
     formats: set[str] = field(default_factory=set)
     definitions: dict[str, Schema] = field(default_factory=dict)
     _names: dict[int, str] = field(default_factory=dict)  # by the identity of targets
@@ -103,6 +113,7 @@ class _Reader:
 
     def read(self, schema: Any, path: str) -> Schema:
         """One schema in normal form."""
+        self.effort.spend()
         if isinstance(schema, bool):
             return schema
         if not isinstance(schema, dict):
@@ -122,6 +133,8 @@ class _Reader:
     def _keyword(self, schema: dict[str, Any], keyword: str, value: Any, path: str) -> dict[str, Any]:
         """What becomes of a keyword that is enforced as it stands, or of one that is an annotation."""
         place = join(path, keyword)
+        if keyword in _SHAPES and not _SHAPES[keyword](value):
+            raise SchemaError(place, "its value is none that this keyword can have")
         if keyword in _AS_THEY_ARE:
             return {keyword: value}
         if keyword in COUNTS:
@@ -193,6 +206,7 @@ class _Reader:
 
     def _leads_back(self, target: Schema, schema: dict[str, Any], path: str, seen: set[int]) -> bool:
         """Whether what fits the target has to fit the schema, too, which refers to it."""
+        self.effort.spend()
         if target is schema:
             return True
         if not isinstance(target, dict) or id(target) in seen:
@@ -266,7 +280,10 @@ class _Reader:
     def _with_keys(self, schema: dict[str, Any], read: dict[str, Any], path: str) -> dict[str, Any]:
         """What an object says of all its keys together."""
         for keyword in ("dependentRequired", "dependentSchemas", "dependencies"):
-            for name, needed in (schema.get(keyword) or {}).items():
+            needs = schema.get(keyword, {})
+            if not isinstance(needs, dict):
+                raise SchemaError(join(path, keyword), "it must be an object")
+            for name, needed in needs.items():
                 if not self._is_met(needed, read):
                     self._refuse(join(path, keyword, name), "it can't be enforced; use anyOf")
         read = self._with_unevaluated(schema, read, path)
@@ -282,7 +299,7 @@ class _Reader:
 
     def _is_met(self, needed: Any, read: dict[str, Any]) -> bool:
         if isinstance(needed, list):
-            return {*needed} <= {*read.get("required", ())}
+            return all(name in read.get("required", ()) for name in needed)
         return allows_all(needed)
 
     def _with_unevaluated(self, schema: dict[str, Any], read: dict[str, Any], path: str) -> dict[str, Any]:
@@ -299,7 +316,10 @@ class _Reader:
         """What a schema that only refers to another one says."""
         while isinstance(schema, dict) and schema.keys() == {"$ref"}:
             self.read_definitions()
-            schema = self.definitions[schema["$ref"].rpartition("/")[2]]
+            target = self.definitions.get(schema["$ref"].rpartition("/")[2])
+            if target is None:
+                return schema  # it is being read, since it refers to itself
+            schema = target
         return schema
 
 
@@ -333,10 +353,12 @@ class _OneOf:
     def _check(self, branches: list[Schema], around: dict[str, Any], path: str) -> None:
         """Each branch with all that stands around it, which may set them apart."""
         del around["oneOf"]
+        if self.is_any_of or self.overlap.all_apart(branches):
+            return
         whole: list[Schema] = [{"allOf": [branch, around]} for branch in branches]
         for index, first in enumerate(whole):
             for other, second in enumerate(whole[:index]):
-                if not self.is_any_of and not self.overlap.are_apart(second, first):
+                if not self.overlap.are_apart(second, first):
                     raise SchemaError(
                         path,
                         f"that exactly one fits can't be enforced, and a value may fit both branch {other} and branch"

@@ -20,6 +20,7 @@ _LEAST = -(2**63 - 1024)
 _WIDE = 2**53
 _HUGE = 3e38
 """From here on a bound is that of a float's own range, and says no more than that the number can be read as one."""
+_LARGEST_FLOAT = 1.7976931348623157e308
 _LARGEST = 9e17
 """Larger bounds of floats llguidance can't write down."""
 _TINY = Fraction(1, 10**30)
@@ -114,7 +115,7 @@ def _float(number: int) -> float:
     try:
         return float(number)
     except OverflowError:
-        return math.copysign(1.7976931348623157e308, number)
+        return _LARGEST_FLOAT if number > 0 else -_LARGEST_FLOAT
 
 
 def _float_bounds(lower: Bound | None, upper: Bound | None, path: str) -> dict[str, float]:
@@ -127,7 +128,7 @@ def _float_bounds(lower: Bound | None, upper: Bound | None, path: str) -> dict[s
             continue
         limit, is_excluded = bound
         if abs(limit) > _LARGEST:
-            raise SchemaError(path, f"{inclusive} {float(limit):g} can't be enforced: it is beyond {_LARGEST:g}")
+            raise SchemaError(path, f"{inclusive} can't be enforced: it is beyond {_LARGEST:g}")
         if 0 < abs(limit) < _TINY:
             limit = Fraction(0) if limit * outward > 0 else -outward * _TINY
         number = float(limit)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlxq_worker.schema.keywords import LISTS, MAPS, SINGLES, Schema, SchemaError, is_schema, types_of
+from mlxq_worker.schema.keywords import LISTS, MAPS, SINGLES, Effort, Schema, SchemaError, is_schema, types_of
 
 _ABOUT_TEXT = ("pattern", "minLength", "maxLength")
 _IN_PLACE = ("allOf", "anyOf", "oneOf")
@@ -31,8 +31,9 @@ class Probe:
 class Openness:
     """What is seen in the schemas of one document."""
 
-    def __init__(self, definitions: Mapping[str, Schema]) -> None:
+    def __init__(self, definitions: Mapping[str, Schema], effort: Effort) -> None:
         self._definitions = definitions
+        self._effort = effort
         self._probes: dict[str, Probe] = {}
         self._patterned: list[dict[str, Any]] = []
         self._controls: set[str] = set()
@@ -88,6 +89,7 @@ class Openness:
 
     def _parts(self, schema: Schema, seen: set[str]) -> Iterator[dict[str, Any]]:
         """The schemas that the same object may have to fit."""
+        self._effort.spend()
         if not isinstance(schema, dict) or "object" not in (types_of(schema) or ("object",)):
             return
         yield schema

@@ -5,10 +5,10 @@ The answer "apart" is certain; "not apart" may only mean that it can't be told. 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mlxq_worker.schema.keywords import Schema, types_of
+from mlxq_worker.schema.keywords import Effort, Schema, types_of
 
 _TYPES = ("null", "boolean", "number", "string", "array", "object")
 _DEEPEST = 8
@@ -18,8 +18,32 @@ _NAMES = {type(None): "null", bool: "boolean", int: "number", float: "number", s
 class Overlap:
     """Compares schemas whose references are names in `definitions`."""
 
-    def __init__(self, definitions: Mapping[str, Schema]) -> None:
+    def __init__(self, definitions: Mapping[str, Schema], effort: Effort) -> None:
         self._definitions = definitions
+        self._effort = effort
+
+    def all_apart(self, schemas: Sequence[Schema]) -> bool:
+        """Whether they are told apart by one property that all of them require, which has other values in each."""
+        tags = [self._tags(schema) for schema in schemas]
+        for name in tags[0] if tags else ():
+            values = [tag[name] for tag in tags if name in tag]
+            if len(values) == len(tags) and len(set().union(*values)) == sum(map(len, values)):
+                return True
+        return False
+
+    def _tags(self, schema: Schema) -> dict[str, frozenset[str]]:
+        """The properties that objects of a schema must have, and that can only be certain texts, with these."""
+        parts = [part for part in self._parts(schema, 0) if isinstance(part, dict)]
+        if not any(types_of(part) == ("object",) for part in parts):
+            return {}
+        required = {name for part in parts for name in part.get("required", ())}
+        tags: dict[str, frozenset[str]] = {}
+        for part in parts:
+            for name in required & part.get("properties", {}).keys():
+                values = _values(part["properties"][name]) if isinstance(part["properties"][name], dict) else None
+                if values and all(isinstance(value, str) for value in values):
+                    tags[name] = frozenset(values)
+        return tags
 
     def are_apart(self, first: Schema, second: Schema, depth: int = 0) -> bool:
         """Whether it is certain that no value fits both."""
@@ -27,6 +51,7 @@ class Overlap:
 
     def _apart_as(self, kind: str, first: Schema, second: Schema, depth: int) -> bool:
         """Whether no value of this type fits both."""
+        self._effort.spend()
         lefts, rights = list(self._parts(first, depth)), list(self._parts(second, depth))
         if any(self._has_none(kind, part, depth) for part in (*lefts, *rights)):
             return True
@@ -38,6 +63,7 @@ class Overlap:
 
     def _parts(self, schema: Schema, depth: int) -> Iterator[Schema]:
         """What a value has to fit, all of it: the schema's own keywords, and those of what it refers to."""
+        self._effort.spend()
         yield schema
         if not isinstance(schema, dict) or depth >= _DEEPEST:
             return

@@ -21,7 +21,7 @@ class References:
         self._resources: dict[str, Schema] = {}
         self._anchors: dict[str, Schema] = {}
         self._bases: dict[int, str] = {}  # by the identity of schemas, which live as long as the document
-        self._root_base = urljoin(_ROOT, _id(root) or "")
+        self._root_base = _joined(_ROOT, _id(root) or "")
         self._resources[_ROOT] = self._resources[urldefrag(self._root_base).url] = root
         self._walk(root, _ROOT)
 
@@ -34,7 +34,7 @@ class References:
         ref = schema["$ref"]
         if not isinstance(ref, str):
             raise SchemaError(path, "$ref must be a string")
-        url, fragment = urldefrag(urljoin(self._bases.get(id(schema), self._root_base), ref))
+        url, fragment = urldefrag(_joined(self._bases.get(id(schema), self._root_base), ref))
         found: Any = self._resources.get(url)
         if fragment and not fragment.startswith("/"):
             found = self._anchors.get(f"{url}#{fragment}")
@@ -50,7 +50,7 @@ class References:
             schema, outer = level.pop()
             if not isinstance(schema, dict):
                 continue
-            inner = urljoin(outer, _id(schema) or "")
+            inner = _joined(outer, _id(schema) or "")
             self._bases[id(schema)] = inner
             url = urldefrag(inner).url
             if _id(schema):
@@ -59,6 +59,13 @@ class References:
                 if isinstance(anchor := schema.get(keyword), str):
                     self._anchors[f"{url}#{anchor}"] = schema
             level.extend((child, inner) for child in children(schema))
+
+
+def _joined(base: str, reference: str) -> str:
+    try:
+        return urljoin(base, reference)
+    except ValueError as error:  # such as a bracket that begins no address
+        raise SchemaError("", f"{reference} is no reference") from error
 
 
 def _id(schema: Schema) -> str | None:

@@ -61,9 +61,12 @@ def json_rule(schema: Mapping[str, Any], options: Mapping[str, Any] | None = Non
 def _rule(schema_text: str, options_text: str) -> Rule:
     schema = json.loads(schema_text)
     options: dict[str, Any] = json.loads(options_text) | _own_options(schema)
-    form = normal_form(
-        schema, lenient=options.get("lenient", False), one_of_is_any_of=options.get("coerce_one_of", False)
-    )
+    try:
+        form = normal_form(
+            schema, lenient=options.get("lenient", False), one_of_is_any_of=options.get("coerce_one_of", False)
+        )
+    except RecursionError as error:
+        raise SchemaError("", "its parts refer to each other too deeply") from error
     if form.plain_keys:  # only with an escape could a key be a declared one and not look like it
         escapes = options.get("json_allowed_escapes") or _PLAIN_ESCAPES
         options["json_allowed_escapes"] = escapes.replace("u", "")
