@@ -39,7 +39,7 @@ FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
         frozenset({"__main__"}),
     ),
     "mlxq_worker": (
-        frozenset({"blas", "engine", "exits", "processes", "step_watch", "timing", "traces"}),
+        frozenset({"blas", "engine", "exits", "processes", "schema", "step_watch", "timing", "traces"}),
         frozenset({"demo", "messages"}),
         frozenset({"decoding", "model"}),
         frozenset({"config", "text"}),

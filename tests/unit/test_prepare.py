@@ -560,7 +560,7 @@ def scored_tokens(request: Request, end: StopDetails) -> list[str]:
     prepare = preparer(FakeTokenizer(words=ASCII, chat_template="hi"), NO_EOS, vocab_size=128)
     spec = only_row(prepare, request)
     places = tuple(TokenScores(token_id=ord(char), logprob=-1.0, rank=1) for char in "Hi!")
-    ended = replace(row_result(spec, tuple(map(ord, "Hi!")), "Hi", end), logprobs=places)
+    ended = row_result(token_ids=tuple(map(ord, "Hi!")), text="Hi", stop_details=end, logprobs=places)
     result = prepare.finish(request, (spec,), (ended,), request_id="q1", created=0, queue_s=0.0)
     return [each.chosen.token for each in result.choices[0].logprobs or ()]
 
