@@ -10,7 +10,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from jsonschema import Draft202012Validator
+from jsonschema import Draft4Validator, Draft202012Validator
 from jsonschema.validators import validator_for
 from tests.support.held_answers import demo, eos_ids, made, request
 from tests.support.random_walks import corpus_schemas, walk
@@ -80,17 +80,23 @@ def test_all_else_that_generators_write_is_accepted() -> None:
 def violations(schema: dict[str, Any], text: str) -> list[str]:
     """What is wrong with an answer by its schema."""
     try:
-        validator = validator_for(schema, default=Draft202012Validator)(schema)
-        return [error.message for error in validator.iter_errors(json.loads(text))]
+        kind = validator_for(schema, default=Draft202012Validator)
+        if not kind(kind.META_SCHEMA).is_valid(schema):
+            kind = (
+                Draft4Validator  # zod-to-json-schema can write its `exclusiveMinimum: true` under a later draft's name
+            )
+        return [error.message for error in kind(schema).iter_errors(json.loads(text))]
     except (re.error, RecursionError):  # the validator knows no \\p, and goes round where a schema refers to itself
         return []
 
 
+@pytest.mark.slow
 def test_every_walk_through_what_generators_write_ends_in_an_answer_that_fits() -> None:
     random = Random(7)
     wrong: dict[str, Any] = {}
     num_complete = 0
-    for name in random.sample(sorted(CORPUS.keys() - REFUSED.keys()), 200):
+    names = sorted(CORPUS.keys() - REFUSED.keys())
+    for name in names:
         for _ in range(WALKS):
             end = walk(made(request("json_schema", CORPUS[name])), random)
             num_complete += end.end == "complete"
@@ -98,7 +104,7 @@ def test_every_walk_through_what_generators_write_ends_in_an_answer_that_fits() 
                 wrong[name] = end
 
     assert wrong == {}
-    assert num_complete > 200 * WALKS / 2
+    assert num_complete > len(names) * WALKS / 2
 
 
 def walks_of_wild_schemas(seeds: range) -> tuple[dict[int, Any], int, int]:
