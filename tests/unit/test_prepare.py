@@ -565,6 +565,19 @@ def scored_tokens(request: Request, end: StopDetails) -> list[str]:
     return [each.chosen.token for each in result.choices[0].logprobs or ()]
 
 
+def test_an_answer_names_the_formats_of_its_schema_that_it_was_not_held_to() -> None:
+    schema = {"type": "object", "properties": {"a": {"format": "path"}, "b": {"type": "string", "format": "path"}}}
+    structure = Structure(kind="json_schema", value=schema, param="response_format")
+    asked = msgspec.structs.replace(chat(), structure=structure)
+    answered = row_result(stop_details=StopDetails(type="max_tokens"))
+    spec = only_row(preparer(), chat())
+
+    result = preparer().finish(asked, (spec,), (answered,), request_id="q1", created=0, queue_s=0.0)
+
+    assert result.run.ignored_formats == ("path",)
+    assert finished(StopDetails(type="max_tokens")).run.ignored_formats == ()
+
+
 def test_decoding_leaves_special_tokens_out_and_cleans_nothing_up() -> None:
     tokenizer = real_tokenizer()
     ids = tokenizer.encode("Is it ? Yes , don 't\n", add_special_tokens=True)

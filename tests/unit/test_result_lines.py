@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
 import pytest
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
@@ -70,6 +71,15 @@ def body_of(answer: Result) -> dict[str, Any]:
     line = json.loads(json.dumps(result_lines.result_line(answer), allow_nan=False))
     body: dict[str, Any] = line["response"]["body"]
     return body
+
+
+def test_formats_that_an_answer_was_not_held_to_are_named_where_there_are_some() -> None:
+    run = msgspec.structs.replace(result().run, ignored_formats=("binary", "path"))
+
+    named = body_of(msgspec.structs.replace(result(), run=run))["mlxq"]
+
+    assert named["ignored_formats"] == ["binary", "path"]
+    assert "ignored_formats" not in body_of(result())["mlxq"]
 
 
 def test_a_chat_result_is_an_openai_batch_line() -> None:

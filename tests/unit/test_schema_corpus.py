@@ -86,7 +86,7 @@ def violations(schema: dict[str, Any], text: str) -> list[str]:
                 Draft4Validator  # zod-to-json-schema can write its `exclusiveMinimum: true` under a later draft's name
             )
         return [error.message for error in kind(schema).iter_errors(json.loads(text))]
-    except (re.error, RecursionError):  # the validator knows no \\p, and goes round where a schema refers to itself
+    except (re.error, RecursionError):  # the validator knows no \p, and goes round where a schema refers to itself
         return []
 
 
