@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -165,8 +166,9 @@ def check_refusal(error: RequestError) -> None:
 
 
 def assert_worker_agrees(line: ParsedLine) -> None:
+    """All but what was dropped on the way in, which never gets as far as the worker."""
     travelled = json.loads(json.dumps(line.payload))
-    assert openai.parse_object(travelled, default_custom_id="other") == line
+    assert openai.parse_object(travelled, default_custom_id="other") == replace(line, dropped=())
 
 
 @quick
