@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PARITY := $(VENV)/parity
 DEMO := demo-out
+# Test data and an oracle: their dependencies are no concern of ours.
+WITHOUT_DEPS := axolotl==0.19.0 llm-router-utils==0.8.1
 # A process for each core and one more, as many tests wait for processes of their own. A file's tests stay together; the
 # files come in their order, which begins with the longest.
 SIDE_BY_SIDE = --numprocesses $$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 )) --dist loadfile --no-loadscope-reorder
@@ -43,8 +45,9 @@ test-quick: $(INSTALLED) need-openblas ## the tests that take no more than a few
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m 'not slow'
 
 # Beside the packages of .venv and not among them: with torch there, transformers takes three times as long to import.
-parity: $(INSTALLED) need-openblas ## compare beam search with that of transformers, which needs torch
+parity: $(INSTALLED) need-openblas ## compare with transformers' beam search, SGLang's tool parsers, axolotl's templates
 	@[ -d $(PARITY)/torch ] || $(BIN)/pip install --quiet --target $(PARITY) --group parity
+	@[ -d $(PARITY)/axolotl ] || $(BIN)/pip install --quiet --no-deps --target $(PARITY) $(WITHOUT_DEPS)
 	PYTHONPATH=$(PARITY) $(BIN)/pytest tests/parity
 
 bench: $(INSTALLED) need-openblas ## every workload through mlxq and what else there is; half an hour

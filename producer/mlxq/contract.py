@@ -72,8 +72,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     draw one, which the result records. `timeout_s` is a limit on seconds of decoding.
 
     `logprobs` and `prompt_logprobs` are numbers of alternatives to report beside each token; 0 reports the token alone,
-    `None` nothing. `logprob_token_ids` are reported beside the answer's tokens, too. `n` answers have the seeds `seed`,
-    `seed + 1`, and so on. `allowed_token_ids is None` allows all.
+    `None` nothing. `logprob_token_ids` are reported beside the answer's tokens, too. `thinking_token_budget` limits the
+    tokens of the reasoning part, `None` does not. `n` answers have the seeds `seed`, `seed + 1`, and so on.
+    `allowed_token_ids is None` allows all.
     """
 
     max_tokens: int | None = None
@@ -99,6 +100,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     prompt_logprobs: int | None = None
     logprob_token_ids: tuple[int, ...] = ()
     return_token_ids: bool = False
+    thinking_token_budget: int | None = None
     n: int = 1
     beam: Beam | None = None
 
@@ -224,10 +226,12 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
-    """Token counts. `completion_tokens` counts every generated token, the end token included."""
+    """Token counts. `completion_tokens` counts every generated token, the end token included; `reasoning_tokens` those
+    of them that are reasoning, its markers included, and `None` where the model has no such part."""
 
     prompt_tokens: int
     completion_tokens: int
+    reasoning_tokens: int | None = None
 
     @property
     def total_tokens(self) -> int:

@@ -18,6 +18,7 @@ NOT_BY_THE_DEMO_MODEL = {
     "openai_batch: penalties and bias": "logit_bias",
     "openai_batch: an effort": "reasoning_effort",
     "vllm_run_batch: an effort": "reasoning_effort",
+    "vllm_run_batch: a budget for thinking": "thinking_token_budget",
 }
 """Requests that are fine, but not for a model with 1705 tokens and a template that knows no effort."""
 

@@ -13,11 +13,11 @@ from tests.support.engine_runs import run
 
 from mlxq.requests.openai import parse_object
 from mlxq_worker.demo.tasks import MAX_COUNT_TOKENS, Example, held_out
+from mlxq_worker.dialects.tool_format import tool_format_of
 from mlxq_worker.engine.api import RowResult
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.model.eos import EosSet, resolve_eos
 from mlxq_worker.model.load import LoadedModel, load_model
-from mlxq_worker.model.tool_formats import tool_format_of
 from mlxq_worker.text.prepare import ModelPreparer
 
 WIDTH = 64

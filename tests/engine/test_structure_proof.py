@@ -21,10 +21,10 @@ from tests.support.small_tokenizers import real_tokenizer
 from tests.support.tiny_models import build
 
 from mlxq.contract import Request, SamplingParams, Structure, ToolChoice
+from mlxq_worker.dialects.tool_format import ToolFormat, tool_format_of
 from mlxq_worker.engine.api import RowResult, RowSpec
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.model.load import load_model
-from mlxq_worker.model.tool_formats import ToolFormat, tool_format_of
 from mlxq_worker.text.answer_parts import AnswerReader
 from mlxq_worker.text.structure import StructureCompiler
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from mlxq.contract import Request, SamplingParams, Structure
+from mlxq_worker.dialects.tool_format import tool_format_of
 from mlxq_worker.engine.constraint import Constraint
 from mlxq_worker.engine.reasoning import Reasoning
 from mlxq_worker.model.load import DescribedModel, load_tokenizer_only
-from mlxq_worker.model.tool_formats import tool_format_of
 from mlxq_worker.text.structure import StructureCompiler
 
 

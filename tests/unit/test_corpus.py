@@ -88,6 +88,7 @@ ASKING: dict[str, tuple[dict[str, Any], Any]] = {
     "add_generation_prompt": ({}, False),
     "continue_final_message": ({"add_generation_prompt": False}, True),
     "return_token_ids": ({}, True),
+    "thinking_token_budget": ({}, 5),
     "response_format": ({}, {"type": "json_object"}),
     "structured_outputs": ({}, {"regex": "a"}),
     "tools": ({}, [TOOL]),

@@ -33,7 +33,7 @@ def test_the_set_is_one_json_object(model: Path) -> None:
     assert result.stdout.count("\n") == 1
     found = json.loads(result.stdout)
     tokens = found.pop("tokens")
-    assert found == {"model": "tiny", "path": str(model), "vocab_size": 264, "primary_id": 257}
+    assert found == {"model": "tiny", "path": str(model), "vocab_size": 264, "primary_id": 257, "rejected": []}
     assert [(token["id"], token["primary"], token["chat_only"]) for token in tokens] == [
         (257, True, False),
         (259, False, False),

@@ -42,6 +42,7 @@ FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
         frozenset({"blas", "engine", "exits", "processes", "schema", "step_watch", "timing", "traces"}),
         frozenset({"demo", "messages"}),
         frozenset({"decoding", "model"}),
+        frozenset({"dialects"}),
         frozenset({"config", "text"}),
         frozenset({"backend", "jobs"}),
         frozenset({"supervision", "worker"}),
@@ -80,6 +81,8 @@ WITHOUT_MLX = frozenset(
         f"{ENGINE}.sampling.uniform",
         "mlxq_worker.demo.tasks",
         "mlxq_worker.model.chat",
+        "mlxq_worker.model.chat_shape",
+        "mlxq_worker.model.config_words",
         "mlxq_worker.model.eos",
         "mlxq_worker.model.turn_end",
     }

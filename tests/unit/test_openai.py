@@ -300,7 +300,6 @@ REFUSED = {
     "functions": [{}],
     "function_call": {"name": "f"},
     "include_reasoning": False,
-    "thinking_token_budget": 5,
     "return_tokens_as_token_ids": True,
     "return_prompt_text": True,
     "verbosity": "low",

@@ -79,6 +79,7 @@ sampled = {
     ),
     "logit_bias": st.dictionaries(st.integers(0, 2**31 - 1).map(str), st.floats(-100, 100), max_size=3),
     "bad_words": st.lists(texts, max_size=3),
+    "thinking_token_budget": st.integers(-1, 100),
     "allowed_token_ids": st.lists(st.integers(0, 99), min_size=1, max_size=3),
     "logprobs": st.booleans(),
     "prompt_logprobs": st.integers(0, 20),

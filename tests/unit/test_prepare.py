@@ -24,10 +24,11 @@ from mlxq.contract import (
 )
 from mlxq.errors import RequestError
 from mlxq.requests.openai import parse_object
+from mlxq_worker.dialects.registry import dialect_named
+from mlxq_worker.dialects.tool_format import ToolFormat
 from mlxq_worker.engine.api import RowId, RowResult, RowSpec, TokenScores
 from mlxq_worker.model.eos import EosSet, resolve_eos
 from mlxq_worker.model.tokenizer import Tokenizer
-from mlxq_worker.model.tool_formats import ToolFormat
 from mlxq_worker.text.prepare import ModelPreparer, draw_seed
 
 VOCAB_SIZE = 152_000
@@ -36,7 +37,9 @@ DRAWN_SEED = 41
 NO_EOS = EosSet(tokens=(), primary_id=None, chat_only=frozenset())
 
 
-NO_CALLS = ToolFormat(name="none", start="", end="", parse=lambda *_: [], added={}, specials=frozenset())
+LFM2 = dialect_named("lfm2")
+assert LFM2 is not None
+NO_CALLS = ToolFormat(dialect=LFM2, added={}, specials=frozenset())
 
 
 def preparer(
@@ -160,7 +163,8 @@ def test_template_arguments_and_tools_reach_the_template() -> None:
 
 
 def test_text_parts_reach_the_template_as_lines_and_a_pure_tool_call_as_no_text() -> None:
-    tokenizer = echo("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    calls = "{% for c in m.tool_calls %}{{ c.function.name }}{{ c.function.arguments | tojson }}{% endfor %}"
+    tokenizer = echo("{% for m in messages %}[{{ m.content }}]" + calls + "{% endfor %}")
     parts = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     call = {"type": "function", "function": {"name": "clock", "arguments": "{}"}}
     messages = [{"role": "user", "content": parts}, {"role": "assistant", "tool_calls": [call]}]
@@ -168,7 +172,7 @@ def test_text_parts_reach_the_template_as_lines_and_a_pure_tool_call_as_no_text(
     request = parse_object({"messages": messages}, default_custom_id="c1").request
     spec = only_row(preparer(tokenizer), request)
 
-    assert shown(tokenizer, spec) == "[one\ntwo][]"
+    assert shown(tokenizer, spec) == "[one\ntwo][]clock{}"
 
 
 @pytest.mark.parametrize(
@@ -177,12 +181,13 @@ def test_text_parts_reach_the_template_as_lines_and_a_pure_tool_call_as_no_text(
     ids=["JSON in a string", "an object", "no JSON"],
 )
 def test_the_arguments_of_tool_calls_reach_the_template_as_an_object(arguments: Any, rendered: str) -> None:
-    tokenizer = echo("{{ messages[0].tool_calls[0].function.arguments | tojson }}")
+    function = "messages[0].tool_calls[0].function"
+    tokenizer = echo("{{ " + function + ".name }}{{ " + function + ".arguments | tojson }}")
     call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
 
     spec = only_row(preparer(tokenizer), chat({"role": "assistant", "content": None, "tool_calls": [call]}))
 
-    assert shown(tokenizer, spec) == rendered
+    assert shown(tokenizer, spec) == f"weather{rendered}"
 
 
 # --- Prompts that this model can't run ------------------------------------------------------------------------
@@ -557,7 +562,7 @@ def test_the_log_probabilities_of_a_chat_leave_the_end_token_out_as_openais_do(e
 
 def scored_tokens(request: Request, end: StopDetails) -> list[str]:
     """The tokens with scores in an answer of ``Hi!`` that ended so on its last token."""
-    prepare = preparer(FakeTokenizer(words=ASCII, chat_template="hi"), NO_EOS, vocab_size=128)
+    prepare = preparer(echo("{{ messages[0].content }}"), NO_EOS, vocab_size=128)
     spec = only_row(prepare, request)
     places = tuple(TokenScores(token_id=ord(char), logprob=-1.0, rank=1) for char in "Hi!")
     ended = row_result(token_ids=tuple(map(ord, "Hi!")), text="Hi", stop_details=end, logprobs=places)

@@ -10,11 +10,11 @@ from tests.support.row_specs import row_spec
 from tests.support.small_tokenizers import CHATML_TEMPLATE, real_tokenizer
 
 from mlxq.contract import Request, SamplingParams, Structure
+from mlxq_worker.dialects.reasoning import ReasoningMarkers, reasoning_markers_of, split_reasoning
 from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.reasoning import Reasoning, ReasoningState
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.model.eos import resolve_eos
-from mlxq_worker.model.reasoning import ReasoningMarkers, reasoning_markers_of, split_reasoning
 from mlxq_worker.text.prepare import ModelPreparer
 
 
@@ -41,8 +41,8 @@ def markers() -> ReasoningMarkers:
     return found
 
 
-OPEN = Reasoning(start_ids=(7, 8), end_ids=(9, 9), is_open=True)
-POSSIBLE = Reasoning(start_ids=(7, 8), end_ids=(9, 9), is_open=False)
+OPEN = Reasoning(starts=((7, 8),), ends=((9, 9),), is_open=True)
+POSSIBLE = Reasoning(starts=((7, 8),), ends=((9, 9),), is_open=False)
 
 
 def belongs(reasoning: Reasoning, token_ids: list[int]) -> list[bool]:
@@ -67,7 +67,7 @@ def test_each_token_belongs_to_the_reasoning_part_or_not(
 
 
 def test_markers_are_found_in_the_vocabulary_or_there_are_none() -> None:
-    assert (markers().start_ids, markers().end_ids) == (encode("<think>"), encode("</think>"))
+    assert (markers().starts, markers().ends) == ((encode("<think>"),), (encode("</think>"),))
     assert reasoning_markers_of(real_tokenizer()) is None
 
 
@@ -117,7 +117,7 @@ def test_an_answer_is_split_at_its_markers(
         return decode(token_ids, special=special)
 
     ids = encode(answer, special=special)
-    marked = Reasoning(start_ids=markers().start_ids, end_ids=markers().end_ids, is_open=is_open)
+    marked = Reasoning(starts=markers().starts, ends=markers().ends, is_open=is_open)
     whole = decode_these(ids)
 
     parts = split_reasoning(marked, ids, whole, decode_these)
@@ -134,7 +134,7 @@ def test_a_model_without_markers_keeps_its_text_whole() -> None:
 
 def stopped(answer: str, stop: str, *, is_open: bool = True) -> tuple[str, str | None]:
     """Text and stop string of a row that generates `answer`."""
-    reasoning = Reasoning(start_ids=markers().start_ids, end_ids=markers().end_ids, is_open=is_open)
+    reasoning = Reasoning(starts=markers().starts, ends=markers().ends, is_open=is_open)
     ids = encode(answer)
     row = Row(row_spec(stop=(stop,), reasoning=reasoning, max_tokens=len(ids)), decode)
     for token_id in ids:

@@ -229,7 +229,7 @@ def test_stop_strings_count_only_if_completed_after_min_tokens(
     assert result.text == text
 
 
-THINKING = {"start_ids": (ord("<"),), "end_ids": (ord(">"),)}
+THINKING = {"starts": ((ord("<"),),), "ends": ((ord(">"),),)}
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,9 @@ from tests.support.small_tokenizers import llama_3, real_tokenizer
 from mlxq.contract import SamplingParams, ToolChoice
 from mlxq.errors import RequestError
 from mlxq.requests.structures import MAX_CHOICES
+from mlxq_worker.dialects.tool_format import tool_format_of
 from mlxq_worker.engine.constraint import fill_masks
 from mlxq_worker.engine.reasoning import Reasoning
-from mlxq_worker.model.tool_formats import tool_format_of
 from mlxq_worker.text import structure
 from mlxq_worker.text.structure import StructureCompiler
 
@@ -312,7 +312,8 @@ def test_a_strict_tool_leaves_text_free_and_holds_calls_to_their_schemas(text: s
 def test_a_strict_tool_is_refused_by_a_model_whose_calls_cannot_be_forced() -> None:
     known = tool_format_of(demo().tokenizer)
     assert known is not None
-    read_only = StructureCompiler(demo().tokenizer, eos_ids(), demo().vocab_size, replace(known, syntax=None))
+    read_only_format = replace(known, dialect=replace(known.dialect, forced=None))
+    read_only = StructureCompiler(demo().tokenizer, eos_ids(), demo().vocab_size, read_only_format)
 
     assert read_only.constraint(request(tools=(NOW,)), eos_ids()) is None
     with pytest.raises(RequestError) as refused:
@@ -364,7 +365,7 @@ def test_a_model_whose_call_format_is_unknown_takes_no_tools(choice: ToolChoice)
 
 
 def thinking(*, is_open: bool) -> Reasoning:
-    return Reasoning(start_ids=tuple(encode("<")), end_ids=tuple(encode("/>")), is_open=is_open)
+    return Reasoning(starts=(tuple(encode("<")),), ends=(tuple(encode("/>")),), is_open=is_open)
 
 
 def test_the_grammar_holds_only_behind_a_reasoning_part_which_no_eos_may_end() -> None:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
-from mlx_lm import tokenizer_utils
 from tests.support.row_results import row_result
 from tests.support.row_specs import row_spec
 from tests.support.small_tokenizers import real_tokenizer
 
 from mlxq.contract import Request, SamplingParams, StopDetails, StopType, Structure, ToolChoice
+from mlxq.errors import ConfigError
+from mlxq_worker.dialects.tool_calls import ToolAnswer, split_answer
+from mlxq_worker.dialects.tool_format import ToolFormat, tool_format_of
 from mlxq_worker.engine.constraint import Constraint
 from mlxq_worker.engine.reasoning import Reasoning
 from mlxq_worker.model.load import load_tokenizer_only
-from mlxq_worker.model.tool_formats import ToolFormat, tool_format_of
 from mlxq_worker.text.answer_parts import AnswerParts, AnswerReader
 from mlxq_worker.text.structure import StructureCompiler
-from mlxq_worker.text.tool_calls import ToolAnswer, split_answer
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 TOOLS = (
@@ -176,15 +177,16 @@ def test_the_demo_models_calls_are_known_and_a_template_without_calls_is_not() -
     demo = tool_format_of(load_tokenizer_only().tokenizer)
 
     assert demo is not None
-    assert demo.name == "bare JSON"
+    assert demo.name == "llama3_json"
     assert tool_format_of(real_tokenizer(chat_template="{{ messages }}")) is None
     assert tool_format_of(real_tokenizer(chat_template=None)) is None
 
 
 @pytest.mark.parametrize("family", TEMPLATES)
-def test_mlx_lm_still_tells_each_family_by_its_template(family: str) -> None:
-    """It does so in a private function: a release that changes it shows here."""
-    assert format_of(family).name == family.removesuffix(" list")
+def test_each_family_is_told_by_its_template(family: str) -> None:
+    names = {"json_tools": "hermes", "mistral list": "mistral_list", "pythonic": "lfm2", "bare JSON": "llama3_json"}
+
+    assert format_of(family).name == names.get(family, family)
 
 
 def test_a_parser_that_the_tokenizers_configuration_names_goes_before_the_template() -> None:
@@ -194,16 +196,31 @@ def test_a_parser_that_the_tokenizers_configuration_names_goes_before_the_templa
     found = tool_format_of(model)
 
     assert found is not None
-    assert (found.name, found.start) == ("json_tools", "<tool_call>")
+    assert (found.name, found.start) == ("hermes", "<tool_call>")
 
 
-def test_an_mlx_lm_that_tells_no_formats_is_warned_of(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_parser_of_an_unknown_name_in_the_tokenizers_configuration_is_left_aside(
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.delattr(tokenizer_utils, "_infer_tool_parser")
+    model = real_tokenizer(chat_template=TEMPLATES["mistral"])
+    model.init_kwargs["tool_parser_type"] = "nobody_knows"
 
-    assert tool_format_of(tokenizer("mistral")) is None
-    assert "can't be read" in caplog.text
+    found = tool_format_of(model)
+
+    assert found is not None
+    assert found.name == "mistral"
+    assert "nobody_knows" in caplog.text
+
+
+def test_a_parser_that_the_user_names_goes_before_all_and_must_be_known() -> None:
+    model = tokenizer("mistral")
+
+    named = [tool_format_of(model, name) for name in ("hermes", "qwen3_xml", "glm47")]
+
+    assert [each.name for each in named if each] == ["hermes", "qwen3_coder", "glm45"]
+    assert tool_format_of(model, "none") is None
+    with pytest.raises(ConfigError, match="--tool-call-parser"):
+        tool_format_of(model, "nobody_knows")
 
 
 @pytest.mark.parametrize("family", ["json_tools", "mistral list", "mistral", "kimi_k2", "bare JSON"])
@@ -286,8 +303,8 @@ def random_answer(constraint: Constraint, eos: frozenset[int], seed: int) -> lis
         constraint.advance(ids[-1])
 
 
-@pytest.mark.parametrize("family", ["pythonic", "qwen3_coder"])
-def test_a_format_without_json_arguments_cannot_be_forced(family: str) -> None:
+@pytest.mark.parametrize("family", ["pythonic"])
+def test_a_format_that_no_grammar_says_cannot_be_forced(family: str) -> None:
     compiler = StructureCompiler(tokenizer(family), frozenset({257}), 300, format_of(family))
 
     with pytest.raises(Exception, match="can't be forced") as refused:
@@ -352,7 +369,13 @@ def test_an_answer_with_calls_finishes_with_tool_calls() -> None:
         "get_weather",
         '{"city": "Paris"}',
     )
-    assert call.id.startswith("call_")
+    assert re.fullmatch("[A-Za-z0-9]{9}", call.id)  # the only ids that Mistral's templates take
+
+
+def test_calls_of_most_formats_have_ids_in_openais_style() -> None:
+    [call] = read('{"name": "now", "parameters": {}}', family="bare JSON").tool_calls
+
+    assert re.fullmatch("call_[0-9a-f]{24}", call.id)
 
 
 def test_a_call_that_a_limit_cut_off_is_length_and_keeps_its_raw_text() -> None:
@@ -392,7 +415,7 @@ def test_without_parallel_calls_the_first_is_taken() -> None:
 
 def test_calls_are_looked_for_behind_the_reasoning_part_only() -> None:
     (bar,) = tokenizer("mistral").encode("|", add_special_tokens=False)
-    spec = row_spec(reasoning=Reasoning(start_ids=(bar,), end_ids=(bar,), is_open=True))
+    spec = row_spec(reasoning=Reasoning(starts=((bar,),), ends=((bar,),), is_open=True))
 
     parts = read(f"{CALL}|{CALL}", spec=spec)
 

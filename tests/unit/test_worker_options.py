@@ -33,6 +33,8 @@ def test_the_worker_has_every_option_and_run_those_that_it_passes_on() -> None:
         "memory_limit_bytes",
         "extra_eos_tokens",
         "allow_no_eos",
+        "tool_call_parser",
+        "reasoning_parser",
     }
 
 

@@ -98,10 +98,10 @@ def load_backend(config: WorkerConfig) -> Backend:
     """
     preload_openblas()  # before the next line brings in mlx, which binds its BLAS as it loads
 
+    from mlxq_worker.dialects.reasoning import reasoning_markers_of
+    from mlxq_worker.dialects.tool_format import tool_format_of
     from mlxq_worker.engine.kvcache.memory import usable_bytes
     from mlxq_worker.model.load import load_model
-    from mlxq_worker.model.reasoning import reasoning_markers_of
-    from mlxq_worker.model.tool_formats import tool_format_of
     from mlxq_worker.text.prepare import ModelPreparer
 
     loaded = load_model(config.model, extra_eos_tokens=config.extra_eos_tokens, allow_no_eos=config.allow_no_eos)
@@ -112,8 +112,8 @@ def load_backend(config: WorkerConfig) -> Backend:
         context_length=loaded.context_length,
         default_max_tokens=config.default_max_tokens,
         model_name=loaded.name,
-        tool_format=tool_format_of(loaded.tokenizer),
-        markers=reasoning_markers_of(loaded.tokenizer),
+        tool_format=tool_format_of(loaded.tokenizer, config.tool_call_parser),
+        markers=reasoning_markers_of(loaded.tokenizer, config.reasoning_parser),
     )
     limit_bytes = config.memory_limit_bytes or usable_bytes()
     engines = ModelEngines(loaded, preparer.decode, config.engine, _used_bytes, limit_bytes)

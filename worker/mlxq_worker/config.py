@@ -62,6 +62,8 @@ class WorkerConfig:
         default_max_tokens: the limit of a request that sets none.
         extra_eos_tokens: further end-of-sequence tokens, each as its id or its text.
         allow_no_eos: accept a model without any end-of-sequence token.
+        tool_call_parser: how the model writes tool calls, in vLLM's names; by default what its files tell.
+        reasoning_parser: likewise, how it marks its reasoning.
         claim_ahead: rows that may be active, running and prepared together, as a multiple of `engine.max_num_seqs`.
             The order of work is chosen among them, so more of them save prompts that begin alike (see
             ``tests/bench/order.py``). Each of them costs Redis a look every second, a worker that dies gives all of
@@ -90,6 +92,8 @@ class WorkerConfig:
     default_max_tokens: int = 2048
     extra_eos_tokens: tuple[str, ...] = ()
     allow_no_eos: bool = False
+    tool_call_parser: str | None = None
+    reasoning_parser: str | None = None
     claim_ahead: int = 4
     lease_s: float = 90.0
     grace_s: float = 30.0
@@ -228,6 +232,8 @@ _VARIABLES: Mapping[str, tuple[str, _Parser]] = {
     "default_max_tokens": ("MLXQ_DEFAULT_MAX_TOKENS", _integer),
     "extra_eos_tokens": ("MLXQ_EXTRA_EOS_TOKEN", _words),
     "allow_no_eos": ("MLXQ_ALLOW_NO_EOS", _flag),
+    "tool_call_parser": ("MLXQ_TOOL_CALL_PARSER", _text),
+    "reasoning_parser": ("MLXQ_REASONING_PARSER", _text),
     "claim_ahead": ("MLXQ_CLAIM_AHEAD", _integer),
     "lease_s": ("MLXQ_LEASE_S", _seconds),
     "grace_s": ("MLXQ_GRACE_S", _seconds),

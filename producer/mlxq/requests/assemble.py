@@ -35,6 +35,7 @@ _NOT_OF_BEAMS = (
     "logprobs",
     "prompt_logprobs",
     "logprob_token_ids",
+    "thinking_token_budget",
 )
 """Fields, named like attributes of `SamplingParams`, that a beam search can't honour."""
 _MAX_SHOWN_TOOLS = 10

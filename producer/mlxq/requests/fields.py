@@ -61,6 +61,11 @@ def _seed(value: Any, param: str) -> int | None:
     return None if seed == -1 else seed
 
 
+def _thinking_token_budget(value: Any, param: str) -> int | None:
+    budget = _at_least_minus_one(value, param)
+    return None if budget == -1 else budget
+
+
 def _early_stopping(value: Any, param: str) -> bool | Literal["never"]:
     if value == "never":
         return "never"
@@ -299,6 +304,12 @@ FIELDS = table(
         "sets reasoning_effort and enable_thinking for the chat template",
         chat_only=True,
     ),
+    honoured(
+        "thinking_token_budget",
+        Check(_at_least_minus_one.expected, _thinking_token_budget),
+        "most tokens of reasoning, which is closed by force there; -1 is off",
+        fills="thinking_token_budget",
+    ),
     label("user", checks.string, "who asked"),
     label("metadata", checks.an_object, "anything worth noting"),
     label("safety_identifier", checks.string, "who asked, as a hash"),
@@ -312,7 +323,6 @@ FIELDS = table(
     refused("functions", doc="replaced by tools", hint="use tools"),
     refused("function_call", "auto", "none", doc="replaced by tool_choice", hint="use tool_choice"),
     refused("include_reasoning", True, doc="leave the reasoning out of the answer"),
-    refused("thinking_token_budget", -1, doc="most tokens of reasoning"),
     refused("return_tokens_as_token_ids", False, doc="ids in the place of tokens", hint="use return_token_ids"),
     refused("return_prompt_text", False, doc="report what the chat template made"),
     refused("return_token_offsets", False, doc="report where tokens begin in the prompt"),

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from mlxq.contract import CHAT, Choice, Failure, Result, RunInfo, ToolCall
+from mlxq.contract import CHAT, Choice, Failure, Result, RunInfo, ToolCall, Usage
 from mlxq.errors import RequestError
 from mlxq.results import logprobs_json
 
@@ -32,6 +32,7 @@ def result_line(result: Result) -> dict[str, Any]:
             "prompt_tokens": result.usage.prompt_tokens,
             "completion_tokens": result.usage.completion_tokens,
             "total_tokens": result.usage.total_tokens,
+            **_usage_details(result.usage),
         },
         **(about_prompt if chat else {}),
         "mlxq": _about_run(result.run),
@@ -115,6 +116,13 @@ def _about_prompt(result: Result) -> dict[str, Any]:
 
 def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _usage_details(usage: Usage) -> dict[str, Any]:
+    """OpenAI's place for the tokens of the reasoning part."""
+    if usage.reasoning_tokens is None:
+        return {}
+    return {"completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens}}
 
 
 def _as_list(ids: tuple[int, ...] | None) -> list[int] | None:

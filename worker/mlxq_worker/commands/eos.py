@@ -45,12 +45,13 @@ def eos(model: str, as_json: bool, extra_eos_token: tuple[str, ...], allow_no_eo
     except MlxqError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
-        click.echo(json.dumps(_as_object(described), ensure_ascii=False))
+        click.echo(json.dumps(eos_as_object(described), ensure_ascii=False))
     else:
         _print_table(described)
 
 
-def _as_object(described: DescribedModel) -> dict[str, Any]:
+def eos_as_object(described: DescribedModel) -> dict[str, Any]:
+    """The set as JSON has it."""
     return {
         "model": described.name,
         "path": str(described.path),
@@ -66,6 +67,9 @@ def _as_object(described: DescribedModel) -> dict[str, Any]:
             }
             for token in described.eos.tokens
         ],
+        "rejected": [
+            {"token": end.token, "source": end.source, "reason": end.reason} for end in described.eos.rejected
+        ],
     }
 
 
@@ -78,6 +82,8 @@ def _print_table(described: DescribedModel) -> None:
     for token in described.eos.tokens:
         # As Text: a token such as [/INST] would be taken for markup.
         table.add_row(str(token.id), Text(token.token), "\n".join(token.sources), _use(token, described))
+    for end in described.eos.rejected:
+        table.add_row("", Text(end.token), end.source, Text(f"no end: {end.reason}"))
     Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
 
 

@@ -60,6 +60,8 @@ RESUME_HINT = "Run the same command again to go on from here."
 @options.allow_unknown_params
 @worker_option("extra_eos_tokens")
 @worker_option("allow_no_eos")
+@worker_option("tool_call_parser")
+@worker_option("reasoning_parser")
 @click.option("-v", "--verbose", is_flag=True, help="Show what the worker writes.")
 def run(
     input_path: Path,

@@ -59,6 +59,16 @@ WORKER_OPTIONS: Mapping[str, WorkerOption] = {
         {"multiple": True, "metavar": "TOKEN"},
     ),
     "allow_no_eos": WorkerOption("--allow-no-eos", "Accept a model that names no end token at all.", _FLAG),
+    "tool_call_parser": WorkerOption(
+        "--tool-call-parser",
+        "How the model writes tool calls, in vLLM's names, or none.  [default: what its files tell]",
+        {"metavar": "NAME"},
+    ),
+    "reasoning_parser": WorkerOption(
+        "--reasoning-parser",
+        "How the model marks its reasoning, in vLLM's names, or none.  [default: what its files tell]",
+        {"metavar": "NAME"},
+    ),
     "grace_s": WorkerOption(
         "--grace",
         "How long running rows may go on after SIGTERM or SIGINT.  [default: 30]",

@@ -17,6 +17,7 @@ from mlxq_worker.engine.constraint import Words as Words
 from mlxq_worker.engine.constraint import num_words as num_words
 from mlxq_worker.engine.reasoning import Reasoning as Reasoning
 from mlxq_worker.engine.reasoning import ReasoningState as ReasoningState
+from mlxq_worker.engine.reasoning import TextMarkers as TextMarkers
 
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text, special tokens left out."""

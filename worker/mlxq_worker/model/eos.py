@@ -16,7 +16,7 @@ from typing import Any
 
 from mlxq.errors import EosError
 from mlxq_worker.model.tokenizer import Tokenizer, find_token, token_text
-from mlxq_worker.model.turn_end import find_turn_end
+from mlxq_worker.model.turn_end import AFTER_CALL, AFTER_LAST, TurnEnd, find_turn_ends
 
 CONFIG = "config.json:eos_token_id"
 TEXT_CONFIG = "config.json:text_config.eos_token_id"
@@ -36,16 +36,27 @@ class EosToken:
 
 
 @dataclass(frozen=True, slots=True)
+class RejectedEnd:
+    """A token that was looked at and is no member: where it was found, and why it ends nothing."""
+
+    token: str
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class EosSet:
     """All tokens that end an answer, in the order they were found.
 
     `primary_id` is the one whose stop is reported with `stop_reason: null`: the tokenizer's own EOS, else the
-    first found. `chat_only` holds the ids that only the chat template names: they end no plain completion.
+    first found. `chat_only` holds the ids that only the chat template names: they end no plain completion. `rejected`
+    are tokens that the chat template writes where turns end, and that are no ends.
     """
 
     tokens: tuple[EosToken, ...]
     primary_id: int | None
     chat_only: frozenset[int]
+    rejected: tuple[RejectedEnd, ...] = ()
 
     def ids(self, chat: bool) -> frozenset[int]:
         """The ids that end a chat answer, or a plain completion."""
@@ -78,9 +89,13 @@ def resolve_eos(
         EosError: a source holds something that can't be an end token, or no source names one.
     """
     sources_of: dict[int, list[str]] = {}
-    for candidate in _candidates(tokenizer, config, generation_config, vocab_size, extra):
+    turn_ends = _TurnEnds.of(tokenizer, vocab_size)
+    for candidate in _candidates(tokenizer, config, generation_config, turn_ends, extra):
         sources = sources_of.setdefault(_checked_id(candidate, tokenizer, vocab_size), [])
-        if candidate.source not in sources:
+        # A further place in the template adds nothing, nor does what is only inferred.
+        is_told = _is_of_template(candidate.source) and any(map(_is_of_template, sources))
+        is_told = is_told or (candidate.source.endswith(AFTER_CALL) and bool(sources))
+        if candidate.source not in sources and not is_told:
             sources.append(candidate.source)
     if not sources_of and not allow_no_eos:
         raise EosError(
@@ -92,7 +107,8 @@ def resolve_eos(
     return EosSet(
         tokens=tokens,
         primary_id=_primary_id(tokens),
-        chat_only=frozenset(token.id for token in tokens if token.sources == (CHAT_TEMPLATE,)),
+        chat_only=frozenset(token.id for token in tokens if all(map(_is_of_template, token.sources))),
+        rejected=turn_ends.rejected,
     )
 
 
@@ -106,7 +122,7 @@ def _candidates(
     tokenizer: Tokenizer,
     config: Mapping[str, Any],
     generation_config: Mapping[str, Any],
-    vocab_size: int,
+    turn_ends: _TurnEnds,
     extra: Sequence[int | str],
 ) -> Iterator[_Candidate]:
     yield from _flatten(config.get("eos_token_id"), CONFIG)
@@ -115,7 +131,7 @@ def _candidates(
     yield from _flatten(generation_config.get("eos_token_id"), GENERATION_CONFIG)
     # By its text, not its id: a tokenizer gives an EOS that it does not have the unk id.
     yield from _flatten(tokenizer.eos_token, TOKENIZER)
-    yield from _flatten(_possible_turn_end(tokenizer, vocab_size), CHAT_TEMPLATE)
+    yield from (_Candidate(end.token, _source(end)) for end in turn_ends.ends)
     yield from (_Candidate(_id_or_text(value), OPTION) for value in extra)
 
 
@@ -133,12 +149,38 @@ def _id_or_text(value: int | str) -> int | str:
     return int(value) if isinstance(value, str) and re.fullmatch(r"-?[0-9]+", value) else value
 
 
-def _possible_turn_end(tokenizer: Tokenizer, vocab_size: int) -> str | None:
-    """The template's turn end if the model can produce it. One beyond its vocabulary (a base model with a chat
+@dataclass(frozen=True, slots=True)
+class _TurnEnds:
+    """The template's turn ends that the model can produce. One beyond its vocabulary (a base model with a chat
     tokenizer) can't end anything, and is no reason to refuse completions."""
-    token = find_turn_end(tokenizer)
-    token_id = None if token is None else find_token(tokenizer, token)
-    return token if token_id is not None and token_id < vocab_size else None
+
+    ends: tuple[TurnEnd, ...]
+    rejected: tuple[RejectedEnd, ...]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, vocab_size: int) -> _TurnEnds:
+        found = find_turn_ends(tokenizer)
+        possible = {end: _is_possible(end.token, tokenizer, vocab_size) for end in found.ends}
+        beyond = (
+            RejectedEnd(end.token, _source(end), "the model's vocabulary doesn't reach it")
+            for end in found.ends
+            if not possible[end]
+        )
+        others = (RejectedEnd(end.token, _source(end), end.reason or "") for end in found.rejected)
+        return cls(tuple(end for end in found.ends if possible[end]), (*beyond, *others))
+
+
+def _is_possible(token: str, tokenizer: Tokenizer, vocab_size: int) -> bool:
+    token_id = find_token(tokenizer, token)
+    return token_id is not None and token_id < vocab_size
+
+
+def _source(end: TurnEnd) -> str:
+    return CHAT_TEMPLATE if end.where == AFTER_LAST else f"{CHAT_TEMPLATE}: {end.where}"
+
+
+def _is_of_template(source: str) -> bool:
+    return source == CHAT_TEMPLATE or source.startswith(f"{CHAT_TEMPLATE}:")
 
 
 def _checked_id(candidate: _Candidate, tokenizer: Tokenizer, vocab_size: int) -> int:

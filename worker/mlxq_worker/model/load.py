@@ -7,17 +7,21 @@ model. Knows nothing of requests or batches.
 
 from __future__ import annotations
 
+import importlib
 import json
+import logging
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from mlxq.errors import ModelError
 from mlxq_worker.blas import preload_openblas
+from mlxq_worker.model.config_words import in_mlx_lm_words
 from mlxq_worker.model.eos import EosSet, resolve_eos
+from mlxq_worker.model.python_template import use_python_template
 from mlxq_worker.model.tokenizer import Tokenizer
 
 DEMO = "demo"
@@ -29,6 +33,11 @@ UNSTATED_CONTEXT_LENGTH = 131_072
 _CONTEXT_LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
 # transformers writes about 1e30 where a tokenizer states no length.
 _LARGEST_STATED_LENGTH = 10**9
+
+logger = logging.getLogger("rq.worker")
+
+_TOKENIZED_SAMPLE = "The quick-brown Fox's 12345 jumps,  over\n\tthe lazy dog. École 北京 🌧 don't I'LL x=1;y+=2 "
+"""A bit of everything that tokenizers split in ways of their own."""
 
 _REPOSITORY_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
 _DESCRIPTION_FILES = ("*.json", "*.jsonl", "*.txt", "*.jinja", "tokenizer.model", "*.tiktoken")
@@ -214,7 +223,43 @@ def _load_tokenizer(path: Path, config: Mapping[str, Any]) -> Tokenizer:
         if not (path / "tokenizer.json").exists():  # what transformers says then is about packages
             raise ModelError(f"{path} has no tokenizer.json, and no other tokenizer that can be loaded") from error
         raise ModelError(f"the tokenizer in {path} can't be loaded: {error}") from error
+    use_python_template(tokenizer)
+    _add_processor_template(tokenizer, path)
+    _warn_of_tokenizer_class(tokenizer, path)
     return tokenizer
+
+
+def _add_processor_template(tokenizer: Any, path: Path) -> None:
+    """The template of chat_template.json, where processors keep it: a tokenizer doesn't look there."""
+    file = path / "chat_template.json"
+    if tokenizer.chat_template is not None or not file.exists():
+        return
+    template = _read_object(file).get("chat_template")
+    if not isinstance(template, str):
+        raise ModelError(f"{file} must hold a text under chat_template")
+    tokenizer.chat_template = template
+
+
+def _warn_of_tokenizer_class(tokenizer: Any, path: Path) -> None:
+    """A class of transformers may lay rules of its own over tokenizer.json: splitting of words, a normalizer, added
+    tokens. The texts that it makes of the same words then differ from those that the model was trained on."""
+    from tokenizers import Tokenizer as RawTokenizer
+
+    file = path / "tokenizer.json"
+    if not file.exists():
+        return
+    try:
+        raw = RawTokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exceptions
+        raise ModelError(f"the tokenizer in {path} can't be loaded: {error}") from error
+    sample = _TOKENIZED_SAMPLE
+    if raw.encode(sample, add_special_tokens=False).ids != tokenizer.encode(sample, add_special_tokens=False):
+        logger.warning(
+            "transformers' %s reads texts otherwise than %s says: if that is not meant, set tokenizer_class in"
+            " tokenizer_config.json to PreTrainedTokenizerFast",
+            type(tokenizer).__name__,
+            file,
+        )
 
 
 def _config_for_tokenizer(config: Mapping[str, Any]) -> Any:
@@ -233,9 +278,40 @@ def _load_weights(described: DescribedModel) -> Any:
     preload_openblas()
     from mlx_lm.utils import load_model as load_weights
 
+    said = config_overrides(described.config)
     try:
-        model, _config = load_weights(described.path)
+        model, _config = load_weights(described.path, model_config=said)
     except Exception as error:  # a wrong config fails anywhere inside the model's own code
         kind = described.config["model_type"]
         raise ModelError(f"mlx-lm can't load the {kind} model in {described.path}: {error}") from error
     return model
+
+
+def config_overrides(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is laid over config.json for mlx-lm, which doesn't know all of transformers 5's words. Imports mlx.
+
+    Raises:
+        ModelError: it says something that mlx-lm's architecture has no word for.
+    """
+    words = _words_of(config.get("model_type"))
+    said = in_mlx_lm_words(config, words) if words else {}
+    text = config.get("text_config")
+    if not isinstance(text, Mapping):
+        return said
+    # Of the text model by itself if mlx-lm has that, else of the whole.
+    inner = _words_of(text.get("model_type")) or words
+    more = in_mlx_lm_words(text, inner, "config.json: text_config") if inner else {}
+    return {**said, "text_config": {**text, **more}} if more else said
+
+
+def _words_of(model_type: object) -> frozenset[str]:
+    """The keys that mlx-lm reads of an architecture's config; nothing if it has none of this name."""
+    from mlx_lm.utils import MODEL_REMAPPING
+
+    name = MODEL_REMAPPING.get(model_type, model_type) if isinstance(model_type, str) else ""
+    try:
+        module = importlib.import_module(f"mlx_lm.models.{name}")
+    except ImportError:
+        return frozenset()
+    classes = [getattr(module, each, None) for each in ("ModelArgs", "TextArgs", "TextConfig", "TextModelArgs")]
+    return frozenset(field.name for each in classes if is_dataclass(each) for field in fields(each))

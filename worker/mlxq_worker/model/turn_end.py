@@ -1,40 +1,120 @@
-"""Finds the token with which a chat template ends an assistant message, by rendering a short conversation.
+"""Finds the tokens with which a chat template ends an assistant message, by rendering short conversations.
 
 Models exist whose files list only ``<|endoftext|>`` while their chats end every turn with ``<|im_end|>``: the
-template is then the only place that tells. Reads no file and no ids.
+template is then the only place that tells. It is looked for after the last answer, in one with reasoning, and before a
+further message. Reads no file and no ids.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from mlxq.errors import RequestError
-from mlxq_worker.model.chat import render
+from mlxq_worker.model.chat import render, template_text
 from mlxq_worker.model.tokenizer import Tokenizer
 
 _SYSTEM, _QUESTION, _ANSWER = "mlxqSystemText", "mlxqQuestionText", "mlxqAnswerText"
-_EXCHANGE = ({"role": "user", "content": _QUESTION}, {"role": "assistant", "content": _ANSWER})
-# Some templates demand a system message, some refuse it.
-_CONVERSATIONS: tuple[tuple[dict[str, str], ...], ...] = (
-    _EXCHANGE,
-    ({"role": "system", "content": _SYSTEM}, *_EXCHANGE),
-)
+_THOUGHT, _FURTHER = "mlxqThoughtText", "mlxqFurtherText"
+_ASKED = {"role": "user", "content": _QUESTION}
+_ANSWERED = {"role": "assistant", "content": _ANSWER}
+_REASONED = {**_ANSWERED, "reasoning_content": _THOUGHT}
+_ASKED_AGAIN = {"role": "user", "content": _FURTHER}
+_TOLD = {"role": "system", "content": _SYSTEM}
+
+Conversation = Sequence[Mapping[str, str]]
+
+AFTER_LAST = "after the last answer"
+AFTER_REASONING = "after an answer with reasoning"
+BEFORE_FURTHER = "before a further message"
+AFTER_CALL = "after a tool call"
+
+_CONVERSATIONS: Mapping[str, tuple[Conversation, ...]] = {
+    # Some templates demand a system message, some refuse it.
+    AFTER_LAST: ((_ASKED, _ANSWERED), (_TOLD, _ASKED, _ANSWERED)),
+    AFTER_REASONING: ((_ASKED, _REASONED), (_TOLD, _ASKED, _REASONED)),
+    BEFORE_FURTHER: ((_ASKED, _ANSWERED, _ASKED_AGAIN), (_TOLD, _ASKED, _ANSWERED, _ASKED_AGAIN)),
+}
+_CALL_ENDS = (("<|call|>", "<|channel|>"), ("<|tool_response>", "<|tool_call>"))
+"""Tokens with which a model hands over to a tool, and one that tells such a model: no template ends a message so."""
+_PART_ENDS = (("<|end|>", "<|channel|>"),)
+"""Tokens that end a part of an answer, and a token that tells such a model: ends of channels are none of turns."""
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEnd:
+    """A token and where it was found. With a `reason` it is none, and that says why."""
+
+    token: str
+    where: str
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TurnEnds:
+    """What was found: the turn ends, and the tokens that only seem to be some."""
+
+    ends: tuple[TurnEnd, ...] = ()
+    rejected: tuple[TurnEnd, ...] = field(default=())
 
 
 def find_turn_end(tokenizer: Tokenizer) -> str | None:
-    """The special token that the chat template writes right after an assistant message, if it writes one.
+    """The first of `find_turn_ends`."""
+    return next((end.token for end in find_turn_ends(tokenizer).ends), None)
 
-    Looked up in a rendered conversation: whitespace aside, the first thing after the answer must be a special or
+
+def find_turn_ends(tokenizer: Tokenizer) -> TurnEnds:
+    """The special tokens that the chat template writes right after an assistant message.
+
+    Looked up in rendered conversations: whitespace aside, the first thing after the answer must be a special or
     added token. The token that begins a text, or one that opens a message, is no end: a template without end
-    tokens goes on with those. `None` also for a template that renders none of the conversations tried.
+    tokens goes on with those. Nor is one that closes a thought as well. None also for a template that renders none of
+    the conversations tried.
     """
     if tokenizer.chat_template is None:
-        return None
+        return TurnEnds()
     specials = _Specials.of(tokenizer)
-    ends = (_turn_end_in(tokenizer, conversation, specials) for conversation in _CONVERSATIONS)
-    return next(filter(None, ends), None)
+    closing_thoughts = frozenset(_closing_thoughts(tokenizer, specials))
+    found: list[TurnEnd] = []
+    for where, conversations in _CONVERSATIONS.items():
+        seen = (_turn_end_in(tokenizer, conversation, where, specials) for conversation in conversations)
+        first = next((each for each in seen if each is not None), None)
+        if first is not None:
+            found.append(_judged(first, closing_thoughts, tokenizer))
+    found += [TurnEnd(token, AFTER_CALL) for token in _present(_CALL_ENDS, tokenizer)]
+    ends = tuple(each for each in found if each.reason is None)
+    tokens = {each.token for each in ends}
+    return TurnEnds(ends=ends, rejected=tuple(each for each in found if each.token not in tokens))
+
+
+def _judged(end: TurnEnd, closing_thoughts: frozenset[str], tokenizer: Tokenizer) -> TurnEnd:
+    if end.reason is not None:
+        return end
+    if end.token in _present(_PART_ENDS, tokenizer):
+        return TurnEnd(end.token, end.where, "it ends every channel, not only the last")
+    if end.token in closing_thoughts:
+        return TurnEnd(end.token, end.where, "it closes the thought as well")
+    return end
+
+
+def _present(pairs: Sequence[tuple[str, str]], tokenizer: Tokenizer) -> list[str]:
+    added, template = tokenizer.get_added_vocab(), template_text(tokenizer)
+    return [token for token, sign in pairs if token in added and (sign in added or sign in template)]
+
+
+def _closing_thoughts(tokenizer: Tokenizer, specials: _Specials) -> Iterator[str]:
+    """The tokens that stand between a thought and its answer, where the template writes thoughts."""
+    for conversation in _CONVERSATIONS[AFTER_REASONING]:
+        try:
+            text = render(tokenizer, conversation, add_generation_prompt=False)
+        except RequestError:
+            continue
+        _, thought, behind = text.partition(_THOUGHT)
+        between, answer, _ = behind.partition(_ANSWER)
+        if thought and answer:
+            yield from specials.every(between)
+        return
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +143,35 @@ class _Specials:
         return [match.group() for match in self.pattern.finditer(stripped) if match.end() == len(stripped)]
 
 
-def _turn_end_in(tokenizer: Tokenizer, conversation: Sequence[Mapping[str, str]], specials: _Specials) -> str | None:
+def _turn_end_in(tokenizer: Tokenizer, conversation: Conversation, where: str, specials: _Specials) -> TurnEnd | None:
     try:
         text = render(tokenizer, conversation, add_generation_prompt=False)
         openers = _openers(tokenizer, conversation, text, specials)
     except RequestError:
         return None  # this template does not take such a conversation
     _, answer, rest = text.rpartition(_ANSWER)
-    end = specials.first(rest) if answer else []
-    return end[0] if end and end[0] not in openers else None
+    behind, further, _ = rest.partition(_FURTHER)
+    end = specials.first(behind) if answer else []
+    if not end:
+        return None
+    if further:
+        # Where the next message is opened is seen here: a token before that may close this one although a prompt for
+        # the answer holds it, too.
+        opening = specials.every(_common_end(text.partition(_QUESTION)[0], behind))
+        openers = frozenset([tokenizer.bos_token or "", *opening])
+    is_opener = end[0] in openers
+    return TurnEnd(end[0], where, "it opens a message, or begins every text" if is_opener else None)
 
 
-def _openers(
-    tokenizer: Tokenizer, conversation: Sequence[Mapping[str, str]], text: str, specials: _Specials
-) -> frozenset[str]:
+def _common_end(one: str, other: str) -> str:
+    """The longest text with which both end: what opens a user's message, if both stand before one."""
+    length = 0
+    while length < min(len(one), len(other)) and one[-1 - length] == other[-1 - length]:
+        length += 1
+    return one[len(one) - length :]
+
+
+def _openers(tokenizer: Tokenizer, conversation: Conversation, text: str, specials: _Specials) -> frozenset[str]:
     """The tokens that begin the text or open a message: those that `text` starts with, those right before the
     question and the answer, and all of the generation prompt's. Others before the question may be ends: that of a
     default system message."""
@@ -89,7 +184,7 @@ def _openers(
     return frozenset([bos, *first, *last, *specials.every(generation_prompt)])
 
 
-def _generation_prompt(tokenizer: Tokenizer, conversation: Sequence[Mapping[str, str]]) -> str:
+def _generation_prompt(tokenizer: Tokenizer, conversation: Conversation) -> str:
     """What the template adds for the model to answer; nothing if it can't be told from the rest."""
     closed = render(tokenizer, conversation, add_generation_prompt=False)
     opened = render(tokenizer, conversation, add_generation_prompt=True)

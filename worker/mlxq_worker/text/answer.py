@@ -13,7 +13,7 @@ from mlxq.contract import CHAT, Choice, EosEntry, Request, Result, RunInfo, Stop
 from mlxq_worker.engine.api import RowResult, RowSpec, TokenScores
 from mlxq_worker.model.eos import EosSet
 from mlxq_worker.model.tokenizer import Tokenizer
-from mlxq_worker.text.answer_parts import AnswerReader
+from mlxq_worker.text.answer_parts import AnswerParts, AnswerReader
 from mlxq_worker.text.grammar import ignored_formats
 from mlxq_worker.text.vocabulary import TokenTexts
 
@@ -47,25 +47,30 @@ class AnswerBuilder:
         results = [_without_tokens(each) if request.sampling.max_tokens == 0 else each for each in results]
         echo = self._echo(request, first, results[0])
         wants_ids = request.sampling.return_token_ids
+        read = [self._reader.read(request, first, result) for result in results]
+        has_reasoning = first.reasoning is not None or any(parts.reasoning_content is not None for parts in read)
         return Result(
             custom_id=request.custom_id,
             request_id=request_id,
             endpoint=request.endpoint,
             model=self._model_name,
             created=created,
-            choices=tuple(self._choice(request, first, index, result, echo) for index, result in enumerate(results)),
+            choices=tuple(
+                self._choice(request, parts, index, result, echo)
+                for index, (parts, result) in enumerate(zip(read, results, strict=True))
+            ),
             usage=Usage(
                 prompt_tokens=results[0].num_prompt_tokens,
                 completion_tokens=sum(len(result.token_ids) for result in results),
+                reasoning_tokens=sum(parts.num_reasoning_tokens for parts in read) if has_reasoning else None,
             ),
             run=self._run_info(request, first, results, queue_s),
             prompt_token_ids=first.prompt_ids if wants_ids else None,
             prompt_logprobs=self._prompt_logprobs(request, results[0]),
         )
 
-    def _choice(self, request: Request, spec: RowSpec, index: int, result: RowResult, echo: _Echo) -> Choice:
+    def _choice(self, request: Request, parts: AnswerParts, index: int, result: RowResult, echo: _Echo) -> Choice:
         details = result.stop_details
-        parts = self._reader.read(request, spec, result)
         return Choice(
             index=index,
             text=echo.text + parts.text,

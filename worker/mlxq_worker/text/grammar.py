@@ -14,7 +14,8 @@ from typing import Any
 
 from mlxq.contract import Request, Structure
 from mlxq.errors import RequestError
-from mlxq_worker.model.tool_formats import ToolFormat, arguments_schema
+from mlxq_worker.dialects.forcing import arguments_schema
+from mlxq_worker.dialects.tool_format import ToolFormat
 from mlxq_worker.schema.openness import Probe
 from mlxq_worker.schema.rule import Rule, json_rule
 from mlxq_worker.text.grammar_syntax import as_lark
@@ -110,7 +111,8 @@ def _beside_tools(request: Request, tools: Sequence[dict[str, Any]], tool_format
 
 
 def _forced_calls(request: Request, tool_format: ToolFormat) -> str:
-    return tool_format.call_rules(_callable_tools(request), name=_CALLS, several=request.tool_choice.parallel)
+    several = request.tool_choice.parallel and request.tool_choice.name is None
+    return tool_format.call_rules(_callable_tools(request), name=_CALLS, several=several)
 
 
 def _structure_or_calls(request: Request, structure: Structure, tool_format: ToolFormat) -> Grammar:

@@ -13,20 +13,23 @@ from dataclasses import replace
 
 from mlxq.contract import Request, Result, SamplingParams
 from mlxq.errors import RequestError
-from mlxq_worker.engine.api import Reasoning, RowId, RowResult, RowSpec
+from mlxq_worker.dialects.reasoning import ReasoningMarkers
+from mlxq_worker.dialects.tool_format import ToolFormat
+from mlxq_worker.engine.api import Constraint, Reasoning, RowId, RowResult, RowSpec
 from mlxq_worker.model.eos import EosSet
-from mlxq_worker.model.reasoning import ReasoningMarkers
 from mlxq_worker.model.tokenizer import Tokenizer, token_text
-from mlxq_worker.model.tool_formats import ToolFormat
 from mlxq_worker.text.answer import AnswerBuilder
 from mlxq_worker.text.answer_parts import AnswerReader
 from mlxq_worker.text.bad_words import BadWordSpeller
 from mlxq_worker.text.prompt import PromptReader
 from mlxq_worker.text.structure import StructureCompiler
+from mlxq_worker.text.thought_budget import ThoughtBudget
 from mlxq_worker.text.vocabulary import check_ids
 
 _DRAWN_SEEDS = 2**53
 _SEEDS = 2**64
+_CHANNEL_HEADER_TOKENS = 3
+"""With fewer tokens than its header has, a channel's message can't even begin."""
 
 
 def draw_seed() -> int:
@@ -67,12 +70,16 @@ class ModelPreparer:
         self._default_max_tokens = default_max_tokens
         self._draw_seed = draw_seed
         self._prompts = PromptReader(
-            tokenizer, vocab_size=vocab_size, context_length=context_length, model_name=model_name
+            tokenizer,
+            vocab_size=vocab_size,
+            context_length=context_length,
+            model_name=model_name,
+            id_style=tool_format.dialect.id_style if tool_format else "openai",
         )
         self._structures = StructureCompiler(tokenizer, eos.ids(chat=True), vocab_size, tool_format)
         self._bad_words = BadWordSpeller(tokenizer, vocab_size)
         self._markers = markers
-        reader = AnswerReader(tokenizer, self.decode, tool_format)
+        reader = AnswerReader(tokenizer, self.decode, tool_format, markers.wrappers if markers else ())
         self._answers = AnswerBuilder(tokenizer, eos, reader, model_name=model_name)
 
     def prepare(self, request: Request, request_id: str) -> tuple[RowSpec, ...]:
@@ -136,7 +143,7 @@ class ModelPreparer:
             bad_words=self._bad_words.ids(sampling.bad_words),
             allowed_token_ids=None if allowed is None else frozenset(allowed),
             repetition_detection=sampling.repetition_detection,
-            constraint=self._structures.constraint(request, eos_ids, reasoning),
+            constraint=self._constraint(request, eos_ids, reasoning),
             reasoning=reasoning,
             num_logprobs=sampling.logprobs,
             logprob_token_ids=sampling.logprob_token_ids,
@@ -151,15 +158,34 @@ class ModelPreparer:
             first,
             row_id=first.row_id.answer(index),
             seed=(first.seed + index) % _SEEDS,
-            constraint=self._structures.constraint(request, first.eos_ids, first.reasoning),
+            constraint=self._constraint(request, first.eos_ids, first.reasoning),
             num_prompt_logprobs=None,
         )
 
     def _reasoning(self, request: Request, prompt_ids: Sequence[int]) -> Reasoning | None:
         """Only a chat is answered with reasoning: a completion goes on with its prompt."""
         if self._markers is None or request.messages is None:
+            if request.sampling.thinking_token_budget is not None:
+                raise RequestError(
+                    "thinking_token_budget limits the reasoning part of a chat, and none is known of this model",
+                    param="thinking_token_budget",
+                    code="unsupported",
+                )
             return None
-        return self._markers.after_prompt(prompt_ids, self.decode)
+        are_forced = bool(request.tools) and request.tool_choice.mode == "required"
+        return self._markers.after_prompt(prompt_ids, self.decode, calls_are_forced=are_forced)
+
+    def _constraint(self, request: Request, eos_ids: frozenset[int], reasoning: Reasoning | None) -> Constraint | None:
+        """What holds a row: its grammar, and the budget of its thought."""
+        held = self._structures.constraint(request, eos_ids, reasoning)
+        budget = request.sampling.thinking_token_budget
+        if budget is None or reasoning is None or self._markers is None:
+            return held
+        before_calls = reasoning is self._markers.calls
+        end_ids = reasoning.ends[0] if before_calls else self._markers.closing_ids
+        if reasoning.is_open and self._markers.is_channelled and budget < _CHANNEL_HEADER_TOKENS:
+            end_ids, budget = reasoning.ends[0], 0  # no message has begun that could be ended
+        return ThoughtBudget(reasoning, budget, end_ids=end_ids, inner=held, vocab_size=self._vocab_size)
 
     def _check_token_ids(self, sampling: SamplingParams) -> None:
         check_ids(sampling.stop_token_ids, self._vocab_size, "stop_token_ids")

@@ -5,11 +5,11 @@ Plain Python over a tokenizer: knows no sampling parameters, no arrays and no qu
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from mlxq.contract import Request
 from mlxq.errors import RequestError
-from mlxq_worker.model.chat import render
+from mlxq_worker.model.chat import ChatRenderer, template_text
 from mlxq_worker.model.tokenizer import Tokenizer
 from mlxq_worker.text.vocabulary import check_ids, check_text
 
@@ -27,13 +27,23 @@ class PromptReader:
         vocab_size: how many ids the model has.
         context_length: how many tokens prompt and answer may have together.
         model_name: what errors call the model.
+        id_style: how the model's ids of tool calls look.
     """
 
-    def __init__(self, tokenizer: Tokenizer, *, vocab_size: int, context_length: int, model_name: str) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        vocab_size: int,
+        context_length: int,
+        model_name: str,
+        id_style: str = "openai",
+    ) -> None:
         self._tokenizer = tokenizer
         self._vocab_size = vocab_size
         self._context_length = context_length
         self._model_name = model_name
+        self._chats = ChatRenderer(tokenizer, model_name=model_name, id_style=id_style)
 
     def token_ids(self, request: Request) -> tuple[int, ...]:
         """The prompt's ids: not empty, inside the vocabulary, and with room for an answer.
@@ -73,39 +83,25 @@ class PromptReader:
                 param="messages",
                 code="no_chat_template",
             )
-        self._check_effort(request, self._tokenizer.chat_template)
-        if not request.tools:
-            return self._render(request, with_tools=False)
-        text = self._render(request, with_tools=True)
-        if text == self._render(request, with_tools=False):
-            raise RequestError(
-                f"the chat template of {self._model_name} does not write tools, so the model would not see them",
-                param="tools",
-                code="unsupported",
-            )
-        return text
+        self._check_effort(request)
+        return self._chats.render(
+            request.messages or (),
+            tools=request.tools,
+            template_kwargs=request.chat_template_kwargs,
+            add_generation_prompt=request.add_generation_prompt,
+            continue_final_message=request.continue_final_message,
+        )
 
-    def _check_effort(self, request: Request, template: str | Mapping[str, str]) -> None:
+    def _check_effort(self, request: Request) -> None:
         """Refuse a `reasoning_effort` that the template reads under neither of its names, and so would leave aside."""
-        texts = (template,) if isinstance(template, str) else tuple(template.values())
         if "reasoning_effort" in request.chat_template_kwargs and not any(
-            name in text for text in texts for name in _EFFORT_VARIABLES
+            name in template_text(self._tokenizer) for name in _EFFORT_VARIABLES
         ):
             raise RequestError(
                 f"the chat template of {self._model_name} has no reasoning_effort, and no thinking to switch off",
                 param="reasoning_effort",
                 code="unsupported",
             )
-
-    def _render(self, request: Request, *, with_tools: bool) -> str:
-        return render(
-            self._tokenizer,
-            request.messages or (),
-            add_generation_prompt=request.add_generation_prompt,
-            continue_final_message=request.continue_final_message,
-            tools=request.tools if with_tools else None,
-            template_kwargs=request.chat_template_kwargs,
-        )
 
     def _encode(self, text: str, param: str, *, add_special_tokens: bool) -> list[int]:
         check_text(text, param)

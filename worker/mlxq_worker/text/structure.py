@@ -16,9 +16,9 @@ import numpy as np
 
 from mlxq.contract import Request
 from mlxq.errors import RequestError
+from mlxq_worker.dialects.tool_format import ToolFormat
 from mlxq_worker.engine.api import Reasoning, ReasoningState, Words, num_words
 from mlxq_worker.model.tokenizer import Tokenizer
-from mlxq_worker.model.tool_formats import ToolFormat
 from mlxq_worker.text.compiler import TokenizerData, compile_grammar
 from mlxq_worker.text.grammar import Grammar, answer_grammar
 from mlxq_worker.text.grammar_syntax import named_tokens
@@ -170,8 +170,14 @@ class GrammarConstraint:
         return masks.astype("<u4").tobytes()
 
     def advance(self, token_id: int) -> None:
-        if self._reasoning is None or not self._reasoning.push(token_id):
+        if self._reasoning is None or not self._is_thought(self._reasoning, token_id):
             self._matcher.consume_token(token_id)
+
+    @staticmethod
+    def _is_thought(reasoning: ReasoningState, token_id: int) -> bool:
+        """A blank before anything else is the grammar's, which has allowed it."""
+        awaited = reasoning.awaits_start
+        return reasoning.push(token_id) and not (awaited and reasoning.awaits_start)
 
     @property
     def is_complete(self) -> bool:
@@ -190,10 +196,11 @@ class GrammarConstraint:
             words[:] = 0
         elif self._matcher.is_accepting():
             words |= self._end_words
-        if self._reasoning and (start_id := self._reasoning.next_start_id) is not None:
-            if self._reasoning.num_tokens:  # a marker that has begun goes on
+        if self._reasoning and (start_ids := self._reasoning.next_start_ids):
+            if self._reasoning.is_in_start_marker:  # a marker that has begun goes on
                 words[:] = 0
-            words[start_id // 32] |= np.uint32(1 << start_id % 32)
+            for start_id in start_ids:
+                words[start_id // 32] |= np.uint32(1 << start_id % 32)
 
 
 class GrammarMasks:

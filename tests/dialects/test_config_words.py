@@ -1,0 +1,188 @@
+"""A config in transformers 5's words gives the same logits as one in 4's, for every architecture that has both; what
+mlx-lm has no word for is refused."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten, tree_unflatten
+
+from mlxq.errors import ModelError
+from mlxq_worker.model.load import config_overrides
+
+SMALL: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 4,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "rms_norm_eps": 1e-5,
+    "layer_norm_eps": 1e-5,
+    "norm_eps": 1e-5,
+    "layer_norm_epsilon": 1e-5,
+    "norm_epsilon": 1e-5,
+    "tie_word_embeddings": False,
+    "max_position_embeddings": 512,
+    "attention_bias": False,
+    "mlp_bias": False,
+}
+MOE = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+GRANITE = {
+    "logits_scaling": 1.0,
+    "attention_multiplier": 1.0,
+    "embedding_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "beta_fast": 32.0, "beta_slow": 1.0}
+LINEAR = {"rope_type": "linear", "factor": 4.0}
+THETA = 1234.0
+PLAIN = ({"rope_theta": THETA}, {"rope_theta": THETA, "rope_type": "default"})
+
+
+def scaled(scaling: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """In transformers 4's words, and in 5's."""
+    return {"rope_theta": THETA, "rope_scaling": scaling}, {"rope_theta": THETA, **scaling}
+
+
+def partial(word: str = "partial_rotary_factor", theta: str = "rope_theta") -> tuple[dict[str, Any], dict[str, Any]]:
+    return {theta: THETA, word: 0.5}, {"rope_theta": THETA, "partial_rotary_factor": 0.5, "rope_type": "default"}
+
+
+CASES: dict[str, tuple[str, dict[str, Any], tuple[dict[str, Any], dict[str, Any]]]] = {
+    "llama": ("llama", {}, PLAIN),
+    "llama, scaled as Llama 3": ("llama", {}, scaled(LLAMA3)),
+    "llama, by yarn": ("llama", {}, scaled(YARN)),
+    "mistral, which is a llama": ("mistral", {}, PLAIN),
+    "qwen2": ("qwen2", {}, PLAIN),
+    "qwen2, linear": ("qwen2", {}, scaled(LINEAR)),
+    "qwen3": ("qwen3", {}, PLAIN),
+    "qwen3_moe": ("qwen3_moe", {**MOE, "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True}, PLAIN),
+    "gemma": ("gemma", {}, PLAIN),
+    "gemma2": ("gemma2", {"query_pre_attn_scalar": 8}, PLAIN),
+    "phi3": ("phi3", {}, PLAIN),
+    "mixtral": ("mixtral", MOE, PLAIN),
+    "starcoder2": ("starcoder2", {}, PLAIN),
+    "olmo2": ("olmo2", {}, PLAIN),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 1, 1, 0], "no_rope_layer_interval": 4}, PLAIN),
+    "granite": ("granite", GRANITE, PLAIN),
+    "seed_oss": ("seed_oss", {}, PLAIN),
+    "ernie4_5": ("ernie4_5", {"use_bias": False}, PLAIN),
+    "cohere": ("cohere", {}, PLAIN),
+    "stablelm": ("stablelm", {"use_qkv_bias": False}, partial()),
+    "phi": ("phi", {}, partial()),
+    "glm4": ("glm4", {}, partial()),
+    "gpt_neox": ("gpt_neox", {}, partial("rotary_pct", "rotary_emb_base")),
+    "nemotron": ("nemotron", {"hidden_act": "relu2", "norm_eps": 1e-5}, partial()),
+    "gpt_oss": (
+        "gpt_oss",
+        {**MOE, "sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
+        scaled(YARN),
+    ),
+    "lfm2": (
+        "lfm2",
+        {
+            "conv_bias": False,
+            "conv_L_cache": 3,
+            "block_dim": 32,
+            "block_ff_dim": 48,
+            "block_multiple_of": 16,
+            "block_ffn_dim_multiplier": 1.0,
+            "block_auto_adjust_ff_dim": False,
+            "full_attn_idxs": [1],
+        },
+        PLAIN,
+    ),
+}
+
+
+def model_of(config: dict[str, Any]) -> Any:
+    """As mlx-lm builds it from a config in the words that it is given."""
+    from mlx_lm.utils import _get_classes
+
+    model_class, args_class = _get_classes(config)
+    return model_class(args_class.from_dict({**config, **config_overrides(config)}))
+
+
+def logits(model: Any, weights: dict[str, mx.array]) -> Any:
+    model.update(tree_unflatten(list(weights.items())))
+    return model(mx.array([[(7 * place) % 61 for place in range(100)]]))
+
+
+@pytest.mark.parametrize(("architecture", "more", "words"), CASES.values(), ids=CASES.keys())
+def test_both_words_give_the_same_logits(
+    architecture: str, more: dict[str, Any], words: tuple[dict[str, Any], dict[str, Any]]
+) -> None:
+    fours, fives = words
+    common = {"model_type": architecture, **SMALL, **more}
+    mx.random.seed(0)
+    model = model_of({**common, **fours})
+    weights = {name: mx.random.normal(weight.shape) * 0.3 for name, weight in tree_flatten(model.parameters())}
+
+    expected = logits(model, weights)
+    found = logits(model_of({**common, "rope_parameters": fives}), weights)
+    other = logits(model_of({**common, **fours, **_another_theta(fours)}), weights)
+
+    assert mx.array_equal(found, expected)
+    assert not mx.array_equal(other, expected)  # so that the parameters make a difference here
+
+
+def _another_theta(fours: dict[str, Any]) -> dict[str, Any]:
+    return {name: 10.0 for name in ("rope_theta", "rotary_emb_base") if name in fours}
+
+
+def gemma3(**more: Any) -> dict[str, Any]:
+    text = {"model_type": "gemma3_text", **SMALL, "sliding_window": 8, "query_pre_attn_scalar": 8, **more}
+    return {"model_type": "gemma3", "vocab_size": 64, "text_config": text}
+
+
+def test_gemmas_two_kinds_of_layers_have_parameters_of_their_own_in_a_nested_config() -> None:
+    types = ["sliding_attention", "full_attention"] * 2
+    fours = gemma3(rope_theta=THETA, rope_local_base_freq=77.0, sliding_window_pattern=2)
+    parameters = {"full_attention": {"rope_theta": THETA}, "sliding_attention": {"rope_theta": 77.0}}
+    fives = gemma3(rope_parameters=parameters, layer_types=types)
+    model = model_of(fours)
+    weights = {name: mx.random.normal(weight.shape) * 0.3 for name, weight in tree_flatten(model.parameters())}
+
+    assert mx.array_equal(logits(model_of(fives), weights), logits(model, weights))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "more", "said"),
+    [
+        ("starcoder2", {"rope_parameters": {"rope_theta": 1.0, **YARN}}, "yarn"),
+        ("llama", {"rope_parameters": {"rope_theta": 1.0, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        (
+            "llama",
+            {"rope_parameters": {"full_attention": {"rope_theta": 1.0}, "sliding_attention": {"rope_theta": 2.0}}},
+            "sliding_attention",
+        ),
+        ("cohere2", {"layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}, "layer_types"),
+    ],
+)
+def test_what_mlx_lm_has_no_word_for_is_refused(architecture: str, more: dict[str, Any], said: str) -> None:
+    with pytest.raises(ModelError, match=said):
+        config_overrides({"model_type": architecture, **SMALL, **more})
+
+
+def test_an_architecture_that_reads_the_new_words_keeps_them() -> None:
+    config = {"model_type": "qwen3", **SMALL, "rope_parameters": {"rope_theta": THETA, "rope_type": "default"}}
+
+    assert config_overrides(config) == {}
+
+
+def test_mlx_lm_has_every_architecture_of_the_table() -> None:
+    for architecture, _, _ in CASES.values():
+        if architecture != "mistral":
+            importlib.import_module(f"mlx_lm.models.{architecture}")

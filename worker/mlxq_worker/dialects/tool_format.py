@@ -1,0 +1,215 @@
+"""The tool-call dialect of one model: which one it is, and what its tokens make of it.
+
+Knows no requests and no results.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mlxq.errors import ConfigError, RequestError
+from mlxq_worker.dialects.calls import Call, Offered, Piece, pieces
+from mlxq_worker.dialects.dialect import Dialect
+from mlxq_worker.dialects.forcing import ForcedCalls
+from mlxq_worker.dialects.registry import DIALECTS, NAMES, dialect_named, dialects_told
+from mlxq_worker.model.chat import render, template_text
+from mlxq_worker.model.chat_shape import SHAPES
+from mlxq_worker.model.tokenizer import Tokenizer
+from mlxq_worker.model.turn_end import find_turn_ends
+
+logger = logging.getLogger("rq.worker")
+
+_QUESTION = "mlxqQuestionText"
+_SAMPLE_TOOL: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "mlxq_sample",
+        "description": "A sample.",
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "description": "A city."}},
+            "required": ["city"],
+        },
+    },
+}
+_SAMPLE_CALL = Call("mlxq_sample", {"city": "mlxqCityText"})
+_SAMPLE_MESSAGES: tuple[dict[str, Any], ...] = (
+    {"role": "user", "content": _QUESTION},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [
+            {
+                "id": "call00001",
+                "type": "function",
+                "function": {"name": _SAMPLE_CALL.name, "arguments": '{"city": "mlxqCityText"}'},
+            }
+        ],
+    },
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToolFormat:
+    """How one model writes its calls. `added` are the model's added tokens by their texts, `specials` those of them
+    that text leaves out."""
+
+    dialect: Dialect
+    added: Mapping[str, int]
+    specials: frozenset[str]
+
+    @classmethod
+    def of(cls, dialect: Dialect, tokenizer: Tokenizer) -> ToolFormat:
+        added = {text: token_id for text, token_id in tokenizer.get_added_vocab().items() if text}
+        specials = frozenset(
+            text
+            for text, token_id in added.items()
+            if not tokenizer.decode([token_id], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        )
+        return cls(dialect=dialect, added=added, specials=specials)
+
+    @property
+    def name(self) -> str:
+        return self.dialect.name
+
+    @property
+    def start(self) -> str:
+        """The text that tells that a call has begun; empty if nothing does."""
+        return self.dialect.syntax.marker
+
+    def pieces(self, raw: str, tools: Sequence[Mapping[str, Any]]) -> list[Piece]:
+        """An answer with its special tokens, cut into calls of these tools and what stands around them."""
+        return list(pieces(raw, self.dialect.syntax, Offered.of(tools)))
+
+    def call_rules(self, tools: Sequence[dict[str, Any]], *, name: str, several: bool) -> str:
+        """Lark rules, of which `name` stands for one call of any of `tools`, or for `several`.
+
+        Raises:
+            RequestError: calls of this format can't be forced, or a tool's parameters can't be.
+        """
+        if self.dialect.forced is None:
+            raise RequestError(
+                f"this model writes tool calls as {self.name} does, which can't be forced: use tool_choice auto",
+                param="tool_choice",
+                code="unsupported",
+            )
+        return ForcedCalls(self.dialect.forced, self.added).rules(tools, name=name, several=several)
+
+    @property
+    def can_be_told_from_text(self) -> bool:
+        """Whether a grammar can let the model choose between text and forced calls."""
+        forced = self.dialect.forced
+        if forced is None:
+            return False
+        if not self.start:
+            return not self.dialect.is_channelled
+        begins = f"{forced.before_all}{forced.before}"
+        return self.start in self.added and begins.startswith(self.start)
+
+    def text_or_calls(self, calls: str) -> str:
+        """Lark's start rule for an answer in which text is free, and calls are what the rule `calls` says.
+
+        A call begins with its marker, a token that text never gives; or the whole answer is calls or text, and text
+        doesn't begin as calls do.
+        """
+        if not self.start:
+            return f"start: {calls} | MLXQ_TEXT\nMLXQ_TEXT: /([^{{\\s](.|\\n)*)?/"
+        after = "MLXQ_TEXT" if self._ends_with_marker else ""
+        return f"start: MLXQ_TEXT | MLXQ_TEXT {calls} {after}\nMLXQ_TEXT: /(.|\\n)*/"
+
+    @property
+    def _ends_with_marker(self) -> bool:
+        forced = self.dialect.forced
+        assert forced is not None
+        ending = forced.after_all or forced.after.replace("}}", "")
+        return any(token in ending for token in self.added)
+
+
+def tool_format_of(tokenizer: Any, name: str | None = None) -> ToolFormat | None:
+    """The format in which this model writes tool calls, or `None` if none is known.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        name: the parser that the user names, in vLLM's words; ``none`` for no tool calls at all.
+
+    Raises:
+        ConfigError: there is no such parser.
+    """
+    if name == "none":
+        return None
+    found = _named(name) if name is not None else _configured(tokenizer) or _told(tokenizer)
+    return ToolFormat.of(found, tokenizer) if found else None
+
+
+def _named(name: str) -> Dialect:
+    found = dialect_named(name)
+    if found is None:
+        known = ", ".join(["none", *NAMES])
+        raise ConfigError(f"--tool-call-parser (MLXQ_TOOL_CALL_PARSER) is one of {known}, not {name!r}")
+    return found
+
+
+def _configured(tokenizer: Any) -> Dialect | None:
+    """What the tokenizer's configuration says in mlx-lm's words; a name that nobody here knows is left aside."""
+    name = getattr(tokenizer, "init_kwargs", {}).get("tool_parser_type")
+    if not isinstance(name, str):
+        return None
+    found = dialect_named(name)
+    if found is None:
+        logger.warning("tokenizer_config.json names the tool parser %r, which is not known here", name)
+    return found
+
+
+def _told(tokenizer: Any) -> Dialect | None:
+    """The dialect that the signs tell, and among several the one that reads what the template makes of a call. Without
+    any sign that alone decides."""
+    told = dialects_told(template_text(tokenizer), tokenizer.get_added_vocab())
+    written = own_call(tokenizer) if tokenizer.chat_template is not None else None
+    if written is None:
+        return told[0] if told else None
+    reading = [each for each in told or DIALECTS if _reads(each, written)]
+    marked = (each for each in reading if each.syntax.marker and each.syntax.marker in written)
+    return next(marked, next(iter(reading), told[0] if told else None))
+
+
+def own_call(tokenizer: Any) -> str | None:
+    """What the chat template makes of a sample call: the assistant's text, without the turn end. `None` if it takes
+    none, or drops it."""
+    for shape in SHAPES:
+        try:
+            text = render(tokenizer, _SAMPLE_MESSAGES, add_generation_prompt=False, tools=[_SAMPLE_TOOL], shape=shape)
+            asked = render(
+                tokenizer, _SAMPLE_MESSAGES[:1], add_generation_prompt=True, tools=[_SAMPLE_TOOL], shape=shape
+            )
+        except RequestError:
+            continue
+        question, _, behind = text.rpartition(_QUESTION)
+        is_misquoted = "{'city'" in behind or '\\"city' in behind
+        if question and "mlxqCityText" in behind and not is_misquoted:
+            answer = text[len(asked) :] if text.startswith(asked) else behind
+            return _without_end(answer, tokenizer)
+    return None
+
+
+def _without_end(text: str, tokenizer: Any) -> str:
+    """The text less the special tokens at its end that close no call."""
+    ends = [end.token for end in find_turn_ends(tokenizer).ends] + [tokenizer.eos_token]
+    stripped = text.rstrip()
+    for end in filter(None, ends):
+        stripped = stripped.removesuffix(end).rstrip()
+    return stripped
+
+
+def _reads(dialect: Dialect, written: str) -> bool:
+    read = pieces(written, dialect.syntax, Offered.of([_SAMPLE_TOOL]))
+    return [(call.name, call.arguments) for piece in read for call in piece.calls] == [
+        (_SAMPLE_CALL.name, _SAMPLE_CALL.arguments)
+    ]
+
+
+def reads_own_call(tool_format: ToolFormat, written: str) -> bool:
+    """Whether a format reads what the model's own template made of the sample call."""
+    return _reads(tool_format.dialect, written)
