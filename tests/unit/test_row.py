@@ -370,3 +370,15 @@ def test_inside_a_structure_a_stop_token_counts_only_once_the_structure_is_compl
     result = ended(b"...", constraint=TwoLetters())
 
     assert (result.stop_details.type, result.stop_details.token_index, result.text) == ("stop_token", 2, "..")
+
+
+def test_a_loop_counts_behind_the_reasoning_part_alone() -> None:
+    rule = RepetitionDetection(max_pattern_size=2, min_pattern_size=1, min_count=3)
+    thinking = Reasoning(**THINKING, is_open=True)
+
+    def end_of(token_ids: bytes) -> StopDetails:
+        asked = {"repetition_detection": rule, "reasoning": thinking, "end_tokens": {}, "max_tokens": len(token_ids)}
+        return ended([*token_ids], **asked).stop_details
+
+    assert (end_of(b"aaaa>aabbb").type, end_of(b"aaaa>aabbb").token_index) == ("repetition", 9)
+    assert [end_of(token_ids).type for token_ids in (b"aaaaaa", b"aa>aac")] == ["max_tokens", "max_tokens"]

@@ -24,9 +24,10 @@ class RepetitionWatch:
         self._num_more_copies = rule.min_count - 1
         self._num_equal = [0] * len(self._lengths)
 
-    def push(self, token_ids: Sequence[int]) -> bool:
-        """Whether the row loops, now that `token_ids` has one token more than at the last call."""
-        newest, num_tokens = token_ids[-1], len(token_ids)
+    def push(self, token_ids: Sequence[int], num_skipped: int = 0) -> bool:
+        """Whether the row loops, now that `token_ids` has one token more than at the last call. Its first `num_skipped`
+        tokens, of which none was ever the newest, count for nothing."""
+        newest, num_tokens = token_ids[-1], len(token_ids) - num_skipped
         loops = False
         for index, length in enumerate(self._lengths):
             is_equal = length < num_tokens and token_ids[-1 - length] == newest

@@ -54,7 +54,7 @@ class Row:
         # Text is followed token by token only where a stop string needs it; other rows are decoded once, at the end.
         self._stream = TextStream(decode) if spec.stop else None
         self._scanner = StopScanner(spec.stop)
-        self._reasoning = ReasoningState(spec.reasoning) if spec.reasoning and spec.stop else None
+        self._reasoning = ReasoningState(spec.reasoning) if spec.reasoning and self._follows_answer else None
         self._repetition = RepetitionWatch(spec.repetition_detection) if spec.repetition_detection else None
         self._admitted_s: float | None = None
         self._first_token_s: float | None = None
@@ -131,8 +131,9 @@ class Row:
         index = len(self.token_ids) - 1
         is_end_token = self._is_end(token_id)
         at_limit = len(self.token_ids) >= self.spec.limit
-        loops = self._loops()
-        if self._stream and self._scan(self._stream, is_end_token or loops or at_limit, now):
+        is_thought = self._reasoning is not None and self._reasoning.push(token_id)
+        loops = not is_thought and self._loops()
+        if self._stream and self._scan(self._stream, is_thought, is_end_token or loops or at_limit, now):
             return
         if is_end_token:
             self._end_on_token(token_id, index, now)
@@ -157,16 +158,23 @@ class Row:
         is_stop = token_id in spec.end_tokens
         return is_stop and (spec.constraint is None or token_id in spec.eos_ids or spec.constraint.is_complete)
 
+    @property
+    def _follows_answer(self) -> bool:
+        """Whether anything is looked for behind the reasoning part, token by token."""
+        return bool(self.spec.stop) or self.spec.repetition_detection is not None
+
     def _loops(self) -> bool:
-        """Whether the newest token completes a loop; as in vLLM none counts before `min_tokens` tokens are there."""
-        is_looping = self._repetition is not None and self._repetition.push(self.token_ids)
+        """Whether the newest token completes a loop of the answer proper; as in vLLM none counts before `min_tokens`
+        tokens are there."""
+        num_thought_tokens = self._reasoning.num_tokens if self._reasoning else 0
+        is_looping = self._repetition is not None and self._repetition.push(self.token_ids, num_thought_tokens)
         return is_looping and len(self.token_ids) >= self.spec.min_tokens
 
-    def _scan(self, stream: TextStream, is_last: bool, now: float) -> bool:
+    def _scan(self, stream: TextStream, is_thought: bool, is_last: bool, now: float) -> bool:
         """Follow the text by the newest token; end the row if that completes a stop string of the answer proper."""
         index = len(self.token_ids) - 1
         piece = stream.push(self.token_ids[index]) + (stream.flush() if is_last else "")
-        if self._reasoning and self._reasoning.push(self.token_ids[index]):
+        if is_thought:
             self._scanner.pass_over(piece)
             return False
         match = self._scanner.push(piece, armed=index >= self.spec.min_tokens)
