@@ -256,6 +256,15 @@ def test_tools_reach_a_template_that_reads_them_in_the_system_message(tmp_path: 
     assert text == 'system:<|tool|>[{"name": "f", "parameters": {"type": "object"}}]<|/tool|>;user:hi;'
 
 
+def test_calls_that_only_begin_as_a_known_dialect_does_are_refused(tmp_path: Path) -> None:
+    template = (
+        "{{ tools | tojson if tools }}{% for m in messages %}{{ m.content }}{% for c in m.tool_calls %}"
+        "<tool_call>({{ c.function.name }})({{ c.function.arguments | tojson }})</tool_call>{% endfor %}{% endfor %}"
+    )
+
+    assert refused(tmp_path, KNOWN + template, USER, tools=TOOLS).param == "tools"
+
+
 DEEPSEEK: dict[str, Any] = {
     "special": ("<｜User｜>", "<｜Assistant｜>"),
     "plain": ("<think>", "</think>"),

@@ -172,7 +172,11 @@ def _told(tokenizer: Any) -> Dialect | None:
         return told[0] if told else None
     reading = [each for each in told or DIALECTS if _reads(each, written)]
     marked = (each for each in reading if each.syntax.marker and each.syntax.marker in written)
-    return next(marked, next(iter(reading), told[0] if told else None))
+    if reading:
+        return next(marked, reading[0])
+    # Calls that begin as this dialect's but are none that it reads are another's, which nobody here knows.
+    is_another = not told or (told[0].syntax.marker and told[0].syntax.marker in written)
+    return None if is_another else told[0]
 
 
 def own_call(tokenizer: Any) -> str | None:
