@@ -46,7 +46,7 @@ test-quick: $(INSTALLED) need-openblas ## the tests that take no more than a few
 
 # Beside the packages of .venv and not among them: with torch there, transformers takes three times as long to import.
 parity: $(INSTALLED) need-openblas ## compare with transformers' beam search, SGLang's tool parsers, axolotl's templates
-	@[ -d $(PARITY)/torch ] || $(BIN)/pip install --quiet --target $(PARITY) --group parity
+	@[ -d $(PARITY)/orjson ] || $(BIN)/pip install --quiet --target $(PARITY) --group parity
 	@[ -d $(PARITY)/axolotl ] || $(BIN)/pip install --quiet --no-deps --target $(PARITY) $(WITHOUT_DEPS)
 	PYTHONPATH=$(PARITY) $(BIN)/pytest tests/parity
 
