@@ -15,7 +15,8 @@ from redis import Redis
 from redis import exceptions as redis_errors
 from redis.client import Pipeline
 
-from mlxq.errors import ConfigError, QueueError, QueueUnavailable
+from mlxq.errors import ConfigError, LoginRefused, QueueError, QueueNotReady, QueueUnavailable
+from mlxq.queue.passing import passes, refusal_code
 
 T = TypeVar("T")
 
@@ -29,6 +30,7 @@ URL_HINT = (
     " %25 for %"
 )
 
+_NO_WRITES = frozenset({"MISCONF", "NOREPLICAS", "OOM", "READONLY"})
 _SCHEME_AND_REST = re.compile(r"(\w+://)?(.*)", re.DOTALL)
 _ADDRESS = re.compile(r"((?:\[[0-9a-fA-F:.]*\]|[^:?#]*)(?::\d*)?(?:/[^:?#]*)?)(?:[?#].*)?", re.DOTALL)
 """Host, port and path. What stands after a colon and is no port may be a password that lacks its ``@``."""
@@ -87,21 +89,25 @@ def queue_errors(connection: Redis) -> Iterator[None]:
     """Turns what redis-py raises inside the block into errors that a caller can act on.
 
     Raises:
-        QueueUnavailable: Redis can't be reached, refuses the password, or takes no more writes.
-        QueueError: Redis answered with an error.
+        LoginRefused: Redis refuses the user or the password.
+        QueueNotReady: it can't do this now, and will do it later.
+        QueueUnavailable: it can't be reached.
+        QueueError: it answered with another error.
     """
     try:
         yield
     except (redis_errors.AuthenticationError, redis_errors.AuthorizationError) as error:
-        raise QueueUnavailable(f"Redis at {address_of(connection)} refuses the login: {error}") from error
-    except (redis_errors.ConnectionError, redis_errors.TimeoutError) as error:
-        raise QueueUnavailable(f"Redis at {address_of(connection)} can't be reached: {error}") from error
-    except (redis_errors.OutOfMemoryError, redis_errors.ReadOnlyError) as error:
-        raise QueueUnavailable(f"Redis at {address_of(connection)} takes no more writes: {error}") from error
-    except redis_errors.ResponseError as error:
-        if "MISCONF" in str(error):  # Redis can't save to its own disk; not always in front, as pipelines add words
-            raise QueueUnavailable(f"Redis at {address_of(connection)} takes no more writes: {error}") from error
-        raise QueueError(f"Redis at {address_of(connection)} says: {error}") from error
+        raise LoginRefused(f"Redis at {address_of(connection)} refuses the login: {error}") from error
+    except redis_errors.RedisError as error:
+        place = f"Redis at {address_of(connection)}"
+        if (code := refusal_code(error)) is not None:
+            what = "takes no more writes" if code in _NO_WRITES else "can't do this now"
+            raise QueueNotReady(f"{place} {what}: {error}") from error
+        if passes(error):
+            raise QueueUnavailable(f"{place} can't be reached: {error}") from error
+        if isinstance(error, redis_errors.ResponseError):
+            raise QueueError(f"{place} says: {error}") from error
+        raise
 
 
 def replies_to(pipe: Pipeline) -> list[Any]:
