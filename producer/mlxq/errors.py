@@ -13,8 +13,9 @@
         │   └── LoginRefused    it wants another user or password: fix the URL
         └── BatchNotFound       no such batch: check the id
 
-A command that ends on one of them has its `exit_code`: 2 where a restart would change nothing before somebody has fixed
-something, 3 where it may, since Redis is away, and 1 for the rest. Nothing here imports anything, so that every module can.
+A command that ends on one of them has its `exit_code`: 2 where a restart changes nothing before somebody has fixed
+something, 3 where it may, since Redis is away, and 1 for the rest. Nothing here imports anything, so that every module
+can.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from queue import Empty
 from types import FrameType
 from typing import Any
 
@@ -26,6 +27,7 @@ from rq.worker import BaseWorker, DequeueStrategy
 
 from mlxq import keys
 from mlxq.errors import ConfigError
+from mlxq.queue.passing import is_refusal
 from mlxq_worker import exits
 from mlxq_worker.backend import Backend, load_backend
 from mlxq_worker.config import WorkerConfig
@@ -35,9 +37,13 @@ from mlxq_worker.jobs.io_thread import IoThread
 from mlxq_worker.jobs.presence import Presence
 from mlxq_worker.jobs.store import JobStore
 from mlxq_worker.messages import Channel, Ready, Signalled
+from mlxq_worker.processes import ParentWatch
 from mlxq_worker.step_watch import StepWatch
 
 logger = logging.getLogger("rq.worker")
+
+BIRTH_PAUSE_S = 2.0
+"""Between two tries to register in a Redis that can't do that now."""
 
 
 class BatchWorker(BaseWorker):
@@ -95,7 +101,8 @@ class BatchWorker(BaseWorker):
         config = self._configured(burst, max_jobs)
         setup_loghandlers(logging_level, date_format, log_format)
         self._handle_signals(self.request_stop)
-        self.register_birth()  # type: ignore[no-untyped-call]
+        if not self._be_born(config):
+            return False
         try:
             return self._serve(config)
         finally:
@@ -111,6 +118,28 @@ class BatchWorker(BaseWorker):
         self.request_stop(signum, frame)
         logger.warning("Stopping once the model is loaded; another signal ends the process at once")
         self._handle_signals(signal.SIG_DFL)
+
+    def _be_born(self, config: WorkerConfig) -> bool:
+        """Write our entry as soon as Redis can take it. `False` if we were asked to stop, or left alone, before that.
+
+        Raises:
+            RedisError: Redis isn't there.
+        """
+        parent = ParentWatch(config.parent_pid) if config.parent_pid is not None else None
+        while True:
+            try:
+                self.register_birth()  # type: ignore[no-untyped-call]
+            except RedisError as error:
+                if not is_refusal(error):
+                    raise
+                logger.warning("Worker %s waits for Redis, which can't do this now: %s", self.name, error)
+            else:
+                return True
+            with suppress(Empty):
+                self._channel.to_decode.get(timeout=BIRTH_PAUSE_S)
+                return False
+            if parent is not None and parent.is_gone():
+                return False
 
     def _die(self) -> None:
         try:
@@ -141,7 +170,7 @@ class BatchWorker(BaseWorker):
     def _serve(self, config: WorkerConfig) -> bool:
         consumer = Consumer(self._store(config), Presence(self), self._channel, config)
         watch = StepWatch(config.step_timeout_s)
-        io_thread = IoThread(consumer, self._channel, watch, parent_pid=config.parent_pid)
+        io_thread = IoThread(consumer, self._channel, watch, parent_pid=config.parent_pid, lease_s=config.lease_s)
         io_thread.start()
         try:
             self._decode(config, watch)

@@ -61,15 +61,23 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
 
 
+class Failure(click.ClickException):
+    """An error of ours as click shows it."""
+
+    def __init__(self, error: MlxqError) -> None:
+        super().__init__(str(error))
+        self.exit_code = error.exit_code  # type: ignore[misc]  # click's commands all have one, ours depends
+
+
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turns errors that a user can act on into click's: one line, and exit code 2 for a wrong option, else 1."""
+    """Turns errors that a user can act on into click's: one line, and the error's own exit code (`mlxq.errors`)."""
     try:
         yield
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
     except MlxqError as error:
-        raise click.ClickException(str(error)) from error
+        raise Failure(error) from error
     except ModuleNotFoundError as error:
         if (missing := missing_package(error)) is None:
             raise

@@ -206,7 +206,7 @@ class Collector:
         ]
         script_keys = [keys.batch_jobs(self._batch_id), keys.batch_events(self._batch_id), *registries]
         script_keys += [*map(Job.key_for, job_ids), *map(rq_keys.results, job_ids)]
-        args = [len(registries), len(job_ids), *job_ids, *event_ids]
+        args: list[str | int] = [len(registries), len(job_ids), *job_ids, *event_ids]
         self._redis.eval(source("forget"), len(script_keys), *script_keys, *args)
 
 

@@ -31,7 +31,7 @@ REFUSALS: Final[Mapping[str, str]] = {
 expression, since Valkey says its own name."""
 
 _AWAY = (redis_errors.ConnectionError, redis_errors.TimeoutError)
-"""Also of a login that is refused: who asks here has been let in before, and passwords are changed on one side first."""
+"""Also a login that is refused: who asks here has been let in before, and passwords change on one side first."""
 _CLASSES: Final[Mapping[type[redis_errors.RedisError], str]] = {
     redis_errors.BusyLoadingError: "LOADING",
     redis_errors.MasterDownError: "MASTERDOWN",

@@ -1,13 +1,29 @@
 --- @include "common"
--- Ends the leases of all that a worker holds in p.queues, for it is dead: recover.lua takes the jobs from there. RQ's
+--- @include "when_full"
+-- Ends the leases of all that a worker holds in p.queues, for it is gone. If it died, recover.lua takes the jobs from
+-- there; those of one that has ended in peace, and only couldn't give them back, go back to their queues at once. RQ's
 -- tools list the worker no more. Returns the ids of the jobs.
 local ended = {}
+pass_when_full()
+
+local function end_lease(queue, job, execution)
+  if p.has_died then
+    redis.call('ZADD', wip_key(queue), ABANDONED, job .. ':' .. execution)
+    return
+  end
+  close_execution(queue, job, execution, p.dead)
+  if is_a('hash', job_key(job)) and redis.call('HGET', job_key(job), 'status') == 'started' then
+    put_back(queue, job, 0)
+  end
+end
+
 for _, entry in ipairs(redis.call('SMEMBERS', worker_executions_key(p.dead))) do
   for _, queue in ipairs(p.queues) do
     local lease_end = redis.call('ZSCORE', wip_key(queue), entry)
-    if lease_end and tonumber(lease_end) > ABANDONED then
-      redis.call('ZADD', wip_key(queue), ABANDONED, entry)
-      ended[#ended + 1] = string.match(entry, '^([^:]*):')
+    local job, execution = string.match(entry, '^([^:]*):(.*)$')
+    if job and lease_end and tonumber(lease_end) > ABANDONED then
+      end_lease(queue, job, execution)
+      ended[#ended + 1] = job
     end
   end
 end
