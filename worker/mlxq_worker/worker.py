@@ -42,9 +42,6 @@ from mlxq_worker.step_watch import StepWatch
 
 logger = logging.getLogger("rq.worker")
 
-BIRTH_PAUSE_S = 2.0
-"""Between two tries to register in a Redis that can't do that now."""
-
 
 class BatchWorker(BaseWorker):
     """Claims many jobs at once and decodes them in one batch.
@@ -55,6 +52,9 @@ class BatchWorker(BaseWorker):
 
     idle_wait_s = 1.0
     """How long the decode thread waits for a message when it has nothing to decode; a signal wakes it."""
+
+    birth_pause_s = 2.0
+    """Between two tries to register in a Redis that can't do that now."""
 
     def __init__(self, *args: Any, config: WorkerConfig | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -136,7 +136,7 @@ class BatchWorker(BaseWorker):
             else:
                 return True
             with suppress(Empty):
-                self._channel.to_decode.get(timeout=BIRTH_PAUSE_S)
+                self._channel.to_decode.get(timeout=self.birth_pause_s)
                 return False
             if parent is not None and parent.is_gone():
                 return False

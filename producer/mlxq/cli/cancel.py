@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from mlxq.cli import options
+from mlxq.cli.patience import ANSWER_S, Patience
 from mlxq.cli.report import counted
 from mlxq.errors import BatchNotFound
 from mlxq.queue.client import Client
@@ -15,14 +16,18 @@ from mlxq.queue.connect import DEFAULT_URL
 @click.argument("target", metavar="BATCH|JOB")
 @options.url
 def cancel(target: str, url: str | None) -> None:
-    """Cancel a batch or a single job. Partial answers of running requests are kept."""
+    """Cancel a batch or a single job. Partial answers of running requests are kept.
+
+    A Redis that is busy or loading is waited for, up to a minute; one that is full is no hindrance.
+    """
     client = Client(url or DEFAULT_URL)
-    if target in client.batch_ids():
-        num_ended = client.batch(target).cancel()
+    patience = Patience(ANSWER_S)
+    if target in patience(client.batch_ids):
+        num_ended = patience(lambda: client.batch(target).cancel())
         click.echo(f"batch {target} is cancelled: {counted(num_ended, 'waiting request')} ended", err=True)
         return
     try:
-        was_running = client.batch_of(target).cancel_job(target)
+        was_running = patience(lambda: client.batch_of(target).cancel_job(target))
     except BatchNotFound:
         raise BatchNotFound(f"there is no batch or job {target!r} in this Redis") from None
     if not was_running:

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from mlxq.cli import options
+from mlxq.cli.patience import Patience
 from mlxq.cli.progress import progress
 from mlxq.cli.report import finish
 from mlxq.cli.signals import StopRequest
@@ -29,12 +30,14 @@ from mlxq.queue.connect import DEFAULT_URL
 def collect(batch_id: str, output: Path, error_file: Path | None, follow: bool, ordered: bool, url: str | None) -> None:
     """Write the answers of BATCH to a file; run it again for those that ended since.
 
-    A Redis that goes away meanwhile is waited for.
+    A Redis that goes away meanwhile is waited for, and so is one that is busy or loading.
     """
     error_file = error_file or default_error_file(output)
     refuse_same_file({"--output": output, "--error-file": error_file})
-    batch = Client(url or DEFAULT_URL).batch(batch_id)
-    counts = batch.counts()
+    patience = Patience()
+    client = Client(url or DEFAULT_URL)
+    batch = patience(lambda: client.batch(batch_id))
+    counts = patience(batch.counts)
     with StopRequest() as stop, progress(counts.total if counts.sealed else None) as display:
 
         def on_turn(tally: Tally) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,13 @@ import click
 
 from mlxq import keys
 from mlxq.cli import options
+from mlxq.cli.patience import ANSWER_S, Patience
 from mlxq.cli.report import EMPTY_HINT, counted
 from mlxq.errors import QueueUnavailable
 from mlxq.files.input import BadLine, read_requests
 from mlxq.files.read_ahead import ReadAhead
+from mlxq.queue.answers import Answer
+from mlxq.queue.batch import POLL_S
 from mlxq.queue.client import Batch, Client
 from mlxq.queue.connect import DEFAULT_URL
 from mlxq.requests.openai import ParsedLine, text_request
@@ -48,7 +52,7 @@ def enqueue(
 
     Enqueuing the same file again under the same --batch-id adds only what is missing; requests that have changed since
     are left out and counted. Lines that can't be used are named on stderr and left out; `mlxq collect` never sees them.
-    If anything was left out, the exit code is 1.
+    If anything was left out, the exit code is 1. A Redis that goes away meanwhile, or is full, is waited for.
     """
     _check_usage(input_path, prompt, wait)
     if max_tokens is not None:
@@ -56,9 +60,11 @@ def enqueue(
     client = Client(url or DEFAULT_URL, queue)
     if prompt is not None:
         line = text_request(prompt, custom_id="prompt", chat=chat, defaults=defaults)
-        batch = _submit_prompt(client.open(batch_id), line)
+        patience = Patience() if wait else Patience(ANSWER_S)
+        batch = client.open(batch_id)
+        patience(lambda: _submit_prompt(batch, line))
         if wait:
-            _print_answer(client, batch)
+            _print_answer(client, batch, patience)
         else:
             click.echo(batch.id)
     elif input_path is not None:
@@ -73,12 +79,11 @@ def _check_usage(input_path: Path | None, prompt: str | None, wait: bool) -> Non
         raise click.UsageError("--wait goes with --prompt; for a file, use `mlxq collect --follow`")
 
 
-def _submit_prompt(batch: Batch, line: ParsedLine) -> Batch:
+def _submit_prompt(batch: Batch, line: ParsedLine) -> None:
     if batch.changed([line]):
         raise click.ClickException(f"batch {batch.id} has another prompt; use another --batch-id")
     batch.add([line])
     batch.seal()
-    return batch
 
 
 class _GoodLines:
@@ -106,14 +111,15 @@ class _GoodLines:
 
 def _enqueue_file(batch: Batch, lines: _GoodLines) -> None:
     num_new, num_changed = 0, 0
+    patience = Patience()
     try:
         while not lines.have_ended:
             chunk = list(lines.next_chunk())
-            num_changed += len(batch.changed(chunk))
-            num_new += batch.add(chunk)
-        batch.seal()
+            num_changed += len(patience(partial(batch.changed, chunk)))
+            num_new += patience(partial(batch.add, chunk))
+        patience(batch.seal)
     except QueueUnavailable as error:
-        raise QueueUnavailable(f"{error}; to complete the batch, add --batch-id {batch.id}") from error
+        raise type(error)(f"{error}; to complete the batch, add --batch-id {batch.id}") from error
     click.echo(f"{counted(num_new, 'request')} enqueued, {counted(lines.num_bad, 'line')} refused", err=True)
     if num_changed:
         there = f"The batch has {counted(num_changed, 'request')} with other content"
@@ -125,10 +131,14 @@ def _enqueue_file(batch: Batch, lines: _GoodLines) -> None:
         raise SystemExit(1)
 
 
-def _print_answer(client: Client, batch: Batch) -> None:
-    if client.num_workers() == 0:
+def _print_answer(client: Client, batch: Batch, patience: Patience) -> None:
+    if patience(client.num_workers) == 0:
         click.echo(f"no worker serves queue {batch.queue} yet; waiting for one", err=True)
-    for answer in batch.as_completed():
+    answers: list[Answer] = []
+    collector = batch.collector()
+    while not patience(collector.is_done):
+        patience(lambda: answers.extend(collector.next_answers(POLL_S)))
+    for answer in answers:
         if not answer.is_success:
             raise click.ClickException(error_message_of(answer.line) or "the request failed")
         _print_choices(choices_of(answer.line))

@@ -127,7 +127,7 @@ def run(
             )
         except QueueUnavailable as error:
             whose = "" if is_shared else "The Redis that this run had started is gone. "
-            raise QueueUnavailable(f"{str(error).rstrip('.')}. {whose}{RESUME_HINT}") from error
+            raise type(error)(f"{str(error).rstrip('.')}. {whose}{RESUME_HINT}") from error
     if summary.interrupted:
         click.echo(f"Interrupted. {RESUME_HINT}", err=True)
     elif summary.total == 0:

@@ -111,7 +111,7 @@ class Leases:
         anybody takes their jobs and gives them strikes, they get time to come back as well. No more than they need,
         or a connection that breaks again and again would keep us from it for ever: their pauses double, so that twice
         our own absence is plenty."""
-        self._recovery_timer.postpone(now, min(COME_BACK_S, 2 * away_s + COME_BACK_MARGIN_S))
+        self._recovery_timer.postpone(now, min(COME_BACK_S, self._lease_s, 2 * away_s + COME_BACK_MARGIN_S))
 
     def _lose(self, active: ActiveJob) -> None:
         logger.warning("Job %s isn't ours any more: its lease is gone", active.job.job_id)
