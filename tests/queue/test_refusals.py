@@ -15,22 +15,18 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from redis import Redis
-from tests.support.fake_engine import FakeEngine, FakePreparer, FakeWorker
-from tests.support.queued_jobs import submit
+from tests.support.fake_engine import FakeWorker
+from tests.support.io_rig import IoRig
+from tests.support.queued_jobs import num_strikes, submit
 from tests.support.refusing_redis import Command, Refusal, RefusingRedis
-from tests.support.waiting import DEADLINE_S, wait_until
+from tests.support.waiting import wait_until
 from tests.unit.test_passing import REPLIES
 
 from mlxq.cli import main
 from mlxq.queue import scripts
 from mlxq.queue.batch import Batch
 from mlxq_worker.config import EngineConfig, WorkerConfig
-from mlxq_worker.jobs.consumer import Consumer
-from mlxq_worker.jobs.io_thread import IoThread
-from mlxq_worker.jobs.presence import Presence
 from mlxq_worker.jobs.store import JobStore, script
-from mlxq_worker.messages import Admit, Channel, IoFailed, Ready, RowEnded
-from mlxq_worker.step_watch import StepWatch
 
 NUM_JOBS = 3
 Matches = Callable[[Command], bool]
@@ -108,55 +104,11 @@ def refuse(refusing: RefusingRedis, matches: Matches, way: Way, error: str) -> R
 # --- Workers --------------------------------------------------------------------------------------------------
 
 
-class Rig:
-    """A worker's I/O thread, and the test in place of its decode thread."""
-
-    def __init__(self, url: str) -> None:
-        config = WorkerConfig(model="fake", engine=EngineConfig(max_num_seqs=4), lease_s=1.0, maintenance_s=0.1)
-        self._redis = Redis.from_url(url)
-        self.worker = FakeWorker(["mlxq"], connection=self._redis, serializer="json", config=config)
-        self.worker.register_birth()
-        self._channel = Channel.open()
-        self._presence = Presence(self.worker)
-        self.consumer = Consumer(
-            JobStore(self._redis, self.worker.name, ["mlxq"], lease_s=config.lease_s),
-            self._presence,
-            self._channel,
-            config,
-        )
-        self._thread = IoThread(self.consumer, self._channel, StepWatch(DEADLINE_S), first_backoff_s=0.001)
-
-    def start(self) -> None:
-        self._channel.to_io.put(Ready(FakePreparer()))
-        self._thread.start()
-
-    def decode(self, num_requests: int) -> None:
-        """Answer so many requests, and wait until that is written."""
-        engine = FakeEngine()
-        while num_requests:
-            message = self._channel.to_decode.get(timeout=DEADLINE_S)
-            assert not isinstance(message, IoFailed), message
-            if isinstance(message, Admit):
-                engine.admit(*message.specs)
-                num_requests -= 1
-        while engine.rows:
-            for result in engine.step(0.0).finished:
-                self._channel.to_io.put(RowEnded(result))
-
-    def close(self) -> None:
-        self._thread.close()
-        self._redis.close()
-
-
 @pytest.fixture
-def rig(refusing: RefusingRedis) -> Iterator[Rig]:
-    rig = Rig(refusing.url)
+def rig(refusing: RefusingRedis) -> Iterator[IoRig]:
+    rig = IoRig(refusing.url)
     yield rig
     rig.close()
-
-
-def num_strikes(connection: Redis) -> int:
-    return sum(int(connection.hget(key, "mlxq_strikes") or 0) for key in connection.scan_iter("rq:job:*", _type="hash"))
 
 
 @table(
@@ -171,7 +123,7 @@ def num_strikes(connection: Redis) -> int:
     }
 )
 def test_a_worker_waits_and_goes_on_and_no_job_gets_a_strike(
-    connection: Redis, refusing: RefusingRedis, rig: Rig, matches: Matches, way: Way, error: str
+    connection: Redis, refusing: RefusingRedis, rig: IoRig, matches: Matches, way: Way, error: str
 ) -> None:
     batch = submit(connection, *["hello"] * NUM_JOBS)
     connection.delete(rig.worker.key)  # as a Redis does that has lost its data
@@ -187,7 +139,7 @@ def test_a_worker_waits_and_goes_on_and_no_job_gets_a_strike(
 
 @table({"recover": (runs("recover"), {"script": IN_SCRIPT})})
 def test_a_dead_workers_jobs_get_one_strike_however_often_taking_them_is_refused(
-    connection: Redis, refusing: RefusingRedis, rig: Rig, matches: Matches, way: Way, error: str
+    connection: Redis, refusing: RefusingRedis, rig: IoRig, matches: Matches, way: Way, error: str
 ) -> None:
     submit(connection, *["hello"] * NUM_JOBS)
     dead = JobStore(connection, "dead", ["mlxq"])
@@ -203,7 +155,7 @@ def test_a_dead_workers_jobs_get_one_strike_however_often_taking_them_is_refused
 
 @table({"give back": (runs("release"), BY_SCRIPT)})
 def test_a_worker_that_ends_gives_each_job_back_once(
-    connection: Redis, refusing: RefusingRedis, rig: Rig, matches: Matches, way: Way, error: str
+    connection: Redis, refusing: RefusingRedis, rig: IoRig, matches: Matches, way: Way, error: str
 ) -> None:
     batch = submit(connection, *["hello"] * NUM_JOBS)
     rig.start()

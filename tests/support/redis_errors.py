@@ -48,8 +48,7 @@ class RedisErrors:
 
     def end(self) -> None:
         """It is well again, whatever it answered with."""
-        with suppress(RedisError):  # there may be no script to kill
-            self._redis.script_kill()
+        wait_until(self._has_no_script, "the script to end")
         self._limit_files(None)
         self._redis.replicaof("NO", "ONE")
         for name in ("maxmemory", "min-replicas-to-write"):
@@ -91,6 +90,13 @@ class RedisErrors:
             resource.prlimit(self._pid, resource.RLIMIT_FSIZE, (hard if limit_bytes is None else limit_bytes, hard))
         elif limit_bytes is not None:
             raise RuntimeError("only Linux can limit the files of another process")
+
+    def _has_no_script(self) -> bool:
+        try:
+            self._redis.script_kill()
+        except RedisError as error:
+            return str(error).startswith("NOTBUSY")
+        return False  # it ends a little later
 
     def _takes_writes(self) -> bool:
         try:

@@ -1,0 +1,188 @@
+"""A real Redis that takes no writes for longer than a lease, by what brings it to that in real life; and a full one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from redis import Redis
+from tests.support.fake_engine import FakeWorker
+from tests.support.io_rig import LEASE_S, IoRig
+from tests.support.queued_jobs import num_strikes, status, submit
+from tests.support.redis_errors import RedisErrors
+from tests.support.waiting import wait_until
+
+from mlxq.cli import main
+from mlxq.errors import QueueNotReady
+from mlxq.queue.client import Client
+from mlxq.requests.openai import text_request
+from mlxq_worker.config import EngineConfig, WorkerConfig
+from mlxq_worker.jobs.store import JobStore
+
+ERRORS = ("MISCONF", "OOM", "BUSY", "READONLY", "NOREPLICAS", "full disk")
+
+
+class FailingRedis:
+    """A server of the test's own. `errors` are what it can be brought to answer with."""
+
+    def __init__(self, program: str, directory: Path) -> None:
+        self.url = f"unix://{directory / 'redis.sock'}"
+        options = {"port": "0", "unixsocket": str(directory / "redis.sock"), "dir": str(directory), "save": ""}
+        options |= {"appendonly": "yes", "lua-time-limit": "100"}
+        command = [program, *(part for name, value in options.items() for part in (f"--{name}", value))]
+        self._server = subprocess.Popen(command, stdout=subprocess.DEVNULL, restore_signals=False)
+        self.connection = Redis.from_url(self.url)
+        wait_until(lambda: (directory / "redis.sock").exists() and self.connection.ping(), "the server")
+        self.errors = RedisErrors(self.url, self._server.pid, directory)
+
+    def close(self) -> None:
+        self.connection.close()
+        self._server.kill()
+        self._server.wait()
+
+
+@pytest.fixture
+def redis(redis_program: str, tmp_path: Path) -> Iterator[FailingRedis]:
+    redis = FailingRedis(redis_program, tmp_path)
+    yield redis
+    redis.close()
+
+
+def claimed_by(rig: IoRig, redis: FailingRedis) -> bool:
+    return redis.connection.scard(rig.worker.executions_key) > 0
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_nobody_takes_the_jobs_of_a_worker_that_could_not_beat(redis: FailingRedis, error: str) -> None:
+    # given a worker that holds jobs, and one that has none
+    rigs = [IoRig(redis.url)]
+    rigs[0].start()
+    batch = submit(redis.connection, "hello", "hello", "hello")
+    wait_until(lambda: claimed_by(rigs[0], redis), "the claim")
+    rigs.append(IoRig(redis.url))
+    rigs[1].start()
+
+    # when Redis takes no writes until the leases have run out, and a third one starts as soon as it does
+    redis.errors.begin(error)
+    expired = time.monotonic() + 2.5 * LEASE_S
+    wait_until(lambda: time.monotonic() > expired, "the leases to run out")
+    redis.errors.end()
+    rigs.append(IoRig(redis.url))
+    rigs[2].start()
+    rigs[0].decode(3)
+    wait_until(lambda: batch.counts().is_done, "the answers")
+    for rig in rigs:
+        rig.close()
+
+    assert [rig.consumer.outbox.num_ended for rig in rigs] == [3, 0, 0]
+    assert (batch.counts().num_finished, num_strikes(redis.connection)) == (3, 0)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_worker_that_starts_meanwhile_waits_and_one_that_is_to_stop_stops(redis: FailingRedis, error: str) -> None:
+    batch = submit(redis.connection, "hello")
+    config = WorkerConfig(model="fake", engine=EngineConfig(max_num_seqs=4))
+    with Redis.from_url(redis.url) as connection:
+        stopped = FakeWorker(["mlxq"], connection=connection, serializer="json", config=config)
+        patient = FakeWorker(["mlxq"], connection=connection, serializer="json", config=config)
+
+        redis.errors.begin(error)
+        stopped.request_stop(15, None)
+        has_worked = stopped.work(burst=True)
+        redis.errors.end()
+        patient.work(burst=True)
+
+    assert (has_worked, batch.counts().num_finished) == (False, 1)
+
+
+# --- A Redis that is full -------------------------------------------------------------------------------------
+
+
+def mlxq(redis: FailingRedis, *arguments: object) -> str:
+    result = CliRunner().invoke(main, [*map(str, arguments), "--url", redis.url])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def work_off(redis: FailingRedis) -> None:
+    config = WorkerConfig(model="fake", engine=EngineConfig(max_num_seqs=4))
+    FakeWorker(["mlxq"], connection=redis.connection, serializer="json", config=config).work(burst=True)
+
+
+def test_a_full_redis_takes_no_new_requests_and_says_so(redis: FailingRedis) -> None:
+    redis.errors.begin("OOM")
+
+    with pytest.raises(QueueNotReady, match="takes no more writes"):
+        Client(redis.url).submit([text_request("hello", custom_id="a")])
+
+
+def test_a_full_redis_can_be_collected_from_and_what_is_collected_can_be_deleted(
+    redis: FailingRedis, tmp_path: Path
+) -> None:
+    batch = submit(redis.connection, *["hello"] * 5)
+    work_off(redis)
+    redis.errors.begin("OOM")
+
+    mlxq(redis, "collect", batch.id, "-o", tmp_path / "out.jsonl")
+    collector = batch.collector()
+    collector.forget(list(collector.next_answers(0.0)))
+
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 5
+    assert not list(redis.connection.scan_iter("rq:job:*"))
+
+
+def test_a_full_redis_lets_what_its_own_tools_ended_be_counted(redis: FailingRedis) -> None:
+    batch = submit(redis.connection, "hello", "hello")
+    [lost, _] = batch.job_ids()
+    redis.connection.delete(f"rq:job:{lost}")
+    redis.connection.delete("rq:queue:mlxq")
+    redis.errors.begin("OOM")
+
+    report = json.loads(mlxq(redis, "status", batch.id, "--json"))
+
+    assert report["batch"]["num_failed"] == 1
+
+
+def test_a_batch_in_a_full_redis_can_be_cancelled(redis: FailingRedis) -> None:
+    batch = submit(redis.connection, *["hello"] * 5)
+    store = JobStore(redis.connection, "w", ["mlxq"])
+    [running] = store.claim(1, time.time()).jobs
+    redis.errors.begin("OOM")
+
+    mlxq(redis, "cancel", batch.id)
+
+    counts = batch.counts()
+    assert (counts.cancelled, counts.num_cancelled, redis.connection.llen("rq:queue:mlxq")) == (True, 4, 0)
+    assert store.cancelled_batches([batch.id]) == {batch.id}
+    assert store.beat([running], time.time()) == ["held"]
+
+
+def test_a_running_job_in_a_full_redis_can_be_cancelled(redis: FailingRedis) -> None:
+    batch = submit(redis.connection, "hello")
+    [job_id] = batch.job_ids()
+    store = JobStore(redis.connection, "w", ["mlxq"])
+    claimed = store.claim(1, time.time()).jobs
+    redis.errors.begin("OOM")
+
+    mlxq(redis, "cancel", job_id)
+
+    assert (status(redis.connection, job_id), store.beat(claimed, time.time())) == ("canceled", ["canceled"])
+
+
+def test_a_full_redis_still_gets_the_answers_of_what_is_running(redis: FailingRedis) -> None:
+    rig = IoRig(redis.url)
+    rig.start()
+    batch = submit(redis.connection, "hello", "hello")
+    wait_until(lambda: claimed_by(rig, redis), "the claim")
+
+    redis.errors.begin("OOM")
+    rig.decode(2)
+    wait_until(lambda: batch.counts().is_done, "the answers")
+    rig.close()
+
+    assert batch.counts().num_finished == 2
