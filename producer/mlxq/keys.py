@@ -5,6 +5,9 @@ Beside them stand, per queue and per batch:
 
     mlxq:delayed:{queue}            zset    job id -> when it goes back into its queue, Unix seconds: a job with strikes
                                             waits here, and is called queued all the same
+    mlxq:pulse:{queue}              hash    whether silent workers can be told from those that Redis kept from beating
+        beat                        float   when a worker of the queue beat last, Redis's clock in Unix seconds
+        trusted_from                float   from when on a lease that has run out tells of a death
     mlxq:batches                    zset    batch id -> created, Unix seconds
     mlxq:batch:{batch}              hash    the batch and its counts
         queue                       str     the RQ queue its jobs are in

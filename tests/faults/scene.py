@@ -49,6 +49,8 @@ class Scene:
             time.sleep(TICK_S)
 
     def _is_due(self, fault: Fault) -> bool:
+        if self.recover_at_s is not None:  # one thing after the other
+            return False
         late_s = self.diary.now_s - fault.at_s
         if late_s >= 0 and fault.kind == "kill worker":
             return late_s >= MAX_WAIT_FOR_JOBS_S or self.fleet.workers[fault.target].num_held() > 0

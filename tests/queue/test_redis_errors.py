@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,7 +25,8 @@ from mlxq.requests.openai import text_request
 from mlxq_worker.config import EngineConfig, WorkerConfig
 from mlxq_worker.jobs.store import JobStore
 
-ERRORS = ("MISCONF", "OOM", "BUSY", "READONLY", "NOREPLICAS", "full disk")
+ERRORS = ("MISCONF", "OOM", "BUSY", "READONLY", "NOREPLICAS", *(["full disk"] if sys.platform == "linux" else []))
+"""Only Linux can limit the files of another process."""
 
 
 class FailingRedis:
