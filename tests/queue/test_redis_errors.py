@@ -24,6 +24,7 @@ from mlxq.queue.client import Client
 from mlxq.requests.openai import text_request
 from mlxq_worker.config import EngineConfig, WorkerConfig
 from mlxq_worker.jobs.store import JobStore
+from mlxq_worker.supervision.dead_workers import DeadWorkers
 
 ERRORS = ("MISCONF", "OOM", "BUSY", "READONLY", "NOREPLICAS", *(["full disk"] if sys.platform == "linux" else []))
 """Only Linux can limit the files of another process."""
@@ -100,6 +101,26 @@ def test_a_worker_that_starts_meanwhile_waits_and_one_that_is_to_stop_stops(redi
         patient.work(burst=True)
 
     assert (has_worked, batch.counts().num_finished) == (False, 1)
+
+
+@pytest.mark.parametrize(("has_died", "strikes"), [(False, 0), (True, 3)])
+def test_what_a_worker_could_not_give_back_when_it_ended_gets_a_strike_only_if_it_died(
+    redis: FailingRedis, has_died: bool, strikes: int
+) -> None:
+    batch = submit(redis.connection, "hello", "hello", "hello")
+    gone = JobStore(redis.connection, "gone", ["mlxq"])
+    gone.claim(3, time.time())
+    supervisor = DeadWorkers(redis.connection, ["mlxq"])
+
+    redis.errors.begin("MISCONF")
+    supervisor.release("gone", has_died=has_died)
+    redis.errors.end()
+    supervisor.release_silent()
+    JobStore(redis.connection, "neighbour", ["mlxq"]).recover_expired(time.time())
+
+    waiting = redis.connection.lrange("rq:queue:mlxq", 0, -1) + redis.connection.zrange("mlxq:delayed:mlxq", 0, -1)
+    assert [job.decode() for job in waiting] == list(batch.job_ids()) or has_died
+    assert (len(waiting), num_strikes(redis.connection)) == (3, strikes)
 
 
 # --- A Redis that is full -------------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ from redis import Redis
 from tests.support.fake_engine import FakeWorker
 from tests.support.io_rig import IoRig
 from tests.support.queued_jobs import num_strikes, submit
+from tests.support.redis_replies import REPLIES
 from tests.support.refusing_redis import Command, Refusal, RefusingRedis
 from tests.support.waiting import wait_until
-from tests.unit.test_passing import REPLIES
 
 from mlxq.cli import main
 from mlxq.queue import scripts

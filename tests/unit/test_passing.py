@@ -4,27 +4,12 @@ from __future__ import annotations
 
 import pytest
 from redis import exceptions as redis_errors
-from redis._parsers.base import BaseParser
+from tests.support.redis_replies import REPLIES, as_raised
 
 from mlxq.errors import LoginRefused, QueueError, QueueNotReady, QueueUnavailable
 from mlxq.queue.connect import connect, queue_errors
 from mlxq.queue.passing import REFUSALS, is_refusal, passes, refusal_code
 
-REPLIES = {
-    "BUSY": "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
-    "CLUSTERDOWN": "CLUSTERDOWN The cluster is down",
-    "EXECABORT": "EXECABORT Transaction discarded because of previous errors.",
-    "LOADING": "LOADING Redis is loading the dataset in memory",
-    "MASTERDOWN": "MASTERDOWN Link with MASTER is down and replica-serve-stale-data is set to 'no'.",
-    "MISCONF": "MISCONF Errors writing to the AOF file: No space left on device",
-    "NOREPLICAS": "NOREPLICAS Not enough good replicas to write.",
-    "NOSCRIPT": "NOSCRIPT No matching script. Please use EVAL.",
-    "OOM": "OOM command not allowed when used memory > 'maxmemory'.",
-    "READONLY": "READONLY You can't write against a read only replica.",
-    "TRYAGAIN": "TRYAGAIN Multiple keys request during rehashing of slot",
-    "UNBLOCKED": "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)",
-}
-"""As Redis 7 says it, line by line what stands in its sources."""
 OTHER_WORDS = [
     "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk. Commands",
     "MISCONF Valkey is configured to save RDB snapshots, but it's currently unable to persist to disk.",
@@ -67,10 +52,6 @@ def oldest_script(reply: str) -> str:
 
 
 SHAPES = [plain, aborted, script, old_script, oldest_script]
-
-
-def as_raised(reply: str) -> redis_errors.RedisError:
-    return BaseParser.parse_error(reply)
 
 
 def in_a_pipeline(reply: str) -> redis_errors.RedisError:
