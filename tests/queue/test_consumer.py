@@ -22,7 +22,7 @@ from mlxq_worker.jobs.consumer import Consumer
 from mlxq_worker.jobs.leases import COME_BACK_S
 from mlxq_worker.jobs.presence import Presence
 from mlxq_worker.jobs.store import JobStore
-from mlxq_worker.messages import Admit, Cancel, Channel, Ready, RowEnded, ToDecode
+from mlxq_worker.messages import Admit, Cancel, Channel, Drained, Ready, RowEnded, ToDecode
 
 LEASE_S = 90.0
 START = 1_700_000_000.0
@@ -270,6 +270,19 @@ def test_who_does_not_come_back_after_such_a_while_is_dead(connection: Redis, ou
     live(neighbour, back + COME_BACK_S, back + COME_BACK_S + 20)
 
     assert (early, strikes(connection, job.id)) == (0, 1)
+
+
+def test_a_burst_is_not_over_while_jobs_may_have_to_be_taken_over(connection: Redis, ours: Rig) -> None:
+    job = enqueue_plain(connection)
+    ours.consumer.turn(START)
+    neighbour, back = Rig(connection, burst=True), START + 2 * LEASE_S
+
+    live(neighbour, back, back + COME_BACK_S - 1)
+    is_over = Drained() in neighbour.sent()
+    live(neighbour, back + COME_BACK_S, back + COME_BACK_S + 20)
+    neighbour.close()
+
+    assert (is_over, strikes(connection, job.id)) == (False, 1)
 
 
 def test_what_has_ended_and_cannot_be_written_stays_ours(connection: Redis, ours: Rig, neighbour: Rig) -> None:

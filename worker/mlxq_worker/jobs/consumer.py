@@ -137,7 +137,7 @@ class Consumer:
 
     def _claim(self, now: float) -> None:
         nothing_left = self._claiming.claim(now) and not self.outbox.has_endings
-        if self._burst and nothing_left and not self.reconcile(now):
+        if self._burst and nothing_left and not self._leases.has_doubts and not self.reconcile(now):
             self._channel.to_decode.put(Drained())
             self._claiming.stop()
 

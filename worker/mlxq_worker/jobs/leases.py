@@ -56,9 +56,15 @@ class Leases:
         self._completion = completion
         self._batches = batches
         self._channel = channel
+        self._num_doubtful = 0
         self._lease_s = config.lease_s
         self._beat_timer = Every(min(BEAT_S, config.lease_s / 4))
         self._recovery_timer = Every(config.maintenance_s)
+
+    @property
+    def has_doubts(self) -> bool:
+        """Whether there may be jobs to take over soon: their leases have run out, and it is too early to say why."""
+        return self._num_doubtful > 0
 
     def wait_s(self, now: float) -> float:
         """How long no beat is due."""
@@ -100,6 +106,7 @@ class Leases:
         """
         come_back_s = min(COME_BACK_S, self._lease_s)
         recovered = self._store.recover_expired(now, only_abandoned=self._store.uptime_s() < come_back_s)
+        self._num_doubtful = recovered.num_doubtful
         if recovered.num_requeued:
             logger.warning("Requeued %d jobs of a worker that died", recovered.num_requeued)
         for job in recovered.struck_out:

@@ -69,10 +69,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """Jobs of workers that died: how many went back, and those that are ours now because they have to fail."""
+    """Jobs of workers that died: how many went back, and those that are ours now because they have to fail. Of
+    `num_doubtful` more nobody knows yet whether their workers live."""
 
     num_requeued: int
     struck_out: list[ClaimedJob]
+    num_doubtful: int
 
 
 def script(name: str) -> str:
@@ -202,8 +204,8 @@ class JobStore:
         parameters: dict[str, Any] = {"max_strikes": MAX_STRIKES, "limit": RECOVER_LIMIT, "seed": uuid4().hex}
         parameters["only_abandoned"] = only_abandoned
         reply = self._recover(args=self._args(now, queues=self._queues, **parameters))
-        num_requeued, struck_out = cast("tuple[int, list[list[bytes | None]]]", reply)
-        return Recovered(num_requeued, [ClaimedJob.read(job, now) for job in struck_out])
+        num_requeued, struck_out, num_doubtful = cast("tuple[int, list[list[bytes | None]], int]", reply)
+        return Recovered(num_requeued, [ClaimedJob.read(job, now) for job in struck_out], num_doubtful)
 
     def abandon(self, worker_name: str, now: float, *, has_died: bool = True) -> list[str]:
         """End the leases of all jobs of a worker, for it is gone. If it has died, the next `recover_expired`,

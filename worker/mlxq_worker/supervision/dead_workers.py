@@ -45,9 +45,7 @@ class DeadWorkers:
             self._release(worker_name, has_died=has_died)
         except RedisError as error:
             self._unreleased[worker_name] = has_died
-            logger.warning(
-                "The jobs of worker %s wait for Redis, or their leases' end: %s", worker_name, error
-            )
+            logger.warning("The jobs of worker %s wait for Redis, or their leases' end: %s", worker_name, error)
 
     def release_silent(self) -> None:
         """Do so for every worker of this host that is dead and silent: those that a reboot or a kill -9 left behind."""
