@@ -12,6 +12,7 @@ from mlxq.queue.passing import REFUSALS, is_refusal, passes, refusal_code
 
 OTHER_WORDS = [
     "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk. Commands",
+    "MISCONF Redis is configured to save RDB snapshots, but it is currently not able to persist on disk.",
     "MISCONF Valkey is configured to save RDB snapshots, but it's currently unable to persist to disk.",
     "BUSY Valkey is busy running a script. You can only call FUNCTION KILL or SHUTDOWN NOSAVE.",
     "LOADING Valkey is loading the dataset in memory",
