@@ -38,14 +38,14 @@ class DeadWorkers:
         self._store = JobStore(connection, "mlxq-supervisor", queues)
         self._unreleased: dict[str, bool] = {}
 
-    def release(self, worker_name: str, has_died: bool) -> None:
+    def release(self, worker_name: str, has_died: bool = True) -> None:
         """This worker is gone: end the leases of its jobs, which get a strike only if it has died. While Redis is away
         that is tried again with each `release_silent`."""
         try:
             self._release(worker_name, has_died=has_died)
         except RedisError as error:
             self._unreleased[worker_name] = has_died
-            logger.warning("The jobs of worker %s wait for Redis, or their leases' end: %s", worker_name, error)
+            logger.warning("The jobs of worker %s wait for their leases, or for Redis: %s", worker_name, error)
 
     def release_silent(self) -> None:
         """Do so for every worker of this host that is dead and silent: those that a reboot or a kill -9 left behind."""
