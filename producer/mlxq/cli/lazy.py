@@ -61,7 +61,7 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
 
 
-class Failure(click.ClickException):
+class CommandFailed(click.ClickException):
     """An error of ours as click shows it."""
 
     def __init__(self, error: MlxqError) -> None:
@@ -77,7 +77,7 @@ def clear_errors() -> Iterator[None]:
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
     except MlxqError as error:
-        raise Failure(error) from error
+        raise CommandFailed(error) from error
     except ModuleNotFoundError as error:
         if (missing := missing_package(error)) is None:
             raise
