@@ -101,10 +101,12 @@ class BatchWorker(BaseWorker):
         config = self._configured(burst, max_jobs)
         setup_loghandlers(logging_level, date_format, log_format)
         self._handle_signals(self.request_stop)
-        if not self._be_born(config):
+        # Before anybody can see us and end our parent: later it couldn't be told from one that was never ours.
+        parent = ParentWatch(config.parent_pid) if config.parent_pid is not None else None
+        if not self._be_born(parent):
             return False
         try:
-            return self._serve(config)
+            return self._serve(config, parent)
         finally:
             self._die()
 
@@ -119,13 +121,12 @@ class BatchWorker(BaseWorker):
         logger.warning("Stopping once the model is loaded; another signal ends the process at once")
         self._handle_signals(signal.SIG_DFL)
 
-    def _be_born(self, config: WorkerConfig) -> bool:
+    def _be_born(self, parent: ParentWatch | None) -> bool:
         """Write our entry as soon as Redis can take it. `False` if we were asked to stop, or left alone, before that.
 
         Raises:
             RedisError: Redis isn't there.
         """
-        parent = ParentWatch(config.parent_pid) if config.parent_pid is not None else None
         while True:
             try:
                 self.register_birth()  # type: ignore[no-untyped-call]
@@ -167,10 +168,10 @@ class BatchWorker(BaseWorker):
             queues=tuple(self.queue_names()),
         )
 
-    def _serve(self, config: WorkerConfig) -> bool:
+    def _serve(self, config: WorkerConfig, parent: ParentWatch | None) -> bool:
         consumer = Consumer(self._store(config), Presence(self), self._channel, config)
         watch = StepWatch(config.step_timeout_s)
-        io_thread = IoThread(consumer, self._channel, watch, parent_pid=config.parent_pid, lease_s=config.lease_s)
+        io_thread = IoThread(consumer, self._channel, watch, parent=parent, lease_s=config.lease_s)
         io_thread.start()
         try:
             self._decode(config, watch)

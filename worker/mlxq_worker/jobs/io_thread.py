@@ -34,7 +34,7 @@ class IoThread(Thread):
 
     Args:
         watch: sees whether the decode thread hangs; leases would be extended for ever then.
-        parent_pid: a process without which the worker is to stop.
+        parent: sees whether the process is gone without which the worker is to stop.
         lease_s: Redis is tried several times within one, so that leases outlive the last pause before it is back.
         first_backoff_s: the pause after a first try that failed; each one in a row doubles it.
         close_s: no try to write what is left starts later than that after `Close`.
@@ -47,7 +47,7 @@ class IoThread(Thread):
         channel: Channel,
         watch: StepWatch,
         *,
-        parent_pid: int | None = None,
+        parent: ParentWatch | None = None,
         lease_s: float = float("inf"),
         first_backoff_s: float = 0.2,
         close_s: float = 5.0,
@@ -57,7 +57,7 @@ class IoThread(Thread):
         self._consumer = consumer
         self._channel = channel
         self._watch = watch
-        self._parent = ParentWatch(parent_pid) if parent_pid is not None else None
+        self._parent = parent
         self._first_backoff_s = first_backoff_s
         self._max_backoff_s = min(MAX_BACKOFF_S, lease_s / 4)
         self._close_s = close_s
