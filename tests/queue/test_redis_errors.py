@@ -13,7 +13,9 @@ import pytest
 from click.testing import CliRunner
 from redis import Redis
 from tests.support.fake_engine import FakeWorker
+from tests.support.fake_worker import FakeWorker as EchoWorker
 from tests.support.io_rig import LEASE_S, IoRig
+from tests.support.processes import MLXQ, ended, running
 from tests.support.queued_jobs import num_strikes, status, submit
 from tests.support.redis_errors import RedisErrors
 from tests.support.waiting import wait_until
@@ -121,6 +123,24 @@ def test_what_a_worker_could_not_give_back_when_it_ended_gets_a_strike_only_if_i
     waiting = redis.connection.lrange("rq:queue:mlxq", 0, -1) + redis.connection.zrange("mlxq:delayed:mlxq", 0, -1)
     assert [job.decode() for job in waiting] == list(batch.job_ids()) or has_died
     assert (len(waiting), num_strikes(redis.connection)) == (3, strikes)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_run_that_starts_meanwhile_waits_and_says_so(redis: FailingRedis, tmp_path: Path, error: str) -> None:
+    (tmp_path / "in.jsonl").write_text('{"id": "a", "prompt": "hello"}\n')
+    files = ("-i", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"))
+
+    redis.errors.begin(error)
+    with running(*MLXQ, "run", "--workers", "0", *files, MLXQ_URL=redis.url) as run:
+        assert run.stdout is not None
+        said = next(line for line in run.stdout if "Waiting" in line)
+        redis.errors.end()
+        with EchoWorker(redis.url):
+            said += ended(run)
+
+    assert run.returncode == 0, said
+    assert "Waiting until it can again" in said
+    assert "Redis answers again" in said
 
 
 # --- A Redis that is full -------------------------------------------------------------------------------------

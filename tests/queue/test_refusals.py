@@ -49,6 +49,11 @@ def sends(name: bytes, key: bytes) -> Matches:
     return lambda command: command[0] == name and command[1].startswith(key)
 
 
+def checks_health(command: Command) -> bool:
+    """What redis-py sends on a new connection, and before a command after a quiet while."""
+    return command[0] == b"PING"
+
+
 def plain(error: str) -> str:
     return error
 
@@ -202,6 +207,7 @@ def answered(connection: Redis, num_jobs: int = NUM_JOBS) -> Batch:
 
 @table(
     {
+        "connect": (checks_health, {"plain": PLAIN}),
         "look at what is there": (sends(b"HMGET", b"mlxq:batch:"), {"plain": PLAIN}),
         "add": (sends(b"HSET", b"rq:job:"), BY_TRANSACTION),
         "seal": (sends(b"HSET", b"mlxq:batch:"), BY_TRANSACTION),
@@ -223,6 +229,7 @@ def test_enqueuing_goes_on_and_adds_each_request_once(
 
 @table(
     {
+        "connect": (checks_health, {"plain": PLAIN}),
         "find the batch": (sends(b"HGET", b"mlxq:batch:"), {"plain": PLAIN}),
         "count": (sends(b"HGETALL", b"mlxq:batch:"), {"plain": PLAIN}),
         "read what has ended": (lambda command: command[0] == b"XREAD", {"in a pipeline": PLAIN}),
@@ -244,6 +251,7 @@ def test_collecting_goes_on_and_writes_each_answer_once(
 
 @table(
     {
+        "connect": (checks_health, {"plain": PLAIN}),
         "ask for it": (evaluates("ask_to_cancel"), BY_SCRIPT),
         "take out": (evaluates("take_out"), BY_SCRIPT),
         "end what waits": (evaluates("end_queued"), BY_SCRIPT),
@@ -280,6 +288,7 @@ def test_cancelling_a_running_job_goes_on(
 
 @table(
     {
+        "connect": (checks_health, {"plain": PLAIN}),
         "list": (sends(b"ZRANGE", b"mlxq:batches"), {"plain": PLAIN}),
         "count": (sends(b"HGETALL", b"mlxq:batch:"), {"plain": PLAIN}),
         "measure the queue": (sends(b"LLEN", b"rq:queue:"), {"in a pipeline": PLAIN}),
