@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
 from tests.support.fake_engine import FakeWorker
 from tests.support.fake_worker import FakeWorker as EchoWorker
 from tests.support.io_rig import LEASE_S, IoRig
@@ -42,8 +43,14 @@ class FailingRedis:
         command = [program, *(part for name, value in options.items() for part in (f"--{name}", value))]
         self._server = subprocess.Popen(command, stdout=subprocess.DEVNULL, restore_signals=False)
         self.connection = Redis.from_url(self.url)
-        wait_until(lambda: (directory / "redis.sock").exists() and self.connection.ping(), "the server")
+        wait_until(self._answers, "the server")
         self.errors = RedisErrors(self.url, self._server.pid, directory)
+
+    def _answers(self) -> bool:
+        try:
+            return bool(self.connection.ping())
+        except RedisConnectionError:
+            return False
 
     def close(self) -> None:
         self.connection.close()
