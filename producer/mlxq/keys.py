@@ -29,7 +29,13 @@ RQ's hash of a job has these fields more:
     rq:job:{job}                    hash
         mlxq_strikes                int     times a step raised or a worker died while it held the job
         mlxq_outcome                str     finished | failed | cancelled: what its batch has counted it as
+        mlxq_claimed_by             str     the execution that has claimed it last
         mlxq_ended_by               str     the execution that wrote that end
+
+and that of a worker:
+
+    rq:worker:{name}                hash
+        mlxq_machine                str     tells hosts of one name apart; empty where nothing does
 
 A job's answer, good or bad, is the newest entry of RQ's ``rq:results:{job}``: its `return_value` is the output
 line (an object with ``id``, ``custom_id``, ``response``, ``error``); a failed job has it beside RQ's `exc_string`.

@@ -1,6 +1,7 @@
-"""Periods on a clock that may jump: wall time is what Redis's leases are measured in, and it gets corrected.
+"""Periods and durations on a clock that may jump: wall time is what Redis's leases are measured in, and it gets
+corrected.
 
-Knows nothing of what is due.
+Knows nothing of what is due, or done.
 """
 
 from __future__ import annotations
@@ -26,3 +27,17 @@ class Every:
     def postpone(self, now: float, pause_s: float) -> None:
         """Not before `pause_s` from now, nor earlier than it was due anyway; after that in the usual rhythm."""
         self._last, self._pause_s = now, max(pause_s, self.left_s(now))
+
+
+class WorkingTime:
+    """Adds up for how long something was being done, however much of it at once. `seconds` only rises."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self._since: float | None = None
+
+    def look(self, is_working: bool, now: float) -> None:
+        """It is being done from now on, or it isn't."""
+        if self._since is not None:
+            self.seconds += max(0.0, now - self._since)
+        self._since = now if is_working else None

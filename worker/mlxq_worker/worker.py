@@ -2,7 +2,7 @@
 
 The process's main thread loads the model and decodes; a second thread owns Redis. RQ's own loop, which forks for
 every job, is replaced; what makes RQ's tools see a worker (birth, heartbeat, executions, death) is kept. Options
-of RQ that mean nothing here are refused.
+of RQ that mean nothing here are refused; a scheduler, which `rq worker-pool` always asks for, is not.
 """
 
 from __future__ import annotations
@@ -92,7 +92,6 @@ class BatchWorker(BaseWorker):
         self._refuse(
             {
                 "--max-idle-time": max_idle_time is not None,
-                "--with-scheduler": with_scheduler,
                 "--dequeue-strategy": dequeue_strategy != DequeueStrategy.DEFAULT,
                 "--exception-handler": bool(self._exc_handlers),
                 "--disable-default-exception-handler": self.disable_default_exception_handler,
@@ -100,6 +99,8 @@ class BatchWorker(BaseWorker):
         )
         config = self._configured(burst, max_jobs)
         setup_loghandlers(logging_level, date_format, log_format)
+        if with_scheduler:  # `rq worker-pool` always asks for it
+            logger.warning("Scheduled jobs wait for an RQScheduler of their own: this worker doesn't run one")
         self._handle_signals(self.request_stop)
         # Before anybody can see us and end our parent: later it couldn't be told from one that was never ours.
         parent = ParentWatch(config.parent_pid) if config.parent_pid is not None else None

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import socket
-import uuid
 from pathlib import Path
 
 from mlxq.files.sink import Sink
+from mlxq.machine import MACHINE_ID, machine_id
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 
 PREFIX_DIGITS = 8
-MACHINE_ID = Path("/etc/machine-id")
-_DRAWN_BY_LOT = 1 << 40
-"""Set in the number that Python makes up, anew in every process, where it finds no card."""
 
 
 def batch_prefix(output: Path) -> str | None:
@@ -29,17 +26,8 @@ def batch_prefix(output: Path) -> str | None:
     """
     if not output.is_file():
         return None
-    place = f"{socket.gethostname()}:{_machine_id()}:{output.resolve()}"
+    place = f"{socket.gethostname()}:{machine_id(MACHINE_ID)}:{output.resolve()}"
     return f"run-{hashlib.sha256(place.encode()).hexdigest()[:PREFIX_DIGITS]}-"
-
-
-def _machine_id() -> str:
-    """What tells this machine from others of its name, and stays when it restarts: systemd's id, or the address of a
-    network card."""
-    if MACHINE_ID.is_file():
-        return MACHINE_ID.read_text().strip()
-    node = uuid.getnode()
-    return "" if node & _DRAWN_BY_LOT else f"{node:x}"
 
 
 def clear(client: Client, prefix: str, sink: Sink, *, keeps_answers: bool) -> None:

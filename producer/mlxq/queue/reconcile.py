@@ -11,9 +11,11 @@ from typing import cast
 
 from redis import Redis
 from redis.client import Pipeline
+from rq.defaults import RQ_KEY_PREFIX
 from rq.job import Job
 from rq.queue import Queue
 from rq.registry import StartedJobRegistry
+from rq.utils import now, utcformat
 
 from mlxq import keys
 from mlxq.queue import rq_keys
@@ -29,7 +31,8 @@ _Entries = list[tuple[bytes, dict[bytes, bytes]]]
 
 
 def record_ends(connection: Redis, batch_id: str, job_ids: Sequence[str], *, read_to: str) -> int:
-    """Count those of `job_ids` that have ended or are gone, with an event each, atomically. Returns how many.
+    """Count those of `job_ids` that have ended or are gone, with an event each, and enqueue what waited for them, all
+    atomically. Returns how many.
 
     Args:
         job_ids: jobs of the batch that no event names.
@@ -38,7 +41,9 @@ def record_ends(connection: Redis, batch_id: str, job_ids: Sequence[str], *, rea
     script_keys = [keys.batch(batch_id), keys.batch_jobs(batch_id), keys.batch_events(batch_id)]
     for job_id in job_ids:
         script_keys += [Job.key_for(job_id), rq_keys.executions(job_id)]
-    args: list[str | int] = [read_to, keys.BATCH_TTL_S, LOST, *job_ids]
+    moment = now()
+    args: list[str | int] = [read_to, keys.BATCH_TTL_S, LOST]
+    args += [RQ_KEY_PREFIX, f"{moment.timestamp():.6f}", utcformat(moment), *job_ids]
     # Not by its hash: an unknown one is an error, after which the embedded server hangs up.
     return cast(int, connection.eval(source("record_ends"), len(script_keys), *script_keys, *args))
 

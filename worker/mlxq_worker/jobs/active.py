@@ -78,6 +78,7 @@ class ActiveJob:
     def open_rows(self, prepared: PreparedRequest) -> None:
         """It is prepared: these are its rows."""
         self.prepared = prepared
+        self.job = self.job.without_data()
         self.open_ids = set(prepared.answer_ids)
 
     def row_ended(self, result: RowResult) -> None:
@@ -130,6 +131,11 @@ class ActiveJobs:
     @property
     def num_unprepared(self) -> int:
         return len(self._unprepared)
+
+    @property
+    def num_unprepared_bytes(self) -> int:
+        """How much data the jobs have that are not prepared yet."""
+        return sum(len(active.job.data) for active in self._unprepared)
 
     @property
     def rows_per_job(self) -> float:

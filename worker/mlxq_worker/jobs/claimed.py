@@ -6,12 +6,14 @@ names is imported. Sends nothing to Redis and doesn't know what a request is.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
+from rq.queue import Queue
 from rq.utils import str_to_date
 
 from mlxq import keys
@@ -27,31 +29,37 @@ MAX_DATA_BYTES = 4 * openai.MAX_LINE_BYTES
 RQ_FEATURES = ("a success callback", "a failure callback", "a stopped callback", "webhooks", "repetitions")
 """What RQ can hang on a job and this worker doesn't do, in the order in which the scripts report it."""
 
+_NO_LIMIT_S = -1.0
+"""Of RQ's `job_timeout`."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimedJob:
     """One job that this worker owns, for as long as its execution holds the lease.
 
     `execution_id` is new with every claim. `claimed_at` and `enqueued_at` are in Unix seconds. `strikes` counts
-    how often a step raised or a worker died while it held the job.
+    how often a step raised or a worker died while it held the job. `num_data_bytes` is what lies in Redis, of which
+    `data` holds nothing if that is too much. `rq_timeout` is RQ's `job_timeout` as it stands there.
     """
 
     job_id: str
     execution_id: str
     queue: str
     data: bytes
+    num_data_bytes: int = 0
     claimed_at: float
     enqueued_at: float
     custom_id: str
     batch: str | None = None
     strikes: int = 0
     rq_features: tuple[str, ...] = ()
+    rq_timeout: str = ""
 
     @classmethod
-    def read(cls, reply: Sequence[bytes | None], now: float) -> ClaimedJob:
+    def read(cls, reply: Sequence[Any], now: float) -> ClaimedJob:
         """One job as the scripts describe it, whatever somebody has written into its hash: what can't be read is
         taken for unset, since an error here would end every worker that meets the job."""
-        queue, job_id, execution_id, strikes, data, meta, enqueued_at, *features = reply
+        queue, job_id, execution_id, strikes, size, data, meta, enqueued_at, timeout, *features = reply
         known = _meta(meta)
         name = _text(job_id)
         return cls(
@@ -59,12 +67,14 @@ class ClaimedJob:
             execution_id=_text(execution_id),
             queue=_text(queue),
             data=data or b"",
+            num_data_bytes=size,
             claimed_at=now,
             enqueued_at=_timestamp(enqueued_at, now),
             custom_id=known.custom_id or name,
             batch=known.batch,
             strikes=int(strikes or 0),
-            rq_features=tuple(what for what, value in zip(RQ_FEATURES, features, strict=True) if value),
+            rq_features=tuple(what for what, num_bytes in zip(RQ_FEATURES, features, strict=True) if num_bytes),
+            rq_timeout=_text(timeout),
         )
 
     def line(self) -> dict[str, Any]:
@@ -88,9 +98,30 @@ class ClaimedJob:
             raise RequestError(message, code="invalid_job")
         return values[0]
 
+    def allowance_s(self) -> float | None:
+        """RQ's `job_timeout`: how many seconds the job may run; `None` for as long as it takes.
+
+        Raises:
+            RequestError: it is no number.
+        """
+        try:
+            seconds = float(self.rq_timeout or _NO_LIMIT_S) or Queue.DEFAULT_TIMEOUT  # RQ takes 0 for its default
+        except ValueError:
+            seconds = math.nan
+        if math.isnan(seconds):
+            message = (
+                f"RQ's job_timeout must be a number of seconds, or -1 for none, not {checks.show(self.rq_timeout)}"
+            )
+            raise RequestError(message, code="invalid_job", param="job_timeout")
+        return seconds if seconds > 0 and math.isfinite(seconds) else None
+
+    def without_data(self) -> ClaimedJob:
+        """The same job, once nobody needs its data any more: that may be megabytes."""
+        return replace(self, data=b"")
+
     def _call(self) -> tuple[str, list[Any], dict[str, Any]]:
         data = _decompressed(self.data)
-        if len(data) > MAX_DATA_BYTES:
+        if max(self.num_data_bytes, len(data)) > MAX_DATA_BYTES:
             message = f"the job's data is longer than {MAX_DATA_BYTES // 2**20} MiB"
             raise RequestError(message, code="job_too_large", status_code=413)
         try:

@@ -8,13 +8,16 @@ from __future__ import annotations
 import logging
 import time
 
+from msgspec.structs import replace
+
+from mlxq.contract import Request
 from mlxq.errors import RequestError
 from mlxq.requests.openai import parse_object
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.jobs import endings
 from mlxq_worker.jobs.active import ActiveJob, ActiveJobs, PreparedRequest
 from mlxq_worker.jobs.cancelled_batches import CancelledBatches
-from mlxq_worker.jobs.claimed import ClaimedJob
+from mlxq_worker.jobs.claimed import MAX_DATA_BYTES, ClaimedJob
 from mlxq_worker.jobs.completion import Completion
 from mlxq_worker.jobs.store import SUSPECT_STRIKES, JobStore
 from mlxq_worker.messages import Admit, Channel, Preparer
@@ -89,7 +92,8 @@ class Claiming:
         room = self._room()
         if room == 0 or not (self._num_queued or self._poll_timer.is_due(now)):
             return False
-        claim = self._store.claim(room, now, num_held=len(self._active))
+        max_bytes = MAX_DATA_BYTES - self._active.num_unprepared_bytes
+        claim = self._store.claim(room, now, num_held=len(self._active), max_bytes=max_bytes)
         self._num_queued = claim.num_queued if claim.jobs else 0
         self._note_suspension(claim.suspended)
         self._add(claim.jobs)
@@ -149,7 +153,7 @@ class Claiming:
         if preparer is None:
             raise RuntimeError("jobs are claimed only once there is a preparer")
         try:
-            request = parse_object(job.line(), default_custom_id=job.custom_id).request
+            request = _within(parse_object(job.line(), default_custom_id=job.custom_id).request, job.allowance_s())
             prepared = PreparedRequest(preparer, request, preparer.prepare(request, job.execution_id))
         except RequestError as error:
             self._completion.end(endings.rejected(job, error))
@@ -159,3 +163,12 @@ class Claiming:
         else:
             self._active.open_rows(active, prepared)
             self._channel.to_decode.put(Admit(prepared.specs))
+
+
+def _within(request: Request, allowance_s: float | None) -> Request:
+    """The request with no more than that for its decoding; RQ's allowance and its own may both be set."""
+    if allowance_s is None:
+        return request
+    own_s = request.sampling.timeout_s
+    timeout_s = allowance_s if own_s is None else min(own_s, allowance_s)
+    return replace(request, sampling=replace(request.sampling, timeout_s=timeout_s))

@@ -34,7 +34,7 @@ from mlxq_worker.messages import (
     StopClaiming,
     ToIo,
 )
-from mlxq_worker.timing import Every
+from mlxq_worker.timing import Every, WorkingTime
 
 logger = logging.getLogger("rq.worker")
 
@@ -56,6 +56,7 @@ class Consumer:
         self._burst = config.burst
         self._max_jobs = config.max_jobs
         self._clean_timer = Every(CLEAN_S)
+        self._working_time = WorkingTime()
         self._active = ActiveJobs()
         self.outbox = Outbox(store)
         batches = CancelledBatches(store)
@@ -74,7 +75,8 @@ class Consumer:
         Raises:
             redis.exceptions.RedisError: nothing that has ended is lost; call again.
         """
-        self._leases.beat_if_due(self._state(), now)  # before anything else that Redis may refuse
+        self._working_time.look(bool(self._active), now)
+        self._leases.beat_if_due(self._state(), self._working_time.seconds, now)  # before what Redis may refuse
         self._claiming.note_queued(self.outbox.write(now))
         self._recycle_if_due()
         self._leases.obey()
@@ -85,6 +87,7 @@ class Consumer:
             self._store.clean_registries()
         self._claiming.prepare_some()
         self._claim(now)
+        self._working_time.look(bool(self._active), now)
         if self.outbox.has_endings:
             return 0.0
         return min(self._leases.wait_s(now), self._claiming.wait_s(now))
@@ -133,6 +136,7 @@ class Consumer:
             self._completion.give_back(self._active, strikes=0)
         self.outbox.write(now)
         self.reconcile(now)
+        self._presence.beat(self._state(), self._working_time.seconds)
         self._presence.close()
 
     def _claim(self, now: float) -> None:

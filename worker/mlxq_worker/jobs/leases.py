@@ -75,16 +75,19 @@ class Leases:
         for command in self._presence.commands():
             self._obey(command)
 
-    def beat_if_due(self, state: WorkerStatus, now: float) -> None:
+    def beat_if_due(self, state: WorkerStatus, worked_s: float, now: float) -> None:
         """Extend the leases and say that the worker lives; drop what is cancelled or not ours any more.
 
         What has left and isn't written yet is still ours in Redis's eyes, and nobody else may take it.
+
+        Args:
+            worked_s: for how long it has had jobs in hand, since it began.
         """
         if not self._beat_timer.is_due(now):
             return
         everything = list(self._active)
         states = self._store.beat([active.job for active in everything] + self._outbox.jobs(), now)
-        self._presence.beat(state)
+        self._presence.beat(state, worked_s)
         for active, lease in zip(everything, states, strict=False):
             if lease == "lost":
                 self._lose(active)

@@ -19,12 +19,16 @@ from rq.command import parse_payload
 from rq.utils import now, utcformat
 from rq.worker import BaseWorker, WorkerStatus
 
+from mlxq.machine import machine_id
 from mlxq_worker.jobs.store import script
 
 logger = logging.getLogger("rq.worker")
 
-TTL_MARGIN_S = 60
-"""What RQ adds to a worker's lifetime."""
+ENTRY_TTL_S = 60
+"""An entry that nobody has renewed for so long is gone, by Redis's clock: RQ itself would keep it for eight minutes.
+What is left of it says how long its worker has been silent."""
+MACHINE = "mlxq_machine"
+"""The field of an entry that tells hosts of one name apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +46,23 @@ class Presence:
         self._worker = worker
         self._say_present = worker.connection.register_script(script("present"))
         self._pubsub: PubSub | None = self._subscribed()
+        self._machine = machine_id()
+        self._told_s = 0.0
 
-    def beat(self, state: WorkerStatus) -> None:
-        """Say that the worker lives and what it does. An entry that expired or was flushed is written anew."""
+    def beat(self, state: WorkerStatus, worked_s: float) -> None:
+        """Say that the worker lives and what it does. An entry that expired or was flushed is written anew.
+
+        Args:
+            worked_s: for how long it has had jobs in hand, since it began.
+        """
         worker = self._worker
         worker.last_heartbeat = now()
-        args: list[str | int] = [utcformat(worker.last_heartbeat), state, worker.worker_ttl + TTL_MARGIN_S]
-        if not self._say_present(keys=[worker.key, worker.executions_key], args=args):
+        is_there = self._say_present(
+            keys=[worker.key, worker.executions_key],
+            args=[utcformat(worker.last_heartbeat), state, ENTRY_TTL_S, self._machine, worked_s - self._told_s],
+        )
+        self._told_s = worked_s
+        if not is_there:
             self._register_again(state)
 
     def commands(self) -> Iterator[Command]:
@@ -85,8 +99,9 @@ class Presence:
             worker.set_state(state, pipeline=pipe)
             pipe.hset(worker.key, mapping=worker.serialize())
             worker_registration.register(worker, pipe)
+            pipe.hset(worker.key, MACHINE, self._machine)
+            worker.heartbeat(ENTRY_TTL_S, pipeline=pipe)
             pipe.execute()
-        worker.heartbeat()
 
 
 def _read(message: dict[str, object]) -> Command | None:

@@ -9,7 +9,6 @@ clocks differ.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +22,6 @@ from rq.defaults import RQ_KEY_PREFIX
 from rq.executions import WORKER_EXECUTIONS_KEY_TEMPLATE
 from rq.job import Job
 from rq.queue import Queue
-from rq.rate_limit import release_slot
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, ReadyJobRegistry
 from rq.serializers import JSONSerializer
 from rq.utils import utcformat
@@ -32,11 +30,8 @@ from rq.worker_registration import clean_worker_registry
 from mlxq import keys
 from mlxq.queue import scripts
 from mlxq.queue.passing import passes
-from mlxq_worker.jobs.claimed import ClaimedJob
+from mlxq_worker.jobs.claimed import MAX_DATA_BYTES, ClaimedJob
 from mlxq_worker.jobs.endings import Ending
-from mlxq_worker.traces import trace_of
-
-logger = logging.getLogger("rq.worker")
 
 LeaseState = Literal["held", "canceled", "lost"]
 _LEASE_STATES: tuple[LeaseState, ...] = ("held", "canceled", "lost")
@@ -120,14 +115,17 @@ class JobStore:
         self._recover = connection.register_script(script("recover"))
         self._abandon = connection.register_script(script("abandon"))
 
-    def claim(self, limit: int, now: float, *, num_held: int = 0) -> Claim:
-        """Take up to `limit` jobs and lease them. A suspect comes alone, and only to a worker that has nothing else."""
+    def claim(self, limit: int, now: float, *, num_held: int = 0, max_bytes: int = MAX_DATA_BYTES) -> Claim:
+        """Take up to `limit` jobs with up to `max_bytes` of data and lease them. A suspect comes alone, and only to a
+        worker that has nothing else; the data of a job that has too much doesn't come at all."""
         reply = self._claim(
             args=self._args(
                 now,
                 queues=self._queues,
                 limit=limit,
                 num_held=num_held,
+                max_bytes=max_bytes,
+                max_job_bytes=MAX_DATA_BYTES,
                 suspect_at=SUSPECT_STRIKES,
                 seed=uuid4().hex,
             )
@@ -136,7 +134,8 @@ class JobStore:
         return Claim([ClaimedJob.read(job, now) for job in jobs], num_queued, bool(suspended))
 
     def beat(self, jobs: Sequence[ClaimedJob], now: float) -> list[LeaseState]:
-        """Extend the leases. Says of each job whether it is still ours, canceled (RQ's `Job.cancel`), or lost."""
+        """Extend the leases. Says of each job whether it is still ours, canceled (RQ's `Job.cancel`), or lost. One that
+        RQ's clean-up has failed because its lease had run out is ours again."""
         entries = [(job.queue, job.job_id, job.execution_id) for job in jobs]
         states = cast("list[int]", self._beat(args=self._args(now, queues=self._queues, jobs=entries)))
         return [_LEASE_STATES[state] for state in states]
@@ -155,15 +154,11 @@ class JobStore:
 
     def end(self, endings: Sequence[Ending], now: float) -> list[bool]:
         """Write how jobs ended, all in one round trip. `False` says that the job wasn't ours any more and that
-        nothing was written. Jobs that depend on these are enqueued by RQ."""
+        nothing was written. Jobs that depend on these are enqueued with it, as RQ would."""
         with self._redis.pipeline(transaction=False) as pipe:
             for ending in endings:
                 self._finish(args=self._finish_args(ending, now), client=pipe)
-            written = pipe.execute()
-        for ending, code in zip(endings, written, strict=True):
-            if code == 2:
-                self._follow_up(ending.job)
-        return [bool(code) for code in written]
+            return [bool(code) for code in pipe.execute()]
 
     def release(self, jobs: Iterable[ClaimedJob], now: float, *, strikes: int = 0) -> None:
         """Give jobs back to the front of their queues in their old order, those that get strikes after a delay; no
@@ -257,18 +252,6 @@ class JobStore:
     def _add_release(self, pipe: Any, queue: str, job_id: str, execution_id: str, now: float, strikes: int) -> None:
         place = {"queue": queue, "job": job_id, "execution": execution_id}
         self._release(args=self._args(now, strikes=strikes, **place), client=pipe)
-
-    def _follow_up(self, job: ClaimedJob) -> None:
-        """What RQ does after a job has ended, for the few jobs that others wait for. Those may be of any make, and
-        what can't be read of them must not end a worker: they go on waiting."""
-        try:
-            ended = Job.fetch(job.job_id, connection=self._redis, serializer=JSONSerializer)
-            release_slot(ended)
-            self._queue(job.queue).enqueue_dependents(ended)
-        except Exception as error:  # whatever it is, it costs those jobs only
-            if passes(error):
-                raise  # to be repeated
-            logger.error("What waits for job %s can't be enqueued: %s", job.job_id, trace_of(error))
 
     def _queue(self, name: str) -> Queue:
         return Queue(name, connection=self._redis, serializer=JSONSerializer)

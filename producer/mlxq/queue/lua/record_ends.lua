@@ -1,13 +1,17 @@
 --- @include "ended"
 --- @include "when_full"
+--- @include "dependents"
 -- Records the ends of jobs that RQ's own tools ended or deleted.
 -- KEYS: batch hash, batch jobs, batch events, then per job its hash and its executions.
--- ARGV: the event up to which the caller has read, batch ttl (s), code of lost jobs, then per job its id.
+-- ARGV: the event up to which the caller has read, batch ttl (s), code of lost jobs, RQ's key prefix, now (Unix s), now
+-- (RQ's text), then per job its id.
 -- Changes nothing if there are events that the caller doesn't know: a job without a hash may be in one of them.
 -- Returns how many ends it recorded.
 local OUTCOMES = {finished = 'finished', failed = 'failed', canceled = 'cancelled', stopped = 'cancelled'}
 local batch = {hash = KEYS[1], jobs = KEYS[2], events = KEYS[3], ttl = tonumber(ARGV[2])}
+local RQ_STATUS = {finished = 'finished', failed = 'failed', cancelled = 'canceled'}
 local read_to, lost = ARGV[1], ARGV[3]
+local by = {prefix = ARGV[4], now = ARGV[5], now_iso = ARGV[6]}
 
 local unread = redis.call('XREAD', 'COUNT', 1, 'STREAMS', batch.events, read_to)
 if unread and #unread > 0 then return 0 end
@@ -29,13 +33,15 @@ end
 
 local num_recorded = 0
 for i = 4, #KEYS, 2 do
-  local job, executions, id = KEYS[i], KEYS[i + 1], ARGV[i / 2 + 2]
+  local job, executions, id = KEYS[i], KEYS[i + 1], ARGV[i / 2 + 5]
   if redis.call('ZSCORE', batch.jobs, id) then -- else collected and forgotten since the caller looked
     local outcome, code = end_of(job, executions)
     if outcome then
       pass_when_full()
       if not code then redis.call('HSET', job, 'mlxq_outcome', outcome) end
       record_end(batch, {job = id, outcome = outcome, code = code})
+      enqueue_dependents(by, id, RQ_STATUS[outcome]) -- which whoever ended it may not have lived to do
+      if not code then release_slot(by, id) end
       num_recorded = num_recorded + 1
     end
   end

@@ -16,7 +16,7 @@ for _, entry in ipairs(redis.call('SMEMBERS', worker_executions_key(p.dead))) do
   local job, execution = string.match(entry, '^([^:]*):(.*)$')
   for _, queue in ipairs(job and p.queues or {}) do
     local lease_end = holds_lease(queue, job, execution)
-    if lease_end and tonumber(lease_end) > ABANDONED then
+    if lease_end and tonumber(lease_end) ~= ABANDONED then
       local is_there = is_a('hash', job_key(job))
       leases[#leases + 1] = {queue = queue, job = job, execution = execution, is_there = is_there,
         started = is_there and redis.call('HGET', job_key(job), 'started_at') or '',

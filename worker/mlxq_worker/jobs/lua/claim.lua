@@ -1,6 +1,8 @@
 --- @include "common"
 -- Takes up to p.limit jobs from the queues in their order and leases each to this worker, all or nothing.
 -- A suspect (a job with p.suspect_at strikes) is claimed only alone: it may take its neighbours down with it.
+-- Their data is no more than p.max_bytes together: the next one that doesn't fit waits. That of a job with more than
+-- p.max_job_bytes stays in Redis, since it will be refused.
 -- Returns {suspended, jobs still queued, claimed jobs}.
 local MAX_POPS = 10000 -- bounds the time for which one call can block Redis over ids of jobs that are gone
 
@@ -30,7 +32,7 @@ local function end_delays(queue)
   end
 end
 
-local claimed, pops = {}, 0
+local claimed, pops, bytes = {}, 0, 0
 for _, queue in ipairs(p.queues) do
   make_room('zset', delayed_key(queue))
   end_delays(queue)
@@ -39,14 +41,16 @@ for _, queue in ipairs(p.queues) do
     if not job then break end
     pops = pops + 1
     if is_waiting(job) then
-      local suspect = strikes_of(job) >= p.suspect_at
-      if suspect and p.num_held + #claimed > 0 then
+      local suspect, size = strikes_of(job) >= p.suspect_at, data_bytes(job)
+      if size > p.max_job_bytes then size = 0 end
+      if (suspect and p.num_held + #claimed > 0) or size > p.max_bytes - bytes then
         redis.call('LPUSH', queue_key(queue), job)
         return {0, num_queued(), claimed}
       end
       local execution = p.seed .. '-' .. #claimed
       open_execution(queue, job, execution)
-      claimed[#claimed + 1] = describe(queue, job, execution)
+      claimed[#claimed + 1] = describe(queue, job, execution, p.max_job_bytes)
+      bytes = bytes + size
       if suspect then return {0, num_queued(), claimed} end
     end
   end

@@ -8,6 +8,7 @@ local function job_key(job) return rq .. ':job:' .. job end
 local function queue_key(queue) return rq .. ':queue:' .. queue end
 local function delayed_key(queue) return 'mlxq:delayed:' .. queue end
 local function wip_key(queue) return rq .. ':wip:' .. queue end
+local function failed_key(queue) return rq .. ':failed:' .. queue end
 local function execution_key(job, execution) return rq .. ':execution:' .. job .. ':' .. execution end
 local function executions_key(job) return rq .. ':executions:' .. job end
 local function worker_executions_key(worker) return rq .. ':worker:' .. worker .. ':executions' end
@@ -43,8 +44,9 @@ local function lease_now()
   return tonumber(time[1]) + tonumber(time[2]) / 1000000
 end
 
--- When the leases of a worker ended that is known to be dead, which tells them from those that nobody has extended.
-local ABANDONED = 0
+-- The lease of a worker that is known to be dead has this end: the year 9999, no lease of a worker that lives. RQ's tools
+-- take what has run out for failed as soon as they see it; this they leave to recover.lua.
+local ABANDONED = 253370764800
 
 -- The entry in rq:wip:{queue} is the lease: whoever's execution is in there owns the job.
 local function holds_lease(queue, job, execution)
@@ -70,7 +72,8 @@ local function open_execution(queue, job, execution)
   redis.call('HSET', execution_key(job, execution),
     'id', execution, 'job_id', job, 'created_at', p.now, 'worker_name', p.worker)
   extend_lease(queue, job, execution)
-  redis.call('HSET', job_key(job), 'status', 'started', 'started_at', p.now_iso, 'worker_name', p.worker)
+  redis.call('HSET', job_key(job), 'status', 'started', 'started_at', p.now_iso, 'worker_name', p.worker,
+    'mlxq_claimed_by', execution)
   redis.call('PERSIST', job_key(job))
 end
 
@@ -100,9 +103,23 @@ local function put_back(queue, job, strikes)
   redis.call('ZADD', delayed_key(queue), string.format('%.6f', due), job)
 end
 
--- One claimed job, in the order in which mlxq_worker.jobs.claimed.Claimed reads it.
-local function describe(queue, job, execution)
-  local fields = redis.call('HMGET', job_key(job), 'data', 'meta', 'enqueued_at',
-    'success_callback_name', 'failure_callback_name', 'stopped_callback_name', 'webhooks', 'repeats_left')
-  return {queue, job, execution, tostring(strikes_of(job)), unpack(fields)}
+-- What is asked of RQ, and not of us; only whether it is.
+local RQ_FEATURES = {
+  'success_callback_name', 'failure_callback_name', 'stopped_callback_name', 'webhooks', 'repeats_left'}
+local MAX_FIELD_BYTES = 65536 -- of what stands beside the data
+
+local function short_field(job, field)
+  return redis.call('HSTRLEN', job_key(job), field) <= MAX_FIELD_BYTES and redis.call('HGET', job_key(job), field)
+end
+
+local function data_bytes(job) return redis.call('HSTRLEN', job_key(job), 'data') end
+
+-- One claimed job, in the order in which mlxq_worker.jobs.claimed.ClaimedJob reads it; without its data if that is
+-- longer than max_bytes.
+local function describe(queue, job, execution, max_bytes)
+  local size, features = data_bytes(job), {}
+  for i, field in ipairs(RQ_FEATURES) do features[i] = redis.call('HSTRLEN', job_key(job), field) end
+  local data = size <= max_bytes and redis.call('HGET', job_key(job), 'data')
+  return {queue, job, execution, tostring(strikes_of(job)), size, data, short_field(job, 'meta'),
+    short_field(job, 'enqueued_at'), short_field(job, 'timeout'), unpack(features)}
 end

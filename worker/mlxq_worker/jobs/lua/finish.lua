@@ -1,26 +1,23 @@
 --- @include "common"
 --- @include "ended"
+--- @include "dependents"
 -- Ends one job if this execution still owns it: the first writer wins and nobody else writes anything.
 -- ARGV[3] is the output line and ARGV[4] RQ's exc_string, both in RQ's encoding, or empty.
 -- p.outcome is finished, failed or cancelled; p.status is RQ's word for it.
--- Returns 0 refused, 1 written, 2 written and RQ has something to do after it (dependents, rate limits). Saying it
--- again, because the first reply was lost, changes nothing and returns the same.
+-- Whoever waited for the job is enqueued, too. The first write takes something away: from then on Redis lets the script
+-- go on to its end, however full it is.
+-- Returns 1, or 0 if it was refused. Saying it again, because the first reply was lost, changes nothing and returns 1.
 local RESULT_TYPES = {finished = 1, failed = 2, cancelled = 3} -- rq.results.Result.Type
 
 local key, results = job_key(p.job), rq .. ':results:' .. p.job
 local dependents, dependencies = key .. ':dependents', rq .. ':job::' .. p.job .. ':dependencies'
 local status, outcome = p.status, p.outcome
 
-local function code()
-  local limited = redis.call('HGET', key, 'rate_limit_key')
-  return (redis.call('EXISTS', dependents) == 1 or (limited and limited ~= '')) and 2 or 1
-end
-
 if not is_a('hash', key) then
   close_execution(p.queue, p.job, p.execution, p.worker)
   return 0
 end
-if redis.call('HGET', key, 'mlxq_ended_by') == p.execution then return code() end
+if redis.call('HGET', key, 'mlxq_ended_by') == p.execution then return 1 end
 if not holds_lease(p.queue, p.job, p.execution) then
   -- Job.cancel ends the lease but leaves the execution. Nobody else writes that job's answer, so we do.
   local canceled = redis.call('HGET', key, 'status') == 'canceled'
@@ -60,22 +57,23 @@ end
 
 local function count_for_worker()
   local worker = rq .. ':worker:' .. p.worker
-  if redis.call('EXISTS', worker) == 0 then return end
+  if redis.call('EXISTS', worker) == 0 or not is_a('hash', worker) then return end
   count(worker, outcome == 'finished' and 'successful_job_count' or 'failed_job_count', 1)
-  redis.call('HINCRBYFLOAT', worker, 'total_working_time', tonumber(p.now) - tonumber(p.started))
 end
 
 local before = redis.call('HGET', key, 'mlxq_outcome')
 local ttl_name = outcome == 'finished' and 'result_ttl' or 'failure_ttl'
 local ttl = whole_number(redis.call('HGET', key, ttl_name)) or p[ttl_name]
-local reply = code()
 
 close_execution(p.queue, p.job, p.execution, p.worker)
 redis.call('HSET', key, 'status', status, 'ended_at', p.now_iso, 'last_heartbeat', p.now_iso,
   'mlxq_outcome', outcome, 'mlxq_ended_by', p.execution)
+local by = {prefix = rq, now = p.now, now_iso = p.now_iso}
+local had_dependents = enqueue_dependents(by, p.job, status)
+release_slot(by, p.job)
 if ttl == 0 then
   -- RQ deletes such a job at once; while others depend on it, they need a minute to read how it ended.
-  if reply == 2 then redis.call('EXPIRE', key, 60) else redis.call('DEL', key, dependencies, results) end
+  if had_dependents then redis.call('EXPIRE', key, 60) else redis.call('DEL', key, dependencies, results) end
 else
   write_result(ttl)
   register(ttl)
@@ -86,4 +84,4 @@ if p.batch then
   local batch = {hash = p.batch, jobs = p.batch_jobs, events = p.batch_events, ttl = p.batch_ttl}
   record_end(batch, {job = p.job, outcome = outcome, before = before, counts = p.counts})
 end
-return reply
+return 1

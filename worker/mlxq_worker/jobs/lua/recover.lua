@@ -16,11 +16,15 @@ local function earlier(a, b)
 end
 
 local function expired_leases(queue)
-  local only_abandoned = p.only_abandoned or not is_silence_telling(queue)
-  local now = string.format('%.6f', lease_now())
-  local leases, latest = {}, only_abandoned and tostring(ABANDONED) or now
-  if only_abandoned then num_doubtful = num_doubtful + redis.call('ZCOUNT', wip_key(queue), '(' .. ABANDONED, now) end
-  for _, entry in ipairs(redis.call('ZRANGEBYSCORE', wip_key(queue), 0, latest, 'LIMIT', 0, p.limit)) do
+  local leases, now = {}, string.format('%.6f', lease_now())
+  local entries = redis.call('ZRANGEBYSCORE', wip_key(queue), ABANDONED, ABANDONED, 'LIMIT', 0, p.limit)
+  if p.only_abandoned or not is_silence_telling(queue) then
+    num_doubtful = num_doubtful + redis.call('ZCOUNT', wip_key(queue), 0, now)
+  else
+    local silent = redis.call('ZRANGEBYSCORE', wip_key(queue), 0, now, 'LIMIT', 0, p.limit - #entries)
+    for _, entry in ipairs(silent) do entries[#entries + 1] = entry end
+  end
+  for _, entry in ipairs(entries) do
     local job, execution = string.match(entry, '^([^:]*):(.*)$')
     if not job or not is_a('hash', job_key(job)) then
       redis.call('ZREM', wip_key(queue), entry) -- not an execution, or one of a job that is gone
@@ -44,7 +48,7 @@ for _, queue in ipairs(p.queues) do
       if strikes >= p.max_strikes then
         local successor = p.seed .. '-' .. #struck_out
         open_execution(queue, job, successor)
-        struck_out[#struck_out + 1] = describe(queue, job, successor)
+        struck_out[#struck_out + 1] = describe(queue, job, successor, 0)
       else
         put_back(queue, job, strikes)
         put_back_jobs = put_back_jobs + 1
