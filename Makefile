@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PARITY := $(VENV)/parity
+COMPAT := $(VENV)/compat
 DEMO := demo-out
 # Test data and an oracle: their dependencies are no concern of ours.
 WITHOUT_DEPS := axolotl==0.19.0 llm-router-utils==0.8.1
@@ -14,7 +15,7 @@ WITHOUT_DEPS := axolotl==0.19.0 llm-router-utils==0.8.1
 # files come in their order, which begins with the longest.
 SIDE_BY_SIDE = --numprocesses $$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 )) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test test-quick parity bench faults clean need-python need-openblas
+.PHONY: help install demo test test-quick parity compat bench faults clean need-python need-openblas
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -49,6 +50,12 @@ parity: $(INSTALLED) need-openblas ## compare with transformers' beam search, SG
 	@[ -d $(PARITY)/orjson ] || $(BIN)/pip install --quiet --target $(PARITY) --group parity
 	@[ -d $(PARITY)/axolotl ] || $(BIN)/pip install --quiet --no-deps --target $(PARITY) $(WITHOUT_DEPS)
 	PYTHONPATH=$(PARITY) $(BIN)/pytest tests/parity
+
+# They need older versions of redis-py and RQ than ours.
+compat: $(INSTALLED) need-openblas ## try rq-dashboard and rq-exporter on our jobs
+	@[ -x $(COMPAT)/bin/rq-exporter ] || { $(PYTHON) -m venv $(COMPAT) && \
+	  $(COMPAT)/bin/pip install --quiet --upgrade 'pip>=25.1' && $(COMPAT)/bin/pip install --quiet --group compat; }
+	MLXQ_COMPAT=$(CURDIR)/$(COMPAT)/bin $(BIN)/pytest tests/compat
 
 bench: $(INSTALLED) need-openblas ## every workload through mlxq and what else there is; half an hour
 	$(BIN)/python -m tests.bench.suite

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from contextlib import suppress
 from queue import Empty
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
 from redis import Redis
 from redis import exceptions as redis_errors
+from rq.job import Job
+from rq.registry import StartedJobRegistry
 from tests.support.fake_engine import FakeEngine, FakePreparer, FakeWorker
-from tests.support.queued_jobs import answer, enqueue_plain, events, status, submit
+from tests.support.queued_jobs import answer, enqueue_plain, events, queue_of, status, submit
 from tests.support.row_results import row_result
 from tests.support.row_specs import name_of
 
+from mlxq import keys
 from mlxq.contract import StopDetails, StopType
 from mlxq_worker.config import EngineConfig, WorkerConfig
 from mlxq_worker.engine.api import RowError, RowId
+from mlxq_worker.jobs.claimed import MAX_DATA_BYTES
 from mlxq_worker.jobs.consumer import Consumer
 from mlxq_worker.jobs.leases import COME_BACK_S
 from mlxq_worker.jobs.presence import Presence
-from mlxq_worker.jobs.store import JobStore
+from mlxq_worker.jobs.store import Claim, JobStore
 from mlxq_worker.messages import Admit, Cancel, Channel, Drained, Ready, RowEnded, ToDecode
 
 LEASE_S = 90.0
@@ -308,6 +314,145 @@ def test_what_has_ended_and_cannot_be_written_stays_ours(connection: Redis, ours
 def ended(row_id: RowId, kind: StopType, error_code: RowError | None = None) -> RowEnded:
     details = StopDetails(type=kind)
     return RowEnded(row_result(row_id=row_id, stop_details=details, error_code=error_code))
+
+
+@pytest.mark.parametrize("how", ["Redis was away", "we were frozen"])
+def test_jobs_that_rqs_clean_up_failed_meanwhile_are_ours_again_with_what_had_ended(
+    connection: Redis, ours: Rig, how: str
+) -> None:
+    # given one job that ended while nobody could be told, and one whose row goes on
+    jobs = [enqueue_plain(connection) for _ in range(2)]
+    ours.consumer.turn(START)
+    ours.consumer.turn(START + 1)
+    first, second = (spec.row_id for message in ours.sent() if isinstance(message, Admit) for spec in message.specs)
+    ours.consumer.receive(ended(first, "max_tokens"), START + 2)
+
+    # when somebody has cleaned up before we are back
+    StartedJobRegistry(queue=queue_of(connection)).cleanup(timestamp=START + LEASE_S + 5)
+    assert [status(connection, job.id) for job in jobs] == ["failed", "failed"]
+    if how == "Redis was away":
+        ours.consumer.reconnected(START + LEASE_S + 6, LEASE_S)
+    ours.consumer.turn(START + LEASE_S + 6)
+
+    # then both end as answered
+    assert [status(connection, job.id) for job in jobs] == ["finished", "started"]
+    ours.consumer.receive(ended(second, "max_tokens"), START + LEASE_S + 7)
+    ours.consumer.turn(START + LEASE_S + 7)
+    assert status(connection, jobs[1].id) == "finished"
+    assert connection.zcard("rq:failed:mlxq") == 0
+    assert (ours.consumer.outbox.num_ended, ours.consumer.outbox.num_late) == (2, 0)
+
+
+def test_a_job_that_somebody_else_failed_is_not_taken_back(connection: Redis, ours: Rig, neighbour: Rig) -> None:
+    # given a job that a neighbour took over, and failed
+    job = enqueue_plain(connection, prompt="nan")
+    ours.consumer.turn(START)
+    for seconds in (10, 12, 13):
+        neighbour.consumer.turn(START + LEASE_S + seconds)
+    neighbour.decode(START + LEASE_S + 14)
+    assert status(connection, job.id) == "failed"
+
+    ours.consumer.reconnected(START + LEASE_S + 15, LEASE_S)
+    ours.consumer.turn(START + LEASE_S + 15)
+
+    assert status(connection, job.id) == "failed"
+    assert connection.zcard("rq:wip:mlxq") == 0
+
+
+@pytest.mark.parametrize(
+    ("job_timeout", "own", "expected"),
+    [(7, None, 7.0), (7, 3.0, 3.0), (7, 30.0, 7.0), (-1, 30.0, 30.0), (-1, None, None)],
+)
+def test_a_row_has_no_longer_than_rqs_job_timeout(
+    connection: Redis, ours: Rig, job_timeout: int, own: float | None, expected: float | None
+) -> None:
+    body = {"prompt": "hello"} | ({} if own is None else {"timeout": own})
+    line = {"custom_id": "a", "url": "/v1/completions", "body": body}
+    queue_of(connection).enqueue(keys.FUNCTION_NAME, line, job_timeout=job_timeout)
+
+    ours.consumer.turn(START)
+    ours.consumer.turn(START + 1)
+
+    [spec] = [spec for message in ours.sent() if isinstance(message, Admit) for spec in message.specs]
+    assert spec.timeout_s == expected
+
+
+def test_a_job_timeout_that_can_not_be_honoured_fails_its_job_by_name(connection: Redis, ours: Rig) -> None:
+    batch = submit(connection, "hello")
+    connection.hset(f"rq:job:{batch.job_id('r0')}", "timeout", "soon")
+
+    for seconds in range(3):
+        ours.consumer.turn(START + seconds)
+
+    [found] = batch.as_completed()
+    assert found.line["response"]["body"]["error"]["param"] == "job_timeout"
+
+
+# --- Bytes ----------------------------------------------------------------------------------------------------
+
+
+def enqueue_heavy(connection: Redis, num_bytes: int) -> Job:
+    """A job whose data doesn't shrink when RQ compresses it."""
+    job = enqueue_plain(connection)
+    connection.hset(job.key, "data", random.Random(num_bytes).randbytes(num_bytes))
+    return job
+
+
+def test_jobs_of_sixty_megabytes_are_claimed_one_at_a_time_and_their_neighbours_with_them(
+    connection: Redis, ours: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claimed: list[list[int]] = []
+    claim = JobStore.claim
+
+    def watched(self: JobStore, *args: Any, **options: Any) -> Claim:
+        found = claim(self, *args, **options)
+        claimed.append([job.num_data_bytes for job in found.jobs])
+        return found
+
+    monkeypatch.setattr(JobStore, "claim", watched)
+    heavy = [enqueue_heavy(connection, 60_000_000) for _ in range(4)]
+    small = [enqueue_plain(connection) for _ in range(3)]
+
+    for seconds in range(20):
+        ours.consumer.turn(START + seconds)
+    ours.decode(START + 21)
+
+    assert [status(connection, job.id) for job in heavy] == ["failed"] * 4  # it is no JSON
+    assert [status(connection, job.id) for job in small] == ["finished"] * 3
+    assert max(map(sum, claimed)) < 2 * 60_000_000
+    assert sum(60_000_000 in sizes for sizes in claimed) == 4
+
+
+def test_the_data_of_a_job_that_has_too_much_stays_in_redis(connection: Redis, ours: Rig) -> None:
+    heavy = enqueue_heavy(connection, MAX_DATA_BYTES + 1)
+    neighbour = enqueue_plain(connection)
+    before = sent_bytes(connection)
+
+    for seconds in range(3):
+        ours.consumer.turn(START + seconds)
+    ours.decode(START + 4)
+
+    assert sent_bytes(connection) - before < 1_000_000
+    assert answer(connection, heavy.id)["response"]["body"]["error"]["code"] == "job_too_large"
+    assert status(connection, neighbour.id) == "finished"
+
+
+@pytest.mark.parametrize("field", ["meta", "enqueued_at", "timeout", "webhooks"])
+def test_what_stands_beside_the_data_may_be_of_any_size(connection: Redis, ours: Rig, field: str) -> None:
+    job = enqueue_plain(connection)
+    connection.hset(job.key, field, b"7" * 10_000_000)
+    before = sent_bytes(connection)
+
+    for seconds in range(3):
+        ours.consumer.turn(START + seconds)
+    ours.decode(START + 4)
+
+    assert connection.hget(job.key, "status") in (b"finished", b"failed")
+    assert sent_bytes(connection) - before < 1_000_000
+
+
+def sent_bytes(connection: Redis) -> int:
+    return int(connection.info("stats")["total_net_output_bytes"])
 
 
 def test_the_first_row_that_fails_cancels_the_jobs_others_and_says_how_it_ends(

@@ -10,17 +10,22 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis
-from rq.worker import Worker
+from rq.registry import StartedJobRegistry
+from rq.utils import utcformat
+from rq.worker import Worker, WorkerStatus
 from tests.support.fake_engine import FakeWorker
 from tests.support.queued_jobs import enqueue_plain, events, status, submit
 from tests.support.supervised import command
 from tests.support.waiting import wait_until
 
+from mlxq_worker.config import WorkerConfig
+from mlxq_worker.jobs.presence import ENTRY_TTL_S, MACHINE, Presence
 from mlxq_worker.jobs.store import JobStore
 from mlxq_worker.supervision.dead_workers import DeadWorkers
 from mlxq_worker.supervision.supervisor import STOP_MARGIN_S, Supervisor
@@ -190,6 +195,72 @@ def test_a_worker_that_may_live_keeps_its_jobs(connection: Redis, sign_of_life: 
     DeadWorkers(connection, ["mlxq"]).release_silent()
 
     assert recover(connection) == 0
+
+
+class Host:
+    """What stands in Redis of a worker whose process isn't there, as a real one wrote it; `clock_s` is how far its
+    host's clock is off."""
+
+    def __init__(self, connection: Redis, *, machine: str | None = None, clock_s: float = 0.0) -> None:
+        self._connection, self._clock_s = connection, clock_s
+        config = WorkerConfig(model="fake")
+        self._worker = FakeWorker(["mlxq"], connection=connection, serializer="json", config=config)
+        self._worker.register_birth()
+        self._presence = Presence(self._worker)
+        self.job = enqueue_plain(connection)
+        JobStore(connection, self._worker.name, ["mlxq"]).claim(1, time.time() + clock_s)
+        ended = subprocess.Popen([sys.executable, "-S", "-c", "pass"])
+        ended.wait()
+        self._fields = {"pid": ended.pid} | ({} if machine is None else {MACHINE: machine})
+
+    def beat(self, silent_s: float = 0.0) -> None:
+        """Its last sign of life was so long ago."""
+        self._presence.beat(WorkerStatus.BUSY, 0.0)
+        beat = utcformat(datetime.fromtimestamp(time.time() + self._clock_s - silent_s, UTC))
+        self._connection.hset(self._worker.key, mapping=self._fields | {"last_heartbeat": beat})
+        self._connection.pexpire(self._worker.key, int((ENTRY_TTL_S - silent_s) * 1000))
+
+    def close(self) -> None:
+        self._presence.close()
+
+
+@pytest.mark.parametrize("clock_s", [-3600.0, -30.0, 0.0, 30.0, 3600.0])
+def test_hosts_of_one_name_do_not_take_each_other_for_dead_whatever_their_clocks_say(
+    connection: Redis, clock_s: float
+) -> None:
+    """Not even those that were copied with their machine id, as long as they beat."""
+    hosts = [Host(connection, machine="another", clock_s=clock_s), Host(connection, clock_s=clock_s)]
+    hosts[0].beat(silent_s=20.0)  # which may be cut off
+    hosts[1].beat(silent_s=1.0)
+
+    DeadWorkers(connection, ["mlxq"]).release_silent()
+
+    assert recover(connection) == 0
+    assert [status(connection, host.job.id) for host in hosts] == ["started", "started"]
+    for host in hosts:
+        host.close()
+
+
+@pytest.mark.parametrize("clock_s", [-3600.0, -30.0, 0.0, 30.0, 3600.0])
+def test_a_dead_worker_of_this_machine_is_found_whatever_its_clock_said(connection: Redis, clock_s: float) -> None:
+    host = Host(connection, clock_s=clock_s)
+    host.beat(silent_s=8.0)
+
+    DeadWorkers(connection, ["mlxq"]).release_silent()
+
+    assert recover(connection) == 1
+    host.close()
+
+
+def test_rqs_clean_up_leaves_the_jobs_of_a_dead_worker_to_whoever_takes_them_over(connection: Redis) -> None:
+    """A monitor that looks every few seconds would fail them while the next worker still loads its model."""
+    job_id = a_dead_worker(connection, "left-behind")
+    DeadWorkers(connection, ["mlxq"]).release("left-behind")
+
+    StartedJobRegistry("mlxq", connection=connection, serializer="json").cleanup()
+
+    assert status(connection, job_id) == "started"
+    assert recover(connection) == 1
 
 
 def test_a_queue_that_is_not_ours_is_left_alone(connection: Redis) -> None:

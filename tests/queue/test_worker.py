@@ -503,7 +503,6 @@ def test_a_worker_entry_that_was_flushed_is_written_again(connection: Redis) -> 
     ("options", "name"),
     [
         ({"max_idle_time": 5}, "--max-idle-time"),
-        ({"with_scheduler": True}, "--with-scheduler"),
         ({"dequeue_strategy": DequeueStrategy.RANDOM}, "--dequeue-strategy"),
     ],
 )

@@ -173,6 +173,7 @@ class FakePreparer:
             end_tokens={EOS_ID: "</s>"},
             eos_ids=frozenset({EOS_ID}),
             seed=request.sampling.seed or 0,
+            timeout_s=request.sampling.timeout_s,
         )
         num_rows = max(int(word.removeprefix("rows=")) for word in ["rows=1", *prompt.split()] if word[:5] == "rows=")
         return tuple(
