@@ -347,13 +347,13 @@ def test_a_job_that_somebody_else_failed_is_not_taken_back(connection: Redis, ou
     # given a job that a neighbour took over, and failed
     job = enqueue_plain(connection, prompt="nan")
     ours.consumer.turn(START)
-    for seconds in (10, 12, 13):
+    for seconds in range(10, 60, 2):
         neighbour.consumer.turn(START + LEASE_S + seconds)
-    neighbour.decode(START + LEASE_S + 14)
+    neighbour.decode(START + LEASE_S + 60)
     assert status(connection, job.id) == "failed"
 
-    ours.consumer.reconnected(START + LEASE_S + 15, LEASE_S)
-    ours.consumer.turn(START + LEASE_S + 15)
+    ours.consumer.reconnected(START + LEASE_S + 61, LEASE_S)
+    ours.consumer.turn(START + LEASE_S + 61)
 
     assert status(connection, job.id) == "failed"
     assert connection.zcard("rq:wip:mlxq") == 0
