@@ -745,7 +745,16 @@ def test_what_comes_from_a_variable_is_left_to_the_environment(monkeypatch: pyte
     assert options_given(worker.make_context("worker", ["--burst"])) == ["--burst"]
 
 
-@pytest.mark.parametrize("option", [["--memory-limit", "plenty"], ["--max-jobs", "0"], ["--max-num-seqs", "0"]])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--memory-limit", "plenty"],
+        ["--wired-limit", "some"],
+        ["--kv-bits", "4"],
+        ["--max-jobs", "0"],
+        ["--max-num-seqs", "0"],
+    ],
+)
 def test_an_option_of_the_worker_that_cannot_be_right_is_named_and_starts_nothing(option: list[str]) -> None:
     result = mlxq("worker", "--model", "demo", *option)
 

@@ -261,6 +261,33 @@ def test_memory_that_runs_out_is_nobodys_fault_and_the_batch_gets_narrower() -> 
     assert rig.engines[-1].widths == [3]
 
 
+class OutOfBuffers(FakeEngine):
+    def compute(self, running: list[FakeRow]) -> None:
+        raise RuntimeError("[metal::malloc] Resource limit (499000) exceeded.")
+
+
+@pytest.mark.parametrize("names", [("a",), ("a", "b", "c", "d")], ids=["alone", "more than fit"])
+def test_a_process_that_runs_out_of_buffers_makes_room_for_a_fresh_one_and_no_request_is_to_blame(
+    names: tuple[str, ...],
+) -> None:
+    rig = Rig(first_engine=OutOfBuffers(2))
+
+    sent = rig.turn(*map(rows, names))
+
+    returned = [row_id for message in sent if isinstance(message, Returned) for row_id in message.row_ids]
+    assert sorted(map(name_of, returned)) == sorted(names)
+    assert not any(isinstance(message, StepRaised | Refused) for message in sent)
+    assert rig.loop.is_over(0.0)
+    assert rig.loop.lifecycle.exit_code == exits.START_AGAIN
+
+
+def test_rows_that_still_come_after_that_go_back_as_well() -> None:
+    rig = Rig(first_engine=OutOfBuffers(2))
+    rig.turn(rows("a"))
+
+    assert Returned(ids("b")) in rig.turn(rows("b"))
+
+
 def test_a_job_for_which_there_is_not_enough_memory_fails_alone_with_all_its_rows() -> None:
     rig = Rig(8, first_engine=OutOfMemory(8))
     job = Admit(tuple(row(name) for name in ("a", "a#1", "a#2")))
@@ -285,7 +312,7 @@ def test_a_narrowed_batch_widens_again_after_a_calm_while() -> None:
 
 
 def test_a_worker_over_its_memory_limit_admits_fewer_rows_once_the_others_have_left() -> None:
-    used = iter([0, 1100, 1100, 1100, 0])
+    used = iter([0, *[1100] * 6, 0])  # over the limit it is measured twice
     rig = Rig(4, memory=MemoryWatch(lambda: next(used), 1000))
 
     rig.turn(*(rows(f"r{i}") for i in range(12)), now=10.0)

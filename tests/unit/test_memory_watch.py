@@ -10,6 +10,7 @@ import pytest
 from mlxq_worker.decoding.memory_watch import (
     MemoryWatch,
     is_allocation_failure,
+    is_out_of_buffers,
     machine_bytes,
     no_limit,
     resident_bytes,
@@ -28,6 +29,22 @@ def test_it_is_measured_no_more_than_once_a_second() -> None:
     watch = MemoryWatch(lambda: 2000, 1000)
 
     assert [watch.level(now) for now in (10.0, 10.5, 11.0)] == ["far over", "fine", "far over"]
+
+
+def test_what_is_kept_for_reuse_is_given_back_before_it_counts_as_too_much() -> None:
+    used = {"rows": 800, "reuse": 500}
+    watch = MemoryWatch(lambda: sum(used.values()), 1000, lambda: used.update(reuse=0))
+
+    assert watch.level(10.0) == "fine"
+    assert watch.last_bytes == 800
+
+
+def test_nothing_is_given_back_while_there_is_room() -> None:
+    released: list[str] = []
+
+    MemoryWatch(lambda: 1000, 1000, lambda: released.append("all")).level(10.0)
+
+    assert not released
 
 
 def test_without_a_limit_nothing_is_too_much() -> None:
@@ -64,6 +81,14 @@ def test_errors_that_say_that_memory_ran_out(error: Exception) -> None:
 @pytest.mark.parametrize("error", [RuntimeError("[matmul] shapes differ"), ValueError("out of memory")], ids=str)
 def test_other_errors_say_nothing_about_memory(error: Exception) -> None:
     assert not is_allocation_failure(error)
+
+
+def test_a_process_without_handles_for_buffers_has_not_run_out_of_memory() -> None:
+    error = RuntimeError("[metal::malloc] Resource limit (499000) exceeded.")
+
+    assert is_out_of_buffers(error)
+    assert not is_allocation_failure(error)
+    assert not is_out_of_buffers(RuntimeError("[metal::malloc] Attempting to allocate 99 bytes"))
 
 
 # --- The width ------------------------------------------------------------------------------------------------

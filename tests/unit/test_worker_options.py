@@ -31,6 +31,7 @@ def test_the_worker_has_every_option_and_run_those_that_it_passes_on() -> None:
         "max_num_seqs",
         "default_max_tokens",
         "memory_limit_bytes",
+        "wired_limit",
         "extra_eos_tokens",
         "allow_no_eos",
         "tool_call_parser",
@@ -67,6 +68,7 @@ def test_what_run_passes_on_comes_back_as_it_was() -> None:
         "max_num_seqs": 4,
         "default_max_tokens": 7,
         "memory_limit_bytes": 1_500_000_000,
+        "wired_limit": 2_000_000_000,
         "extra_eos_tokens": ("<end>", "two words"),
         "allow_no_eos": True,
     }

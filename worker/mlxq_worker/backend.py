@@ -7,6 +7,7 @@ The one place where the queue side meets MLX; everything is imported late, so th
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -21,15 +22,20 @@ if TYPE_CHECKING:
     from mlxq_worker.model.load import LoadedModel
 
 
+def _nothing() -> None:
+    """There is nothing to close."""
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """A loaded model. `description` is for the log; `memory` watches over what model and engine take together. Engines
-    belong to the thread that builds them."""
+    belong to the thread that builds them; `close` comes after the last one's."""
 
     preparer: Preparer
     new_engine: Callable[[], Engine]
     description: str
     memory: MemoryWatch = field(default_factory=no_limit)
+    close: Callable[[], None] = _nothing
 
 
 class ModelEngines:
@@ -95,12 +101,15 @@ def load_backend(config: WorkerConfig) -> Backend:
     Raises:
         ModelError: the model can't be loaded, leaves no memory for rows, or (EosError) says nowhere how its answers
             end.
+        ConfigError: more memory is to be wired than Metal allows.
     """
     preload_openblas()  # before the next line brings in mlx, which binds its BLAS as it loads
 
     from mlxq_worker.dialects.reasoning import reasoning_markers_of
     from mlxq_worker.dialects.tool_format import tool_format_of
-    from mlxq_worker.engine.kvcache.memory import usable_bytes
+    from mlxq_worker.engine.kvcache.device import Device
+    from mlxq_worker.engine.kvcache.memory import limit_mlx, usable_bytes
+    from mlxq_worker.engine.kvcache.wired import wired
     from mlxq_worker.model.load import load_model
     from mlxq_worker.text.prepare import ModelPreparer
 
@@ -115,18 +124,21 @@ def load_backend(config: WorkerConfig) -> Backend:
         tool_format=tool_format_of(loaded.tokenizer, config.tool_call_parser),
         markers=reasoning_markers_of(loaded.tokenizer, config.reasoning_parser),
     )
-    limit_bytes = config.memory_limit_bytes or usable_bytes()
-    engines = ModelEngines(loaded, preparer.decode, config.engine, _used_bytes, limit_bytes)
-    end_tokens = ", ".join(f"{token.id} {token.token!r}" for token in loaded.eos.tokens)
-    return Backend(
-        preparer,
-        engines.build,
-        f"model {loaded.name}, end tokens [{end_tokens}]",
-        MemoryWatch(_used_bytes, limit_bytes),
-    )
+    device = Device()
+    limit_bytes = config.memory_limit_bytes or usable_bytes(device)
+    limit_mlx(limit_bytes, device)
 
+    def used_bytes() -> int:
+        return max(resident_bytes(), device.active_bytes())  # the former holds the latter, but maybe not everywhere
 
-def _used_bytes() -> int:
-    from mlxq_worker.engine.kvcache.memory import active_bytes
-
-    return max(resident_bytes(), active_bytes())  # the former holds the latter, but maybe not on every device
+    with ExitStack() as stack:
+        wiring = stack.enter_context(wired(config.wired_limit, device))
+        engines = ModelEngines(loaded, preparer.decode, config.engine, used_bytes, limit_bytes)
+        end_tokens = ", ".join(f"{token.id} {token.token!r}" for token in loaded.eos.tokens)
+        return Backend(
+            preparer,
+            engines.build,
+            f"model {loaded.name}, end tokens [{end_tokens}], {wiring}",
+            MemoryWatch(used_bytes, limit_bytes, device.release_unused),
+            stack.pop_all().close,
+        )

@@ -19,6 +19,10 @@ from mlxq_worker.decoding.memory_watch import machine_bytes
 
 T = TypeVar("T")
 
+KV_BITS = ("--kv-bits", "MLXQ_KV_BITS")
+NO_KV_BITS = "keys and values are kept as the model computes them; leave it out, and see --memory-limit for less memory"
+"""What mlx-lm's commands quantise them to, which is refused here rather than ignored."""
+
 SIZE_FORM = "a size such as 24GB, 24GiB or 70%"
 
 
@@ -72,8 +76,9 @@ class WorkerConfig:
         grace_s: seconds that running rows get to end after a first SIGTERM or SIGINT.
         maintenance_s: seconds between two looks for jobs of dead workers.
         step_timeout_s: seconds without a token for any of the rows in the engine after which the process ends.
-        memory_limit_bytes: what the process may take of the machine's memory; by default what MLX recommends on Metal,
+        memory_limit_bytes: what the process may take of the machine's memory; by default 0.9 of what Metal recommends,
             half of the machine elsewhere.
+        wired_limit: bytes of memory that macOS may not page out, "auto" for those of the weights, "off" for none.
         max_jobs: end after so many jobs, once the running rows have ended; a supervisor starts a fresh process then.
         max_generated_tokens: likewise after so many tokens.
         parent_pid: the process that looks after this worker, which ends when that is gone; `None` to live on alone.
@@ -100,6 +105,7 @@ class WorkerConfig:
     maintenance_s: float = 10.0
     step_timeout_s: float = 300.0
     memory_limit_bytes: int | None = None
+    wired_limit: int | Literal["auto", "off"] = "auto"
     max_jobs: int | None = None
     max_generated_tokens: int | None = None
     parent_pid: int | None = None
@@ -118,6 +124,8 @@ class WorkerConfig:
         _check(self, "step_timeout_s", self.step_timeout_s > 0, "above 0 seconds")
         for name in ("memory_limit_bytes", "max_jobs", "max_generated_tokens"):
             _check(self, name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
+        wired = self.wired_limit
+        _check(self, "wired_limit", wired in ("auto", "off") or int(wired) >= 1, f"auto, off or {SIZE_FORM}")
 
     @property
     def max_active_rows(self) -> int:
@@ -135,6 +143,8 @@ class WorkerConfig:
         Raises:
             ConfigError: a variable is missing or has a bad value; the message names it.
         """
+        if env.get(KV_BITS[1]):
+            raise ConfigError(f"{KV_BITS[1]} can't be honoured: {NO_KV_BITS}")
         values = {name: parse(env, variable) for name, (variable, parse) in _VARIABLES.items() if env.get(variable)}
         if "url" not in values and env.get("REDIS_URL"):
             values["url"] = env["REDIS_URL"]
@@ -188,6 +198,19 @@ def to_step_tokens(text: str) -> int | Literal["auto"]:
     return "auto" if text == "auto" else int(text)
 
 
+def to_wired_limit(text: str) -> int | Literal["auto", "off"]:
+    """`wired_limit` from a text.
+
+    Raises:
+        ValueError: it is neither a size nor "auto" or "off".
+    """
+    match text:
+        case "auto" | "off":
+            return text
+        case _:
+            return to_bytes(text)
+
+
 def _to_words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
@@ -218,6 +241,7 @@ _integer = _value(int, "an integer")
 _step_tokens = _value(to_step_tokens, "an integer or auto")
 _seconds = _value(float, "a number of seconds")
 _size = _value(to_bytes, SIZE_FORM)
+_wired_limit = _value(to_wired_limit, f"auto, off or {SIZE_FORM}")
 _flag = _value(_to_bool, "1 or 0")
 
 _VARIABLES: Mapping[str, tuple[str, _Parser]] = {
@@ -240,6 +264,7 @@ _VARIABLES: Mapping[str, tuple[str, _Parser]] = {
     "maintenance_s": ("MLXQ_MAINTENANCE_S", _seconds),
     "step_timeout_s": ("MLXQ_STEP_TIMEOUT_S", _seconds),
     "memory_limit_bytes": ("MLXQ_MEMORY_LIMIT", _size),
+    "wired_limit": ("MLXQ_WIRED_LIMIT", _wired_limit),
     "max_jobs": ("MLXQ_MAX_JOBS", _integer),
     "max_generated_tokens": ("MLXQ_MAX_GENERATED_TOKENS", _integer),
     "parent_pid": ("MLXQ_PARENT_PID", _integer),

@@ -218,6 +218,7 @@ class BatchWorker(BaseWorker):
             self._turn_until_over(loop)
         finally:
             loop.close()
+            backend.close()
         self.exit_code = loop.lifecycle.exit_code
 
     def _load(self, config: WorkerConfig) -> Backend:

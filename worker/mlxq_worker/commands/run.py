@@ -52,6 +52,7 @@ RESUME_HINT = "Run the same command again to go on from here."
 @worker_option("max_num_seqs")
 @worker_option("default_max_tokens")
 @worker_option("memory_limit_bytes")
+@worker_option("wired_limit")
 @click.option("--workers", type=click.IntRange(0), default=1, help="Worker processes; 0 leaves the work to others.")
 @click.option("--resume/--no-resume", default=True, help="Skip requests whose answer is in the output already.")
 @options.ordered

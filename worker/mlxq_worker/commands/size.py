@@ -6,7 +6,7 @@ from typing import Literal
 
 import click
 
-from mlxq_worker.config import SIZE_FORM, to_bytes, to_step_tokens
+from mlxq_worker.config import SIZE_FORM, to_bytes, to_step_tokens, to_wired_limit
 
 
 class Size(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
@@ -19,6 +19,20 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic in the newest 
             return to_bytes(str(value))
         except ValueError:
             self.fail(f"{value!r} is not {SIZE_FORM}", param, ctx)
+
+
+class WiredLimit(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
+    """Bytes as `Size`, "auto" or "off"."""
+
+    name = "auto|off|size"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | Literal["auto", "off"]:
+        try:
+            return to_wired_limit(str(value))
+        except ValueError:
+            self.fail(f"{value!r} is neither auto nor off nor {SIZE_FORM}", param, ctx)
 
 
 class StepTokens(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only

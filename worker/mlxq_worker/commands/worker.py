@@ -19,8 +19,8 @@ from click.core import ParameterSource
 from mlxq.cli.lazy import missing_package
 from mlxq.errors import ConfigError, LoginRefused, MlxqError, QueueUnavailable
 from mlxq_worker import exits
-from mlxq_worker.commands.worker_options import WORKER, all_worker_options, words_of
-from mlxq_worker.config import WorkerConfig
+from mlxq_worker.commands.worker_options import WORKER, all_worker_options, no_kv_bits, words_of
+from mlxq_worker.config import KV_BITS, WorkerConfig
 
 
 @click.command()
@@ -33,6 +33,7 @@ from mlxq_worker.config import WorkerConfig
     envvar="MLXQ_LOG_LEVEL",
     show_default=True,
 )
+@click.option(KV_BITS[0], hidden=True, expose_value=False, callback=no_kv_bits)
 @click.pass_context
 def worker(
     ctx: click.Context, /, log_level: str, queues: tuple[str, ...], extra_eos_tokens: tuple[str, ...], **given: Any

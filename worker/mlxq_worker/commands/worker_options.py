@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 
 import click
 
-from mlxq_worker.commands.size import Size, StepTokens
-from mlxq_worker.config import variable_of
+from mlxq_worker.commands.size import Size, StepTokens, WiredLimit
+from mlxq_worker.config import KV_BITS, NO_KV_BITS, variable_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -76,8 +76,13 @@ WORKER_OPTIONS: Mapping[str, WorkerOption] = {
     ),
     "memory_limit_bytes": WorkerOption(
         "--memory-limit",
-        "What a worker may take: 24GB, 24GiB or 70%.  [default: what Metal recommends, or half of the machine's]",
+        "What a worker may take: 24GB, 24GiB or 70%.  [default: 90% of what Metal recommends, else half the machine's]",
         {"type": Size()},
+    ),
+    "wired_limit": WorkerOption(
+        "--wired-limit",
+        "Memory that macOS may not page out: auto (the weights), off, or a size.  [default: auto]",
+        {"type": WiredLimit()},
     ),
     "max_jobs": WorkerOption("--max-jobs", "Start a fresh process after so many jobs.", _COUNT),
     "max_generated_tokens": WorkerOption(
@@ -99,6 +104,16 @@ def all_worker_options(command: F) -> F:
     for name in reversed(tuple(WORKER_OPTIONS)):
         command = worker_option(name)(command)
     return command
+
+
+def no_kv_bits(_ctx: click.Context, _param: click.Parameter, value: object) -> None:
+    """Refuse an option of mlx-lm's commands by name.
+
+    Raises:
+        UsageError: it is given.
+    """
+    if value is not None:
+        raise click.UsageError(f"{KV_BITS[0]} can't be honoured: {NO_KV_BITS}")
 
 
 def worker_command(queue: str, **values: Any) -> list[str]:

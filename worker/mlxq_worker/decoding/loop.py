@@ -14,7 +14,7 @@ from queue import Empty
 
 from mlxq.errors import RequestError
 from mlxq_worker.decoding.lifecycle import Event, Lifecycle
-from mlxq_worker.decoding.memory_watch import MemoryWatch, is_allocation_failure, no_limit
+from mlxq_worker.decoding.memory_watch import MemoryWatch, is_allocation_failure, is_out_of_buffers, no_limit
 from mlxq_worker.decoding.width import Width
 from mlxq_worker.engine.api import Engine, RowId, RowSpec, StepReport
 from mlxq_worker.messages import (
@@ -204,11 +204,14 @@ class DecodeLoop:
 
     def _give_up_batch(self, in_batch: set[RowId], error: Exception, now: float) -> None:
         """Say what becomes of the rows in it. Memory that ran out is nobody's fault while there are several jobs; one
-        that is alone needs more than there is."""
+        that is alone needs more than there is. A process that ran out of buffers is no use to anybody."""
         rows = tuple(in_batch)
         self._rows.difference_update(rows)
         logger.error("A step of %d rows raised; starting over with an empty batch: %s", len(rows), trace_of(error))
-        if not is_allocation_failure(error):
+        if is_out_of_buffers(error):
+            self._channel.to_io.put(Returned(rows))
+            self._on(Event.RECYCLE, "Metal has no more buffers for this process, which a fresh one has")
+        elif not is_allocation_failure(error):
             self._channel.to_io.put(StepRaised(rows, "".join(traceback.format_exception(error))))
         elif len({row_id.request_id for row_id in rows}) > 1:
             self._width.shrink(len(rows), now)
@@ -222,9 +225,13 @@ class DecodeLoop:
     def _start_over(self, waiting: Iterable[RowSpec]) -> None:
         self._engine.close()
         gc.collect()
-        self._engine = self._new_engine()
         self._num_running = 0
-        self._admit(waiting)
+        if self.lifecycle.phase.admits:
+            self._engine = self._new_engine()
+            self._admit(waiting)
+        elif returned := tuple(spec.row_id for spec in waiting):
+            self._rows.difference_update(returned)
+            self._channel.to_io.put(Returned(returned))
 
 
 def _out_of_memory(error: Exception, num_rows: int) -> RequestError:

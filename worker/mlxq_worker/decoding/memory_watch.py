@@ -34,6 +34,8 @@ _ALLOCATION_FAILURES = (
     "out of memory",
 )
 """What MLX's errors contain, in the words of its allocators, of Metal and of CUDA."""
+_TOO_MANY_BUFFERS = "Resource limit"
+"""What MLX says when Metal has no handle left for a further buffer, however small (mlx-lm#1871)."""
 
 
 class MemoryWatch:
@@ -42,11 +44,15 @@ class MemoryWatch:
     Args:
         used_bytes: measures it.
         limit_bytes: `None` for no limit.
+        release: gives back what is kept for reuse only; what is used without that is what counts.
     """
 
-    def __init__(self, used_bytes: Callable[[], int], limit_bytes: int | None) -> None:
+    def __init__(
+        self, used_bytes: Callable[[], int], limit_bytes: int | None, release: Callable[[], None] = lambda: None
+    ) -> None:
         self._used_bytes = used_bytes
         self._limit_bytes = limit_bytes
+        self._release = release
         self._timer = Every(LOOK_S)
         self.last_bytes = 0
 
@@ -59,6 +65,9 @@ class MemoryWatch:
         if self._limit_bytes is None or not self._timer.is_due(now):
             return "fine"
         self.last_bytes = self._used_bytes()
+        if self.last_bytes > self._limit_bytes:
+            self._release()
+            self.last_bytes = self._used_bytes()
         if self.last_bytes <= self._limit_bytes:
             return "fine"
         return "far over" if self.last_bytes > FAR * self._limit_bytes else "over"
@@ -73,7 +82,15 @@ def is_allocation_failure(error: BaseException) -> bool:
     """Whether this error says that memory ran out. MLX raises a plain RuntimeError."""
     if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ALLOCATION_FAILURES)
+    if not isinstance(error, RuntimeError) or is_out_of_buffers(error):
+        return False
+    return any(words in str(error) for words in _ALLOCATION_FAILURES)
+
+
+def is_out_of_buffers(error: BaseException) -> bool:
+    """Whether this error says that the process holds more buffers than Metal has handles. That is a leak, which no
+    smaller batch helps against and no request is to blame for; a fresh process has all handles again."""
+    return isinstance(error, RuntimeError) and _TOO_MANY_BUFFERS in str(error)
 
 
 def resident_bytes() -> int:

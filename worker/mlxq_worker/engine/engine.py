@@ -10,7 +10,8 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from mlxq_worker.engine.api import AbortReason, Decode, RowId, RowSpec, StepReport
-from mlxq_worker.engine.kvcache.memory import RELEASE_STEPS, measure_budget, release_unused
+from mlxq_worker.engine.kvcache.device import Device
+from mlxq_worker.engine.kvcache.memory import RELEASE_STEPS, measure_budget
 from mlxq_worker.engine.rows.beam_group import new_group
 from mlxq_worker.engine.runners.packed import PackedRunner, packs
 from mlxq_worker.engine.runners.padded import PaddedRunner
@@ -64,6 +65,7 @@ class BatchEngine:
         new_sampler: Callable[[], BatchSampler] = BatchSampler,
     ) -> None:
         self._decode = decode
+        self._device = Device()
         self._max_num_seqs = max_num_seqs
         is_packed = packed and packs(model)
         self._budget = measure_budget(model, kv_bytes, in_slabs=is_packed)
@@ -123,7 +125,7 @@ class BatchEngine:
         """Advance every running row, as a rule by one token, and report the rows that ended on this step."""
         self._num_steps += 1
         if self._num_steps % RELEASE_STEPS == 0:
-            release_unused()
+            self._device.release_unused()
         plan, finished = self._scheduler.schedule(now)
         launched = self._runner.launch(plan)
         rows_computed = rows_useful = 0

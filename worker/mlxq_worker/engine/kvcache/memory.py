@@ -1,4 +1,4 @@
-"""Measures what a model's caches cost, and what this machine has for them.
+"""Measures what a model's caches cost, and says what of this machine's memory is for them.
 
 The numbers for Metal follow MLX's documentation and have not been run there.
 """
@@ -12,12 +12,18 @@ import mlx.core as mx
 from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache, make_prompt_cache
 
 from mlxq_worker.engine.kvcache.budget import KvBudget, KvCost
+from mlxq_worker.engine.kvcache.device import Device
 
 _SHARE = 0.8
 """Of what is left beside the weights; the rest is for activations, which no cache holds."""
 _CPU_SHARE = 0.5
 """Of the machine's memory: a CPU worker is not alone on it."""
-BUFFER_CACHE_BYTES = 1 << 30
+_METAL_SHARE = 0.9
+"""Of what Metal recommends: macOS and its programs want some of that, too."""
+CACHE_SHARE = 16
+MAX_CACHE_BYTES = 2 << 30
+"""What MLX keeps for reuse, at most: one part of so many of the limit, since all of it counts as the process's, and not
+more than what buffers of a step come and go in."""
 RELEASE_STEPS = 512
 """Between two releases of what MLX keeps for reuse. It keeps buffers by their sizes, and the sizes of steps vary for
 ever: without this a long-lived worker grows up to the limit above. mlx-lm's own generators do the same as often."""
@@ -25,13 +31,12 @@ ever: without this a long-lived worker grows up to the limit above. mlx-lm's own
 
 def measure_budget(model: Any, limit_bytes: int | None = None, *, in_slabs: bool = False) -> KvBudget:
     """The budget for rows of `model`, in slabs or padded; by default what the machine has left beside what is
-    allocated now.
-
-    Also bounds the memory that MLX keeps for reuse, which is otherwise nearly all there is.
-    """
-    mx.set_cache_limit(BUFFER_CACHE_BYTES)
+    allocated now, to which MLX is then limited."""
     if limit_bytes is None:
-        limit_bytes = room_for_rows(usable_bytes(), active_bytes())
+        device = Device()
+        usable = usable_bytes(device)
+        limit_mlx(usable, device)
+        limit_bytes = room_for_rows(usable, device.active_bytes())
     return KvBudget(measure_cost(model), limit_bytes, in_slabs)
 
 
@@ -40,21 +45,18 @@ def room_for_rows(limit_bytes: int, used_bytes: int) -> int:
     return max(0, round(_SHARE * (limit_bytes - used_bytes)))
 
 
-def active_bytes() -> int:
-    """What MLX has allocated and uses; without what it keeps for reuse."""
-    return mx.get_active_memory()
-
-
-def usable_bytes() -> int:
+def usable_bytes(device: Device) -> int:
     """What a process may take of this machine where nobody says anything else."""
-    if mx.metal.is_available():  # not run on Metal
-        return int(mx.device_info()["max_recommended_working_set_size"])
+    if (recommended := device.recommended_bytes) is not None:
+        return round(_METAL_SHARE * recommended)
     return round(_CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
 
-def release_unused() -> None:
-    """Give back what MLX keeps for reuse."""
-    mx.clear_cache()
+def limit_mlx(limit_bytes: int, device: Device) -> None:
+    """Hold MLX to what the process may take, which is otherwise more than the machine has: near the limit it gives back
+    what it keeps for reuse, of which there is never more than a share."""
+    device.set_memory_limit(limit_bytes)
+    device.set_cache_limit(min(limit_bytes // CACHE_SHARE, MAX_CACHE_BYTES))
 
 
 def measure_cost(model: Any) -> KvCost:

@@ -38,7 +38,7 @@ def find_size(step_seconds: Callable[[int], float], num_rows: int) -> int:
     """How many tokens a step should take beside up to `num_rows` decoding rows.
 
     Args:
-        step_seconds: how long a step of so many tokens takes; does it.
+        step_seconds: how long a step of so many tokens takes once it is warm; does it.
     """
     start = time.perf_counter()
     step_seconds(num_rows)  # the very first step loads weights and kernels, too
