@@ -16,14 +16,24 @@ from tests.support.tiny_models import VOCAB_SIZE, build
 from mlxq.contract import Beam
 from mlxq_worker.engine.api import RowSpec, StepReport
 from mlxq_worker.engine.engine import BatchEngine
+from mlxq_worker.engine.scheduling.run_ahead import RunAhead
 
 WIDTH = 4
+
+
+class OnGpu(RunAhead):
+    """As if Python took three hundredths of each step, and a GPU the rest."""
+
+    def took(self, host_s: float, wait_s: float, *, was_ahead: bool, copy_s: float = 0.0) -> None:
+        super().took(0.03, 0.97, was_ahead=False)
 
 
 class Watched(BatchEngine):
     """Notes after each step whether another was on its way by then."""
 
     def __init__(self, model: Any, **options: Any) -> None:
+        if "pipelined" not in options:
+            options["run_ahead"] = OnGpu()
         super().__init__(model, decode, max_num_seqs=WIDTH, max_num_batched_tokens=32, **options)
         self.ran_ahead: list[bool] = []
 
@@ -90,6 +100,14 @@ def test_answers_that_end_at_their_limits_are_run_ahead_of() -> None:
     run(engine, [counting_from(100, row_id=str(index), max_tokens=10 + index) for index in range(20)])
 
     assert all(engine.ran_ahead[:-1])
+
+
+def test_on_a_cpu_the_engine_never_runs_ahead() -> None:
+    engine = Watched(Countdown(), pipelined=None)
+
+    run(engine, [counting_from(100, row_id=str(index), max_tokens=10 + index) for index in range(20)])
+
+    assert not any(engine.ran_ahead)
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])

@@ -75,6 +75,7 @@ MLX_FOLDERS = frozenset(
 WITHOUT_MLX = frozenset(
     {
         f"{ENGINE}.kvcache.budget",
+        f"{ENGINE}.kvcache.gpu_costs",
         f"{ENGINE}.kvcache.prefix",
         f"{ENGINE}.kvcache.slot_allocator",
         f"{ENGINE}.sampling.edits",

@@ -6,12 +6,13 @@ runner computes, and the step in flight is a value that is passed on.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection
 from typing import Any
 
 from mlxq_worker.engine.api import AbortReason, Decode, RowId, RowSpec, StepReport
-from mlxq_worker.engine.kvcache.device import Device
-from mlxq_worker.engine.kvcache.memory import RELEASE_STEPS, measure_budget
+from mlxq_worker.engine.kvcache.device import Device, is_gpu
+from mlxq_worker.engine.kvcache.memory import RELEASE_STEPS, in_flight_copies, measure_budget
 from mlxq_worker.engine.rows.beam_group import new_group
 from mlxq_worker.engine.runners.packed import PackedRunner, packs
 from mlxq_worker.engine.runners.padded import PaddedRunner
@@ -47,6 +48,7 @@ class BatchEngine:
         packed: false keeps to mlx-lm's own caches; slower, the oracle in tests.
         pipelined: true always runs ahead, false looks at every token before the next step starts; `None` does what
             pays.
+        run_ahead: decides what pays, in `pipelined`'s place.
         new_sampler: makes what picks the tokens of an empty batch.
     """
 
@@ -62,6 +64,7 @@ class BatchEngine:
         longest_first: bool = False,
         packed: bool = True,
         pipelined: bool | None = None,
+        run_ahead: RunAhead | None = None,
         new_sampler: Callable[[], BatchSampler] = BatchSampler,
     ) -> None:
         self._decode = decode
@@ -92,7 +95,8 @@ class BatchEngine:
             self._budget,
             longest_first=longest_first,
         )
-        self._run_ahead = RunAhead(pipelined)
+        self._run_ahead = run_ahead or RunAhead(pipelined, overlaps=is_gpu())
+        self._copies = in_flight_copies(model)
         self._in_flight: Launched | None = None
         self._num_steps = 0
 
@@ -123,14 +127,18 @@ class BatchEngine:
 
     def step(self, now: float) -> StepReport:
         """Advance every running row, as a rule by one token, and report the rows that ended on this step."""
+        start, wait_s = time.perf_counter(), 0.0
         self._num_steps += 1
         if self._num_steps % RELEASE_STEPS == 0:
             self._device.release_unused()
         plan, finished = self._scheduler.schedule(now)
         launched = self._runner.launch(plan)
         rows_computed = rows_useful = 0
+        was_ahead = self._in_flight is not None
         for landing in self._landing(launched):
+            since = time.perf_counter()
             tokens = landing.read()
+            wait_s += time.perf_counter() - since
             running = [row for row in landing.rows if not row.finished]
             rows_computed += len(landing.rows)
             rows_useful += sum(row not in tokens.errors for row in running)
@@ -138,6 +146,8 @@ class BatchEngine:
             self._run_ahead.saw(len(running), sum(row.is_unforeseen for row in running))
         if self._in_flight:
             self._in_flight.sample()
+        copy_s = self._copies.seconds(self._runner.num_slab_tokens * self._budget.cost.bytes_per_token)
+        self._run_ahead.took(time.perf_counter() - start - wait_s, wait_s, was_ahead=was_ahead, copy_s=copy_s)
         return StepReport(
             finished=tuple(finished),
             num_running=self._scheduler.num_running,

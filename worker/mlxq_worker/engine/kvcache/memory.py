@@ -9,10 +9,12 @@ import os
 from typing import Any
 
 import mlx.core as mx
+from mlx.utils import tree_flatten
 from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache, make_prompt_cache
 
 from mlxq_worker.engine.kvcache.budget import KvBudget, KvCost
 from mlxq_worker.engine.kvcache.device import Device
+from mlxq_worker.engine.kvcache.gpu_costs import InFlightCopies
 
 _SHARE = 0.8
 """Of what is left beside the weights; the rest is for activations, which no cache holds."""
@@ -72,6 +74,12 @@ def measure_cost(model: Any) -> KvCost:
         else:
             fixed += cache.nbytes
     return KvCost(per_token, tuple(windows), fixed)
+
+
+def in_flight_copies(model: Any) -> InFlightCopies:
+    """What steps of this model copy where one starts while another is being computed."""
+    weights = tree_flatten(model.parameters()) if hasattr(model, "parameters") else []
+    return InFlightCopies(sum(weight.nbytes for _, weight in weights), len(make_prompt_cache(model)))
 
 
 def _flat(caches: list[Any]) -> list[Any]:

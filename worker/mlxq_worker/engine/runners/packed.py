@@ -99,6 +99,7 @@ class PackedRunner:
         """Drop the batch and free its memory."""
         self._packed = PackedModel(self._model)
         self._slots = SlotAllocator[Row]()
+        self.num_slab_tokens = 0
         self._token_index: dict[Row, int] = {}  # where in `_newest` a row's token is: unlike its slot it stays
         self._newest = mx.zeros((self.max_num_seqs,), dtype=mx.uint32)  # (max_num_seqs,) newest token, computed or not
         self._sampler = self._new_sampler()
@@ -159,7 +160,9 @@ class PackedRunner:
             for slots in self._packed.slots:
                 slots.evict(prefix)
         columns = {row: _num_columns(row) for row in (*plan.rows, *plan.resting)}
-        self._packed.arrange(self._slots.arrange(columns))
+        changes = self._slots.arrange(columns)
+        self.num_slab_tokens = sum(size.area for size in changes.sizes.values())
+        self._packed.arrange(changes)
         self._token_index = {row: index for row, index in self._token_index.items() if row in columns}
         free = iter(sorted(set(range(self.max_num_seqs)) - set(self._token_index.values())))
         self._token_index |= {row: next(free) for row in columns if row not in self._token_index}

@@ -109,6 +109,7 @@ class PaddedRunner:
         self.max_num_seqs = max_num_seqs if self._can_batch else 1
         self.max_num_batched_tokens = None
         self.max_prefix_tokens = 0
+        self.num_slab_tokens = 0
         self.clear()
 
     def clear(self) -> None:

@@ -64,6 +64,10 @@ class Runner(Protocol):
     def max_prefix_tokens(self) -> int:
         """How many tokens of prefixes that rows share it keeps; 0 if it can't share."""
 
+    @property
+    def num_slab_tokens(self) -> int:
+        """How many tokens its slabs have room for now, used or not; 0 if it has none."""
+
     def launch(self, plan: Plan) -> Launched | None:
         """Bring the batch to `plan` and start computing it; `None` if no row is due a token from it."""
 
