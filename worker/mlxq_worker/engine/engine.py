@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 from mlxq_worker.engine.api import AbortReason, Decode, RowId, RowSpec, StepReport
-from mlxq_worker.engine.kvcache.device import Device, is_gpu
+from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.kvcache.memory import RELEASE_STEPS, in_flight_copies, measure_budget
 from mlxq_worker.engine.rows.beam_group import new_group
 from mlxq_worker.engine.runners.packed import PackedRunner, packs
@@ -68,7 +68,7 @@ class BatchEngine:
         new_sampler: Callable[[], BatchSampler] = BatchSampler,
     ) -> None:
         self._decode = decode
-        self._device = Device()
+        self._device = device.Device()
         self._max_num_seqs = max_num_seqs
         is_packed = packed and packs(model)
         self._budget = measure_budget(model, kv_bytes, in_slabs=is_packed)
@@ -95,7 +95,7 @@ class BatchEngine:
             self._budget,
             longest_first=longest_first,
         )
-        self._run_ahead = run_ahead or RunAhead(pipelined, overlaps=is_gpu())
+        self._run_ahead = run_ahead or RunAhead(pipelined, overlaps=device.is_gpu())
         self._copies = in_flight_copies(model)
         self._in_flight: Launched | None = None
         self._num_steps = 0

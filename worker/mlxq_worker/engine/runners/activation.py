@@ -16,6 +16,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxq_worker.engine.kvcache import device
+
 _PER_LOG_2 = 1 / math.log(2)
 
 _is_quick: ContextVar[bool] = ContextVar("is_quick", default=False)
@@ -38,11 +40,11 @@ def route_swiglu(model: Any) -> None:
     """
     module: Any = sys.modules[type(model).__module__]
     original = getattr(module, "swiglu", None)
-    if original is None or hasattr(original, "is_routed") or mx.default_device() != mx.Device(mx.cpu):
+    if original is None or hasattr(original, "is_routed"):
         return
 
     def route(gate: mx.array, x: mx.array) -> mx.array:
-        if _is_quick.get() and gate.dtype == mx.float32:
+        if _is_quick.get() and gate.dtype == mx.float32 and not device.is_gpu():
             return swiglu(gate, x)
         routed: mx.array = original(gate, x)
         return routed

@@ -14,6 +14,8 @@ from typing import Literal, Self
 
 import mlx.core as mx
 
+from mlxq_worker.engine.kvcache import device
+
 CAUSAL_BLOCK = 128
 """On a CPU as many queries at once see the keys up to the last one's: fewer of their scores are masked than in one."""
 
@@ -36,7 +38,7 @@ def attend(
 
 def is_fused() -> bool:
     """Whether `attend` is a single kernel here, which no attention in parts is as fast as."""
-    return mx.default_device() != mx.Device(mx.cpu)  # not run on Metal
+    return device.is_gpu()
 
 
 def attend_causally_in_parts(queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> Iterator[Partial]:

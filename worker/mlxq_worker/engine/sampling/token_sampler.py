@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 
 from mlxq_worker.engine.api import RowSpec
+from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.sampling.uniform import uniform
 
@@ -130,7 +131,7 @@ class Cut:
 
 def searches(num_ids: int) -> bool:
     """Whether least weights are searched for rather than found by sorting: mlx sorts slowly on CPUs."""
-    return num_ids > _MAX_SORTED_ON_CPU and bool(mx.default_device() == mx.Device(mx.cpu))
+    return num_ids > _MAX_SORTED_ON_CPU and not device.is_gpu()
 
 
 def least_by_rank(weights: mx.array, floor: mx.array, cut: Cut, num_ranked: int) -> mx.array:
