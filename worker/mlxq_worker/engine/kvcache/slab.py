@@ -25,6 +25,9 @@ class Slab:
     def __init__(self, keys: mx.array, values: mx.array) -> None:
         self._keys = keys
         self._values = values
+        # Heads by their indices: where they are left as they are, mlx makes the same array anew at every write.
+        self._heads = mx.arange(keys.shape[1], dtype=mx.uint32)[None]  # (1, H)
+        mx.eval(self._heads)
 
     def __repr__(self) -> str:
         return f"{self.size.num_slots} slots of {self.size.num_columns} columns"
@@ -42,9 +45,9 @@ class Slab:
         return SlabSize(self._keys.shape[0], self._keys.shape[2])
 
     def write(self, slots: mx.array, columns: mx.array, keys: mx.array, values: mx.array) -> None:
-        """Write tokens' keys and values (m, H, D) to slots (m,) and columns (m,)."""
-        self._keys[slots, :, columns] = keys
-        self._values[slots, :, columns] = values
+        """Write tokens' keys and values (m, H, D) to slots (m, 1) and columns (m, 1)."""
+        self._keys[slots, self._heads, columns] = keys
+        self._values[slots, self._heads, columns] = values
 
     def part(self, first: int, last: int, num_columns: int) -> tuple[mx.array, mx.array]:
         """Keys and values of slots `first` to `last`, each (last - first, H, num_columns, D)."""

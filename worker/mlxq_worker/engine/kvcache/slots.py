@@ -19,10 +19,11 @@ from mlxq_worker.engine.kvcache.slot_allocator import Changes, SlabSize, Slot
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Which of the step's tokens go to a slab, `None` for all of them, and to which slots and columns: (m,) each."""
+    """Which of the step's tokens go to a slab, (m,) or a slice of them, `None` for all, and to which slots and columns:
+    (m, 1) each."""
 
     slab: int
-    tokens: mx.array | None
+    tokens: mx.array | slice | None
     slots: mx.array
     columns: mx.array
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import accumulate, chain, groupby
 
 import mlx.core as mx
+import numpy as np
 
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import Slot
@@ -144,12 +145,18 @@ def _writes(in_slots: Sequence[Span]) -> tuple[Write, ...]:
     return tuple(
         Write(
             slab,
-            None if len(grouped) == 1 else _indices(start + i for span, start in group for i in range(len(span))),
-            _indices(span.slot.index for span, _ in group for _ in range(len(span))),
-            _indices(chain.from_iterable(span.columns for span, _ in group)),
+            None if len(grouped) == 1 else _taken([start + i for span, start in group for i in range(len(span))]),
+            _indices(span.slot.index for span, _ in group for _ in range(len(span)))[:, None],
+            _indices(chain.from_iterable(span.columns for span, _ in group))[:, None],
         )
         for slab, group in grouped.items()
     )
+
+
+def _taken(tokens: Sequence[int]) -> mx.array | slice:
+    """These tokens of a step, in rising order: as a slice where they lie side by side, which takes no kernel."""
+    first, last = tokens[0], tokens[-1]
+    return slice(first, last + 1) if last - first + 1 == len(tokens) else _indices(tokens)
 
 
 def _indices(values: Iterable[int]) -> mx.array:
@@ -174,15 +181,27 @@ class Window:
         self.rows = slice(first, first + len(lengths))
         self.num_slots = max(lengths) + 1
         self.width = max(lengths.values())
-        in_window = [lengths.get(slot, 1) for slot in range(self.num_slots)]
-        is_ragged = any(length != self.width for length in in_window)
-        columns = mx.arange(self.width)[None, None, None]  # (1, 1, 1, W)
-        self.mask = columns < mx.array(in_window)[:, None, None, None] if is_ragged else None  # (S, 1, 1, W)
+        in_window = np.array([lengths.get(slot, 1) for slot in range(self.num_slots)])
+        is_ragged = bool((in_window != self.width).any())
+        # Made by the host: a few thousand booleans, instead of kernels that make them.
+        self.mask = mx.array(np.arange(self.width) < in_window[:, None])[:, None, None] if is_ragged else None
+        """(S, 1, 1, W), true where a key counts"""
+        self._full_mask: mx.array | None = None
         has_holes = len(lengths) < self.num_slots
         rows = {slot: index for index, slot in enumerate(lengths)}
         # (S,) which decoding row stands in for each slot: its own, or any for a slot that is empty
         self.query_rows = mx.array([rows.get(slot, 0) for slot in range(self.num_slots)]) if has_holes else None
         self.result_rows = mx.array(list(lengths)) if has_holes else None  # (B,) where each row's result stands
+
+    def mask_of(self, num_heads: int) -> mx.array | None:
+        """The mask for so many heads of queries. Where attention is a single kernel it is laid out in full, (S, heads,
+        1, W), once a step: the kernel would have it copied like that in every layer."""
+        if self.mask is None or not is_fused() or 1 in (self.num_slots, num_heads):
+            return self.mask
+        if self._full_mask is None or self._full_mask.shape[1] != num_heads:
+            shape = (self.num_slots, num_heads, 1, self.width)
+            self._full_mask = mx.contiguous(mx.broadcast_to(self.mask, shape))
+        return self._full_mask
 
 
 def _windows(decoding: Sequence[Span]) -> tuple[Window, ...]:

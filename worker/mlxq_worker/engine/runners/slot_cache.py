@@ -74,8 +74,8 @@ class SlotCache:
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
     def _attend_window(self, queries: mx.array, window: Window, scale: float) -> mx.array:
-        own, keys, values, mask = self._seen_in(window, queries)
-        result = attend(own, keys, values, scale, mask)
+        own, keys, values = self._seen_in(window, queries)
+        result = attend(own, keys, values, scale, window.mask_of(own.shape[1]))
         return result if window.result_rows is None else result[window.result_rows]
 
     def _attend_sharing(
@@ -91,8 +91,8 @@ class SlotCache:
 
     def _parts_in_slots(self, queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> Iterator[Partial]:
         for window in self.layout.windows:
-            own, seen_keys, seen_values, mask = self._seen_in(window, queries)
-            part = attend_in_part(own, seen_keys, seen_values, scale, mask)
+            own, seen_keys, seen_values = self._seen_in(window, queries)
+            part = attend_in_part(own, seen_keys, seen_values, scale, window.mask)
             yield part if window.result_rows is None else part[window.result_rows]
         end = self.layout.num_decoding
         for segment in self.layout.joined:
@@ -101,11 +101,11 @@ class SlotCache:
             for part in attend_causally_in_parts(*sides, scale):
                 yield _kept(segment, part.taken_apart())
 
-    def _seen_in(self, window: Window, queries: mx.array) -> tuple[mx.array, mx.array, mx.array, mx.array | None]:
-        """The window's queries out of those of all decoding rows, the keys and values that they see, and a mask."""
+    def _seen_in(self, window: Window, queries: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """The window's queries out of those of all decoding rows, and the keys and values that they see."""
         own = queries[window.rows]
         own = own if window.query_rows is None else own[window.query_rows]  # (S, heads, 1, D)
-        return own, *self.slots.read(window.slab, 0, window.num_slots, window.width), window.mask
+        return own, *self.slots.read(window.slab, 0, window.num_slots, window.width)
 
     def _attend_prefix(self, queries: mx.array, prefix: Prefix, scale: float) -> Partial:
         """All tokens of a group at once, as if they were one row with many queries: (n, heads, 1, D)."""

@@ -182,6 +182,8 @@ def _sums(values: mx.array) -> mx.array:
 
 def best_ids(logits: mx.array) -> tuple[mx.array, mx.array]:
     """Each row's largest of logits (B, V): the first id that has it (B,), and the logit itself (B,), NaN if one is."""
+    if device.is_gpu():
+        return mx.argmax(logits, axis=-1), logits.max(axis=-1)
     blocks = _in_blocks(logits)
     largest = blocks.max(axis=-1)  # (B, n)
     block = mx.argmax(largest, axis=-1)  # (B,)
