@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from tests.support.rounding import attention_tolerance
 
+from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import Changes, SlabSize, Slot
-from mlxq_worker.engine.runners import layout
+
 from mlxq_worker.engine.runners.layout import MAX_PACKED_TOKENS, Layout, PackedPrompts, Span
 from mlxq_worker.engine.runners.slot_cache import SlotCache
 
@@ -52,7 +53,7 @@ def test_a_prompt_behind_a_prefix_attends_by_itself_where_attention_is_a_single_
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # given
-    monkeypatch.setattr(layout, "is_fused", lambda: True)
+    monkeypatch.setattr(device, "is_gpu", lambda: True)
     prefix = Prefix((1, 2, 3), None)
 
     # when

@@ -165,13 +165,18 @@ def test_rows_that_share_a_prefix_get_the_tokens_that_they_get_without_sharing(
     assert alone == evicting == sharing
 
 
-def test_rows_get_the_same_tokens_where_attention_is_a_single_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("fewest_tokens", [0, 100, 1000], ids=["read together", "the shorter copied", "all copied"])
+@pytest.mark.parametrize("one_per_step", [False, True], ids=["all at once", "one a step"])
+def test_rows_get_the_same_tokens_where_attention_is_a_single_kernel(
+    fewest_tokens: int, one_per_step: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, specs = build("llama"), sharing_specs(seed=5)
     in_parts = run(BatchEngine(model, decode, max_num_seqs=8, max_num_batched_tokens=24), specs).tokens
-    for module in ("runners.attention", "runners.layout"):
-        monkeypatch.setattr(f"mlxq_worker.engine.{module}.is_fused", lambda: True)
+    monkeypatch.setattr("mlxq_worker.engine.kvcache.device.is_gpu", lambda: True)
+    monkeypatch.setattr("mlxq_worker.engine.engine.parts_pay", lambda num_rows, num, _bytes: num >= fewest_tokens)
 
-    fused = run(BatchEngine(model, decode, max_num_seqs=8, max_num_batched_tokens=24), specs).tokens
+    engine = BatchEngine(model, decode, max_num_seqs=8, max_num_batched_tokens=24)
+    fused = run(engine, specs, one_per_step=one_per_step).tokens
 
     assert fused == in_parts
 

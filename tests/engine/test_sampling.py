@@ -16,6 +16,7 @@ from tests.support.tiny_models import VOCAB_SIZE, build
 
 from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.engine import BatchEngine
+from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.sampling.batch_sampler import BatchSampler
 from mlxq_worker.engine.sampling.token_sampler import Filter
@@ -34,6 +35,14 @@ FILTERED: list[dict[str, Any]] = [
     {"temperature": 1.5, "min_p": 0.05, "top_k": 10, "top_p": 0.7},
 ]
 GREEDY: list[dict[str, Any]] = [{"temperature": 0.0}, {"temperature": 0.0, "top_k": 3, "top_p": 0.5}]
+
+
+@pytest.fixture(autouse=True, params=["cpu", "gpu"])
+def on_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Every test takes both ways, wherever it runs."""
+    is_gpu: bool = request.param == "gpu"
+    monkeypatch.setattr(device, "is_gpu", lambda: is_gpu)
+    return is_gpu
 
 
 def row_at(position: int, spec: RowSpec) -> Row:
@@ -141,12 +150,14 @@ def test_in_large_vocabularies_too_the_least_weights_are_those_of_the_reference(
     ids=str,
 )
 def test_equals_of_the_last_one_kept_are_kept_with_it(
-    parameters: dict[str, Any], kept: int, searching: bool, monkeypatch: pytest.MonkeyPatch
+    parameters: dict[str, Any], kept: int, searching: bool, on_gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlxq_worker.engine.sampling.token_sampler.searches", lambda num_ids: searching)
     weights = mx.array([[1.0, 1.0, *[0.5] * 3, *[0.25] * 295, *[0.125] * 20]])
 
-    left = Filter([row_spec(temperature=1.0, **parameters)]).apply(weights)
+    parameters_of_all = Filter([row_spec(temperature=1.0, **parameters)])
+
+    left = parameters_of_all.apply_on_gpu(weights) if on_gpu else parameters_of_all.apply(weights)
 
     assert (left > 0).tolist() == [[True] * kept + [False] * (320 - kept)]
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 from mlxq_worker.engine.api import AbortReason, Decode, RowId, RowSpec, StepReport
 from mlxq_worker.engine.kvcache import device
+from mlxq_worker.engine.kvcache.gpu_costs import parts_pay
 from mlxq_worker.engine.kvcache.memory import RELEASE_STEPS, in_flight_copies, measure_budget
 from mlxq_worker.engine.rows.beam_group import new_group
 from mlxq_worker.engine.runners.packed import PackedRunner, packs
@@ -75,6 +77,7 @@ class BatchEngine:
         if max_num_batched_tokens is None:
             max_num_batched_tokens = measure_step_size(model, max_num_seqs) if is_packed else DEFAULT_STEP_TOKENS
         self.max_num_batched_tokens = max_num_batched_tokens
+        self._copies = in_flight_copies(model)
         self._runner: Runner
         if is_packed:
             self._runner = PackedRunner(
@@ -93,10 +96,10 @@ class BatchEngine:
             self._runner.max_num_batched_tokens,
             self._runner.max_prefix_tokens,
             self._budget,
+            copies_prefix=partial(copies_prefix, self._budget.cost.bytes_per_token / self._copies.num_layers),
             longest_first=longest_first,
         )
         self._run_ahead = run_ahead or RunAhead(pipelined, overlaps=device.is_gpu())
-        self._copies = in_flight_copies(model)
         self._in_flight: Launched | None = None
         self._num_steps = 0
 
@@ -168,6 +171,12 @@ class BatchEngine:
         self._in_flight = None
         self._scheduler.clear()
         self._runner.clear()
+
+
+def copies_prefix(layer_bytes_per_token: float, num_rows: int, num_tokens: int) -> bool:
+    """Whether so many rows had better copy a prefix of so many tokens than read it together, which costs a GPU its
+    fused attention."""
+    return device.is_gpu() and not parts_pay(num_rows, num_tokens, layer_bytes_per_token)
 
 
 def measure_step_size(model: Any, num_rows: int) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import count
+from itertools import count, islice
 
 BLOCK = 32
 MIN_TOKENS = 2 * BLOCK
@@ -126,6 +126,11 @@ class PrefixTable:
         if prefix is not None:
             self._hold(prefix)
         return prefix
+
+    def num_sharing(self, prompt_ids: tuple[int, ...], prefix: Prefix) -> int:
+        """How many rows that wait or run begin with this prefix, as this prompt does."""
+        num_blocks = -(-len(prefix) // BLOCK)
+        return self._rows[next(islice(block_keys(prompt_ids), num_blocks - 1, None))]
 
     def release(self, prefix: Prefix) -> None:
         """One row less uses this prefix."""

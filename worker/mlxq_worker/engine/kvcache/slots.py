@@ -85,6 +85,14 @@ class Slots:
         """What there is of a prefix's keys and values, each (1, H, T, D)."""
         return self._prefixes[prefix]
 
+    def copy_prefix(self, prefix: Prefix, slots: Sequence[Slot]) -> None:
+        """Copy what there is of a prefix to the first columns of these slots."""
+        keys, values = (array[0].swapaxes(0, 1) for array in self._prefixes[prefix])  # (T, H, D)
+        columns = mx.arange(keys.shape[0], dtype=mx.uint32)[:, None]  # (T, 1)
+        for slot in slots:
+            slab = self._slabs[slot.slab]  # a row's own tokens have been written by now
+            slab.write(mx.full(columns.shape, slot.index, mx.uint32), columns, keys, values)
+
     def evict(self, prefix: Prefix) -> None:
         """Free a prefix."""
         self._prefixes.pop(prefix, None)

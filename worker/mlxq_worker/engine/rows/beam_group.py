@@ -123,8 +123,8 @@ class BeamGroup(RowGroup):
     def resting(self) -> Sequence[Row]:
         return [row for row in self._rows if row.is_resting]
 
-    def admit(self, now: float, prefixes: Iterable[Prefix | None]) -> None:
-        super().admit(now, prefixes)
+    def admit(self, now: float, prefixes: Iterable[Prefix | None], *, copies_prefix: bool = False) -> None:
+        super().admit(now, prefixes, copies_prefix=copies_prefix)
         for row in self._rows[1:]:
             row.num_prefilled = len(row.spec.prompt_ids)  # a row that has computed it will be forked
 

@@ -78,10 +78,10 @@ class RowGroup:
         """The rows that only keep what they have computed on a step that they aren't due on."""
         return ()
 
-    def admit(self, now: float, prefixes: Iterable[Prefix | None]) -> None:
-        """Its rows enter the batch, each behind a prefix that it shares."""
+    def admit(self, now: float, prefixes: Iterable[Prefix | None], *, copies_prefix: bool = False) -> None:
+        """Its rows enter the batch, each behind a prefix that it shares, or behind a copy of that."""
         for row, prefix in zip(self.rows, prefixes, strict=True):
-            row.admit(now, prefix)
+            row.admit(now, prefix, copies_prefix=copies_prefix)
 
     def overdue(self, now: float) -> bool:
         """Whether it has used up its allowance of decode seconds."""

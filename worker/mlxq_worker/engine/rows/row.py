@@ -18,6 +18,7 @@ class Row:
     """The life of one sequence: admitted, fed one token at a time by `commit`, ended exactly once.
 
     `num_prefilled` counts the prompt's tokens that the device has been given, those of a shared `prefix` included.
+    With `copies_prefix` the row keeps a copy of that prefix, else it reads the one that all share.
     `num_scheduled` counts the tokens asked of it, `token_ids` those that came back; the first runs at most one ahead
     of the second. `scores` has one entry for each of `token_ids` if the row asks for them; `prompt_scores` one for each
     prompt token but the first, as they are prefilled.
@@ -31,6 +32,7 @@ class Row:
         "_repetition",
         "_scanner",
         "_stream",
+        "copies_prefix",
         "num_prefilled",
         "num_scheduled",
         "prefix",
@@ -49,6 +51,7 @@ class Row:
         self.num_prefilled = 0
         self.num_scheduled = 0
         self.prefix: Prefix | None = None
+        self.copies_prefix = False
         self.result: RowResult | None = None
         self._decode = decode
         # Text is followed token by token only where a stop string needs it; other rows are decoded once, at the end.
@@ -107,10 +110,16 @@ class Row:
         """Whether that token falls under `min_tokens`, where no end token may be sampled."""
         return self.scheduled_position < self.spec.min_tokens
 
-    def admit(self, now: float, prefix: Prefix | None = None) -> None:
+    @property
+    def num_elsewhere(self) -> int:
+        """How many of its tokens have no room of its own: those of a prefix that it reads where all do."""
+        return len(self.prefix) if self.prefix and not self.copies_prefix else 0
+
+    def admit(self, now: float, prefix: Prefix | None = None, *, copies_prefix: bool = False) -> None:
         """The row enters the batch, behind a prefix that it shares: its clock starts."""
         self._admitted_s = now
         self.prefix = prefix
+        self.copies_prefix = copies_prefix and prefix is not None
         self.num_prefilled = len(prefix) if prefix else 0
 
     def overdue(self, now: float) -> bool:

@@ -28,12 +28,16 @@ _PACKING_STEP = 16
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens of one row that are in this step: columns `start` to `stop` of its slot, behind its prefix if any."""
+    """Tokens of one row that are in this step: columns `start` to `stop` of its slot, behind its prefix if any.
+
+    `source` is a prefix that is to be copied to the slot first.
+    """
 
     slot: Slot
     start: int
     stop: int
     prefix: Prefix | None = None
+    source: Prefix | None = None
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -76,6 +80,10 @@ class Layout:
     ) -> None:
         in_slots = (*decoding, *spans)
         self.prefixes = tuple(prefixes)
+        self.copied_prefixes: dict[Prefix, list[Slot]] = {}  # and where to
+        for span in spans:
+            if span.source is not None:
+                self.copied_prefixes.setdefault(span.source, []).append(span.slot)
         sharing = decoding if is_fused() else in_slots
         self.sharing = Sharing(sharing) if any(span.prefix for span in sharing) else None
         grouped = _grouped(spans)

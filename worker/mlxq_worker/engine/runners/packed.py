@@ -130,8 +130,10 @@ class PackedRunner:
 
     def _span(self, row: Row, start: int, stop: int) -> Span:
         """Positions `start` to `stop` of a row's sequence as columns of its slot."""
-        before = len(row.prefix) if row.prefix else 0
-        return Span(self._slots[row], start - before, stop - before, row.prefix)
+        before = row.num_elsewhere
+        shared = None if row.copies_prefix else row.prefix
+        source = row.prefix if row.copies_prefix and row.prefix and start == len(row.prefix) else None
+        return Span(self._slots[row], start - before, stop - before, shared, source)
 
     def _packing_size(self, chunk: PrefillChunk) -> int:
         return self._span(chunk.row, chunk.start, chunk.stop).packing_size
@@ -178,10 +180,9 @@ class PackedRunner:
 
 
 def _num_columns(row: Row) -> int:
-    """How many columns of its slot a row needs for now: its prompt's behind the prefix, and its tokens' up to this
-    step."""
-    before = len(row.prefix) if row.prefix else 0
-    return max(len(row.spec.prompt_ids), row.decode_position + 1) - before
+    """How many columns of its slot a row needs for now: its prompt's behind the prefix that it shares, and its tokens'
+    up to this step."""
+    return max(len(row.spec.prompt_ids), row.decode_position + 1) - row.num_elsewhere
 
 
 def packs(model: Any) -> bool:

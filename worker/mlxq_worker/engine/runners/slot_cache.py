@@ -55,6 +55,8 @@ class SlotCache:
         for chunk in self.layout.prefixes:
             start, end = end, end + len(chunk)
             self.slots.extend_prefix(chunk.prefix, _side_by_side(keys[start:end]), _side_by_side(values[start:end]))
+        for prefix, slots in self.layout.copied_prefixes.items():
+            self.slots.copy_prefix(prefix, slots)
         return keys, values
 
     def attend(self, queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:

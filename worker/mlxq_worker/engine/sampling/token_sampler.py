@@ -16,6 +16,7 @@ import mlx.core as mx
 from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.rows.row import Row
+from mlxq_worker.engine.sampling import on_gpu
 from mlxq_worker.engine.sampling.uniform import uniform
 
 _BLOCK = 32
@@ -60,11 +61,14 @@ class TokenSampler:
 
     def _draw(self, logits: mx.array, peaks: mx.array) -> mx.array:
         """Logits (S, V) and their largest (S,) to tokens (S,)."""
+        draws = mx.array([[uniform(row.spec.seed, row.scheduled_position)] for row in self._rows])  # (S, 1)
+        if device.is_gpu():
+            weights = on_gpu.weigh(logits, peaks[:, None], self._per_log_2)
+            return on_gpu.draw_ids(self._filter.apply_on_gpu(weights) if self._filter else weights, draws)
         # 2 ** x: on a CPU mlx's exp takes three to four times as long. The best id's weight is 1.
         weights = mx.power(2, (logits.astype(mx.float32) - peaks[:, None]) * self._per_log_2)  # (S, V)
         if self._filter:
             weights = self._filter.apply(weights)
-        draws = mx.array([[uniform(row.spec.seed, row.scheduled_position)] for row in self._rows])  # (S, 1)
         return draw_ids(weights, draws)
 
 
@@ -93,8 +97,10 @@ class Filter:
         others = [
             index for index, spec in enumerate(specs) if spec.top_k > MAX_RANKED or (spec.top_p < 1 and not spec.top_k)
         ]
+        self._has_min_p = any(spec.min_p > 0 for spec in specs)
         self._ranked = Cut(ranked, specs) if ranked else None
         self._others = Cut(others, specs) if others else None
+        self._sorted = Cut(sorted(ranked + others), specs) if ranked or others else None
 
     def apply(self, weights: mx.array) -> mx.array:
         """Set to zero what the filters drop of `weights` (S, V), the largest of which is 1 in each row."""
@@ -109,6 +115,16 @@ class Filter:
                 floor[cut.index] = least_by_rank(own, floor[cut.index], cut, own.shape[-1])
         return weights * (weights >= floor)
 
+    def apply_on_gpu(self, weights: mx.array) -> mx.array:
+        """As `apply`, where all ids are best sorted."""
+        floor = self._min_p
+        if cut := self._sorted:
+            own_floor = floor if cut.is_whole else floor[cut.index]
+            first_kept = cut.first_kept(weights.shape[-1]) if cut.has_top_k else None
+            least = on_gpu.least_by_sort(cut.own(weights), own_floor, first_kept, cut.top_p, has_floor=self._has_min_p)
+            floor = least if cut.is_whole else _replaced(floor, cut.index, least)
+        return on_gpu.at_least(weights, floor)
+
 
 class Cut:
     """top_k and top_p of some of the sampled rows, G of them, as arrays."""
@@ -122,11 +138,26 @@ class Cut:
         )  # (G, 1)
         self.has_top_k = any(spec.top_k for spec in own)
         self.has_top_p = any(spec.top_p < 1 for spec in own)
-        self._is_whole = len(own) == len(specs)
+        self.is_whole = len(own) == len(specs)
+        self._first_kept: mx.array | None = None
+
+    def first_kept(self, num_ids: int) -> mx.array:
+        """Where, of all ids in rising order, those begin that top_k keeps: (G, 1)."""
+        if self._first_kept is None:
+            self._first_kept = mx.maximum(num_ids - self.top_k, 0)
+            mx.eval(self._first_kept)
+        return self._first_kept
 
     def own(self, weights: mx.array) -> mx.array:
         """(S, V) to (G, V)."""
-        return weights if self._is_whole else weights[self.index]
+        return weights if self.is_whole else weights[self.index]
+
+
+def _replaced(values: mx.array, index: mx.array, others: mx.array) -> mx.array:
+    """A copy of `values` (S, 1) with `others` (G, 1) at `index` (G,)."""
+    copied = mx.array(values)
+    copied[index] = others
+    return copied
 
 
 def searches(num_ids: int) -> bool:
@@ -142,7 +173,8 @@ def least_by_rank(weights: mx.array, floor: mx.array, cut: Cut, num_ranked: int)
     if num_ranked < weights.shape[-1]:
         best = mx.partition(best, num_ranked - 1, axis=-1)[:, :num_ranked]
     ranked = (-mx.sort(best, axis=-1)).view(mx.float32)  # (G, R), falling
-    floor = mx.maximum(floor, mx.take_along_axis(ranked, mx.minimum(cut.top_k, ranked.shape[-1]) - 1, axis=-1))
+    if cut.has_top_k:
+        floor = mx.maximum(floor, mx.take_along_axis(ranked, mx.minimum(cut.top_k, ranked.shape[-1]) - 1, axis=-1))
     before = mx.cumsum(ranked, axis=-1) - ranked  # (G, R): the weight of all ids that are heavier
     kept = before < cut.top_p * _sums(weights * (weights >= floor)) if cut.has_top_p else before >= 0
     return mx.where(kept & (ranked >= floor), ranked, mx.inf).min(axis=-1, keepdims=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -36,6 +36,8 @@ class Scheduler:
             longer prompts are prefilled over several steps. `None`: a row's prompt is prefilled on one step.
         max_prefix_tokens: how many tokens of shared prefixes are kept; 0 shares none.
         budget: what rows may take together; `None` for no bound.
+        copies_prefix: whether rows had better copy a prefix into their own room than read it together, by how many rows
+            share it, at most those of a batch, and how many tokens it has.
         longest_first: admit the longest prompts first, and not those that came first; in either case after those that
             begin with a prefix that is there.
     """
@@ -47,10 +49,12 @@ class Scheduler:
         max_prefix_tokens: int = 0,
         budget: KvBudget | None = None,
         *,
+        copies_prefix: Callable[[int, int], bool] = lambda num_rows, num_tokens: False,
         longest_first: bool = False,
     ) -> None:
         self._max_num_seqs = max_num_seqs
         self._budget = budget
+        self._copies_prefix = copies_prefix
         self._max_num_batched_tokens = max_num_batched_tokens
         self._prefixes = PrefixTable(max_prefix_tokens)
         self._waiting = WaitingQueue(longest_first=longest_first)
@@ -192,14 +196,15 @@ class Scheduler:
         if group is None or (group.spec.num_rows > num_free and self._running):
             return None
         joining = [(row, self._prefix_for(row)) for row in group.rows]
-        if not self._fits(joining):
+        copies = self._copies(group.first, joining[0][1])
+        if not self._fits(joining, copies=copies):
             self._is_full = True
             for _, prefix in joining:
                 if prefix:
                     self._prefixes.release(prefix)
             return None
         self._waiting.admit(group)
-        group.admit(now, [prefix for _, prefix in joining])
+        group.admit(now, [prefix for _, prefix in joining], copies_prefix=copies)
         self._running.append(group)
         return group
 
@@ -230,16 +235,24 @@ class Scheduler:
         """The scores of a prompt's tokens come from computing them, so a row that wants them shares nobody's prefix."""
         return None if row.wants_prompt_scores else self._prefixes.acquire(row.spec.prompt_ids)
 
-    def _fits(self, joining: Iterable[tuple[Row, Prefix | None]]) -> bool:
+    def _copies(self, row: Row, prefix: Prefix | None) -> bool:
+        """Whether a row that is about to enter had better have a copy of its prefix."""
+        if prefix is None:
+            return False
+        num_sharing = self._prefixes.num_sharing(row.spec.prompt_ids, prefix)
+        return self._copies_prefix(min(num_sharing, self._max_num_seqs), len(prefix))
+
+    def _fits(self, joining: Iterable[tuple[Row, Prefix | None]], *, copies: bool) -> bool:
         """Whether the rows fit behind their prefixes, beside those that run and the prefixes in use. What runs alone
         always does: `BatchEngine.admit` asked."""
         if self._budget is None or not self._running:
             return True
-        lengths = [*self._own_lengths(), *(_own_length(row, prefix) for row, prefix in joining)]
+        own = (row.spec.num_tokens - (0 if copies or prefix is None else len(prefix)) for row, prefix in joining)
+        lengths = [*self._own_lengths(), *own]
         return self._budget.fits(lengths, self._prefixes.num_locked_tokens)
 
     def _own_lengths(self) -> Iterator[int]:
-        return (_own_length(row, row.prefix) for group in self._running for row in group.rows)
+        return (row.spec.num_tokens - row.num_elsewhere for group in self._running for row in group.rows)
 
     def _evicted(self) -> tuple[Prefix, ...]:
         """The prefixes that have to go: they are kept only where there is room beside the rows."""
@@ -275,11 +288,6 @@ class Scheduler:
             self._prefixes.forget(row.spec.prompt_ids)
             if row.prefix:
                 self._prefixes.release(row.prefix)
-
-
-def _own_length(row: Row, prefix: Prefix | None) -> int:
-    """How many tokens the row may take behind this prefix."""
-    return row.spec.num_tokens - (len(prefix) if prefix else 0)
 
 
 def _prefill(what: Row | Prefix, length: int, room: int) -> tuple[int, int]:

@@ -1,0 +1,98 @@
+"""Half precision and quantised weights on the packed path: answers are mlx-lm's own, but for near-ties.
+
+Where an answer leaves mlx-lm's, the two tokens must be as good as equal in mlx-lm's logits after what both have in
+common: no further apart than `NEAR_TIE` of the largest logit, which is what rounding does to logits of these depths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import takewhile
+from random import Random
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_map
+from mlx_lm.models.cache import make_prompt_cache
+from tests.support.engine_runs import decode, run
+from tests.support.row_specs import row_spec
+from tests.support.tiny_models import VOCAB_SIZE, build
+
+from mlxq_worker.engine.api import RowSpec
+from mlxq_worker.engine.engine import BatchEngine
+from mlxq_worker.engine.kvcache import device
+from mlxq_worker.engine.runners.packed import packs
+
+NEAR_TIE = {mx.bfloat16: 0.03, mx.float16: 0.004}
+"""Of the largest logit: about eight times what rounding a number once may change it by."""
+NUM_TOKENS = 24
+SIZES = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 4}
+
+
+def model_of(dtype: mx.Dtype, bits: int | None) -> Any:
+    model = build("llama", **SIZES)
+    model.update(tree_map(lambda weight: weight.astype(dtype), model.parameters()))
+    if bits:
+        nn.quantize(model, group_size=32, bits=bits)
+    mx.eval(model.parameters())
+    return model
+
+
+def specs() -> list[RowSpec]:
+    """Rows of many lengths, half of them behind one prefix."""
+    random = Random(11)
+    shared = tuple(random.randrange(VOCAB_SIZE) for _ in range(70))
+    return [
+        row_spec(
+            row_id=str(index),
+            prompt_ids=(shared if index % 2 else ())
+            + tuple(random.randrange(VOCAB_SIZE) for _ in range(3 + 5 * index)),
+            max_tokens=NUM_TOKENS,
+        )
+        for index in range(10)
+    ]
+
+
+def logits_after(model: Any, token_ids: Sequence[int]) -> mx.array:
+    """(V,) what mlx-lm computes for the next token, on its own caches."""
+    logits: mx.array = model(mx.array([token_ids]), cache=make_prompt_cache(model))[0, -1].astype(mx.float32)
+    return logits
+
+
+def alone(model: Any, spec: RowSpec) -> tuple[int, ...]:
+    """A row as mlx-lm decodes it by itself: the prompt at once, then token by token."""
+    cache, tokens = make_prompt_cache(model), list[int]()
+    logits = model(mx.array([spec.prompt_ids]), cache=cache)
+    for _ in range(NUM_TOKENS):
+        tokens.append(int(mx.argmax(logits[0, -1]).item()))
+        logits = model(mx.array([tokens[-1:]]), cache=cache)
+    return tuple(tokens)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["in parts", "fused"])
+@pytest.mark.parametrize(
+    ("dtype", "bits"),
+    [(mx.bfloat16, None), (mx.float16, None), (mx.bfloat16, 4), (mx.bfloat16, 8), (mx.float16, 4)],
+    ids=["bfloat16", "float16", "4 bits", "8 bits", "4 bits in float16"],
+)
+def test_answers_are_those_of_mlx_lm_but_for_near_ties(
+    dtype: mx.Dtype, bits: int | None, on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, rows = model_of(dtype, bits), specs()
+    assert packs(model)
+    monkeypatch.setattr(device, "is_gpu", lambda: on_gpu)
+
+    answers = run(BatchEngine(model, decode, max_num_seqs=6, max_num_batched_tokens=48), rows).tokens
+
+    num_equal = 0
+    for index, spec in enumerate(rows):
+        ours, theirs = answers[str(index)], alone(model, spec)
+        common = [token for token, _ in takewhile(lambda pair: pair[0] == pair[1], zip(ours, theirs, strict=True))]
+        num_equal += len(common)
+        if len(common) < NUM_TOKENS:
+            logits = logits_after(model, [*spec.prompt_ids, *common])
+            gap = float(mx.abs(logits[ours[len(common)]] - logits[theirs[len(common)]]).item())
+            assert gap <= NEAR_TIE[dtype] * float(mx.abs(logits).max().item())
+    assert num_equal >= 0.7 * NUM_TOKENS * len(rows)
