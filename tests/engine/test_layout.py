@@ -12,7 +12,6 @@ from tests.support.rounding import attention_tolerance
 from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import Changes, SlabSize, Slot
-
 from mlxq_worker.engine.runners.layout import MAX_PACKED_TOKENS, Layout, PackedPrompts, Span
 from mlxq_worker.engine.runners.slot_cache import SlotCache
 

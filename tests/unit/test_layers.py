@@ -75,6 +75,7 @@ MLX_FOLDERS = frozenset(
 WITHOUT_MLX = frozenset(
     {
         f"{ENGINE}.kvcache.budget",
+        f"{ENGINE}.kvcache.fit",
         f"{ENGINE}.kvcache.gpu_costs",
         f"{ENGINE}.kvcache.prefix",
         f"{ENGINE}.kvcache.slot_allocator",
@@ -85,6 +86,7 @@ WITHOUT_MLX = frozenset(
         "mlxq_worker.model.chat_shape",
         "mlxq_worker.model.config_words",
         "mlxq_worker.model.eos",
+        "mlxq_worker.model.safetensors",
         "mlxq_worker.model.turn_end",
     }
 )

@@ -6,6 +6,7 @@ The one place where the queue side meets MLX; everything is imported late, so th
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -19,7 +20,10 @@ from mlxq_worker.engine.api import Engine
 from mlxq_worker.messages import Preparer
 
 if TYPE_CHECKING:
+    from mlxq_worker.engine.kvcache.fit import Fit
     from mlxq_worker.model.load import LoadedModel
+
+logger = logging.getLogger("rq.worker")
 
 
 def _nothing() -> None:
@@ -113,7 +117,15 @@ def load_backend(config: WorkerConfig) -> Backend:
     from mlxq_worker.model.load import load_model
     from mlxq_worker.text.prepare import ModelPreparer
 
-    loaded = load_model(config.model, extra_eos_tokens=config.extra_eos_tokens, allow_no_eos=config.allow_no_eos)
+    device = Device()
+    limit_bytes = config.memory_limit_bytes or usable_bytes(device)
+    limit_mlx(limit_bytes, device)
+    loaded = load_model(
+        config.model,
+        extra_eos_tokens=config.extra_eos_tokens,
+        allow_no_eos=config.allow_no_eos,
+        before_weights=lambda model: _say_what_fits(model, config, limit_bytes),
+    )
     preparer = ModelPreparer(
         loaded.tokenizer,
         loaded.eos,
@@ -124,9 +136,6 @@ def load_backend(config: WorkerConfig) -> Backend:
         tool_format=tool_format_of(loaded.tokenizer, config.tool_call_parser),
         markers=reasoning_markers_of(loaded.tokenizer, config.reasoning_parser),
     )
-    device = Device()
-    limit_bytes = config.memory_limit_bytes or usable_bytes(device)
-    limit_mlx(limit_bytes, device)
 
     def used_bytes() -> int:
         return max(resident_bytes(), device.active_bytes())  # the former holds the latter, but maybe not everywhere
@@ -142,3 +151,33 @@ def load_backend(config: WorkerConfig) -> Backend:
             MemoryWatch(used_bytes, limit_bytes, device.release_unused),
             stack.pop_all().close,
         )
+
+
+def _say_what_fits(model: LoadedModel, config: WorkerConfig, limit_bytes: int) -> None:
+    """Log how many rows will fit beside the weights, which are not read yet.
+
+    Raises:
+        ModelError: not even the weights do.
+    """
+    fit = what_fits(model, config, limit_bytes)
+    if fit.weights_bytes >= limit_bytes:
+        raise ModelError(
+            f"the weights of {model.name} take {fit.weights_bytes / 2**20:,.0f} MiB, and the worker may take no more "
+            f"than {limit_bytes / 2**20:,.0f} MiB: raise --memory-limit (MLXQ_MEMORY_LIMIT) or choose a smaller model"
+        )
+    logger.info("%s: %s", model.name, fit)
+
+
+def what_fits(model: LoadedModel, config: WorkerConfig, limit_bytes: int) -> Fit:
+    """What will fit of a model and its rows; its weights need not have been read. A row is reckoned with a prompt as
+    long as the longest answer of a request that sets no limit."""
+    from mlxq_worker.engine.kvcache.budget import KvBudget
+    from mlxq_worker.engine.kvcache.fit import Fit
+    from mlxq_worker.engine.kvcache.memory import measure_cost, room_for_rows
+    from mlxq_worker.model.safetensors import weights_bytes
+
+    num_bytes = weights_bytes(model.path)
+    room_bytes = room_for_rows(limit_bytes, resident_bytes() + num_bytes)
+    row_tokens = min(model.context_length, 2 * config.default_max_tokens)
+    budget = KvBudget(measure_cost(model.model), room_bytes, in_slabs=True)
+    return Fit(num_bytes, limit_bytes, budget, row_tokens, config.engine.max_num_seqs)

@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from mlxq_worker.blas import preload_openblas
 from mlxq_worker.model.config_words import in_mlx_lm_words
 from mlxq_worker.model.eos import EosSet, resolve_eos
 from mlxq_worker.model.python_template import use_python_template
+from mlxq_worker.model.safetensors import WEIGHT_FILES
 from mlxq_worker.model.tokenizer import Tokenizer
 
 DEMO = "demo"
@@ -41,7 +42,7 @@ _TOKENIZED_SAMPLE = "The quick-brown Fox's 12345 jumps,  over\n\tthe lazy dog. Ã
 
 _REPOSITORY_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
 _DESCRIPTION_FILES = ("*.json", "*.jsonl", "*.txt", "*.jinja", "tokenizer.model", "*.tiktoken")
-_WEIGHT_FILES = ("model*.safetensors",)
+_WEIGHT_FILES = (WEIGHT_FILES,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,20 +71,28 @@ class LoadedModel(DescribedModel):
 
 
 def load_model(
-    model: str | None = None, *, extra_eos_tokens: Sequence[int | str] = (), allow_no_eos: bool = False
+    model: str | None = None,
+    *,
+    extra_eos_tokens: Sequence[int | str] = (),
+    allow_no_eos: bool = False,
+    before_weights: Callable[[LoadedModel], None] = lambda loaded: None,
 ) -> LoadedModel:
     """Load a model with its weights.
 
     Args:
         model: a directory, a Hub repository id, or ``demo`` (also `None`); a local directory that is called
             demo is ``./demo``.
+        before_weights: shown the model while its weights are still on the disk; what it raises ends the loading.
 
     Raises:
         ModelError: it can't be found, read or loaded.
         EosError: its end tokens are missing or impossible; found before the weights are loaded.
     """
     described = _describe(_locate(model, with_weights=True), extra_eos_tokens, allow_no_eos)
-    return LoadedModel(**vars(described), model=_load_weights(described))
+    loaded = LoadedModel(**vars(described), model=_build(described))
+    before_weights(loaded)
+    _read_weights(loaded)
+    return loaded
 
 
 def load_tokenizer_only(
@@ -274,17 +283,31 @@ def _config_for_tokenizer(config: Mapping[str, Any]) -> Any:
     return chosen
 
 
-def _load_weights(described: DescribedModel) -> Any:
+def _build(described: DescribedModel) -> Any:
+    """The model with weights that are read when they are first used."""
     preload_openblas()
-    from mlx_lm.utils import load_model as load_weights
+    from mlx_lm.utils import load_model as load_lazily
 
     said = config_overrides(described.config)
     try:
-        model, _config = load_weights(described.path, model_config=said)
+        model, _config = load_lazily(described.path, lazy=True, model_config=said)
     except Exception as error:  # a wrong config fails anywhere inside the model's own code
-        kind = described.config["model_type"]
-        raise ModelError(f"mlx-lm can't load the {kind} model in {described.path}: {error}") from error
+        raise _cannot_load(described, error) from error
     return model
+
+
+def _read_weights(loaded: LoadedModel) -> None:
+    import mlx.core as mx
+
+    try:
+        mx.eval(loaded.model.parameters())
+    except Exception as error:  # of MLX, and of whatever a damaged file does to it
+        raise _cannot_load(loaded, error) from error
+
+
+def _cannot_load(described: DescribedModel, error: Exception) -> ModelError:
+    kind = described.config["model_type"]
+    return ModelError(f"mlx-lm can't load the {kind} model in {described.path}: {error}")
 
 
 def config_overrides(config: Mapping[str, Any]) -> dict[str, Any]:

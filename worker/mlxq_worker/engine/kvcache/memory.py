@@ -62,9 +62,10 @@ def limit_mlx(limit_bytes: int, device: Device) -> None:
 
 
 def measure_cost(model: Any) -> KvCost:
-    """What one row costs, read off the model's own caches after one token."""
+    """What one row costs, read off the shapes of the model's own caches after one token. Nothing is computed, so the
+    weights may still be on the disk."""
     caches = make_prompt_cache(model)
-    mx.eval(model(mx.array([[0]]), cache=caches))
+    model(mx.array([[0]]), cache=caches)
     per_token, windows, fixed = 0, [], 0
     for cache in _flat(caches):
         if isinstance(cache, RotatingKVCache):
