@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 SEED ?= 0
+MODEL ?= demo
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -15,7 +16,7 @@ WITHOUT_DEPS := axolotl==0.19.0 llm-router-utils==0.8.1
 # files come in their order, which begins with the longest.
 SIDE_BY_SIDE = --numprocesses $$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 )) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test test-quick parity compat bench faults clean need-python need-openblas
+.PHONY: help install demo test test-quick parity compat bench mac faults clean need-python need-openblas
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -59,6 +60,9 @@ compat: $(INSTALLED) need-openblas ## try rq-dashboard and rq-exporter on our jo
 
 bench: $(INSTALLED) need-openblas ## every workload through mlxq and what else there is; half an hour
 	$(BIN)/python -m tests.bench.suite
+
+mac: $(INSTALLED) ## on a Mac: parity, launches, benchmark and wired limits, into mac-report.md; an hour
+	$(BIN)/python -m tests.bench.mac --model $(MODEL)
 
 faults: $(INSTALLED) need-openblas ## kill workers, Redis and mlxq run, then have Redis answer with errors: five minutes each
 	$(BIN)/python -m tests.faults --seconds 300 --requests 3000 --workers 3 --seed $(SEED)
