@@ -70,7 +70,8 @@ def lfm2(num_layers: int) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """Rows that decode, and with `num_joining` on the step that is counted prompts that join them."""
+    """Rows that decode, and with `num_joining` on the step that is counted prompts that join them. Every
+    `every`th row begins with `num_shared` tokens that all those share."""
 
     what: str
     own_tokens: Callable[[int], int]  # of each row's prompt, by its index
@@ -78,13 +79,14 @@ class Case:
     temperature: float = 0.0
     top_p: float = 1.0
     num_joining: int = 0
+    every: int = 1
     build: ModelBuilder = llama
 
     def prompts(self, first: int, num_rows: int) -> list[list[int]]:
         """Prompts of rows `first` and on: what all share, and each row's own tokens."""
         shared = [(7 * i) % 1000 + 1 for i in range(self.num_shared)]
         return [
-            shared + [(31 * row + i) % 1000 + 1 for i in range(self.own_tokens(row))]
+            (shared if row % self.every == 0 else []) + [(31 * row + i) % 1000 + 1 for i in range(self.own_tokens(row))]
             for row in range(first, first + num_rows)
         ]
 
@@ -98,6 +100,7 @@ CASES: Mapping[str, Case] = {
     "b": Case("ragged lengths", _ragged),
     "c": Case("two slabs", lambda row: (300 if row % 2 == 0 else 40) + row),
     "d": Case("all share 128 tokens", lambda row: 20 + row, num_shared=128),
+    "d long": Case("every other shares 8,192 tokens", lambda row: 20 + row, num_shared=8192, every=2),
     "e": Case("temperature 0.7, top_p 0.9", _ragged, temperature=0.7, top_p=0.9),
     "f": Case("8 prompts join 16 rows", _ragged, num_joining=8),
     "sliding": Case("gemma3, ragged lengths", _ragged, build=gemma3),

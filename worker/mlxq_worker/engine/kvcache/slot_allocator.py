@@ -11,7 +11,7 @@ counts them.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Collection, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import count
 from typing import Generic, TypeVar
@@ -19,11 +19,13 @@ from typing import Generic, TypeVar
 R = TypeVar("R", bound=Hashable)
 
 COLUMN_STEP = 256
+APART = 64
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Slot:
-    """Number `index` of slab `slab`. Slab s holds rows of up to `COLUMN_STEP` times 2 to the power of s columns."""
+    """Number `index` of slab `slab`. Slab s holds rows of up to `COLUMN_STEP` times 2 to the power of s columns, and
+    slab `APART` + s such rows that lie apart."""
 
     slab: int
     index: int
@@ -65,6 +67,7 @@ class SlotAllocator(Generic[R]):
     def __init__(self) -> None:
         self._slots: dict[R, Slot] = {}
         self._columns: dict[R, int] = {}
+        self._apart: frozenset[R] = frozenset()
         self._left_behind: dict[Slot, int] = {}  # columns that the last row there wrote
         self._used: defaultdict[int, set[int]] = defaultdict(set)
 
@@ -75,8 +78,10 @@ class SlotAllocator(Generic[R]):
     def __getitem__(self, row: R) -> Slot:
         return self._slots[row]
 
-    def arrange(self, columns: Mapping[R, int]) -> Changes:
-        """Give each of these rows a slot for its columns; all other rows have left."""
+    def arrange(self, columns: Mapping[R, int], apart: Collection[R] = ()) -> Changes:
+        """Give each of these rows a slot for its columns; all other rows have left. Those that lie `apart` share no
+        slab with others; a row does so for as long as it is here, or never."""
+        self._apart = frozenset(apart)
         for row in [row for row in self._slots if row not in columns]:
             self._leave(row)
         moves = [(self._slots[row], self._rise(row, slab)) for row, slab in self._outgrown(columns)]
@@ -87,18 +92,23 @@ class SlotAllocator(Generic[R]):
 
     def _sizes(self) -> dict[int, SlabSize]:
         """What each slab needs up to its last row."""
-        sizes = slab_sizes(self._columns.values())
+        apart = {row for row in self._columns if row in self._apart}
+        sizes = slab_sizes(num for row, num in self._columns.items() if row not in apart)
+        sizes |= {APART + slab: size for slab, size in slab_sizes(self._columns[row] for row in apart).items()}
         return {slab: SlabSize(_room(max(self._used[slab]) + 1), size.num_columns) for slab, size in sizes.items()}
 
     def _outgrown(self, columns: Mapping[R, int]) -> list[tuple[R, int]]:
         """The rows that need another slab, and which; the longest first, since their slots may be taken next."""
-        slabs = {row: slab_of(columns[row]) for row in self._slots}
+        slabs = {row: self._slab_for(row, columns[row]) for row in self._slots}
         rising = [(row, slab) for row, slab in slabs.items() if slab != self._slots[row].slab]
         return sorted(rising, key=lambda each: each[1], reverse=True)
 
     def _enter(self, row: R, num_columns: int) -> Wipe:
-        slot = self._assign(row, slab_of(num_columns))
+        slot = self._assign(row, self._slab_for(row, num_columns))
         return Wipe(slot, self._left_behind.pop(slot, 0))
+
+    def _slab_for(self, row: R, num_columns: int) -> int:
+        return slab_of(num_columns) + (APART if row in self._apart else 0)
 
     def _rise(self, row: R, slab: int) -> Slot:
         self._leave(row)

@@ -64,13 +64,15 @@ class Layout:
     of them in slots.
 
     Args:
-        decoding: spans of one token, by rising slot.
+        decoding: spans of one token, by rising slot; where attention is a single kernel those without a prefix first.
         spans: the prompt chunks, in the order of their tokens; best by `packing_size`.
         prefixes: the prefix chunks, in the order of their tokens.
 
     Attributes:
-        sharing: how tokens attend to shared prefixes, if any does. The decoding rows' do so together; prompts' join
-            them where attention is done in parts anyway.
+        windows: those of decoding rows that attend to their slots and nothing else.
+        sharing: how tokens attend to shared prefixes, if any does. The decoding rows' do so together; where attention
+            is done in parts anyway, those without a prefix and prompts' join them.
+        shared_windows: those of the decoding rows in `sharing`.
         joined: the prompt chunks whose tokens are in `sharing`, packed prompts of about the same length put together.
         segments: those that attend each by itself, packed prompts put together, too.
     """
@@ -84,8 +86,12 @@ class Layout:
         for span in spans:
             if span.source is not None:
                 self.copied_prefixes.setdefault(span.source, []).append(span.slot)
-        sharing = decoding if is_fused() else in_slots
+        sharing = [span for span in decoding if span.prefix] if is_fused() else in_slots
         self.sharing = Sharing(sharing) if any(span.prefix for span in sharing) else None
+        whole = [span for span in decoding if not span.prefix] if is_fused() else [] if self.sharing else decoding
+        self.windows = _windows(whole)
+        self.shared_windows = _windows(decoding[len(whole) :])
+        self.num_whole = len(whole)
         grouped = _grouped(spans)
         self.joined = grouped if self.sharing and not is_fused() else ()
         self.segments: tuple[Segment, ...] = (*(() if self.joined else grouped), *prefixes)
@@ -95,7 +101,6 @@ class Layout:
         positions += [position for chunk in prefixes for position in range(chunk.start, chunk.stop)]
         self.positions = mx.array(positions)  # (N,)
         self.writes = _writes(in_slots)
-        self.windows = _windows(decoding)
 
 
 class PackedPrompts:

@@ -23,6 +23,7 @@ from mlxq_worker.engine.plan import Plan, PrefillChunk, PrefixChunk
 from mlxq_worker.engine.rows.group import Fork
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.runners.activation import quick_swiglu, route_swiglu
+from mlxq_worker.engine.runners.attention import is_fused
 from mlxq_worker.engine.runners.layout import Layout, Span
 from mlxq_worker.engine.runners.runner import Launched
 from mlxq_worker.engine.runners.slot_cache import SlotCache, route_attention
@@ -162,7 +163,9 @@ class PackedRunner:
             for slots in self._packed.slots:
                 slots.evict(prefix)
         columns = {row: _num_columns(row) for row in (*plan.rows, *plan.resting)}
-        changes = self._slots.arrange(columns)
+        # Where attention is a single kernel it can't be one for a slab with rows that attend to a prefix elsewhere.
+        apart = [row for row in columns if row.num_elsewhere] if is_fused() else []
+        changes = self._slots.arrange(columns, apart)
         self.num_slab_tokens = sum(size.area for size in changes.sizes.values())
         self._packed.arrange(changes)
         self._token_index = {row: index for row, index in self._token_index.items() if row in columns}

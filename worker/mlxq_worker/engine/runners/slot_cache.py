@@ -64,12 +64,12 @@ class SlotCache:
 
         `keys` and `values` are those of the step's tokens, (N, H, 1, D), which have been written already.
         """
-        layout, end = self.layout, self.layout.num_decoding
+        layout, end = self.layout, self.layout.num_whole
+        parts = [self._attend_window(queries, window, scale) for window in layout.windows]
         if layout.sharing is not None:
-            end = layout.sharing.num_tokens
-            parts = [self._attend_sharing(queries[:end], keys[:end], values[:end], layout.sharing, scale)]
-        else:
-            parts = [self._attend_window(queries, window, scale) for window in layout.windows]
+            own = slice(end, end + layout.sharing.num_tokens)
+            parts.append(self._attend_sharing(queries[own], keys[own], values[own], layout.sharing, scale))
+            end = own.stop
         for segment in layout.segments:
             start, end = end, end + len(segment)
             parts.append(self._attend_segment(segment, queries[start:end], keys[start:end], values[start:end], scale))
@@ -92,7 +92,7 @@ class SlotCache:
         return in_slot.merged(in_prefix).result(queries.dtype)
 
     def _parts_in_slots(self, queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> Iterator[Partial]:
-        for window in self.layout.windows:
+        for window in self.layout.shared_windows:
             own, seen_keys, seen_values = self._seen_in(window, queries)
             part = attend_in_part(own, seen_keys, seen_values, scale, window.mask)
             yield part if window.result_rows is None else part[window.result_rows]
