@@ -228,7 +228,7 @@ def _settle(side: Side, case: Case, width: int) -> None:
 def host_ms(side: str, case: Case, width: int = WIDTH) -> float:
     """What Python takes for a step of a deep and narrow model, in ms: the median of many steps."""
     narrow = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1, "num_key_value_heads": 1}
-    settled, steps = SIDES[side](_faint(llama(HOST_LAYERS, **narrow, vocab_size=512)), case, width), []
+    settled, steps = SIDES[side](_faint(llama(HOST_LAYERS, **narrow, vocab_size=1024)), case, width), []
     with on_a_gpu(Counts()):
         _settle(settled, case, width)
         for _ in range(_HOST_STEPS):

@@ -6,11 +6,15 @@ follows MLX's documentation and has not been run there; tests stand in for this 
 
 from __future__ import annotations
 
+from functools import cache
+
 import mlx.core as mx
 
 
+@cache
 def is_gpu() -> bool:
-    """Whether arrays are computed by a GPU, where a step costs launches, and attention is a single kernel."""
+    """Whether arrays are computed by a GPU, where a step costs launches, and attention is a single kernel. Asked in
+    every layer of every step; the default device stays what it is."""
     return mx.default_device() != mx.Device(mx.cpu)  # not run on Metal
 
 

@@ -191,13 +191,14 @@ class Window:
     def __init__(self, slab: int, first: int, decoding: Sequence[Span]) -> None:
         lengths = {span.slot.index: span.stop for span in decoding}
         self.slab = slab
-        self.rows = slice(first, first + len(lengths))
+        self.rows, self.num_rows = slice(first, first + len(lengths)), len(lengths)
         self.num_slots = max(lengths) + 1
         self.width = max(lengths.values())
-        in_window = np.array([lengths.get(slot, 1) for slot in range(self.num_slots)])
-        is_ragged = bool((in_window != self.width).any())
+        in_window = [lengths.get(slot, 1) for slot in range(self.num_slots)]
+        is_ragged = min(in_window) < self.width
         # Made by the host: a few thousand booleans, instead of kernels that make them.
-        self.mask = mx.array(np.arange(self.width) < in_window[:, None])[:, None, None] if is_ragged else None
+        counts = np.arange(self.width) < np.array(in_window)[:, None] if is_ragged else None
+        self.mask = None if counts is None else mx.array(counts)[:, None, None]
         """(S, 1, 1, W), true where a key counts"""
         self._full_mask: mx.array | None = None
         has_holes = len(lengths) < self.num_slots

@@ -27,6 +27,8 @@ class SlotCache:
     def __init__(self) -> None:
         self.slots = Slots()
         self._layout: Layout | None = None
+        self.offset = mx.array([])
+        """(N,) the position of every token of the step in its own sequence: what RoPE rotates by"""
 
     def __repr__(self) -> str:
         return f"SlotCache({self.slots!r})"
@@ -36,14 +38,10 @@ class SlotCache:
         assert self._layout is not None, "begin_step comes first"
         return self._layout
 
-    @property
-    def offset(self) -> mx.array:
-        """(N,) the position of every token of the step in its own sequence: what RoPE rotates by."""
-        return self.layout.positions
-
     def begin_step(self, layout: Layout) -> None:
         """Say where the tokens of the next forward pass go."""
         self._layout = layout
+        self.offset = layout.positions
 
     def make_mask(self, *_: Any, **__: Any) -> None:
         """No mask for the model to apply: `attend` knows who sees what."""
@@ -51,7 +49,8 @@ class SlotCache:
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write the step's keys and values, each (N, H, 1, D), where they belong; the model gets them back as is."""
         end = self.layout.num_in_slots
-        self.slots.write(self.layout.writes, keys[:end, :, 0], values[:end, :, 0])
+        own = (keys, values) if end == keys.shape[0] else (keys[:end], values[:end])
+        self.slots.write(self.layout.writes, own[0].squeeze(2), own[1].squeeze(2))
         for chunk in self.layout.prefixes:
             start, end = end, end + len(chunk)
             self.slots.extend_prefix(chunk.prefix, _side_by_side(keys[start:end]), _side_by_side(values[start:end]))
@@ -105,7 +104,7 @@ class SlotCache:
 
     def _seen_in(self, window: Window, queries: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """The window's queries out of those of all decoding rows, and the keys and values that they see."""
-        own = queries[window.rows]
+        own = queries if window.num_rows == queries.shape[0] else queries[window.rows]
         own = own if window.query_rows is None else own[window.query_rows]  # (S, heads, 1, D)
         return own, *self.slots.read(window.slab, 0, window.num_slots, window.width)
 
