@@ -297,7 +297,7 @@ def test_what_a_row_leaves_in_a_slot_does_not_reach_the_next_one(caches: list[Sl
         if step_index == 4:
             for cache in caches[-2:]:  # both layers
                 keys, values = cache.slots.read(0, 1, 2, 6)  # all that it has written: (1, H, 6, D) each
-                columns = Write(0, None, mx.array([1] * 6), mx.arange(6))
+                columns = Write(0, None, mx.array([[1]] * 6), mx.arange(6)[:, None])
                 cache.slots.write([columns], keys[0].swapaxes(0, 1), mx.full_like(values[0].swapaxes(0, 1), mx.nan))
             engine.cancel(row_named("leaver"))
             engine.admit(follower)

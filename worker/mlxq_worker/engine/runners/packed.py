@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-from mlxq_worker.engine.kvcache.slot_allocator import Changes, SlotAllocator
+from mlxq_worker.engine.kvcache.slot_allocator import Changes, SlabSize, SlotAllocator
 from mlxq_worker.engine.kvcache.slots import Slots
 from mlxq_worker.engine.plan import Plan, PrefillChunk, PrefixChunk
 from mlxq_worker.engine.rows.group import Fork
@@ -96,11 +96,16 @@ class PackedRunner:
         self.max_num_batched_tokens = max_num_batched_tokens
         self.clear()
 
+    @property
+    def num_slab_tokens(self) -> int:
+        """How many tokens its slabs have room for now."""
+        return sum(size.area for size in self._sizes.values())
+
     def clear(self) -> None:
         """Drop the batch and free its memory."""
         self._packed = PackedModel(self._model)
         self._slots = SlotAllocator[Row]()
-        self.num_slab_tokens = 0
+        self._sizes: Mapping[int, SlabSize] = {}
         self._token_index: dict[Row, int] = {}  # where in `_newest` a row's token is: unlike its slot it stays
         self._newest = mx.zeros((self.max_num_seqs,), dtype=mx.uint32)  # (max_num_seqs,) newest token, computed or not
         self._sampler = self._new_sampler()
@@ -166,8 +171,9 @@ class PackedRunner:
         # Where attention is a single kernel it can't be one for a slab with rows that attend to a prefix elsewhere.
         apart = [row for row in columns if row.num_elsewhere] if is_fused() else []
         changes = self._slots.arrange(columns, apart)
-        self.num_slab_tokens = sum(size.area for size in changes.sizes.values())
-        self._packed.arrange(changes)
+        if changes.moves or changes.wiped or changes.sizes != self._sizes:
+            self._packed.arrange(changes)
+            self._sizes = changes.sizes
         self._token_index = {row: index for row, index in self._token_index.items() if row in columns}
         free = iter(sorted(set(range(self.max_num_seqs)) - set(self._token_index.values())))
         self._token_index |= {row: next(free) for row in columns if row not in self._token_index}
