@@ -80,7 +80,7 @@ def measure_cost(model: Any) -> KvCost:
 def in_flight_copies(model: Any) -> InFlightCopies:
     """What steps of this model copy where one starts while another is being computed."""
     weights = tree_flatten(model.parameters()) if hasattr(model, "parameters") else []
-    return InFlightCopies(sum(weight.nbytes for _, weight in weights), len(make_prompt_cache(model)))
+    return InFlightCopies(sum(weight.nbytes for _, weight in weights), max(1, len(make_prompt_cache(model))))
 
 
 def _flat(caches: list[Any]) -> list[Any]:

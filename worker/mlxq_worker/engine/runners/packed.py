@@ -107,6 +107,7 @@ class PackedRunner:
         self._slots = SlotAllocator[Row]()
         self._sizes: Mapping[int, SlabSize] = {}
         self._token_index: dict[Row, int] = {}  # where in `_newest` a row's token is: unlike its slot it stays
+        self._indices: tuple[tuple[Row, ...], mx.array] = (), mx.array([], dtype=mx.uint32)
         self._newest = mx.zeros((self.max_num_seqs,), dtype=mx.uint32)  # (max_num_seqs,) newest token, computed or not
         self._sampler = self._new_sampler()
         mx.clear_cache()
@@ -148,11 +149,17 @@ class PackedRunner:
         """The step's tokens (N,): the decoding rows' newest, then the prompts' chunks, then the prefixes'."""
         chunks: tuple[PrefillChunk | PrefixChunk, ...] = (*plan.prefill, *plan.prefixes)
         prompt_ids = [token_id for chunk in chunks for token_id in chunk.token_ids]
-        newest = self._newest[mx.array([self._token_index[row] for row in decoding], dtype=mx.uint32)]
+        newest = self._newest[self._indices_of(tuple(decoding))]
         return mx.concatenate([newest, mx.array(prompt_ids, dtype=mx.uint32)]) if prompt_ids else newest
 
     def _keep_newest(self, rows: tuple[Row, ...], tokens: mx.array) -> None:
-        self._newest[mx.array([self._token_index[row] for row in rows])] = tokens
+        self._newest[self._indices_of(rows)] = tokens
+
+    def _indices_of(self, rows: tuple[Row, ...]) -> mx.array:
+        """Where in `_newest` the rows' tokens are: made anew only when asked for other rows than the last time."""
+        if self._indices[0] != rows:
+            self._indices = rows, mx.array([self._token_index[row] for row in rows], dtype=mx.uint32)
+        return self._indices[1]
 
     def _score_prompts(self, chunks: Sequence[PrefillChunk], hidden: mx.array, start: int) -> None:
         """Score the prompts of the rows that ask for it, as far as these chunks go; they begin at `start` of `hidden`
@@ -174,6 +181,9 @@ class PackedRunner:
         if changes.moves or changes.wiped or changes.sizes != self._sizes:
             self._packed.arrange(changes)
             self._sizes = changes.sizes
+        if self._token_index.keys() == columns.keys():
+            return
+        self._indices = (), mx.array([], dtype=mx.uint32)
         self._token_index = {row: index for row, index in self._token_index.items() if row in columns}
         free = iter(sorted(set(range(self.max_num_seqs)) - set(self._token_index.values())))
         self._token_index |= {row: next(free) for row in columns if row not in self._token_index}
