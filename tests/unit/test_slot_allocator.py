@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mlxq_worker.engine.kvcache.slot_allocator import (
+    APART,
     COLUMN_STEP,
     Changes,
     SlabSize,
     Slot,
     SlotAllocator,
     Wipe,
+    num_steady_steps,
     slab_of,
     slab_sizes,
 )
@@ -118,3 +120,42 @@ def test_every_row_keeps_its_own_and_fewer_than_half_of_the_slots_are_holes(
             num_slots = max(slots) + 1
             assert num_slots < 2 * len(slots)
             assert num_slots <= size.num_slots <= max(num_slots, num_slots * 5 / 4)
+
+
+# --- Steps in which nothing changes -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num_columns", "num_steps"), [((1,), 255), ((256,), 0), ((257,), 255), ((100, 300, 255), 1), ((), 0)]
+)
+def test_rows_keep_their_slots_until_one_of_them_fills_its_columns(
+    num_columns: tuple[int, ...], num_steps: int
+) -> None:
+    slots, columns = SlotAllocator[int](), dict(enumerate(num_columns))
+    before = slots.arrange(columns).sizes
+
+    after = slots.arrange({row: num + num_steady_steps(num_columns) for row, num in columns.items()})
+
+    assert num_steady_steps(num_columns) == num_steps
+    assert (after.sizes, after.moves) == (before, ())
+
+
+def test_what_rows_got_in_steps_that_nobody_looked_at_is_wiped_too() -> None:
+    slots = SlotAllocator[str]()
+    slots.arrange({"a": 10})
+
+    slots.passed(7)
+    changes = slots.arrange({"b": 3})
+
+    assert changes.wiped == (Wipe(Slot(0, 0), 17),)
+
+
+def test_rows_that_lie_apart_share_no_slab_with_others_and_take_each_others_slots() -> None:
+    slots = SlotAllocator[str]()
+    slots.arrange({"a": 10, "b": 10, "c": 300}, apart={"b", "c"})
+    slabs = {row: slots[row].slab for row in "abc"}
+
+    slots.arrange({"a": 11, "c": 301, "d": 5}, apart={"c", "d"})
+
+    assert slabs == {"a": 0, "b": APART, "c": APART + 1}
+    assert slots["d"] == Slot(APART, 0)

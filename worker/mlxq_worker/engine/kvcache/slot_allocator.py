@@ -90,6 +90,10 @@ class SlotAllocator(Generic[R]):
         self._columns = dict(columns)
         return Changes(tuple(moves), tuple(wipe for wipe in wiped if wipe.num_columns), self._sizes())
 
+    def passed(self, num_steps: int) -> None:
+        """Nobody has come, left or outgrown a slab for so many steps, in each of which a row may have got a column."""
+        self._columns = {row: num + num_steps for row, num in self._columns.items()}
+
     def _sizes(self) -> dict[int, SlabSize]:
         """What each slab needs up to its last row."""
         apart = {row for row in self._columns if row in self._apart}
@@ -137,6 +141,11 @@ class SlotAllocator(Generic[R]):
         last = sorted((row for row, slot in self._slots.items() if slot.slab == slab), key=self._slots.__getitem__)
         moving = [row for row in reversed(last) if self._slots[row].index >= len(used)]
         return [(self._slots[row], self._rise(row, slab)) for row in moving]
+
+
+def num_steady_steps(num_columns: Iterable[int]) -> int:
+    """For how many steps, each a column at most, rows of these many columns keep their slots and slabs their sizes."""
+    return min((-num % COLUMN_STEP for num in num_columns), default=0)
 
 
 def slab_of(num_columns: int) -> int:

@@ -17,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 
-from mlxq_worker.engine.kvcache.slot_allocator import Changes, SlabSize, SlotAllocator
+from mlxq_worker.engine.kvcache.slot_allocator import Changes, SlabSize, SlotAllocator, num_steady_steps
 from mlxq_worker.engine.kvcache.slots import Slots
 from mlxq_worker.engine.plan import Plan, PrefillChunk, PrefixChunk
 from mlxq_worker.engine.rows.group import Fork
@@ -106,6 +106,8 @@ class PackedRunner:
         self._packed = PackedModel(self._model)
         self._slots = SlotAllocator[Row]()
         self._sizes: Mapping[int, SlabSize] = {}
+        self._arranged: tuple[Row, ...] = ()  # who had slots given, and for how many more steps those will do
+        self._num_passed = self._num_steady = 0
         self._token_index: dict[Row, int] = {}  # where in `_newest` a row's token is: unlike its slot it stays
         self._indices: tuple[tuple[Row, ...], mx.array] = (), mx.array([], dtype=mx.uint32)
         self._newest = mx.zeros((self.max_num_seqs,), dtype=mx.uint32)  # (max_num_seqs,) newest token, computed or not
@@ -174,7 +176,13 @@ class PackedRunner:
         for prefix in plan.evicted:
             for slots in self._packed.slots:
                 slots.evict(prefix)
-        columns = {row: _num_columns(row) for row in (*plan.rows, *plan.resting)}
+        rows = (*plan.rows, *plan.resting)
+        if rows == self._arranged and self._num_passed < self._num_steady:
+            self._num_passed += 1
+            return
+        self._slots.passed(self._num_passed)
+        columns = {row: _num_columns(row) for row in rows}
+        self._arranged, self._num_passed, self._num_steady = rows, 0, num_steady_steps(columns.values())
         # Where attention is a single kernel it can't be one for a slab with rows that attend to a prefix elsewhere.
         apart = [row for row in columns if row.num_elsewhere] if is_fused() else []
         changes = self._slots.arrange(columns, apart)
