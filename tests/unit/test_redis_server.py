@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis import Redis
+from redis.exceptions import WatchError
 from tests.support.waiting import wait_until
 
 from mlxq.errors import QueueUnavailable
@@ -30,6 +32,11 @@ def wait_until_gone(path: Path) -> None:
     wait_until(lambda: not path.exists(), f"{path} to go")
 
 
+def mode_of_directory(url: str) -> int:
+    """The rights to the directory that a server's socket is in."""
+    return Path(url.removeprefix("unix://")).parent.stat().st_mode & 0o777
+
+
 @needs_server
 def test_a_server_listens_on_a_private_socket_and_never_evicts() -> None:
     with private_redis() as server, Redis.from_url(server.url) as connection:
@@ -39,7 +46,7 @@ def test_a_server_listens_on_a_private_socket_and_never_evicts() -> None:
             "port": "0",
             "save": "",
         }
-        assert Path(server.url.removeprefix("unix://")).parent.stat().st_mode & 0o777 == 0o700
+        assert mode_of_directory(server.url) == 0o700
 
 
 @needs_server
@@ -84,10 +91,42 @@ def test_a_server_that_does_not_start_says_why(tmp_path: Path, monkeypatch: pyte
         pytest.fail("the block must not run")
 
 
-def test_without_a_server_an_embedded_one_takes_its_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No Redis server can be found."""
     monkeypatch.setenv("PATH", str(tmp_path))
+
+
+def test_without_a_server_an_embedded_one_takes_its_place(no_server: None) -> None:
     with private_redis() as server, Redis.from_url(server.url) as connection:
         assert server.kind == "fakeredis"
         connection.xadd("events", {"job": "a"})
         assert connection.xlen("events") == 1
-        assert connection.client_info()["addr"].startswith("127.0.0.1:"), "what an RQ worker asks when it starts"
+        assert connection.client_info()["addr"].startswith("/"), "what an RQ worker asks when it starts"
+
+
+def test_an_embedded_server_is_reached_through_a_private_socket_and_nothing_is_left_of_it(no_server: None) -> None:
+    with private_redis() as server:
+        assert mode_of_directory(server.url) == 0o700
+        directory = Path(server.url.removeprefix("unix://")).parent
+    assert not directory.exists()
+
+
+def test_clients_of_an_embedded_server_keep_apart(no_server: None) -> None:
+    """Transactions and subscriptions are those of one connection."""
+    with private_redis() as server, Redis.from_url(server.url) as one, Redis.from_url(server.url) as other:
+        with one.pipeline() as pipe, other.pubsub(ignore_subscribe_messages=True) as listening:
+            listening.subscribe("news")
+            pipe.watch("a")
+            before = pipe.get("a")
+            other.set("a", "theirs")
+            pipe.multi()
+            pipe.set("a", "ours")
+            with pytest.raises(WatchError):
+                pipe.execute()
+            one.publish("news", "hello")
+            heard: list[Any] = []
+            wait_until(lambda: heard.extend(filter(None, [listening.get_message()])) or heard, "the news")
+        assert before is None
+        assert one.get("a") == b"theirs"
+        assert heard[0]["data"] == b"hello"

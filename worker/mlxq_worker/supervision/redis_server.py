@@ -1,8 +1,8 @@
 """A Redis of one's own for the length of one command: nothing to install, configure or clean up.
 
-Takes a `redis-server` or `valkey-server` from the PATH, reachable only through a socket in a private directory;
-without one, an in-process fakeredis on a loopback port. Keeps nothing on disk: whoever starts it holds the durable
-state. The server ends with its owner, however that one ends. Knows nothing of queues.
+Takes a `redis-server` or `valkey-server` from the PATH; without one, an in-process fakeredis. Either is reachable only
+through a socket in a directory of this user's own. Keeps nothing on disk: whoever starts it holds the durable state.
+The server ends with its owner, however that one ends. Knows nothing of queues.
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ import atexit
 import shutil
 import subprocess
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from socketserver import BaseRequestHandler
 
 from redis import Redis
 from redis.exceptions import RedisError
 
 from mlxq.errors import ConfigError, QueueUnavailable
 from mlxq_worker.processes import end_process
+from mlxq_worker.supervision.embedded_redis import embedded_redis
 
 SERVERS = ("redis-server", "valkey-server")
 START_TIMEOUT_S = 10.0
@@ -55,12 +54,12 @@ def private_redis(*, embedded: bool = False) -> Iterator[PrivateRedis]:
         # For exits that skip the block's end, such as a generator that is never closed. Closing twice is harmless.
         atexit.register(stack.close)
         stack.callback(atexit.unregister, stack.close)
-        yield _start_server(program, stack) if program else _start_embedded(stack)
+        directory = Path(tempfile.mkdtemp(prefix="mlxq-"))  # mode 0700: the socket is ours alone
+        stack.callback(shutil.rmtree, directory, ignore_errors=True)
+        yield _start_server(program, directory, stack) if program else _start_embedded(directory, stack)
 
 
-def _start_server(program: str, stack: ExitStack) -> PrivateRedis:
-    directory = Path(tempfile.mkdtemp(prefix="mlxq-"))  # mode 0700: the socket is ours alone
-    stack.callback(shutil.rmtree, directory, ignore_errors=True)
+def _start_server(program: str, directory: Path, stack: ExitStack) -> PrivateRedis:
     socket, log = directory / "redis.sock", directory / "redis.log"
     server = _spawn_server(program, directory, socket, log)
     stack.callback(_stop, server)
@@ -126,29 +125,10 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         process.stdin.close()
 
 
-def _start_embedded(stack: ExitStack) -> PrivateRedis:
+def _start_embedded(directory: Path, stack: ExitStack) -> PrivateRedis:
+    socket = directory / "redis.sock"
     try:
-        from fakeredis import TcpFakeServer
-    except ImportError:
+        stack.enter_context(embedded_redis(socket))
+    except ConfigError:
         raise ConfigError(f"no {' or '.join(SERVERS)} on the PATH: install one, or fakeredis, or give --url") from None
-    server = TcpFakeServer(("127.0.0.1", 0), server_type="redis")
-    server.RequestHandlerClass = _readable_handler()
-    stack.callback(server.server_close)
-    thread = threading.Thread(target=server.serve_forever, name="fakeredis", daemon=True)
-    thread.start()
-    stack.callback(server.shutdown)
-    return PrivateRedis(f"redis://127.0.0.1:{server.server_address[1]}/0", "fakeredis")
-
-
-def _readable_handler() -> type[BaseRequestHandler]:
-    """fakeredis's connection handler, less a bug (2.40): it puts Python tuples into CLIENT INFO, which every RQ
-    worker reads when it starts and redis-py then can't parse."""
-    from fakeredis._clients._tcp_server import TCPFakeRequestHandler
-
-    class Handler(TCPFakeRequestHandler):  # type: ignore[misc]
-        def setup(self) -> None:
-            super().setup()
-            info = self.current_client.get_socket()._client_info
-            info.update({name: "{}:{}".format(*value) for name, value in info.items() if type(value) is tuple})
-
-    return Handler
+    return PrivateRedis(f"unix://{socket}", "fakeredis")
