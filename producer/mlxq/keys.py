@@ -20,6 +20,9 @@ Beside them stand, per queue and per batch:
         job                         str     job id
         status                      str     finished | failed | cancelled
         code                        str     job_lost where the job was deleted before it had ended, else absent
+    mlxq:broken                     hash    key that held something else than it should -> what about it; until a worker
+                                            has logged it
+    mlxq:broken:{key}               any     what was moved away from there, for 30 days
 
 RQ's hash of a job has these fields more:
 
@@ -51,6 +54,7 @@ CHUNK = 500
 """Jobs that are read or written in one round trip."""
 
 BATCHES = "mlxq:batches"
+BROKEN = "mlxq:broken"
 JOB_DIGEST_LENGTH = 20
 """Hex digits after ``{batch}-`` in a job id."""
 
@@ -88,3 +92,8 @@ def batch_jobs(batch_id: str) -> str:
 def batch_events(batch_id: str) -> str:
     """The stream of a batch's ended jobs."""
     return f"mlxq:batch:{batch_id}:events"
+
+
+def moved(key: str) -> str:
+    """Where what a key held was moved to, as it had the wrong type."""
+    return f"{BROKEN}:{key}"

@@ -6,26 +6,32 @@ instead of doubling it. Sees requests as already parsed lines and answers as out
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
 from redis import Redis
 from redis.client import Pipeline
+from redis.exceptions import ResponseError
 from rq.job import Job, Retry
 from rq.queue import EnqueueData, Queue
 from rq.serializers import JSONSerializer
 
 from mlxq import keys
 from mlxq.errors import BatchNotFound, QueueError
+from mlxq.queue import rq_keys
 from mlxq.queue.answers import RECONCILE_S, Answer, Collector, EndedJob, chunked
+from mlxq.queue.broken_keys import is_wrong_type, mend
 from mlxq.queue.cancel import end_queued, stop_running, take_out
 from mlxq.queue.connect import queue_errors, transact
 from mlxq.queue.content import content_hashes
 from mlxq.queue.reconcile import ends_of, gone, num_open, take_back
 from mlxq.requests.openai import ParsedLine
+
+logger = logging.getLogger("mlxq")
 
 MAX_RETRIES = 3
 """Times that a job whose worker died goes back to the queue."""
@@ -62,6 +68,19 @@ class BatchCounts:
     prompt_tokens: int
     completion_tokens: int
     stops: tuple[StopCount, ...]
+
+    @classmethod
+    def read(cls, batch_id: str, fields: Mapping[bytes, bytes]) -> BatchCounts:
+        """The counts in a batch's hash.
+
+        Raises:
+            QueueError: what is in there are no counts.
+        """
+        try:
+            return _counts(batch_id, {name.decode(): value.decode() for name, value in fields.items()})
+        except (ValueError, KeyError) as error:
+            key = keys.batch(batch_id)
+            raise QueueError(f"the key {key} holds something else than a batch ({error}): delete it") from error
 
     @property
     def num_ended(self) -> int:
@@ -120,6 +139,7 @@ class Batch:
     def seal(self) -> None:
         """Say that everything is enqueued, so that `as_completed` and `wait` come to an end."""
         with queue_errors(self._redis), self._redis.pipeline() as pipe:
+            self._make_room(self._redis, ())
             self._describe(pipe)
             pipe.hset(keys.batch(self.id), "sealed", "1")
             pipe.execute()
@@ -206,10 +226,15 @@ class Batch:
             return stop_running(self._redis, job_id)
 
     def _read_counts(self) -> BatchCounts:
-        fields = cast("dict[bytes, bytes]", self._redis.hgetall(keys.batch(self.id)))
+        try:
+            fields = cast("dict[bytes, bytes]", self._redis.hgetall(keys.batch(self.id)))
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            raise self._broken() from error
         if not fields:
             raise self._not_found()
-        return _counts(self.id, {name.decode(): value.decode() for name, value in fields.items()})
+        return BatchCounts.read(self.id, fields)
 
     def _job_ids_from(self, start: int) -> list[bytes]:
         with queue_errors(self._redis):
@@ -244,6 +269,7 @@ class Batch:
             return transact(self._redis, enqueue_new, keys.batch_jobs(self.id))
 
     def _enqueue_new(self, requests: dict[str, tuple[int, ParsedLine]], pipe: Pipeline) -> int:
+        self._make_room(pipe, requests)
         self._check_open(pipe)
         known = pipe.zmscore(keys.batch_jobs(self.id), list(requests))
         new = [job_id for job_id, score in zip(requests, known, strict=True) if score is None]
@@ -261,6 +287,14 @@ class Batch:
             pipe.hincrby(keys.batch(self.id), "total", len(new))
         return len(new) + len(lost)
 
+    def _make_room(self, connection: Redis | Pipeline, job_ids: Iterable[str]) -> None:
+        """What a stranger has put under a key would be refused in the middle of a transaction, whose other commands
+        count all the same."""
+        kinds = rq_keys.kinds_for_producer(self.queue, job_ids)
+        kinds |= {keys.BATCHES: "zset", keys.batch_jobs(self.id): "zset", keys.batch_events(self.id): "stream"}
+        for broken in mend(connection, kinds):
+            logger.warning("%s", broken)
+
     def _watch_lost(self, pipe: Pipeline, job_ids: list[str]) -> list[str]:
         """Those of the batch's jobs that Redis has no longer. Nobody may add or record them while we do."""
         lost = gone(pipe, job_ids)
@@ -269,7 +303,12 @@ class Batch:
         return gone(pipe, lost)
 
     def _check_open(self, pipe: Pipeline) -> None:
-        queue, cancelled = cast("list[bytes | None]", pipe.hmget(keys.batch(self.id), "queue", "cancelled"))
+        try:
+            queue, cancelled = cast("list[bytes | None]", pipe.hmget(keys.batch(self.id), "queue", "cancelled"))
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            raise self._broken() from error
         if queue is not None and queue.decode() != self.queue:
             raise QueueError(f"batch {self.id!r} is in queue {queue.decode()!r}, not in {self.queue!r}")
         if cancelled == b"1":
@@ -299,6 +338,9 @@ class Batch:
 
     def _end_queued(self, job_ids: list[str], code: str, message: str) -> int:
         return end_queued(self._redis, self.queue, self.id, job_ids, code=code, message=message)
+
+    def _broken(self) -> QueueError:
+        return QueueError(f"the key {keys.batch(self.id)} holds something else than a batch: delete it")
 
     def _not_found(self) -> BatchNotFound:
         return BatchNotFound(f"there is no batch {self.id!r} in this Redis")

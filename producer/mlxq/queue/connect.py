@@ -50,6 +50,8 @@ def connect(url: str) -> Redis:
             socket_timeout=SOCKET_TIMEOUT_S,
             health_check_interval=HEALTH_CHECK_S,
         )
+        # Whoever else uses the URL may want text; what is in Redis isn't always some.
+        connection.connection_pool.connection_kwargs["decode_responses"] = False
         # Made as the first command would, and thrown away: only this looks at what stands behind the question mark.
         pool = connection.connection_pool
         pool.connection_class(**pool.connection_kwargs)
@@ -57,6 +59,17 @@ def connect(url: str) -> Redis:
         # Not what it says, which may be a piece of the password.
         unknown = " with options that are known" if "?" in url else ""
         raise ConfigError(f"{mask_url(url)!r} is not a Redis URL{unknown}: {URL_HINT}") from None
+    return connection
+
+
+def takes_bytes(connection: Redis) -> Redis:
+    """The connection, if it gives replies as they are.
+
+    Raises:
+        ConfigError: it decodes them.
+    """
+    if connection.connection_pool.connection_kwargs.get("decode_responses"):
+        raise ConfigError("mlxq needs a Redis connection without decode_responses: compressed data is no text")
     return connection
 
 

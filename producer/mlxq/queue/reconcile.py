@@ -17,6 +17,7 @@ from rq.registry import StartedJobRegistry
 
 from mlxq import keys
 from mlxq.queue import rq_keys
+from mlxq.queue.connect import replies_to
 from mlxq.queue.scripts import source
 
 LOST = "job_lost"
@@ -49,7 +50,7 @@ def num_open(connection: Redis, queue: str) -> int:
         pipe.llen(Queue(queue, connection=connection).key)
         pipe.zcard(keys.delayed(queue))
         pipe.zcard(StartedJobRegistry(queue, connection=connection).key)
-        return sum(pipe.execute())
+        return sum(num or 0 for num in replies_to(pipe))
 
 
 def gone(connection: Redis | Pipeline, job_ids: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from threading import Thread
 
 from redis import exceptions as redis_errors
 
+from mlxq.queue.broken_keys import is_wrong_type
 from mlxq_worker import exits
 from mlxq_worker.jobs.consumer import Consumer
 from mlxq_worker.messages import Channel, Close, IoFailed, StopWorker, ToIo
@@ -112,7 +113,12 @@ class IoThread(Thread):
         now = time.time()
         if self._backoff_s:
             self._consumer.reconnected(now, time.monotonic() - self._away_since)
-        return self._consumer.turn(now)
+        try:
+            return self._consumer.turn(now)
+        except redis_errors.ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            return self._consumer.mend(error)
 
     def _receive(self, wait_s: float) -> bool:
         """Take in all messages, waiting for the first one. Returns whether it is time to close."""

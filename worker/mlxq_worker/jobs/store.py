@@ -30,7 +30,8 @@ from rq.utils import utcformat
 from rq.worker_registration import clean_worker_registry
 
 from mlxq import keys
-from mlxq.queue import scripts
+from mlxq.queue import rq_keys, scripts
+from mlxq.queue.broken_keys import BrokenKey, mend
 from mlxq_worker.jobs.claimed import ClaimedJob
 from mlxq_worker.jobs.endings import Ending
 from mlxq_worker.traces import trace_of
@@ -203,6 +204,15 @@ class JobStore:
         jobs. Returns their ids. A worker that lives after all registers again with its next beat."""
         jobs = cast("list[bytes]", self._abandon(args=self._args(now, queues=self._queues, dead=worker_name)))
         return [job.decode(errors="replace") for job in jobs]
+
+    def mend(self) -> list[BrokenKey]:
+        """Move away what strangers have put under the keys of this worker and its queues; also what `broken_keys`
+        tells."""
+        return mend(self._redis, rq_keys.kinds_for_worker(self._worker, self._queues), with_notes=True)
+
+    def broken_keys(self) -> list[BrokenKey]:
+        """Keys of the wrong type that any worker's script has come across; each is told once."""
+        return mend(self._redis, {}, with_notes=True)
 
     def clean_registries(self) -> None:
         """RQ's maintenance of what ended long ago. Its cleaning of started jobs is left out: it would import and

@@ -5,7 +5,7 @@ local states = {}
 for i, entry in ipairs(p.jobs) do
   local queue, job, execution = entry[1], entry[2], entry[3]
   local lease_end = holds_lease(queue, job, execution)
-  if not is_a('hash', job_key(job)) then
+  if not is_ours('hash', job_key(job)) then
     states[i] = 2
   elseif lease_end then
     if tonumber(lease_end) - lease_now() < p.lease_s * 2 / 3 then extend_lease(queue, job, execution) end

@@ -16,7 +16,8 @@ local function code()
   return (redis.call('EXISTS', dependents) == 1 or (limited and limited ~= '')) and 2 or 1
 end
 
-if not is_a('hash', key) then
+make_room('set', dependents)
+if not is_ours('hash', key) then
   close_execution(p.queue, p.job, p.execution, p.worker)
   return 0
 end
@@ -50,16 +51,19 @@ local function register(ttl)
   local now = tonumber(p.now)
   if status == 'canceled' then
     local registry = rq .. ':canceled:' .. p.queue
+    make_room('zset', registry)
     redis.call('ZADD', registry, p.now, p.job)
     redis.call('ZREMRANGEBYSCORE', registry, '-inf', now - p.batch_ttl) -- RQ itself never prunes this registry
     return
   end
   local registry = rq .. (status == 'finished' and ':finished:' or ':failed:') .. p.queue
+  make_room('zset', registry)
   redis.call('ZADD', registry, ttl < 0 and '+inf' or string.format('%.6f', now + ttl), p.job)
 end
 
 local function count_for_worker()
   local worker = rq .. ':worker:' .. p.worker
+  make_room('hash', worker)
   if redis.call('EXISTS', worker) == 0 then return end
   count(worker, outcome == 'finished' and 'successful_job_count' or 'failed_job_count', 1)
   redis.call('HINCRBYFLOAT', worker, 'total_working_time', tonumber(p.now) - tonumber(p.started))

@@ -13,10 +13,11 @@ local function earlier(a, b)
 end
 
 local function expired_leases(queue)
+  make_room('zset', wip_key(queue))
   local leases, latest = {}, string.format('%.6f', p.only_abandoned and ABANDONED or lease_now())
   for _, entry in ipairs(redis.call('ZRANGEBYSCORE', wip_key(queue), 0, latest, 'LIMIT', 0, p.limit)) do
     local job, execution = string.match(entry, '^([^:]*):(.*)$')
-    if not job or not is_a('hash', job_key(job)) then
+    if not job or not is_ours('hash', job_key(job)) then
       redis.call('ZREM', wip_key(queue), entry) -- not an execution, or one of a job that is gone
     else
       local fields = redis.call('HMGET', job_key(job), 'status', 'worker_name', 'started_at')
