@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import zlib
 from base64 import b64decode
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, Literal, TypeVar, cast
@@ -24,6 +24,7 @@ from mlxq import keys
 from mlxq.contract import Failure
 from mlxq.errors import BatchNotFound
 from mlxq.queue import rq_keys
+from mlxq.queue.broken_keys import kinds_of_batch, naming
 from mlxq.queue.connect import queue_errors, replies_to
 from mlxq.queue.reconcile import LOST, record_ends
 from mlxq.results.read_back import custom_id_of, decode_output_line, is_success
@@ -31,6 +32,8 @@ from mlxq.results.result_lines import failure_line
 
 Status = Literal["finished", "failed", "cancelled"]
 T = TypeVar("T")
+
+_STATUSES: Mapping[bytes, Status] = {b"finished": "finished", b"failed": "failed", b"cancelled": "cancelled"}
 
 RECONCILE_S = 5.0
 RECONCILE_MAX_S = 60.0
@@ -91,7 +94,7 @@ class Collector:
         Raises:
             QueueUnavailable: Redis can't be reached.
         """
-        with queue_errors(self._redis):
+        with queue_errors(self._redis), naming(self._redis, kinds_of_batch(self._batch_id)):
             ended = self._first_sightings(self._read_events(block_s))
             now = time.monotonic()
             if not ended and now - self._quiet_since >= self._wait_s:
@@ -130,7 +133,8 @@ class Collector:
         Raises:
             BatchNotFound: the batch is gone.
         """
-        with queue_errors(self._redis), self._redis.pipeline() as pipe:
+        known = kinds_of_batch(self._batch_id)
+        with queue_errors(self._redis), naming(self._redis, known), self._redis.pipeline() as pipe:
             pipe.hget(keys.batch(self._batch_id), "sealed")
             pipe.zcard(keys.batch_jobs(self._batch_id))
             sealed, num_jobs = pipe.execute()
@@ -162,7 +166,7 @@ class Collector:
             return []
         [(_, entries)] = reply
         self._position = entries[-1][0].decode()
-        return [_ended(entry_id, fields) for entry_id, fields in entries]
+        return [ended for entry_id, fields in entries if (ended := _ended(entry_id, fields)) is not None]
 
     def _first_sightings(self, ended: Iterable[EndedJob]) -> list[EndedJob]:
         fresh = {item.job_id: item for item in ended if item.job_id not in self._seen}
@@ -213,9 +217,13 @@ def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield chunk
 
 
-def _ended(entry_id: bytes, fields: dict[bytes, bytes]) -> EndedJob:
+def _ended(entry_id: bytes, fields: dict[bytes, bytes]) -> EndedJob | None:
+    """`None` if a stranger has written the entry."""
+    status = _STATUSES.get(fields.get(b"status", b""))
+    if status is None or b"job" not in fields:
+        return None
     is_lost = fields.get(b"code") == LOST.encode()
-    return EndedJob(fields[b"job"].decode(), cast(Status, fields[b"status"].decode()), entry_id.decode(), is_lost)
+    return EndedJob(fields[b"job"].decode(errors="replace"), status, entry_id.decode(), is_lost)
 
 
 def _answer(item: EndedJob, entries: list[tuple[bytes, dict[bytes, bytes]]], meta: bytes | None) -> Answer:

@@ -15,7 +15,6 @@ from typing import cast
 
 from redis import Redis
 from redis.client import Pipeline
-from redis.exceptions import ResponseError
 from rq.job import Job, Retry
 from rq.queue import EnqueueData, Queue
 from rq.serializers import JSONSerializer
@@ -24,7 +23,7 @@ from mlxq import keys
 from mlxq.errors import BatchNotFound, QueueError
 from mlxq.queue import rq_keys
 from mlxq.queue.answers import RECONCILE_S, Answer, Collector, EndedJob, chunked
-from mlxq.queue.broken_keys import is_wrong_type, mend
+from mlxq.queue.broken_keys import kinds_of_batch, mend, naming
 from mlxq.queue.cancel import end_queued, stop_running, take_out
 from mlxq.queue.connect import queue_errors, transact
 from mlxq.queue.content import content_hashes
@@ -169,7 +168,7 @@ class Batch:
             return 0.0
         oldest_ms = int(entries[-1][0].split(b"-")[0])
         age_ms: int = now_s * 1000 + now_us // 1000 - oldest_ms
-        num_answered: int = sum(fields[b"status"] == b"finished" for _, fields in entries)
+        num_answered: int = sum(fields.get(b"status") == b"finished" for _, fields in entries)
         return num_answered * 1000 / max(1, age_ms)
 
     def collector(self, *, reconcile_s: float | None = None) -> Collector:
@@ -207,7 +206,7 @@ class Batch:
         Raises:
             BatchNotFound: the batch is gone.
         """
-        with queue_errors(self._redis):
+        with queue_errors(self._redis), naming(self._redis, kinds_of_batch(self.id)):
             if not self._redis.exists(keys.batch(self.id)):
                 raise self._not_found()
             self._redis.hset(keys.batch(self.id), "cancelled", "1")
@@ -226,12 +225,8 @@ class Batch:
             return stop_running(self._redis, job_id)
 
     def _read_counts(self) -> BatchCounts:
-        try:
+        with naming(self._redis, kinds_of_batch(self.id)):
             fields = cast("dict[bytes, bytes]", self._redis.hgetall(keys.batch(self.id)))
-        except ResponseError as error:
-            if not is_wrong_type(error):
-                raise
-            raise self._broken() from error
         if not fields:
             raise self._not_found()
         return BatchCounts.read(self.id, fields)
@@ -291,7 +286,8 @@ class Batch:
         """What a stranger has put under a key would be refused in the middle of a transaction, whose other commands
         count all the same."""
         kinds = rq_keys.kinds_for_producer(self.queue, job_ids)
-        kinds |= {keys.BATCHES: "zset", keys.batch_jobs(self.id): "zset", keys.batch_events(self.id): "stream"}
+        kinds |= {key: kind for key, kind in kinds_of_batch(self.id).items() if key != keys.batch(self.id)}
+        kinds[keys.BATCHES] = "zset"
         for broken in mend(connection, kinds):
             logger.warning("%s", broken)
 
@@ -303,12 +299,8 @@ class Batch:
         return gone(pipe, lost)
 
     def _check_open(self, pipe: Pipeline) -> None:
-        try:
+        with naming(self._redis, kinds_of_batch(self.id)):
             queue, cancelled = cast("list[bytes | None]", pipe.hmget(keys.batch(self.id), "queue", "cancelled"))
-        except ResponseError as error:
-            if not is_wrong_type(error):
-                raise
-            raise self._broken() from error
         if queue is not None and queue.decode() != self.queue:
             raise QueueError(f"batch {self.id!r} is in queue {queue.decode()!r}, not in {self.queue!r}")
         if cancelled == b"1":
@@ -338,9 +330,6 @@ class Batch:
 
     def _end_queued(self, job_ids: list[str], code: str, message: str) -> int:
         return end_queued(self._redis, self.queue, self.id, job_ids, code=code, message=message)
-
-    def _broken(self) -> QueueError:
-        return QueueError(f"the key {keys.batch(self.id)} holds something else than a batch: delete it")
 
     def _not_found(self) -> BatchNotFound:
         return BatchNotFound(f"there is no batch {self.id!r} in this Redis")

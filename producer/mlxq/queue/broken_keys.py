@@ -7,7 +7,8 @@ batch stays. Scripts that find a broken key note it in ``mlxq:broken``. Knows no
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -16,6 +17,7 @@ from redis import exceptions as redis_errors
 from redis.client import Pipeline
 
 from mlxq import keys
+from mlxq.errors import QueueError
 from mlxq.printable import printable
 from mlxq.queue.scripts import source
 
@@ -49,6 +51,30 @@ def mend(connection: Redis | Pipeline, kinds: Mapping[str, Kind], *, with_notes:
     # Not by its hash: an unknown one is an error, after which an embedded server may hang up.
     reply = connection.eval(source("mend"), len(kinds), *kinds, int(with_notes), *kinds.values())
     return [_broken_key(entry) for entry in cast("list[list[bytes]]", reply)]
+
+
+def kinds_of_batch(batch_id: str) -> dict[str, Kind]:
+    """A batch's keys, each with its type."""
+    return {keys.batch(batch_id): "hash", keys.batch_jobs(batch_id): "zset", keys.batch_events(batch_id): "stream"}
+
+
+@contextmanager
+def naming(connection: Redis, kinds: Mapping[str, Kind]) -> Iterator[None]:
+    """Says which key it was if Redis refuses something in the block since a key has the wrong type.
+
+    Raises:
+        QueueError: one of `kinds` has another type than it should.
+    """
+    try:
+        yield
+    except redis_errors.ResponseError as error:
+        if not is_wrong_type(error):
+            raise
+        for key, wanted in kinds.items():
+            found = cast(bytes, connection.type(key)).decode()
+            if found not in ("none", wanted):
+                raise QueueError(str(BrokenKey(printable(key), wanted, found, is_moved=False))) from error
+        raise
 
 
 def is_wrong_type(error: BaseException) -> bool:

@@ -67,7 +67,7 @@ def ends_of(connection: Redis | Pipeline, batch_id: str, job_ids: Sequence[str])
     found: dict[bytes, dict[bytes, bytes]] = {}
     start, events = "-", keys.batch_events(batch_id)
     while entries := cast(_Entries, connection.xrange(events, start, "+", count=_READ_AT_ONCE)):
-        found.update((event_id, fields) for event_id, fields in entries if fields[b"job"] in wanted)
+        found.update((event_id, fields) for event_id, fields in entries if fields.get(b"job") in wanted)
         start = f"({entries[-1][0].decode()}"
     return found
 
@@ -76,5 +76,6 @@ def take_back(pipe: Pipeline, batch_id: str, ends: Mapping[bytes, Mapping[bytes,
     """Uncount jobs that are to run again: their last ends count no more, and no event tells of them."""
     if ends:
         pipe.xdel(keys.batch_events(batch_id), *ends)
-    for status in {fields[b"job"]: fields[b"status"] for fields in ends.values()}.values():
-        pipe.hincrby(keys.batch(batch_id), _COUNTS[status], -1)
+    for status in {fields[b"job"]: fields.get(b"status", b"") for fields in ends.values()}.values():
+        if count := _COUNTS.get(status):
+            pipe.hincrby(keys.batch(batch_id), count, -1)

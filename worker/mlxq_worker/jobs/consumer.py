@@ -88,7 +88,8 @@ class Consumer:
             self._store.clean_registries()
         self._claiming.prepare_some()
         self._claim(now)
-        self._mending.look_if_due(now)
+        if self._mending.mend_if_due(now):
+            self._presence.restore()
         if self.outbox.has_endings:
             return 0.0
         return min(self._leases.wait_s(now), self._claiming.wait_s(now))

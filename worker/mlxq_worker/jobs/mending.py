@@ -1,25 +1,24 @@
 """What a worker does about keys of the wrong type: has them moved away, and names each in one line of the log.
 
 The scripts make room by themselves for what they write, and leave notes, which are read here; RQ's own code doesn't,
-and its keys are looked through when Redis has refused one of them. Knows no job, and no key by its meaning.
+so that the keys of this worker and its queues are looked through now and then, and when Redis has refused one of them.
+Knows no job, and no key by its meaning.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 
 from redis.exceptions import ResponseError
 
-from mlxq.queue.broken_keys import BrokenKey
 from mlxq_worker.jobs.store import JobStore
 from mlxq_worker.timing import Every
 
 logger = logging.getLogger("rq.worker")
 
 LOOK_S = 1.0
-"""Between two looks for notes of the scripts."""
+"""Between two looks."""
 PAUSE_S = 5.0
 """After a refusal whose key wasn't found."""
 SAY_AGAIN_S = 600.0
@@ -35,11 +34,12 @@ class Mending:
         self._look_timer = Every(LOOK_S)
         self._told: dict[str, float] = {}
 
-    def mend(self) -> int:
-        """Look through the keys that RQ's own code uses for this worker. Returns how many were broken."""
+    def mend(self) -> bool:
+        """Look through all keys. Returns whether there was something to move away."""
         broken = self._store.mend()
-        self._tell(broken)
-        return len(broken)
+        for item in broken:
+            self._tell_once(item.key, str(item))
+        return any(item.is_moved for item in broken)
 
     def after(self, error: ResponseError) -> float:
         """Redis has refused a command for the type of a key. Returns the seconds after which to try again."""
@@ -48,14 +48,9 @@ class Mending:
         self._tell_once("", f"Redis refuses what this worker asks for, which tries again: {error}")
         return PAUSE_S
 
-    def look_if_due(self, now: float) -> None:
-        """Tell what scripts have come across. `now` is in Unix seconds."""
-        if self._look_timer.is_due(now):
-            self._tell(self._store.broken_keys())
-
-    def _tell(self, broken: Sequence[BrokenKey]) -> None:
-        for item in broken:
-            self._tell_once(item.key, str(item))
+    def mend_if_due(self, now: float) -> bool:
+        """Do so once a second. `now` is in Unix seconds."""
+        return self._look_timer.is_due(now) and self.mend()
 
     def _tell_once(self, key: str, what: str) -> None:
         now = time.monotonic()

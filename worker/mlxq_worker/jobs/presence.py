@@ -43,7 +43,8 @@ class Presence:
             worker.set_state(state, pipeline=pipe)
             num_new_fields = pipe.execute()[0]
         if num_new_fields:
-            self._register_again()
+            logger.warning("Redis had no entry of this worker any more: its data was lost, or we were away for long")
+            self.restore()
 
     def commands(self) -> Iterator[Command]:
         """The commands that have come since the last call; doesn't wait."""
@@ -54,9 +55,9 @@ class Presence:
     def close(self) -> None:
         self._pubsub.close()
 
-    def _register_again(self) -> None:
+    def restore(self) -> None:
+        """Write the worker's entry anew, and list it."""
         worker = self._worker
-        logger.warning("Redis had no entry of this worker any more: its data was lost, or we were away for long")
         with worker.connection.pipeline() as pipe:
             pipe.hset(worker.key, mapping=worker.serialize())
             worker_registration.register(worker, pipe)

@@ -206,13 +206,9 @@ class JobStore:
         return [job.decode(errors="replace") for job in jobs]
 
     def mend(self) -> list[BrokenKey]:
-        """Move away what strangers have put under the keys of this worker and its queues; also what `broken_keys`
-        tells."""
+        """Move away what strangers have put under the keys of this worker and its queues. Returns these keys, and those
+        that any worker's script has come across since somebody last looked."""
         return mend(self._redis, rq_keys.kinds_for_worker(self._worker, self._queues), with_notes=True)
-
-    def broken_keys(self) -> list[BrokenKey]:
-        """Keys of the wrong type that any worker's script has come across; each is told once."""
-        return mend(self._redis, {}, with_notes=True)
 
     def clean_registries(self) -> None:
         """RQ's maintenance of what ended long ago. Its cleaning of started jobs is left out: it would import and

@@ -20,6 +20,7 @@ local function is_waiting(job)
 end
 
 -- All of it before the first job is popped: what fails after that loses the job.
+make_room('string', rq .. ':suspended')
 make_room('set', worker_executions_key(p.worker))
 for _, queue in ipairs(p.queues) do
   make_room('list', queue_key(queue))
