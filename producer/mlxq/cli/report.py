@@ -18,9 +18,9 @@ LIMIT_HINT = "Answers that end on max_tokens or context_length are cut short."
 LIMITS = ("max_tokens", "context_length")
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, plural: str | None = None) -> str:
     """``1 worker``, ``2 workers``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def print_summary(summary: Summary, error_file: Path, *, with_rate: bool) -> None:

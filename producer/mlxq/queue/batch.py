@@ -7,6 +7,7 @@ instead of doubling it. Sees requests as already parsed lines and answers as out
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -336,11 +337,16 @@ class Batch:
 
 
 def _counts(batch_id: str, fields: dict[str, str]) -> BatchCounts:
+    """
+    Raises:
+        ValueError: a field holds something else than a number.
+        KeyError: a field is missing.
+    """
     stops = [_stop_count(name, value) for name, value in fields.items() if name.startswith("stop:")]
     return BatchCounts(
         batch_id=batch_id,
         queue=fields["queue"],
-        created=float(fields["created"]),
+        created=_finite(fields["created"]),
         total=int(fields["total"]),
         sealed=fields["sealed"] == "1",
         cancelled=fields["cancelled"] == "1",
@@ -351,6 +357,12 @@ def _counts(batch_id: str, fields: dict[str, str]) -> BatchCounts:
         completion_tokens=int(fields.get("completion_tokens", 0)),
         stops=tuple(sorted(stops, key=lambda stop: (-stop.count, stop.type))),
     )
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"created is {text}")
+    return number
 
 
 def _stop_count(name: str, value: str) -> StopCount:

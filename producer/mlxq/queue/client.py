@@ -21,9 +21,10 @@ from rq.queue import Queue
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from mlxq import keys
-from mlxq.errors import BatchNotFound, ConfigError
+from mlxq.errors import BatchNotFound, ConfigError, QueueError
 from mlxq.queue.answers import RECONCILE_S, Answer
 from mlxq.queue.batch import Batch, BatchCounts
+from mlxq.queue.broken_keys import kinds_of_batch, naming
 from mlxq.queue.connect import DEFAULT_URL, connect, queue_errors, replies_to, takes_bytes
 from mlxq.requests.openai import ParsedLine
 
@@ -92,12 +93,16 @@ class Client:
 
         Raises:
             BatchNotFound: no batch has this id.
+        QueueError: what is there is no batch.
         """
-        with queue_errors(self.redis):
+        with queue_errors(self.redis), naming(self.redis, kinds_of_batch(batch_id)):
             queue = cast("bytes | None", self.redis.hget(keys.batch(batch_id), "queue"))
         if queue is None:
             raise BatchNotFound(f"there is no batch {batch_id!r} in this Redis")
-        return self._batch(batch_id, queue.decode())
+        try:
+            return self._batch(batch_id, queue.decode())
+        except UnicodeDecodeError:
+            raise QueueError(f"the key {keys.batch(batch_id)} holds something else than a batch: delete it") from None
 
     def batch_of(self, job_id: str) -> Batch:
         """The batch that a job belongs to.
