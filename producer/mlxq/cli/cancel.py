@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import click
 
 from mlxq.cli import options
 from mlxq.cli.report import counted
+from mlxq.cli.terminal import tell
 from mlxq.errors import BatchNotFound
 from mlxq.queue.client import Client
 from mlxq.queue.connect import DEFAULT_URL
@@ -17,9 +20,9 @@ from mlxq.queue.connect import DEFAULT_URL
 def cancel(target: str, url: str | None) -> None:
     """Cancel a batch or a single job. Partial answers of running requests are kept."""
     client = Client(url or DEFAULT_URL)
-    if target in client.batch_ids():
+    with suppress(BatchNotFound):
         num_ended = client.batch(target).cancel()
-        click.echo(f"batch {target} is cancelled: {counted(num_ended, 'waiting request')} ended", err=True)
+        tell(f"batch {target} is cancelled: {counted(num_ended, 'waiting request')} ended")
         return
     try:
         was_running = client.batch_of(target).cancel_job(target)
@@ -27,4 +30,4 @@ def cancel(target: str, url: str | None) -> None:
         raise BatchNotFound(f"there is no batch or job {target!r} in this Redis") from None
     if not was_running:
         raise click.ClickException(f"job {target} has already ended")
-    click.echo(f"job {target} is cancelled", err=True)
+    tell(f"job {target} is cancelled")

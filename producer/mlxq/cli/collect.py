@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import click
@@ -11,6 +10,7 @@ from mlxq.cli import options
 from mlxq.cli.progress import progress
 from mlxq.cli.report import finish
 from mlxq.cli.signals import StopRequest
+from mlxq.cli.terminal import tell
 from mlxq.files import bulk
 from mlxq.files.paths import refuse_same_file
 from mlxq.files.sink import default_error_file
@@ -48,8 +48,8 @@ def collect(batch_id: str, output: Path, error_file: Path | None, follow: bool, 
             on_turn=on_turn,
             follow=follow,
             ordered=ordered,
-            tell=partial(click.echo, err=True),
+            tell=tell,
         )
     if summary.interrupted:
-        click.echo("The batch is not done; run the same command again for the rest.", err=True)
+        tell("The batch is not done; run the same command again for the rest.")
     finish(summary, error_file, with_rate=False)  # ours is how fast files are written

@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from mlxq.errors import ConfigError, MlxqError
+from mlxq.printable import printable_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +68,13 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(printable_lines(error)) from error
     except MlxqError as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(printable_lines(error)) from error
+    except click.ClickException as error:
+        if type(error) is not click.ClickException:  # a wrong option, say: the user's own words
+            raise
+        raise click.ClickException(printable_lines(error.message)) from error
     except ModuleNotFoundError as error:
         if (missing := missing_package(error)) is None:
             raise

@@ -6,11 +6,14 @@ Data that goes to a file or a pipe stays as it is. Decides nothing about what is
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 import click
-from rich.text import Text
 
 from mlxq.printable import printable, printable_lines
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 
 def say(message: str) -> None:
@@ -30,4 +33,6 @@ def show(data: str) -> None:
 
 def cell(text: str) -> Text:
     """The cell of a table: neither markup nor escape sequences count."""
+    from rich.text import Text  # which takes longer to import than most commands to run
+
     return Text(printable(text))

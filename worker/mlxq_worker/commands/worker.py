@@ -18,7 +18,7 @@ from click.core import ParameterSource
 
 from mlxq.cli.lazy import missing_package
 from mlxq.errors import ConfigError, MlxqError, QueueUnavailable, WorkerFailed
-from mlxq.printable import log_printably
+from mlxq.printable import log_printably, printable_lines
 from mlxq_worker import exits
 from mlxq_worker.commands.worker_options import WORKER, all_worker_options, words_of
 from mlxq_worker.config import WorkerConfig
@@ -107,7 +107,7 @@ def _work(config: WorkerConfig, log_level: str) -> int:
         missing.show()
         return exits.GAVE_UP
     except MlxqError as error:
-        click.ClickException(str(error)).show()
+        click.ClickException(printable_lines(error)).show()
         return exits.NO_REDIS if isinstance(error, QueueUnavailable) else exits.GAVE_UP
     return batch_worker.exit_code
 
