@@ -27,7 +27,7 @@ from rq.worker import BaseWorker, DequeueStrategy
 from mlxq import keys
 from mlxq.errors import ConfigError
 from mlxq.printable import log_printably
-from mlxq.queue.connect import takes_bytes
+from mlxq.queue.connect import refuse_cluster, takes_bytes
 from mlxq_worker import exits
 from mlxq_worker.backend import Backend, load_backend
 from mlxq_worker.config import WorkerConfig
@@ -135,7 +135,7 @@ class BatchWorker(BaseWorker):
     def _refuse(self, options: Mapping[str, bool]) -> None:
         if given := [name for name, is_given in options.items() if is_given]:
             raise ConfigError(f"mlxq workers can't honour {', '.join(given)} of `rq worker`; leave it out")
-        takes_bytes(self.connection)
+        refuse_cluster(takes_bytes(self.connection))
         if self.serializer is not JSONSerializer:
             raise ConfigError("mlxq jobs are JSON: run `rq worker` with --serializer json")
 

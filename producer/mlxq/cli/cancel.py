@@ -10,8 +10,6 @@ from mlxq.cli import options
 from mlxq.cli.report import counted
 from mlxq.cli.terminal import tell
 from mlxq.errors import BatchNotFound
-from mlxq.queue.client import Client
-from mlxq.queue.connect import DEFAULT_URL
 
 
 @click.command(context_settings=options.SETTINGS)
@@ -19,7 +17,7 @@ from mlxq.queue.connect import DEFAULT_URL
 @options.url
 def cancel(target: str, url: str | None) -> None:
     """Cancel a batch or a single job. Partial answers of running requests are kept."""
-    client = Client(url or DEFAULT_URL)
+    client = options.open_client(url)
     with suppress(BatchNotFound):
         num_ended = client.batch(target).cancel()
         tell(f"batch {target} is cancelled: {counted(num_ended, 'waiting request')} ended")

@@ -15,8 +15,6 @@ from mlxq.files import bulk
 from mlxq.files.paths import refuse_same_file
 from mlxq.files.sink import default_error_file
 from mlxq.files.tally import Tally
-from mlxq.queue.client import Client
-from mlxq.queue.connect import DEFAULT_URL
 
 
 @click.command(context_settings=options.SETTINGS)
@@ -33,7 +31,7 @@ def collect(batch_id: str, output: Path, error_file: Path | None, follow: bool, 
     """
     error_file = error_file or default_error_file(output)
     refuse_same_file({"--output": output, "--error-file": error_file})
-    batch = Client(url or DEFAULT_URL).batch(batch_id)
+    batch = options.open_client(url).batch(batch_id)
     counts = batch.counts()
     with StopRequest() as stop, progress(counts.total if counts.sealed else None) as display:
 

@@ -17,7 +17,7 @@ from mlxq.errors import QueueUnavailable
 from mlxq.files.input import BadLine, read_requests
 from mlxq.files.read_ahead import ReadAhead
 from mlxq.queue.client import Batch, Client
-from mlxq.queue.connect import DEFAULT_URL
+from mlxq.queue.connect import DEFAULT_URL, refuse_cluster
 from mlxq.requests.openai import ParsedLine, text_request
 from mlxq.results.read_back import calls_of, choices_of, error_message_of, text_of
 
@@ -55,16 +55,18 @@ def enqueue(
     if max_tokens is not None:
         defaults = {**defaults, "max_tokens": max_tokens}
     client = Client(url or DEFAULT_URL, queue)
+    batch = client.open(batch_id)
+    refuse_cluster(client.redis)
     if prompt is not None:
         line = text_request(prompt, custom_id="prompt", chat=chat, defaults=defaults)
-        batch = _submit_prompt(client.open(batch_id), line)
+        _submit_prompt(batch, line)
         if wait:
             _print_answer(client, batch)
         else:
             show(batch.id)
     elif input_path is not None:
         lines = read_requests(input_path, chat_text=chat, allow_unknown=allow_unknown_params, defaults=defaults)
-        _enqueue_file(client.open(batch_id), _GoodLines(lines))
+        _enqueue_file(batch, _GoodLines(lines))
 
 
 def _check_usage(input_path: Path | None, prompt: str | None, wait: bool) -> None:
@@ -74,12 +76,11 @@ def _check_usage(input_path: Path | None, prompt: str | None, wait: bool) -> Non
         raise click.UsageError("--wait goes with --prompt; for a file, use `mlxq collect --follow`")
 
 
-def _submit_prompt(batch: Batch, line: ParsedLine) -> Batch:
+def _submit_prompt(batch: Batch, line: ParsedLine) -> None:
     if batch.changed([line]):
         raise click.ClickException(f"batch {batch.id} has another prompt; use another --batch-id")
     batch.add([line])
     batch.seal()
-    return batch
 
 
 class _GoodLines:

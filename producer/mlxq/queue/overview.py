@@ -21,7 +21,7 @@ from mlxq.errors import QueueError
 from mlxq.printable import printable
 from mlxq.queue import rq_keys
 from mlxq.queue.batch import BatchCounts
-from mlxq.queue.connect import queue_errors, replies_to
+from mlxq.queue.connect import queue_errors, refuse_cluster_info, replies_to, without_wrong_types
 from mlxq.queue.scripts import source
 
 _WORKER_FIELDS = ("queues", "state", "hostname", "pid", "last_heartbeat")
@@ -88,6 +88,7 @@ def overview(connection: Redis, queue: str) -> Overview:
         queue: is looked at, too, if nobody has used it yet.
 
     Raises:
+        ConfigError: it is a Redis Cluster.
         QueueUnavailable: Redis can't be reached.
     """
     with queue_errors(connection):
@@ -119,7 +120,10 @@ def _first_trip(connection: Redis) -> tuple[list[bytes] | None, set[bytes], set[
         pipe.smembers(Queue.redis_queues_keys)
         pipe.smembers(REDIS_WORKER_KEYS)
         pipe.time()
-        batch_ids, queue_keys, worker_keys, (now_s, now_us) = replies_to(pipe)
+        pipe.info("cluster")
+        *replies, info = pipe.execute(raise_on_error=False)
+    refuse_cluster_info(connection, info)
+    batch_ids, queue_keys, worker_keys, (now_s, now_us) = without_wrong_types(replies)
     return batch_ids, queue_keys or set(), worker_keys or set(), now_s + now_us / 1e6
 
 
