@@ -15,8 +15,10 @@ from typing import Any
 from urllib.parse import unquote
 
 from redis import Redis
+from redis.backoff import NoBackoff
 from redis.connection import parse_url
-from redis.sentinel import Sentinel, SentinelConnectionPool
+from redis.retry import Retry
+from redis.sentinel import MasterNotFoundError, Sentinel, SentinelConnectionPool
 
 DEFAULT_PORT = 26379
 DEFAULT_SERVICE = "mymaster"
@@ -28,6 +30,17 @@ _SENTINEL = re.compile(r"(\[[0-9a-fA-F:.]+\]|[^:\[\]]+)(?::(\d+))?")
 _FOR_SENTINELS = "sentinel_"
 _SHARED = ("socket_", "ssl")
 """How options begin that hold for the connections to the Sentinels, too."""
+
+
+class _Sentinels(Sentinel):
+    """redis-py's, with an error that fits into a line: its own describes each connection in full."""
+
+    def discover_master(self, service_name: str) -> tuple[str, int]:
+        try:
+            found: tuple[str, int] = super().discover_master(service_name)  # type: ignore[no-untyped-call]
+        except MasterNotFoundError:
+            raise MasterNotFoundError(f"no Sentinel that can be reached knows where {service_name!r} is") from None
+        return found
 
 
 def is_sentinel_url(url: str) -> bool:
@@ -56,8 +69,9 @@ def connect_through_sentinel(url: str, options: Mapping[str, Any]) -> Redis:
     }
     common = {**options, **known, **({"ssl": True} if tls else {})}
     for_sentinels |= {name: value for name, value in common.items() if name.startswith(_SHARED)}
+    for_sentinels["retry"] = Retry(NoBackoff(), 0)  # the next one may answer
     addresses = [_sentinel(host) for host in hosts.split(",")]
-    sentinels = Sentinel(addresses, sentinel_kwargs=for_sentinels)  # type: ignore[no-untyped-call]
+    sentinels = _Sentinels(addresses, sentinel_kwargs=for_sentinels)  # type: ignore[no-untyped-call]
     name = unquote(service or "") or DEFAULT_SERVICE
     connection: Redis = sentinels.master_for(name, **common)  # type: ignore[no-untyped-call]
     return connection
