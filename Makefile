@@ -53,8 +53,9 @@ parity: $(INSTALLED) need-openblas ## compare with transformers' beam search, SG
 bench: $(INSTALLED) need-openblas ## every workload through mlxq and what else there is; half an hour
 	$(BIN)/python -m tests.bench.suite
 
-faults: $(INSTALLED) need-openblas ## five minutes of killing workers, Redis and mlxq run; every answer must arrive
+faults: $(INSTALLED) need-openblas ## kill workers, Redis and mlxq run, then have Redis answer with errors: five minutes each
 	$(BIN)/python -m tests.faults --seconds 300 --requests 3000 --workers 3 --seed $(SEED)
+	$(BIN)/python -m tests.faults --redis-errors --seconds 375 --requests 3000 --workers 3 --seed $(SEED)
 
 clean: ## remove .venv, the demo's files and every cache
 	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -9,9 +9,13 @@
     ├── WorkerFailed            the worker process keeps ending: read its last lines
     └── QueueError              the queue can't do this
         ├── QueueUnavailable    Redis can't be reached: try again later
+        │   ├── QueueNotReady   it is there, and can't do this now: wait
+        │   └── LoginRefused    it wants another user or password: fix the URL
         └── BatchNotFound       no such batch: check the id
 
-Nothing here imports anything, so that every module can.
+A command that ends on one of them has its `exit_code`: 2 where a restart changes nothing before somebody has fixed
+something, 3 where it may, since Redis is away, and 1 for the rest. Nothing here imports anything, so that every module
+can.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ from __future__ import annotations
 
 class MlxqError(Exception):
     """Root of all errors that mlxq raises on purpose."""
+
+    exit_code = 1
 
 
 class RequestError(MlxqError):
@@ -48,9 +54,13 @@ class InputFileError(MlxqError):
 class ConfigError(MlxqError):
     """An option or an environment variable has a value that can't be used."""
 
+    exit_code = 2
+
 
 class ModelError(MlxqError):
     """The model can't be loaded or used."""
+
+    exit_code = 2
 
 
 class EosError(ModelError):
@@ -66,7 +76,19 @@ class QueueError(MlxqError):
 
 
 class QueueUnavailable(QueueError):
-    """Redis can't be reached."""
+    """Redis can't be reached, or not used."""
+
+    exit_code = 3
+
+
+class QueueNotReady(QueueUnavailable):
+    """Redis is there and can't do this now: it loads, is full or busy, can't write to its disk, or is a replica."""
+
+
+class LoginRefused(QueueUnavailable):
+    """Redis refuses the user or the password."""
+
+    exit_code = 2
 
 
 class BatchNotFound(QueueError):

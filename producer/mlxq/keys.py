@@ -5,6 +5,12 @@ Beside them stand, per queue and per batch:
 
     mlxq:delayed:{queue}            zset    job id -> when it goes back into its queue, Unix seconds: a job with strikes
                                             waits here, and is called queued all the same
+    mlxq:pulse:{queue}              hash    whether silent workers can be told from those that Redis kept from beating
+        beat                        float   when a worker of the queue beat last, Redis's clock in Unix seconds
+        trusted_from                float   from when on a lease that has run out tells of a death
+    mlxq:pulse:{queue}              hash    when Redis took the last beat of a worker of the queue
+        beat                        float   Unix seconds by Redis's clock
+        trusted_from                float   until then nobody's silence tells of a death
     mlxq:batches                    zset    batch id -> created, Unix seconds
     mlxq:batch:{batch}              hash    the batch and its counts
         queue                       str     the RQ queue its jobs are in
@@ -72,6 +78,11 @@ def job_id(batch_id: str, custom_id: str) -> str:
 def batch_id_of(job_id: str) -> str:
     """The id of the batch that a job's id names."""
     return job_id[: -JOB_DIGEST_LENGTH - 1]
+
+
+def pulse(queue: str) -> str:
+    """The hash that says when workers of a queue last beat."""
+    return f"mlxq:pulse:{queue}"
 
 
 def delayed(queue: str) -> str:

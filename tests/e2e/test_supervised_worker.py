@@ -81,16 +81,33 @@ def test_a_supervisor_that_is_killed_takes_its_worker_along(connection: Redis, r
 def test_a_model_that_is_not_there_is_one_sentence_and_not_tried_again(redis_url: str) -> None:
     done = run(*MLXQ, "worker", "--model", "./no-such-model", MLXQ_URL=redis_url)
 
-    assert (done.returncode, done.stderr.splitlines()[-1]) == (1, "Error: there is no directory ./no-such-model")
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (2, "Error: there is no directory ./no-such-model")
     assert done.stderr.count("Error: ") == 1
 
 
 def test_a_memory_limit_that_the_model_alone_exceeds_is_one_sentence(redis_url: str) -> None:
     done = run(*MLXQ, "worker", "--model", "demo", "--memory-limit", "1MB", MLXQ_URL=redis_url)
 
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("Error: with mlxq-demo loaded the worker takes ")
     assert "raise --memory-limit (MLXQ_MEMORY_LIMIT)" in done.stderr
+
+
+def test_a_redis_that_is_not_there_is_one_sentence_and_the_code_that_asks_for_a_restart() -> None:
+    done = run(*MLXQ, "worker", "--model", "demo", MLXQ_URL="redis://localhost:1")
+
+    assert (done.returncode, done.stderr.count("Error: ")) == (3, 1)
+    assert "Error: Redis at localhost:1/0 can't be reached" in done.stderr
+
+
+def test_a_login_that_redis_refuses_is_one_sentence_and_not_tried_again(connection: Redis, redis_url: str) -> None:
+    connection.acl_setuser("guest", enabled=True, passwords=["+right"])
+
+    done = run(*MLXQ, "worker", "--model", "demo", MLXQ_URL=redis_url.replace("unix://", "unix://guest:wrong@"))
+
+    connection.acl_deluser("guest")
+    assert (done.returncode, done.stderr.count("Error: ")) == (2, 1)
+    assert "refuses the login" in done.stderr
 
 
 def test_a_worker_that_recycles_itself_goes_on_in_a_fresh_process(connection: Redis, redis_url: str) -> None:

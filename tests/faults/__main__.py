@@ -18,7 +18,10 @@ from tests.faults.scene import Scene
 from tests.faults.server import DurableRedis
 from tests.faults.workload import Files, Line
 
-HELP = "Answer requests while workers, Redis and the producer are killed. Exit code 1 if an answer is lost or wrong."
+HELP = (
+    "Answer requests while workers, Redis and the producer are killed, or while Redis answers with its own errors. Exit"
+    " code 1 if an answer is lost or wrong."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class Options:
     num_workers: int
     seed: int
     patience_s: float
+    with_redis_errors: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,10 +50,21 @@ class Story:
 @click.option("--workers", type=click.IntRange(1), default=3, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the requests and of the faults.")
 @click.option("--patience", type=float, default=180, show_default=True, help="Seconds for what is left after them.")
+@click.option(
+    "--redis-errors", "with_redis_errors", is_flag=True, help="Nothing is killed: each of Redis's errors, in turn."
+)
 @click.option("--directory", type=click.Path(path_type=Path), help="Keep all files here.")
-def main(seconds: float, num_requests: int, workers: int, seed: int, patience: float, directory: Path | None) -> None:
+def main(
+    seconds: float,
+    num_requests: int,
+    workers: int,
+    seed: int,
+    patience: float,
+    with_redis_errors: bool,
+    directory: Path | None,
+) -> None:
     place = directory or Path(tempfile.mkdtemp(prefix="mlxq-faults-"))
-    is_well = _run(num_requests, place, Options(seconds, workers, seed, patience))
+    is_well = _run(num_requests, place, Options(seconds, workers, seed, patience, with_redis_errors))
     if is_well and directory is None:
         shutil.rmtree(place)
     sys.exit(0 if is_well else 1)
@@ -62,13 +77,13 @@ def _run(num_requests: int, directory: Path, options: Options) -> bool:
     expected = workload.undisturbed(lines, Files.within(directory / "undisturbed"))
     files = Files.within(directory / "disturbed")
     story = _disturbed(lines, files, directory, options)
-    return _report(story, expected, files)
+    return _report(story, expected, files, options)
 
 
 def _disturbed(lines: list[Line], files: Files, directory: Path, options: Options) -> Story:
     diary = Diary()
     deadline_s = options.seconds + options.patience_s
-    faults = schedule.draw(options.seed, options.seconds, options.num_workers, LEASE_S)
+    faults = _faults(options)
     with DurableRedis(directory) as server, _fleet(options, server, directory, diary) as fleet:
         # With every fault comes a portion of the work, so that there is something to disturb on fast machines too.
         times_s = [fault.at_s for fault in faults]
@@ -79,19 +94,28 @@ def _disturbed(lines: list[Line], files: Files, directory: Path, options: Option
     return Story(is_done, diary.counts, fleet.logs())
 
 
+def _faults(options: Options) -> list[schedule.Fault]:
+    if options.with_redis_errors:
+        return schedule.redis_errors(options.seconds)
+    return schedule.draw(options.seed, options.seconds, options.num_workers, LEASE_S)
+
+
 def _fleet(options: Options, server: DurableRedis, directory: Path, diary: Diary) -> Fleet:
     return Fleet(options.num_workers, server.url, server.connection, directory, diary)
 
 
-def _report(story: Story, expected: dict[str, Line], files: Files) -> bool:
+def _report(story: Story, expected: dict[str, Line], files: Files, options: Options) -> bool:
     """Prints what came of it; returns whether every promise was kept."""
     output, errors = workload.read(files.output), workload.read(files.errors)
     broken = [] if story.is_done else ["the run didn't end"]
     broken += verdict.broken_promises(expected, output, errors)
+    seen = {**verdict.seen_in_logs(story.logs), **story.counts}
+    if options.with_redis_errors:
+        broken += verdict.blame_on_workers(seen)
     for text in (*verdict.differences(expected, output), *(f"BROKEN: {promise}" for promise in broken)):
         print(text)
     lines = {"requests": len(expected), "output lines": len(output), "error lines": len(errors)}
-    counts = {**lines, **verdict.seen_in_logs(story.logs), **story.counts}
+    counts = {**lines, **seen}
     print(", ".join(f"{number} {what}" for what, number in counts.items()))
     return not broken
 

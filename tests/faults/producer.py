@@ -14,6 +14,7 @@ from tests.support.processes import MLXQ, environment
 
 MAX_INFLIGHT = 200
 RERUN_PAUSE_S = 1.0
+FAILED_RUNS = "runs that didn't answer everything"
 
 
 class Producer:
@@ -99,6 +100,7 @@ class Producer:
         self._diary.note(f"mlxq run ended with code {code}" + "".join(f", {n} {name}" for name, n in failures.items()))
         self._has_failed = False
         if code != 0:
+            self._diary.counts[FAILED_RUNS] += 1
             self._try_again()
 
     def _stop(self) -> None:

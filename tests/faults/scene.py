@@ -21,13 +21,15 @@ MAX_WAIT_FOR_JOBS_S = 20.0
 
 @dataclass(slots=True)
 class Scene:
-    """A queue, its workers and a user. `restart_at_s` is when Redis comes back, while it is away."""
+    """A queue, its workers and a user. `restart_at_s` is when Redis comes back, while it is away, and `recover_at_s`
+    when it stops to answer with errors."""
 
     server: DurableRedis
     fleet: Fleet
     producer: Producer
     diary: Diary
     restart_at_s: float | None = None
+    recover_at_s: float | None = None
 
     def play(self, faults: list[Fault], is_over: Callable[[], bool]) -> None:
         """Cause each fault when its time comes and there is work to disturb, then leave everything alone until it is
@@ -36,6 +38,10 @@ class Scene:
         while waiting or not is_over():
             if self.restart_at_s is not None and self.diary.now_s >= self.restart_at_s:
                 self._restart_redis()
+            if self.recover_at_s is not None and self.diary.now_s >= self.recover_at_s:
+                self.server.recover()
+                self.recover_at_s = None
+                self.diary.note("Redis is well again")
             while waiting and self._is_due(waiting[0]):
                 self._cause(waiting.pop(0))
             self.fleet.tend()
@@ -43,6 +49,8 @@ class Scene:
             time.sleep(TICK_S)
 
     def _is_due(self, fault: Fault) -> bool:
+        if self.recover_at_s is not None:  # one thing after the other
+            return False
         late_s = self.diary.now_s - fault.at_s
         if late_s >= 0 and fault.kind == "kill worker":
             return late_s >= MAX_WAIT_FOR_JOBS_S or self.fleet.workers[fault.target].num_held() > 0
@@ -62,6 +70,10 @@ class Scene:
                 self._kill_redis(fault.lasts_s)
             case "cut connections":
                 self._cut_connections()
+            case "MISCONF" | "OOM" | "BUSY" | "read-only replica" | "full disk":
+                self.server.fail_with(fault.kind)
+                self.recover_at_s = self.diary.now_s + fault.lasts_s
+                self.diary.note(f"Redis: {fault.kind}, for {fault.lasts_s:.1f} s", count=fault.kind)
 
     def _kill_redis(self, lasts_s: float) -> None:
         self.diary.note(f"kill -9 Redis, for {lasts_s:.1f} s", count="Redis kills")

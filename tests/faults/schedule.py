@@ -1,13 +1,20 @@
-"""What happens when: the faults of a run, drawn from its seed alone. Knows nothing of processes."""
+"""What happens when: the faults of a run, drawn from its seed alone, or Redis's own errors in turn. Knows nothing of
+processes.
+"""
 
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
-Kind = Literal["kill worker", "kill supervisor", "freeze worker", "cut connections", "kill Redis", "kill producer"]
+RedisError = Literal["MISCONF", "OOM", "BUSY", "read-only replica", "full disk"]
+Kind = (
+    Literal["kill worker", "kill supervisor", "freeze worker", "cut connections", "kill Redis", "kill producer"]
+    | RedisError
+)
 
 WORKER_KILL_PERIOD_S = 7.0
 """A worker needs seconds to load its model: with many more kills nothing would ever be answered."""
@@ -17,14 +24,16 @@ FREEZE_PERIOD_S = 18.0
 PRODUCER_KILL_PERIOD_S = 20.0
 NUM_REDIS_KILLS = 3
 REDIS_AWAY_S = (0.5, 4.0)
+ERROR_SHARE = 0.8
+"""Of the time that each of Redis's errors has, it lasts so much; then Redis is well until the next one."""
 FREEZE_LEASES = (1.3, 2.5)
 """How long a worker stays frozen, in leases."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Fault:
-    """One fault at `at_s` after the start. `lasts_s` is how long Redis stays away or a worker frozen; `target` picks
-    the worker."""
+    """One fault at `at_s` after the start. `lasts_s` is how long Redis stays away or answers with an error, or a worker
+    stays frozen; `target` picks the worker."""
 
     at_s: float
     kind: Kind
@@ -53,6 +62,13 @@ def draw(seed: int, seconds: float, num_workers: int, lease_s: float) -> list[Fa
         for third in range(NUM_REDIS_KILLS)
     ]
     return sorted([*kills, *supervisor_kills, *cuts, *freezes, *producer_kills, *redis_kills])
+
+
+def redis_errors(seconds: float) -> list[Fault]:
+    """Each of Redis's own errors for an equal time, one after the other; no full disk where none can be played."""
+    kinds = [kind for kind in get_args(RedisError) if kind != "full disk" or sys.platform == "linux"]
+    turn_s = seconds / len(kinds)
+    return [Fault(index * turn_s, kind, lasts_s=ERROR_SHARE * turn_s) for index, kind in enumerate(kinds)]
 
 
 def _times(rng: random.Random, period_s: float, seconds: float) -> Iterator[float]:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import RedisError
+from tests.faults import schedule
+from tests.support.redis_errors import RedisErrors
 from tests.support.waiting import wait_until
 
 from mlxq_worker.supervision.redis_server import SERVERS
@@ -27,6 +29,7 @@ class DurableRedis:
         self._server: subprocess.Popen[bytes] | None = None
         self.url = f"redis://127.0.0.1:{self._port}/0"
         self.connection = Redis.from_url(self.url, socket_timeout=5)
+        self._errors: RedisErrors | None = None
 
     def start(self) -> None:
         """Start the server and wait until it answers.
@@ -35,7 +38,8 @@ class DurableRedis:
             RuntimeError: it isn't installed.
             AssertionError: it doesn't come up.
         """
-        self._server = subprocess.Popen([_program(), *self._options()], stdout=subprocess.DEVNULL)
+        command = [_program(), *self._options()]
+        self._server = subprocess.Popen(command, stdout=subprocess.DEVNULL, restore_signals=False)
         wait_until(self._answers, f"Redis to start, see {self._directory}")
 
     def kill(self) -> None:
@@ -44,6 +48,19 @@ class DurableRedis:
             self._server.kill()
             self._server.wait()
             self._server = None
+
+    def fail_with(self, error: schedule.RedisError) -> None:
+        """Have it answer with this error until `recover`."""
+        if self._server is None:
+            raise RuntimeError("Redis doesn't run")
+        self._errors = RedisErrors(self.url, self._server.pid, self._directory)
+        self._errors.begin(error)
+
+    def recover(self) -> None:
+        """Have it work again."""
+        if self._errors is not None:
+            self._errors.end()
+            self._errors = None
 
     def cut_connections(self) -> int | None:
         """Close all connections but our own; returns how many, or `None` while Redis is away."""
@@ -72,6 +89,7 @@ class DurableRedis:
             "appendonly": "yes",
             "appendfsync": "everysec",
             "maxmemory-policy": "noeviction",
+            "lua-time-limit": "100",
         }
         return [part for name, value in options.items() for part in (f"--{name}", value)]
 

@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
+from tests.faults.fleet import UNASKED_END
+from tests.faults.producer import FAILED_RUNS
 from tests.faults.workload import Line, essence
 
 NUM_SHOWN = 5
@@ -21,6 +23,15 @@ def broken_promises(expected: Mapping[str, Line], output: Sequence[Line], errors
         *_named("were never asked for", [name for name in num_lines if name not in expected]),
         *_named("failed to the end", [line["custom_id"] for line in errors]),
         *_named("were answered differently", [name for name in expected if _differs(name, expected, answers)]),
+    ]
+
+
+def blame_on_workers(counts: Mapping[str, int]) -> list[str]:
+    """What Redis's own errors must not do, one sentence each."""
+    never = ("requeued strikes", "leases lost", "tracebacks", UNASKED_END, FAILED_RUNS)
+    return [
+        *(f"{counts[what]} {what} for errors of Redis" for what in never if counts.get(what)),
+        *(f"{number} {what}" for what, number in counts.items() if what.startswith("lines failed") and number),
     ]
 
 

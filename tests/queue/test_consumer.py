@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from queue import Empty
+from unittest.mock import Mock
 
 import pytest
 from redis import Redis
+from redis import exceptions as redis_errors
 from tests.support.fake_engine import FakeEngine, FakePreparer, FakeWorker
 from tests.support.queued_jobs import answer, enqueue_plain, events, status, submit
 from tests.support.row_results import row_result
@@ -19,7 +22,7 @@ from mlxq_worker.jobs.consumer import Consumer
 from mlxq_worker.jobs.leases import COME_BACK_S
 from mlxq_worker.jobs.presence import Presence
 from mlxq_worker.jobs.store import JobStore
-from mlxq_worker.messages import Admit, Cancel, Channel, Ready, RowEnded, ToDecode
+from mlxq_worker.messages import Admit, Cancel, Channel, Drained, Ready, RowEnded, ToDecode
 
 LEASE_S = 90.0
 START = 1_700_000_000.0
@@ -93,6 +96,12 @@ def strikes(connection: Redis, job_id: str) -> int:
     return int(connection.hget(f"rq:job:{job_id}", "mlxq_strikes") or 0)
 
 
+def live(rig: Rig, since: float, until: float) -> None:
+    """A turn every second, the one at `until` included."""
+    for now in range(int(since), int(until) + 1):
+        rig.consumer.turn(now)
+
+
 def test_a_row_that_takes_longer_than_its_lease_stays_with_its_worker(
     connection: Redis,
     ours: Rig,
@@ -117,10 +126,9 @@ def test_the_jobs_of_a_worker_that_is_gone_are_taken_over_once_their_leases_have
     job = enqueue_plain(connection)
     ours.consumer.turn(START)
 
-    neighbour.consumer.turn(START + LEASE_S - 1)
+    live(neighbour, START, START + LEASE_S - 1)
     too_early = admitted(neighbour.sent())
-    for now in (START + LEASE_S + 10, START + LEASE_S + 12, START + LEASE_S + 13):
-        neighbour.consumer.turn(now)
+    live(neighbour, START + LEASE_S, START + LEASE_S + 13)
 
     assert (too_early, len(admitted(neighbour.sent()))) == ([], 1)
     assert strikes(connection, job.id) == 1
@@ -135,8 +143,7 @@ def test_the_answer_of_a_worker_that_was_taken_for_dead_comes_too_late_and_is_co
     batch = submit(connection, "hello")
     for seconds in range(2):
         ours.consumer.turn(START + seconds)
-    for seconds in range(10, 14):
-        neighbour.consumer.turn(START + LEASE_S + seconds)
+    live(neighbour, START, START + LEASE_S + 13)
     neighbour.decode(START + LEASE_S + 14)
 
     ours.decode(START + LEASE_S + 15)
@@ -180,7 +187,7 @@ def test_a_worker_that_starts_after_an_outage_gives_the_others_the_same_time(
     neighbour.consumer.turn(back)
     early = strikes(connection, job.id)
     uptime[0] = COME_BACK_S
-    neighbour.consumer.turn(back + COME_BACK_S)
+    live(neighbour, back + 1, back + COME_BACK_S)
 
     assert (early, strikes(connection, job.id)) == (0, 1)
 
@@ -224,7 +231,8 @@ def test_a_connection_that_breaks_again_and_again_keeps_nobody_from_taking_over_
 ) -> None:
     job = enqueue_plain(connection)
     ours.consumer.turn(START)
-    expired = START + LEASE_S + 10
+    expired = START + LEASE_S + 1
+    live(neighbour, START, START + LEASE_S - 1)
 
     for seconds in range(0, 20, 5):
         neighbour.consumer.reconnected(expired + seconds, away_s=0.2)
@@ -232,6 +240,69 @@ def test_a_connection_that_breaks_again_and_again_keeps_nobody_from_taking_over_
         neighbour.consumer.turn(expired + seconds + 4)
 
     assert strikes(connection, job.id) == 1
+
+
+@pytest.mark.parametrize("has_idled", [True, False], ids=["has idled", "has just started"])
+def test_after_a_while_in_which_nobody_could_beat_nobody_takes_the_jobs_of_those_who_come_back(
+    connection: Redis, ours: Rig, neighbour: Rig, has_idled: bool
+) -> None:
+    # given a neighbour that knows of no outage, for it tried nothing meanwhile
+    job = enqueue_plain(connection)
+    ours.consumer.turn(START)
+    if has_idled:
+        neighbour.consumer.turn(START)
+    back = START + 2 * LEASE_S
+
+    live(neighbour, back, back + COME_BACK_S - 2)
+    ours.consumer.turn(back + COME_BACK_S - 1)
+    live(neighbour, back + COME_BACK_S, back + COME_BACK_S + 20)
+
+    assert (status(connection, job.id), strikes(connection, job.id)) == ("started", 0)
+
+
+def test_who_does_not_come_back_after_such_a_while_is_dead(connection: Redis, ours: Rig, neighbour: Rig) -> None:
+    job = enqueue_plain(connection)
+    ours.consumer.turn(START)
+    back = START + 2 * LEASE_S
+
+    live(neighbour, back, back + COME_BACK_S - 1)
+    early = strikes(connection, job.id)
+    live(neighbour, back + COME_BACK_S, back + COME_BACK_S + 20)
+
+    assert (early, strikes(connection, job.id)) == (0, 1)
+
+
+def test_a_burst_is_not_over_while_jobs_may_have_to_be_taken_over(connection: Redis, ours: Rig) -> None:
+    job = enqueue_plain(connection)
+    ours.consumer.turn(START)
+    neighbour, back = Rig(connection, burst=True), START + 2 * LEASE_S
+
+    live(neighbour, back, back + COME_BACK_S - 1)
+    is_over = Drained() in neighbour.sent()
+    live(neighbour, back + COME_BACK_S, back + COME_BACK_S + 20)
+    neighbour.close()
+
+    assert (is_over, strikes(connection, job.id)) == (False, 1)
+
+
+def test_what_has_ended_and_cannot_be_written_stays_ours(connection: Redis, ours: Rig, neighbour: Rig) -> None:
+    # given an answer whose writing is refused for longer than a lease, while everything else goes on
+    batch = submit(connection, "hello")
+    live(ours, START, START + 1)
+    refused = redis_errors.OutOfMemoryError("command not allowed when used memory > 'maxmemory'.")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(JobStore, "end", Mock(side_effect=refused))
+        with pytest.raises(redis_errors.OutOfMemoryError):
+            ours.decode(START + 2)
+        for now in range(int(START) + 3, int(START + 2 * LEASE_S)):
+            with suppress(redis_errors.OutOfMemoryError):
+                ours.consumer.turn(now)
+            neighbour.consumer.turn(now)
+
+    ours.consumer.turn(START + 2 * LEASE_S)
+
+    assert (ours.consumer.outbox.num_ended, neighbour.consumer.outbox.num_ended) == (1, 0)
+    assert strikes(connection, *batch.job_ids()) == 0
 
 
 def ended(row_id: RowId, kind: StopType, error_code: RowError | None = None) -> RowEnded:

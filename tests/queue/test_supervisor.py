@@ -44,7 +44,7 @@ class NoDeadWorkers(DeadWorkers):
     def __init__(self) -> None:
         self.released: list[str] = []
 
-    def release(self, worker_name: str) -> None:
+    def release(self, worker_name: str, has_died: bool = True) -> None:
         self.released.append(worker_name)
 
     def release_silent(self) -> None:

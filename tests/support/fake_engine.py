@@ -220,6 +220,7 @@ class FakeWorker(BatchWorker):
     """`BatchWorker` with everything real but the model: for ``rq worker -w tests.support.fake_engine.FakeWorker``."""
 
     step_s = 0.001
+    birth_pause_s = 0.01
 
     def load_backend(self, config: WorkerConfig) -> Backend:
         width = config.engine.max_num_seqs

@@ -53,6 +53,11 @@ def events(connection: Redis, batch: Batch) -> Counter[str]:
     return Counter(f"{fields[b'job'].decode()}:{fields[b'status'].decode()}" for _, fields in entries)
 
 
+def num_strikes(connection: Redis) -> int:
+    """Of all jobs together."""
+    return sum(int(connection.hget(key, "mlxq_strikes") or 0) for key in connection.scan_iter("rq:job:*", _type="hash"))
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

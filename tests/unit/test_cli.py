@@ -23,7 +23,15 @@ from mlxq.cli.progress import Log, RateMeter, describe, duration
 from mlxq.cli.report import counted, exit_code, headline
 from mlxq.cli.signals import StopRequest
 from mlxq.contract import Request
-from mlxq.errors import ModelError
+from mlxq.errors import (
+    BatchNotFound,
+    LoginRefused,
+    MlxqError,
+    ModelError,
+    QueueNotReady,
+    QueueUnavailable,
+    WorkerFailed,
+)
 from mlxq.files.tally import Summary, Tally
 from mlxq.queue.client import Client
 from mlxq.requests.openai import text_request
@@ -157,10 +165,23 @@ def failing_command(error: Exception) -> click.Command:
     return do
 
 
-def test_an_error_of_ours_is_one_line_and_exit_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Entry, "load", lambda self: failing_command(ModelError("no such model")))
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (WorkerFailed("it keeps ending"), 1),
+        (BatchNotFound("no such batch"), 1),
+        (ModelError("no such model"), 2),
+        (LoginRefused("wrong password"), 2),
+        (QueueUnavailable("no Redis"), 3),
+        (QueueNotReady("it is full"), 3),
+    ],
+)
+def test_an_error_of_ours_is_one_line_and_its_exit_code_says_whether_a_restart_may_help(
+    monkeypatch: pytest.MonkeyPatch, error: MlxqError, code: int
+) -> None:
+    monkeypatch.setattr(Entry, "load", lambda self: failing_command(error))
     result = CliRunner().invoke(lazy_group(Entry("a:b", "Do.")), ["do"])
-    assert (result.exit_code, result.stderr) == (1, "Error: no such model\n")
+    assert (result.exit_code, result.stderr) == (code, f"Error: {error}\n")
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,7 +208,7 @@ def test_another_missing_module_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_an_unreachable_redis_is_one_line_without_the_password() -> None:
     result = mlxq("status", "--url", "redis://me:secret@localhost:1/0")
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert result.stderr.startswith("Error: Redis at localhost:1/0 can't be reached")
     assert result.stderr.count("\n") == 1
     assert "secret" not in result.stderr
@@ -522,7 +543,7 @@ def test_run_exits_with_1_when_requests_failed(monkeypatch: pytest.MonkeyPatch, 
 def test_run_tells_at_once_why_its_worker_cannot_work(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use_worker(monkeypatch, "import sys; print('Error: there is no model here'); sys.exit(78)")
     result = mlxq("run", "-i", write_prompts(tmp_path / "in.jsonl", 1), "-o", tmp_path / "out.jsonl")
-    assert (result.exit_code, result.stdout) == (1, "")
+    assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith("Error: the worker can't work: there is no model here")
 
 
@@ -555,7 +576,7 @@ def test_a_run_whose_own_redis_dies_says_so_and_how_to_go_on(
 ) -> None:
     use_worker(monkeypatch, REDIS_KILLER)
     result = mlxq("run", "-i", write_prompts(tmp_path / "in.jsonl", 3), "-o", tmp_path / "out.jsonl")
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert "The Redis that this run had started is gone. Run the same command again" in result.stderr
     assert "Waiting" not in result.stderr
 
@@ -563,7 +584,7 @@ def test_a_run_whose_own_redis_dies_says_so_and_how_to_go_on(
 def test_a_run_without_a_redis_to_begin_with_does_not_wait_for_one(tmp_path: Path) -> None:
     file = write_prompts(tmp_path / "in.jsonl", 3)
     result = mlxq("run", "-i", file, "-o", tmp_path / "out.jsonl", "--workers", "0", "--url", "redis://localhost:1")
-    assert result.exit_code == 1
+    assert result.exit_code == 3
     assert "Redis at localhost:1/0 can't be reached" in result.stderr
     assert "Waiting" not in result.stderr
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from typing import Any
 
 import pytest
-from tests.faults.schedule import draw
-from tests.faults.verdict import broken_promises, seen_in_logs
+from tests.faults.schedule import draw, redis_errors
+from tests.faults.verdict import blame_on_workers, broken_promises, seen_in_logs
 
 
 def answer(custom_id: str, text: str = "Paris") -> dict[str, Any]:
@@ -48,3 +49,22 @@ def test_what_the_workers_went_through_is_added_up() -> None:
     logs = "12:00 Requeued 7 jobs of a worker that died\n12:01 Requeued 1 jobs of a worker that died\n"
 
     assert seen_in_logs(logs)["requeued strikes"] == 8
+
+
+def test_each_of_redis_own_errors_has_its_turn_and_ends_before_the_next() -> None:
+    faults = redis_errors(300.0)
+
+    assert len({fault.kind for fault in faults}) == len(faults) >= 4
+    assert all(fault.at_s + fault.lasts_s < after.at_s for fault, after in pairwise(faults))
+
+
+@pytest.mark.parametrize(
+    ("seen", "blame"),
+    [
+        ({"requeued strikes": 0, "runs": 3}, []),
+        ({"requeued strikes": 2}, ["2 requeued strikes for errors of Redis"]),
+        ({"lines failed as worker_crashed and tried again": 1}, ["1 lines failed as worker_crashed and tried again"]),
+    ],
+)
+def test_a_strike_or_a_failure_for_an_error_of_redis_is_named(seen: dict[str, int], blame: list[str]) -> None:
+    assert blame_on_workers(seen) == blame

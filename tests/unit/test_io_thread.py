@@ -9,11 +9,12 @@ from typing import cast
 
 import pytest
 from redis import exceptions as redis_errors
+from tests.support.redis_replies import REPLIES, as_raised
 from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq_worker.jobs.consumer import Consumer
 from mlxq_worker.jobs.io_thread import IoThread
-from mlxq_worker.messages import Channel, Dropped, ToIo
+from mlxq_worker.messages import Channel, Dropped, IoFailed, ToIo
 from mlxq_worker.step_watch import StepWatch
 
 
@@ -80,6 +81,43 @@ def test_the_consumer_hears_how_long_redis_was_away_from_the_first_failed_try_on
 
     assert consumer.absences_s == sorted(consumer.absences_s)
     assert 0.01 + 0.02 + 0.04 <= consumer.absences_s[-1] <= time.monotonic() - started
+
+
+@pytest.mark.parametrize("reply", REPLIES.values())
+def test_no_refusal_of_redis_ends_the_thread(reply: str) -> None:
+    errors = [as_raised(reply)] * 3
+
+    def refuse_at_first() -> None:
+        if errors:
+            raise errors.pop()
+
+    consumer = FakeConsumer(on_turn=refuse_at_first)
+    thread, _ = a_thread(consumer, first_backoff_s=0.001)
+
+    thread.start()
+    wait_until(lambda: consumer.num_turns >= 4, "the turn after the refused ones")
+    thread.close()
+
+
+def test_between_two_tries_there_is_no_more_than_a_quarter_of_a_lease() -> None:
+    consumer = FakeConsumer(on_turn=redis_is_away)
+    thread, _ = a_thread(consumer, first_backoff_s=0.001, lease_s=0.01)
+
+    thread.start()
+    wait_until(lambda: consumer.num_turns >= 100, "many tries")
+    thread.close()
+
+
+def test_what_no_waiting_cures_goes_to_the_decode_thread() -> None:
+    def fail() -> None:
+        raise as_raised("ERR unknown command")
+
+    thread, channel = a_thread(FakeConsumer(on_turn=fail))
+    thread.start()
+
+    assert isinstance(channel.to_decode.get(timeout=DEADLINE_S), IoFailed)
+    with pytest.raises(redis_errors.ResponseError, match="unknown command"):
+        thread.close()
 
 
 def test_a_script_that_redis_forgot_in_the_wrong_moment_is_no_reason_to_end() -> None:

@@ -31,7 +31,7 @@ ENGINE_BUILDER = "mlxq_worker.backend"
 
 FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
     "mlxq": (
-        frozenset({"contract", "errors", "jobs", "keys", "printable"}),
+        frozenset({"contract", "errors", "jobs", "keys", "printable", "sentinel"}),
         frozenset({"requests", "results"}),
         frozenset({"queue"}),
         frozenset({"files"}),
@@ -282,11 +282,11 @@ def class_names_twice(modules: Iterable[Module]) -> list[str]:
 def prints_unescaped(modules: Iterable[Module]) -> list[str]:
     """Foreign text must not reach a terminal as it is: only one module writes there."""
     return [
-        f"{module.name}:{node.lineno} calls {ast.unparse(node.func)}"
+        f"{module.name}:{node.lineno} calls {name}"
         for module in modules
         if (module.is_inside("mlxq.cli") or module.is_inside("mlxq_worker.commands")) and module.name not in PRINTERS
         for node in ast.walk(module.tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("click.echo", "click.secho", "print", "Text")
+        if (name := ast.unparse(node)) in ("click.echo", "click.secho", "print", "Text") and isinstance(node, ast.expr)
     ]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mlxq.errors import QueueError, QueueUnavailable
+from mlxq.errors import QueueError, QueueNotReady, QueueUnavailable
 from mlxq.files.outages import MAX_PAUSE_S, NAP_S, Outages
 
 
@@ -89,3 +89,36 @@ def test_what_no_waiting_can_cure_is_an_error() -> None:
 
     with pytest.raises(QueueError, match="wrong kind"):
         Outages(lambda sentence: None).attempt(fail)
+
+
+def test_a_redis_that_was_never_there_is_an_error_at_once() -> None:
+    with pytest.raises(QueueUnavailable):
+        Outages(lambda sentence: None, has_been_there=False).attempt(Redis(Clock(), back_at=1).use)
+
+
+def test_a_redis_that_answers_and_cannot_do_it_now_is_waited_for_from_the_start_and_after_it_went_away() -> None:
+    clock, told = Clock(), list[str]()
+    errors = [QueueNotReady("It loads."), QueueUnavailable("Gone.")]
+
+    def use() -> None:
+        if errors:
+            raise errors.pop(0)
+
+    outages = Outages(told.append, has_been_there=False, clock=clock.read, sleep=clock.sleep)
+    while not outages.attempt(use):
+        pass
+
+    assert told == ["It loads. Waiting until it can again.", "Redis answers again."]
+
+
+def test_an_absence_that_lasts_longer_than_the_limit_is_an_error_and_is_tried_a_last_time_at_its_end() -> None:
+    clock = Clock()
+    redis = Redis(clock, back_at=1e9)
+    outages = Outages(lambda sentence: None, limit_s=10, clock=clock.read, sleep=clock.sleep)
+
+    while clock.now < 10:
+        assert not outages.attempt(redis.use)
+    with pytest.raises(QueueUnavailable):
+        outages.attempt(redis.use)
+
+    assert redis.tried_at[-1] == 10

@@ -13,7 +13,7 @@ from tests.support.waiting import wait_until
 from mlxq.errors import WorkerFailed
 from mlxq_worker import exits
 from mlxq_worker.supervision.restarts import FIRST_PAUSE_S, HEALTHY_S, MAX_FAILED_STARTS, MAX_PAUSE_S, Restarts
-from mlxq_worker.supervision.worker_process import WorkerGaveUp, WorkerProcess
+from mlxq_worker.supervision.worker_process import WorkerFoundNoRedis, WorkerGaveUp, WorkerProcess
 
 DIES = "import sys; print('out of luck', file=sys.stderr); sys.exit(3)"
 LIVES = "import time; time.sleep(3600)"
@@ -30,9 +30,14 @@ class Rig:
     def __init__(self, script: str, variables: dict[str, str] | None = None, **limits_s: float) -> None:
         self.told: list[str] = []
         self.released: list[str] = []
+        self.died: list[bool] = []
         self.worker = WorkerProcess(
-            python(script), variables or {}, tell=self.told.append, on_end=self.released.append, **limits_s
+            python(script), variables or {}, tell=self.told.append, on_end=self.note_end, **limits_s
         )
+
+    def note_end(self, name: str, has_died: bool) -> None:
+        self.released.append(name)
+        self.died.append(has_died)
 
     @property
     def process(self) -> subprocess.Popen[bytes] | None:
@@ -185,3 +190,40 @@ def test_a_start_that_succeeds_forgives_those_that_failed() -> None:
         restarts.pause_s(None, "")
     with pytest.raises(WorkerFailed, match="while it started, by magic"):
         restarts.pause_s(None, "by magic")
+
+
+@pytest.mark.parametrize(
+    ("end", "has_died"),
+    [
+        (f"sys.exit({exits.DONE})", False),
+        (f"sys.exit({exits.START_AGAIN})", False),
+        (f"sys.exit({exits.STUCK})", True),
+        ("sys.exit(1)", True),
+        ("os.kill(os.getpid(), 9)", True),
+    ],
+)
+def test_whether_it_died_or_ended_by_itself_is_told_to_who_looks_after_its_jobs(end: str, has_died: bool) -> None:
+    rig = Rig(SAYS_READY + end)
+    with rig.worker:
+        rig.live(0.0, 1.0)
+
+    assert rig.died == [has_died]
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "exit_code"),
+    [
+        (exits.USAGE, WorkerGaveUp, 2),
+        (exits.GAVE_UP, WorkerGaveUp, 2),
+        (exits.NO_LOGIN, WorkerGaveUp, 2),
+        (exits.NO_REDIS, WorkerFoundNoRedis, 3),
+    ],
+)
+def test_one_that_cannot_work_says_by_its_code_whether_a_restart_may_help(
+    code: int, error: type[WorkerGaveUp], exit_code: int
+) -> None:
+    rig = Rig(f"import sys; sys.exit({code})")
+    with rig.worker, pytest.raises(WorkerGaveUp) as caught:
+        rig.live(0.0, 1.0)
+
+    assert (type(caught.value), caught.value.exit_code) == (error, exit_code)

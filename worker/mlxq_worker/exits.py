@@ -14,9 +14,16 @@ USAGE = 2
 """click's: an option is wrong."""
 NO_REDIS = os.EX_UNAVAILABLE
 """Redis can't be reached: worth another try only if it could be before."""
+NO_LOGIN = os.EX_NOPERM
+"""Redis refuses the user or the password: the same, since passwords are changed."""
 STUCK = os.EX_SOFTWARE
 """No token came for too long."""
 START_AGAIN = os.EX_TEMPFAIL
 """It has done what it was to do in one life; a fresh process goes on at once."""
 GAVE_UP = os.EX_CONFIG
 """It can't work, and has said why: trying again would change nothing."""
+
+WAITS = frozenset({NO_REDIS, NO_LOGIN})
+"""Not the worker's own fault."""
+IN_PEACE = frozenset({DONE, START_AGAIN, *WAITS})
+"""It has given back what it held, or would have, if Redis had taken it: no death."""

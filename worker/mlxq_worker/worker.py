@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from queue import Empty
 from types import FrameType
 from typing import Any
 
@@ -28,6 +29,7 @@ from mlxq import keys
 from mlxq.errors import ConfigError
 from mlxq.printable import log_printably
 from mlxq.queue.connect import refuse_cluster, takes_bytes
+from mlxq.queue.passing import is_refusal
 from mlxq_worker import exits
 from mlxq_worker.backend import Backend, load_backend
 from mlxq_worker.config import WorkerConfig
@@ -38,6 +40,7 @@ from mlxq_worker.jobs.mending import Mending
 from mlxq_worker.jobs.presence import Presence
 from mlxq_worker.jobs.store import JobStore
 from mlxq_worker.messages import Channel, Ready, Signalled
+from mlxq_worker.processes import ParentWatch
 from mlxq_worker.step_watch import StepWatch
 
 logger = logging.getLogger("rq.worker")
@@ -52,6 +55,9 @@ class BatchWorker(BaseWorker):
 
     idle_wait_s = 1.0
     """How long the decode thread waits for a message when it has nothing to decode; a signal wakes it."""
+
+    birth_pause_s = 2.0
+    """Between two tries to register in a Redis that can't do that now."""
 
     def __init__(self, *args: Any, config: WorkerConfig | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -99,9 +105,12 @@ class BatchWorker(BaseWorker):
         config = self._configured(burst, max_jobs)
         setup_loghandlers(logging_level, date_format, log_format)
         self._handle_signals(self.request_stop)
-        self.register_birth()
+        # Before anybody can see us and end our parent: later it couldn't be told from one that was never ours.
+        parent = ParentWatch(config.parent_pid) if config.parent_pid is not None else None
+        if not self._be_born(parent):
+            return False
         try:
-            return self._serve(config)
+            return self._serve(config, parent)
         finally:
             self._die()
 
@@ -120,6 +129,27 @@ class BatchWorker(BaseWorker):
         self.request_stop(signum, frame)
         logger.warning("Stopping once the model is loaded; another signal ends the process at once")
         self._handle_signals(signal.SIG_DFL)
+
+    def _be_born(self, parent: ParentWatch | None) -> bool:
+        """Write our entry as soon as Redis can take it. `False` if we were asked to stop, or left alone, before that.
+
+        Raises:
+            RedisError: Redis isn't there.
+        """
+        while True:
+            try:
+                self.register_birth()
+            except RedisError as error:
+                if not is_refusal(error):
+                    raise
+                logger.warning("Worker %s waits for Redis, which can't do this now: %s", self.name, error)
+            else:
+                return True
+            with suppress(Empty):
+                self._channel.to_decode.get(timeout=self.birth_pause_s)
+                return False
+            if parent is not None and parent.is_gone():
+                return False
 
     def _die(self) -> None:
         try:
@@ -148,10 +178,10 @@ class BatchWorker(BaseWorker):
             queues=tuple(self.queue_names()),
         )
 
-    def _serve(self, config: WorkerConfig) -> bool:
+    def _serve(self, config: WorkerConfig, parent: ParentWatch | None) -> bool:
         consumer = Consumer(self._store(config), Presence(self), self._channel, config)
         watch = StepWatch(config.step_timeout_s)
-        io_thread = IoThread(consumer, self._channel, watch, parent_pid=config.parent_pid)
+        io_thread = IoThread(consumer, self._channel, watch, parent=parent, lease_s=config.lease_s)
         io_thread.start()
         try:
             self._decode(config, watch)

@@ -7,6 +7,7 @@ from contextlib import suppress
 import click
 
 from mlxq.cli import options
+from mlxq.cli.patience import ANSWER_S, Patience
 from mlxq.cli.report import counted
 from mlxq.cli.terminal import tell
 from mlxq.errors import BatchNotFound
@@ -16,14 +17,18 @@ from mlxq.errors import BatchNotFound
 @click.argument("target", metavar="BATCH|JOB")
 @options.url
 def cancel(target: str, url: str | None) -> None:
-    """Cancel a batch or a single job. Partial answers of running requests are kept."""
+    """Cancel a batch or a single job. Partial answers of running requests are kept.
+
+    A Redis that is busy or loading is waited for, up to a minute; one that is full is no hindrance.
+    """
     client = options.open_client(url)
+    patience = Patience(ANSWER_S)
     with suppress(BatchNotFound):
-        num_ended = client.batch(target).cancel()
+        num_ended = patience(lambda: client.batch(target).cancel())
         tell(f"batch {target} is cancelled: {counted(num_ended, 'waiting request')} ended")
         return
     try:
-        was_running = client.batch_of(target).cancel_job(target)
+        was_running = patience(lambda: client.batch_of(target).cancel_job(target))
     except BatchNotFound:
         raise BatchNotFound(f"there is no batch or job {target!r} in this Redis") from None
     if not was_running:

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from mlxq.cli import options
+from mlxq.cli.patience import Patience
 from mlxq.cli.progress import progress
 from mlxq.cli.report import finish
 from mlxq.cli.signals import StopRequest
@@ -27,12 +28,14 @@ from mlxq.files.tally import Tally
 def collect(batch_id: str, output: Path, error_file: Path | None, follow: bool, ordered: bool, url: str | None) -> None:
     """Write the answers of BATCH to a file; run it again for those that ended since.
 
-    A Redis that goes away meanwhile is waited for.
+    A Redis that goes away meanwhile is waited for, and so is one that is busy or loading.
     """
     error_file = error_file or default_error_file(output)
     refuse_same_file({"--output": output, "--error-file": error_file})
-    batch = options.open_client(url).batch(batch_id)
-    counts = batch.counts()
+    patience = Patience()
+    client = options.open_client(url)
+    batch = patience(lambda: client.batch(batch_id))
+    counts = patience(batch.counts)
     with StopRequest() as stop, progress(counts.total if counts.sealed else None) as display:
 
         def on_turn(tally: Tally) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,14 @@ import click
 
 from mlxq import keys
 from mlxq.cli import options
+from mlxq.cli.patience import ANSWER_S, Patience
 from mlxq.cli.report import EMPTY_HINT, counted
 from mlxq.cli.terminal import show, tell
 from mlxq.errors import QueueUnavailable
 from mlxq.files.input import BadLine, read_requests
 from mlxq.files.read_ahead import ReadAhead
+from mlxq.queue.answers import Answer
+from mlxq.queue.batch import POLL_S
 from mlxq.queue.client import Batch, Client
 from mlxq.queue.connect import DEFAULT_URL, refuse_cluster
 from mlxq.requests.openai import ParsedLine, text_request
@@ -49,7 +53,7 @@ def enqueue(
 
     Enqueuing the same file again under the same --batch-id adds only what is missing; requests that have changed since
     are left out and counted. Lines that can't be used are named on stderr and left out; `mlxq collect` never sees them.
-    If anything was left out, the exit code is 1.
+    If anything was left out, the exit code is 1. A Redis that goes away meanwhile, or is full, is waited for.
     """
     _check_usage(input_path, prompt, wait)
     if max_tokens is not None:
@@ -59,9 +63,10 @@ def enqueue(
     refuse_cluster(client.redis)
     if prompt is not None:
         line = text_request(prompt, custom_id="prompt", chat=chat, defaults=defaults)
-        _submit_prompt(batch, line)
+        patience = Patience() if wait else Patience(ANSWER_S)
+        patience(lambda: _submit_prompt(batch, line))
         if wait:
-            _print_answer(client, batch)
+            _print_answer(client, batch, patience)
         else:
             show(batch.id)
     elif input_path is not None:
@@ -108,14 +113,15 @@ class _GoodLines:
 
 def _enqueue_file(batch: Batch, lines: _GoodLines) -> None:
     num_new, num_changed = 0, 0
+    patience = Patience()
     try:
         while not lines.have_ended:
             chunk = list(lines.next_chunk())
-            num_changed += len(batch.changed(chunk))
-            num_new += batch.add(chunk)
-        batch.seal()
+            num_changed += len(patience(partial(batch.changed, chunk)))
+            num_new += patience(partial(batch.add, chunk))
+        patience(batch.seal)
     except QueueUnavailable as error:
-        raise QueueUnavailable(f"{error}; to complete the batch, add --batch-id {batch.id}") from error
+        raise type(error)(f"{error}; to complete the batch, add --batch-id {batch.id}") from error
     tell(f"{counted(num_new, 'request')} enqueued, {counted(lines.num_bad, 'line')} refused")
     if num_changed:
         there = f"The batch has {counted(num_changed, 'request')} with other content"
@@ -127,10 +133,14 @@ def _enqueue_file(batch: Batch, lines: _GoodLines) -> None:
         raise SystemExit(1)
 
 
-def _print_answer(client: Client, batch: Batch) -> None:
-    if client.num_workers() == 0:
+def _print_answer(client: Client, batch: Batch, patience: Patience) -> None:
+    if patience(client.num_workers) == 0:
         tell(f"no worker serves queue {batch.queue} yet; waiting for one")
-    for answer in batch.as_completed():
+    answers: list[Answer] = []
+    collector = batch.collector()
+    while not patience(collector.is_done):
+        patience(lambda: answers.extend(collector.next_answers(POLL_S)))
+    for answer in answers:
         if not answer.is_success:
             raise click.ClickException(error_message_of(answer.line) or "the request failed")
         _print_choices(choices_of(answer.line))

@@ -62,15 +62,23 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
 
 
+class CommandFailed(click.ClickException):
+    """An error of ours as click shows it."""
+
+    def __init__(self, error: MlxqError) -> None:
+        super().__init__(printable_lines(error))
+        self.exit_code = error.exit_code  # type: ignore[misc]  # click's commands all have one, ours depends
+
+
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turns errors that a user can act on into click's: one line, and exit code 2 for a wrong option, else 1."""
+    """Turns errors that a user can act on into click's: one line, and the error's own exit code (`mlxq.errors`)."""
     try:
         yield
     except ConfigError as error:
         raise click.UsageError(printable_lines(error)) from error
     except MlxqError as error:
-        raise click.ClickException(printable_lines(error)) from error
+        raise CommandFailed(error) from error
     except click.ClickException as error:
         if type(error) is not click.ClickException:  # a wrong option, say: the user's own words
             raise

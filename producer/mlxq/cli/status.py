@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from mlxq.cli import options
+from mlxq.cli.patience import ANSWER_S, Patience
 from mlxq.cli.progress import duration
 from mlxq.cli.report import counted
 from mlxq.cli.terminal import cell, say
@@ -29,12 +30,16 @@ MAX_LISTED = 20
 @options.url
 @options.queue
 def status(batch_id: str | None, as_json: bool, url: str | None, queue: str) -> None:
-    """Show the batches, the newest first, or one BATCH, and the queues with their workers."""
+    """Show the batches, the newest first, or one BATCH, and the queues with their workers.
+
+    A Redis that is full, busy or loading is waited for, up to a minute.
+    """
     client = Client(url or DEFAULT_URL, queue)
+    patience = Patience(ANSWER_S)
     if batch_id is None:
-        _report_all(client, as_json)
+        patience(lambda: _report_all(client, as_json))
     else:
-        _report_one(client.batch(batch_id), client, as_json)
+        patience(lambda: _report_one(client.batch(batch_id), client, as_json))
 
 
 def _report_all(client: Client, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeGuard
@@ -65,12 +66,16 @@ def process(
         InputFileError: a file can't be read or written.
         QueueUnavailable: Redis can't be reached.
     """
-    outages = Outages(tell)
+    outages = Outages(tell, has_been_there=False)
     keeps_answers = resume and output.exists()
     with Sink(output, error_file, resume=resume) as sink:
         prefix = batch_prefix(output)
         if prefix is not None:
-            clear(client, prefix, sink, keeps_answers=keeps_answers)
+            clear_leftovers = partial(clear, client, prefix, sink, keeps_answers=keeps_answers)
+            while not outages.attempt(clear_leftovers):
+                sink.tally.is_waiting = True
+                if not on_turn(sink.tally):
+                    return sink.summary(interrupted=True)
         with _Bulk(client.open(prefix=prefix), lines, sink, max_inflight, tell) as bulk:
             while on_turn(sink.tally) and not bulk.is_done:
                 sink.tally.is_waiting = not outages.attempt(bulk.turn)
@@ -174,10 +179,11 @@ class _Bulk:
     def turn(self) -> None:
         """Fill the window, then take what has ended; waits only when the window has no room or the input no line.
 
-        May be repeated after a `QueueUnavailable`: it goes on where it was, and first puts back into the queue what
-        Redis has lost.
+        May be repeated after a `QueueUnavailable`: it goes on where it was. Then it takes what has ended out of Redis,
+        which may be full and go on because of that, and puts back into the queue what Redis has lost.
         """
         if self._is_unsure:
+            self._keep()
             self._enqueue_lost()
         self._is_unsure = True
         room = self._max_inflight - len(self._inflight)

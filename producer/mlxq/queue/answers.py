@@ -27,6 +27,7 @@ from mlxq.queue import rq_keys
 from mlxq.queue.broken_keys import kinds_of_batch, naming
 from mlxq.queue.connect import queue_errors, replies_to
 from mlxq.queue.reconcile import LOST, record_ends
+from mlxq.queue.scripts import source
 from mlxq.results.read_back import custom_id_of, decode_output_line, is_success
 from mlxq.results.result_lines import failure_line
 
@@ -83,6 +84,7 @@ class Collector:
         self._queue = queue
         self._position = "0-0"
         self._seen: set[str] = set()
+        self._noted: list[EndedJob] = []
         self._unfetched: list[EndedJob] = []
         self._reconcile_s = reconcile_s
         self._wait_s = reconcile_s
@@ -95,14 +97,15 @@ class Collector:
             QueueUnavailable: Redis can't be reached.
         """
         with queue_errors(self._redis), naming(self._redis, kinds_of_batch(self._batch_id)):
-            ended = self._first_sightings(self._read_events(block_s))
+            self._note(self._read_events(block_s))
             now = time.monotonic()
-            if not ended and now - self._quiet_since >= self._wait_s:
-                ended = self._reconcile()
-                self._wait_s = self._reconcile_s if ended else min(2 * self._wait_s, RECONCILE_MAX_S)
+            if not self._noted and now - self._quiet_since >= self._wait_s:
+                self._reconcile()
+                self._wait_s = self._reconcile_s if self._noted else min(2 * self._wait_s, RECONCILE_MAX_S)
                 self._quiet_since = now
-            elif ended:
+            elif self._noted:
                 self._quiet_since = now
+        ended, self._noted = self._noted, []
         return ended
 
     def next_answers(self, block_s: float) -> Iterator[Answer]:
@@ -133,8 +136,9 @@ class Collector:
         Raises:
             BatchNotFound: the batch is gone.
         """
-        known = kinds_of_batch(self._batch_id)
-        with queue_errors(self._redis), naming(self._redis, known), self._redis.pipeline() as pipe:
+        # No transaction, which a full Redis refuses: of a batch that was sealed first, the jobs are counted later.
+        known, pipeline = kinds_of_batch(self._batch_id), self._redis.pipeline(transaction=False)
+        with queue_errors(self._redis), naming(self._redis, known), pipeline as pipe:
             pipe.hget(keys.batch(self._batch_id), "sealed")
             pipe.zcard(keys.batch_jobs(self._batch_id))
             sealed, num_jobs = pipe.execute()
@@ -168,18 +172,17 @@ class Collector:
         self._position = entries[-1][0].decode()
         return [ended for entry_id, fields in entries if (ended := _ended(entry_id, fields)) is not None]
 
-    def _first_sightings(self, ended: Iterable[EndedJob]) -> list[EndedJob]:
+    def _note(self, ended: Iterable[EndedJob]) -> None:
+        """Keep those that have not been seen before for whoever polls, now or after an error."""
         fresh = {item.job_id: item for item in ended if item.job_id not in self._seen}
         self._seen.update(fresh)
-        return list(fresh.values())
+        self._noted += fresh.values()
 
-    def _reconcile(self) -> list[EndedJob]:
+    def _reconcile(self) -> None:
         """Have the ends of jobs that left no event recorded, and read them."""
-        ended: list[EndedJob] = []
         for chunk in chunked(self._unseen(), keys.CHUNK):
             record_ends(self._redis, self._batch_id, chunk, read_to=self._position)
-            ended += self._first_sightings(self._read_events(0.0))
-        return ended
+            self._note(self._read_events(0.0))
 
     def _unseen(self) -> Iterator[str]:
         start, jobs = 0, keys.batch_jobs(self._batch_id)
@@ -201,13 +204,14 @@ class Collector:
     def _delete(self, chunk: Sequence[Answer]) -> None:
         job_ids = [answer.job_id for answer in chunk]
         event_ids = [answer.event_id for answer in chunk]
-        with self._redis.pipeline() as pipe:
-            pipe.unlink(*map(Job.key_for, job_ids), *map(rq_keys.results, job_ids))
-            for registry in (FinishedJobRegistry, FailedJobRegistry, CanceledJobRegistry):
-                pipe.zrem(registry(self._queue, connection=self._redis).key, *job_ids)
-            pipe.zrem(keys.batch_jobs(self._batch_id), *job_ids)
-            pipe.xdel(keys.batch_events(self._batch_id), *event_ids)
-            pipe.execute()
+        registries = [
+            registry(self._queue, connection=self._redis).key
+            for registry in (FinishedJobRegistry, FailedJobRegistry, CanceledJobRegistry)
+        ]
+        script_keys = [keys.batch_jobs(self._batch_id), keys.batch_events(self._batch_id), *registries]
+        script_keys += [*map(Job.key_for, job_ids), *map(rq_keys.results, job_ids)]
+        args: list[str | int] = [len(registries), len(job_ids), *job_ids, *event_ids]
+        self._redis.eval(source("forget"), len(script_keys), *script_keys, *args)
 
 
 def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:

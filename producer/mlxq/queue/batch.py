@@ -25,7 +25,7 @@ from mlxq.errors import BatchNotFound, QueueError
 from mlxq.queue import rq_keys
 from mlxq.queue.answers import RECONCILE_S, Answer, Collector, EndedJob, chunked
 from mlxq.queue.broken_keys import kinds_of_batch, mend, naming
-from mlxq.queue.cancel import end_queued, stop_running, take_out
+from mlxq.queue.cancel import ask_to_cancel, end_queued, stop_running, take_out
 from mlxq.queue.connect import queue_errors, transact
 from mlxq.queue.content import content_hashes
 from mlxq.queue.reconcile import ends_of, gone, num_open, take_back
@@ -208,9 +208,8 @@ class Batch:
             BatchNotFound: the batch is gone.
         """
         with queue_errors(self._redis), naming(self._redis, kinds_of_batch(self.id)):
-            if not self._redis.exists(keys.batch(self.id)):
+            if not ask_to_cancel(self._redis, self.id):
                 raise self._not_found()
-            self._redis.hset(keys.batch(self.id), "cancelled", "1")
             take_out(self._redis, self.queue, self.id)
             return sum(
                 self._end_queued(chunk, "batch_cancelled", "The batch was cancelled before this job started.")
@@ -223,7 +222,7 @@ class Batch:
             if self._end_queued([job_id], "cancelled", "The job was cancelled before it started."):
                 self._rq_queue.remove(job_id)
                 return True
-            return stop_running(self._redis, job_id)
+            return stop_running(self._redis, self.queue, job_id)
 
     def _read_counts(self) -> BatchCounts:
         with naming(self._redis, kinds_of_batch(self.id)):
@@ -258,11 +257,12 @@ class Batch:
         requests: dict[str, tuple[int, ParsedLine]] = {}
         for index, line in enumerate(lines, self._next_index):
             requests.setdefault(self.job_id(line.request.custom_id), (index, line))
-        self._next_index += len(lines)
         enqueue_new = partial(self._enqueue_new, requests)
         with queue_errors(self._redis):
             # Producers of the same batch may race; whoever loses looks again at which jobs are new.
-            return transact(self._redis, enqueue_new, keys.batch_jobs(self.id))
+            num_added = transact(self._redis, enqueue_new, keys.batch_jobs(self.id))
+        self._next_index += len(lines)
+        return num_added
 
     def _enqueue_new(self, requests: dict[str, tuple[int, ParsedLine]], pipe: Pipeline) -> int:
         self._make_room(pipe, requests)

@@ -14,19 +14,22 @@ from typing import cast
 
 import msgspec
 from redis import Redis
-from redis.client import Pipeline
 from rq.job import Job
 from rq.queue import Queue
-from rq.registry import CanceledJobRegistry
-from rq.serializers import JSONSerializer
+from rq.registry import CanceledJobRegistry, StartedJobRegistry
 from rq.utils import now, utcformat
 
 from mlxq import keys
 from mlxq.contract import Failure
 from mlxq.queue import rq_keys
-from mlxq.queue.connect import replies_to, transact
+from mlxq.queue.connect import replies_to
 from mlxq.queue.scripts import source
 from mlxq.results.result_lines import failure_line
+
+
+def ask_to_cancel(connection: Redis, batch_id: str) -> bool:
+    """Have workers drop what they hold of a batch. `False` if there is no such batch."""
+    return bool(connection.eval(source("ask_to_cancel"), 1, keys.batch(batch_id)))
 
 
 def take_out(connection: Redis, queue: str, batch_id: str) -> int:
@@ -51,19 +54,17 @@ def end_queued(connection: Redis, queue: str, batch_id: str, job_ids: Sequence[s
     return cast(int, connection.eval(source("end_queued"), len(script_keys), *script_keys, *args))
 
 
-def stop_running(connection: Redis, job_id: str) -> bool:
+def stop_running(connection: Redis, queue: str, job_id: str) -> bool:
     """Mark a running job as cancelled, so that its worker drops the row. `False` if it isn't running."""
 
-    def mark(pipe: Pipeline) -> bool:
-        if cast("bytes | None", pipe.hget(key, "status")) != b"started":
-            return False
-        job = Job.fetch(job_id, connection=connection, serializer=JSONSerializer)
-        pipe.multi()
-        job.cancel(pipeline=pipe)
-        return True
-
-    key = Job.key_for(job_id)
-    return transact(connection, mark, key)
+    script_keys = [
+        Job.key_for(job_id),
+        rq_keys.executions(job_id),
+        StartedJobRegistry(queue, connection=connection).key,
+        CanceledJobRegistry(queue, connection=connection).key,
+        Queue(queue, connection=connection).key,
+    ]
+    return bool(connection.eval(source("stop_running"), len(script_keys), *script_keys, job_id, time.time()))
 
 
 def _metas(connection: Redis, job_ids: Sequence[str]) -> dict[str, bytes]:

@@ -15,8 +15,9 @@ from redis import Redis
 from redis import exceptions as redis_errors
 from redis.client import Pipeline
 
-from mlxq.errors import ConfigError, QueueError, QueueUnavailable
-from mlxq.queue.sentinel import connect_through_sentinel, is_sentinel_url, service_of
+from mlxq.errors import ConfigError, LoginRefused, QueueError, QueueNotReady, QueueUnavailable
+from mlxq.queue.passing import passes, refusal_code
+from mlxq.sentinel import connect_through_sentinel, is_sentinel_url, service_of
 
 T = TypeVar("T")
 
@@ -30,6 +31,7 @@ URL_HINT = (
     " password %2F for /, %3F for ?, %23 for #, %40 for @ and %25 for %"
 )
 
+_NO_WRITES = frozenset({"MISCONF", "NOREPLICAS", "OOM", "READONLY"})
 _OPTIONS = {
     "socket_connect_timeout": CONNECT_TIMEOUT_S,
     "socket_timeout": SOCKET_TIMEOUT_S,
@@ -127,23 +129,27 @@ def queue_errors(connection: Redis) -> Iterator[None]:
     """Turns what redis-py raises inside the block into errors that a caller can act on.
 
     Raises:
-        QueueUnavailable: Redis can't be reached, refuses the password, or takes no more writes.
-        QueueError: Redis answered with an error.
+        LoginRefused: Redis refuses the user or the password.
+        QueueNotReady: it can't do this now, and will do it later.
+        QueueUnavailable: it can't be reached.
+        QueueError: it answered with another error.
     """
     try:
         yield
     except (redis_errors.MovedError, redis_errors.AskError, redis_errors.ClusterCrossSlotError) as error:
         raise QueueError(f"Redis at {address_of(connection)} {_IS_CLUSTER}") from error
     except (redis_errors.AuthenticationError, redis_errors.AuthorizationError) as error:
-        raise QueueUnavailable(f"Redis at {address_of(connection)} refuses the login: {error}") from error
-    except (redis_errors.ConnectionError, redis_errors.TimeoutError) as error:
-        raise QueueUnavailable(f"Redis at {address_of(connection)} can't be reached: {error}") from error
-    except (redis_errors.OutOfMemoryError, redis_errors.ReadOnlyError) as error:
-        raise QueueUnavailable(f"Redis at {address_of(connection)} takes no more writes: {error}") from error
-    except redis_errors.ResponseError as error:
-        if "MISCONF" in str(error):  # Redis can't save to its own disk; not always in front, as pipelines add words
-            raise QueueUnavailable(f"Redis at {address_of(connection)} takes no more writes: {error}") from error
-        raise QueueError(f"Redis at {address_of(connection)} says: {error}") from error
+        raise LoginRefused(f"Redis at {address_of(connection)} refuses the login: {error}") from error
+    except redis_errors.RedisError as error:
+        place = f"Redis at {address_of(connection)}"
+        if (code := refusal_code(error)) is not None:
+            what = "takes no more writes" if code in _NO_WRITES else "can't do this now"
+            raise QueueNotReady(f"{place} {what}: {error}") from error
+        if passes(error):
+            raise QueueUnavailable(f"{place} can't be reached: {error}") from error
+        if isinstance(error, redis_errors.ResponseError):
+            raise QueueError(f"{place} says: {error}") from error
+        raise
 
 
 def replies_to(pipe: Pipeline) -> list[Any]:

@@ -12,6 +12,7 @@ from redis import Redis
 from redis.exceptions import ResponseError
 
 from mlxq.queue.connect import address_of, queue_errors, refuse_cluster
+from mlxq.queue.passing import passes
 
 _NEEDED = "maxmemory-policy noeviction, and appendonly yes or a save rule"
 _SETTINGS = ("maxmemory", "maxmemory-policy", "appendonly", "save")
@@ -29,8 +30,10 @@ def warnings(connection: Redis) -> list[str]:
     with queue_errors(connection):
         try:
             settings = cast("dict[str, str]", connection.config_get(*_SETTINGS))
-        except ResponseError:  # by an ACL, or by who runs it for us
-            settings = {}
+        except ResponseError as error:
+            if passes(error):
+                raise
+            settings = {}  # by an ACL, or by who runs it for us
     if not settings.keys() >= set(_SETTINGS):
         return [f"{place} doesn't let its settings be read, so make sure of them: {_NEEDED}."]
     return [f"{place} {finding}" for finding in (_eviction(settings), _persistence(settings)) if finding]

@@ -21,7 +21,7 @@ from mlxq.cli.progress import Display, progress
 from mlxq.cli.report import EMPTY_HINT, finish
 from mlxq.cli.signals import StopRequest
 from mlxq.cli.terminal import tell
-from mlxq.errors import QueueUnavailable
+from mlxq.errors import QueueNotReady, QueueUnavailable
 from mlxq.files import bulk
 from mlxq.files.input import read_requests
 from mlxq.files.paths import count_lines, refuse_same_file
@@ -111,7 +111,7 @@ def run(
         display = stack.enter_context(progress(count_lines(input_path)))
         turn = _Turn(client, processes, display, stop)
         try:
-            for finding in durability.warnings(client.redis) if is_shared else ():
+            for finding in _findings(client) if is_shared else ():
                 tell(f"Warning: {finding}")
             summary = bulk.process(
                 client,
@@ -127,7 +127,7 @@ def run(
             )
         except QueueUnavailable as error:
             whose = "" if is_shared else "The Redis that this run had started is gone. "
-            raise QueueUnavailable(f"{str(error).rstrip('.')}. {whose}{RESUME_HINT}") from error
+            raise type(error)(f"{str(error).rstrip('.')}. {whose}{RESUME_HINT}") from error
     if summary.interrupted:
         tell(f"Interrupted. {RESUME_HINT}")
     elif summary.total == 0:
@@ -135,6 +135,14 @@ def run(
     if workers:
         _warn_of_other_models(summary, worker_options["model"])
     finish(summary, error_file)
+
+
+def _findings(client: Client) -> list[str]:
+    """What there is to say of the Redis; nothing while it can't be asked: the run itself waits for it, and says so."""
+    try:
+        return durability.warnings(client.redis)
+    except QueueNotReady:
+        return []
 
 
 def _warn_of_other_models(summary: Summary, model: str) -> None:

@@ -17,7 +17,7 @@ import click
 from click.core import ParameterSource
 
 from mlxq.cli.lazy import missing_package
-from mlxq.errors import ConfigError, MlxqError, QueueUnavailable, WorkerFailed
+from mlxq.errors import ConfigError, LoginRefused, MlxqError, QueueUnavailable
 from mlxq.printable import log_printably, printable_lines
 from mlxq_worker import exits
 from mlxq_worker.commands.worker_options import WORKER, all_worker_options, words_of
@@ -78,10 +78,8 @@ def _supervise(config: WorkerConfig, options: list[str], log_level: str) -> None
             command, {"MLXQ_URL": config.url}, verbose=True, tell=logger.warning, on_end=dead_workers.release
         ) as process:
             Supervisor(process, dead_workers, config.grace_s).run()
-    except WorkerGaveUp:
-        sys.exit(1)  # it has said why, where we would
-    except WorkerFailed as error:
-        raise click.ClickException(str(error)) from error
+    except WorkerGaveUp as error:
+        sys.exit(error.exit_code)  # it has said why, where we would
     finally:
         connection.close()
 
@@ -108,8 +106,14 @@ def _work(config: WorkerConfig, log_level: str) -> int:
         return exits.GAVE_UP
     except MlxqError as error:
         click.ClickException(printable_lines(error)).show()
-        return exits.NO_REDIS if isinstance(error, QueueUnavailable) else exits.GAVE_UP
+        return _exit_code(error)
     return batch_worker.exit_code
+
+
+def _exit_code(error: MlxqError) -> int:
+    if isinstance(error, LoginRefused):
+        return exits.NO_LOGIN
+    return exits.NO_REDIS if isinstance(error, QueueUnavailable) else exits.GAVE_UP
 
 
 def _end(code: int) -> NoReturn:

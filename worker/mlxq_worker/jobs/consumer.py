@@ -64,23 +64,23 @@ class Consumer:
         batches = CancelledBatches(store)
         self._completion = Completion(self._active, self.outbox, batches, channel)
         self._claiming = Claiming(store, self._active, self._completion, batches, channel, config)
-        self._leases = Leases(store, presence, self._active, self._completion, batches, channel, config)
+        self._leases = Leases(store, presence, self._active, self.outbox, self._completion, batches, channel, config)
 
     def __repr__(self) -> str:
         return f"Consumer({self._active!r}, ended={self.outbox.num_ended})"
 
     def turn(self, now: float) -> float:
-        """One iteration: writes what has ended, then beats, looks after the dead, prepares and claims.
+        """One iteration: beats, then writes what has ended, looks after the dead, prepares and claims.
 
         Returns how many seconds it can wait for the next turn, if no message comes.
 
         Raises:
             redis.exceptions.RedisError: nothing that has ended is lost; call again.
         """
+        self._leases.beat_if_due(self._state(), now)  # before anything else that Redis may refuse
         self._claiming.note_queued(self.outbox.write(now))
         self._recycle_if_due()
         self._leases.obey()
-        self._leases.beat_if_due(self._state(), now)
         if self._claiming.has_model and self._leases.is_recovery_due(now):
             self.reconcile(now)
             self._claiming.note_queued(self._leases.recover(now))
@@ -89,7 +89,7 @@ class Consumer:
         self._claiming.prepare_some()
         self._claim(now)
         if self._mending.mend_if_due(now):
-            self._presence.restore()
+            self._presence.restore(self._state())
         if self.outbox.has_endings:
             return 0.0
         return min(self._leases.wait_s(now), self._claiming.wait_s(now))
@@ -150,7 +150,7 @@ class Consumer:
 
     def _claim(self, now: float) -> None:
         nothing_left = self._claiming.claim(now) and not self.outbox.has_endings
-        if self._burst and nothing_left and not self.reconcile(now):
+        if self._burst and nothing_left and not self._leases.has_doubts and not self.reconcile(now):
             self._channel.to_decode.put(Drained())
             self._claiming.stop()
 

@@ -1,7 +1,7 @@
 """The thread that owns Redis: receives messages, gives the consumer its turns, and sits out Redis's absences.
 
-While Redis is away the decode thread goes on, and what ends is kept. An error that no waiting can cure goes to the
-decode thread, which then ends the worker.
+While Redis is away, or can't do what it is asked (`mlxq.queue.passing`), the decode thread goes on, and what ends is
+kept. An error that no waiting can cure goes to the decode thread, which then ends the worker.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from collections.abc import Callable
 from queue import Empty
 from threading import Thread
 
-from redis import exceptions as redis_errors
+from redis.exceptions import RedisError, ResponseError
 
 from mlxq.queue.broken_keys import is_wrong_type
+from mlxq.queue.passing import is_refusal, passes
 from mlxq_worker import exits
 from mlxq_worker.jobs.consumer import Consumer
 from mlxq_worker.messages import Channel, Close, IoFailed, StopWorker, ToIo
@@ -27,15 +28,6 @@ logger = logging.getLogger("rq.worker")
 MAX_BACKOFF_S = 10.0
 
 _LEFT_BEHIND = "the jobs go back to the queue when their leases run out"
-_PASSING_ERRORS = (
-    redis_errors.ConnectionError,
-    redis_errors.TimeoutError,
-    redis_errors.ReadOnlyError,
-    redis_errors.OutOfMemoryError,
-    redis_errors.NoScriptError,  # flushed between loading a script and running it; the next try loads it again
-)
-_PASSING_REPLIES = ("LOADING", "MISCONF", "MASTERDOWN", "OOM", "READONLY", "TRYAGAIN")
-"""How Redis's answer begins when it can't do now what it could do before."""
 
 
 class IoThread(Thread):
@@ -43,7 +35,8 @@ class IoThread(Thread):
 
     Args:
         watch: sees whether the decode thread hangs; leases would be extended for ever then.
-        parent_pid: a process without which the worker is to stop.
+        parent: sees whether the process is gone without which the worker is to stop.
+        lease_s: Redis is tried several times within one, so that leases outlive the last pause before it is back.
         first_backoff_s: the pause after a first try that failed; each one in a row doubles it.
         close_s: no try to write what is left starts later than that after `Close`.
         close_timeout_s: for the thread to end, the last of those tries included.
@@ -55,7 +48,8 @@ class IoThread(Thread):
         channel: Channel,
         watch: StepWatch,
         *,
-        parent_pid: int | None = None,
+        parent: ParentWatch | None = None,
+        lease_s: float = float("inf"),
         first_backoff_s: float = 0.2,
         close_s: float = 5.0,
         close_timeout_s: float = 15.0,
@@ -64,8 +58,9 @@ class IoThread(Thread):
         self._consumer = consumer
         self._channel = channel
         self._watch = watch
-        self._parent = ParentWatch(parent_pid) if parent_pid is not None else None
+        self._parent = parent
         self._first_backoff_s = first_backoff_s
+        self._max_backoff_s = min(MAX_BACKOFF_S, lease_s / 4)
         self._close_s = close_s
         self._close_timeout_s = close_timeout_s
         self._backoff_s = 0.0
@@ -115,7 +110,7 @@ class IoThread(Thread):
             self._consumer.reconnected(now, time.monotonic() - self._away_since)
         try:
             return self._consumer.turn(now)
-        except redis_errors.ResponseError as error:
+        except ResponseError as error:
             if not is_wrong_type(error):
                 raise
             return self._consumer.mend(error)
@@ -137,14 +132,15 @@ class IoThread(Thread):
         began = time.monotonic()
         try:
             result = action()
-        except redis_errors.RedisError as error:
-            if not _will_pass(error):
+        except RedisError as error:
+            if not passes(error):
                 raise
             if not self._backoff_s:
                 self._away_since = began
-            self._backoff_s = min(MAX_BACKOFF_S, 2 * self._backoff_s or self._first_backoff_s)
+            self._backoff_s = min(self._max_backoff_s, 2 * self._backoff_s or self._first_backoff_s)
             self._next_try = time.monotonic() + self._backoff_s
-            logger.warning("Redis doesn't answer, next try in %.1f s: %s", self._backoff_s, error)
+            what = "can't do this now" if is_refusal(error) else "doesn't answer"
+            logger.warning("Redis %s, next try in %.1f s: %s", what, self._backoff_s, error)
             return None
         if self._backoff_s:
             logger.info("Redis answers again")
@@ -172,7 +168,3 @@ class IoThread(Thread):
         if self._watch.is_stuck(time.monotonic()):
             logger.critical("No token has come for %.0f s: ending at once; %s", self._watch.timeout_s, _LEFT_BEHIND)
             os._exit(exits.STUCK)  # nothing gentler ends a thread that hangs in the driver
-
-
-def _will_pass(error: redis_errors.RedisError) -> bool:
-    return isinstance(error, _PASSING_ERRORS) or str(error).startswith(_PASSING_REPLIES)

@@ -14,8 +14,9 @@ from mlxq_worker.jobs.active import ActiveJob, ActiveJobs
 from mlxq_worker.jobs.cancelled_batches import CancelledBatches
 from mlxq_worker.jobs.completion import Completion
 from mlxq_worker.jobs.endings import CancelledAs
+from mlxq_worker.jobs.outbox import Outbox
 from mlxq_worker.jobs.presence import Command, Presence
-from mlxq_worker.jobs.store import JobStore
+from mlxq_worker.jobs.store import COME_BACK_S, JobStore
 from mlxq_worker.messages import Cancel, Channel, StopWorker
 from mlxq_worker.timing import Every
 
@@ -23,8 +24,6 @@ logger = logging.getLogger("rq.worker")
 
 BEAT_S = 1.0
 """Between two looks at leases and cancellations."""
-COME_BACK_S = 30.0
-"""By then every worker has noticed that Redis answers again, however long it waits between two tries."""
 COME_BACK_MARGIN_S = 2.0
 """What another worker may have noticed later than we that Redis was away."""
 
@@ -34,6 +33,7 @@ class Leases:
 
     Args:
         active: the jobs whose leases are ours.
+        outbox: those that have left, and whose leases are ours until that is written.
         completion: for those that are cancelled before they have rows, and jobs of dead workers that have to fail.
         config: how long a lease lasts, how often dead workers are looked for.
     """
@@ -43,6 +43,7 @@ class Leases:
         store: JobStore,
         presence: Presence,
         active: ActiveJobs,
+        outbox: Outbox,
         completion: Completion,
         batches: CancelledBatches,
         channel: Channel,
@@ -51,12 +52,19 @@ class Leases:
         self._store = store
         self._presence = presence
         self._active = active
+        self._outbox = outbox
         self._completion = completion
         self._batches = batches
         self._channel = channel
+        self._num_doubtful = 0
         self._lease_s = config.lease_s
         self._beat_timer = Every(min(BEAT_S, config.lease_s / 4))
         self._recovery_timer = Every(config.maintenance_s)
+
+    @property
+    def has_doubts(self) -> bool:
+        """Whether there may be jobs to take over soon: their leases have run out, and it is too early to say why."""
+        return self._num_doubtful > 0
 
     def wait_s(self, now: float) -> float:
         """How long no beat is due."""
@@ -68,13 +76,16 @@ class Leases:
             self._obey(command)
 
     def beat_if_due(self, state: WorkerStatus, now: float) -> None:
-        """Extend the leases and say that the worker lives; drop what is cancelled or not ours any more."""
+        """Extend the leases and say that the worker lives; drop what is cancelled or not ours any more.
+
+        What has left and isn't written yet is still ours in Redis's eyes, and nobody else may take it.
+        """
         if not self._beat_timer.is_due(now):
             return
-        self._presence.beat(state)
         everything = list(self._active)
-        states = self._store.beat([active.job for active in everything], now) if everything else []
-        for active, lease in zip(everything, states, strict=True):
+        states = self._store.beat([active.job for active in everything] + self._outbox.jobs(), now)
+        self._presence.beat(state)
+        for active, lease in zip(everything, states, strict=False):
             if lease == "lost":
                 self._lose(active)
             elif lease == "canceled":
@@ -95,6 +106,7 @@ class Leases:
         """
         come_back_s = min(COME_BACK_S, self._lease_s)
         recovered = self._store.recover_expired(now, only_abandoned=self._store.uptime_s() < come_back_s)
+        self._num_doubtful = recovered.num_doubtful
         if recovered.num_requeued:
             logger.warning("Requeued %d jobs of a worker that died", recovered.num_requeued)
         for job in recovered.struck_out:
@@ -106,7 +118,7 @@ class Leases:
         anybody takes their jobs and gives them strikes, they get time to come back as well. No more than they need,
         or a connection that breaks again and again would keep us from it for ever: their pauses double, so that twice
         our own absence is plenty."""
-        self._recovery_timer.postpone(now, min(COME_BACK_S, 2 * away_s + COME_BACK_MARGIN_S))
+        self._recovery_timer.postpone(now, min(COME_BACK_S, self._lease_s, 2 * away_s + COME_BACK_MARGIN_S))
 
     def _lose(self, active: ActiveJob) -> None:
         logger.warning("Job %s isn't ours any more: its lease is gone", active.job.job_id)

@@ -12,11 +12,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from redis.client import PubSub
+from redis.exceptions import RedisError
 from rq import worker_registration
 from rq.command import parse_payload
+from rq.utils import now, utcformat
 from rq.worker import BaseWorker, WorkerStatus
 
+from mlxq_worker.jobs.store import script
+
 logger = logging.getLogger("rq.worker")
+
+TTL_MARGIN_S = 60
+"""What RQ adds to a worker's lifetime."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,33 +40,50 @@ class Presence:
 
     def __init__(self, worker: BaseWorker) -> None:
         self._worker = worker
-        self._pubsub = worker.connection.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
-        self._pubsub.subscribe(worker.pubsub_channel_name)
+        self._say_present = worker.connection.register_script(script("present"))
+        self._pubsub: PubSub | None = self._subscribed()
 
     def beat(self, state: WorkerStatus) -> None:
         """Say that the worker lives and what it does. An entry that expired or was flushed is written anew."""
         worker = self._worker
-        with worker.connection.pipeline() as pipe:
-            worker.heartbeat(pipeline=pipe)
-            worker.set_state(state, pipeline=pipe)
-            num_new_fields = pipe.execute()[0]
-        if num_new_fields:
+        worker.last_heartbeat = now()
+        args: list[str | int] = [utcformat(worker.last_heartbeat), state, worker.worker_ttl + TTL_MARGIN_S]
+        if not self._say_present(keys=[worker.key, worker.executions_key], args=args):
             logger.warning("Redis had no entry of this worker any more: its data was lost, or we were away for long")
-            self.restore()
+            self.restore(state)
 
     def commands(self) -> Iterator[Command]:
-        """The commands that have come since the last call; doesn't wait."""
-        while message := self._pubsub.get_message(timeout=0.0):
-            if command := _read(message):
-                yield command
+        """The commands that have come since the last call; doesn't wait.
+
+        Raises:
+            redis.exceptions.RedisError: none can be had now; the next call subscribes again.
+        """
+        pubsub = self._pubsub = self._pubsub or self._subscribed()
+        try:
+            while message := pubsub.get_message(timeout=0.0):
+                if command := _read(message):
+                    yield command
+        except RedisError:
+            # It may have been the answer to our subscription, which a busy Redis refuses.
+            self.close()
+            raise
 
     def close(self) -> None:
-        self._pubsub.close()
+        """Hear of no more commands."""
+        if self._pubsub is not None:
+            self._pubsub.close()
+            self._pubsub = None
 
-    def restore(self) -> None:
+    def _subscribed(self) -> PubSub:
+        pubsub: PubSub = self._worker.connection.pubsub(ignore_subscribe_messages=True)  # type: ignore[no-untyped-call]
+        pubsub.subscribe(self._worker.pubsub_channel_name)
+        return pubsub
+
+    def restore(self, state: WorkerStatus) -> None:
         """Write the worker's entry anew, and list it."""
         worker = self._worker
         with worker.connection.pipeline() as pipe:
+            worker.set_state(state, pipeline=pipe)
             pipe.hset(worker.key, mapping=worker.serialize())
             worker_registration.register(worker, pipe)
             pipe.execute()

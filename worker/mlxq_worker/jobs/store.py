@@ -32,6 +32,7 @@ from rq.worker_registration import clean_worker_registry
 from mlxq import keys
 from mlxq.queue import rq_keys, scripts
 from mlxq.queue.broken_keys import BrokenKey, mend
+from mlxq.queue.passing import passes
 from mlxq_worker.jobs.claimed import ClaimedJob
 from mlxq_worker.jobs.endings import Ending
 from mlxq_worker.traces import trace_of
@@ -48,6 +49,10 @@ MAX_STRIKES = 3
 FIRST_DELAY_S = 1.0
 """Before a job with one strike is tried again; twice that with two, and so on."""
 MAX_DELAY_S = 60.0
+QUIET_S = 5.0
+"""Every worker beats once a second. If none has for so long, Redis was probably away, or took no writes."""
+COME_BACK_S = 30.0
+"""By then every worker has noticed that Redis works again, however long it waits between two tries."""
 _WRONG_TYPE = "WRONGTYPE"
 
 RECOVER_LIMIT = 500
@@ -65,10 +70,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """Jobs of workers that died: how many went back, and those that are ours now because they have to fail."""
+    """Jobs of workers that died: how many went back, and those that are ours now because they have to fail. Of
+    `num_doubtful` more nobody knows yet whether their workers live."""
 
     num_requeued: int
     struck_out: list[ClaimedJob]
+    num_doubtful: int
 
 
 def script(name: str) -> str:
@@ -132,7 +139,7 @@ class JobStore:
     def beat(self, jobs: Sequence[ClaimedJob], now: float) -> list[LeaseState]:
         """Extend the leases. Says of each job whether it is still ours, canceled (RQ's `Job.cancel`), or lost."""
         entries = [(job.queue, job.job_id, job.execution_id) for job in jobs]
-        states = cast("list[int]", self._beat(args=self._args(now, jobs=entries)))
+        states = cast("list[int]", self._beat(args=self._args(now, queues=self._queues, jobs=entries)))
         return [_LEASE_STATES[state] for state in states]
 
     def cancelled_batches(self, batches: Collection[str]) -> set[str]:
@@ -186,7 +193,9 @@ class JobStore:
             return float("inf")
         try:
             return float(self._redis.info("server")["uptime_in_seconds"])
-        except (redis_errors.ResponseError, KeyError):  # an embedded one, which hangs up on it, or an ACL
+        except (redis_errors.ResponseError, KeyError) as error:  # an embedded one, which hangs up on it, or an ACL
+            if passes(error):
+                raise
             self._tells_uptime = False
             return float("inf")
 
@@ -196,13 +205,15 @@ class JobStore:
         parameters: dict[str, Any] = {"max_strikes": MAX_STRIKES, "limit": RECOVER_LIMIT, "seed": uuid4().hex}
         parameters["only_abandoned"] = only_abandoned
         reply = self._recover(args=self._args(now, queues=self._queues, **parameters))
-        num_requeued, struck_out = cast("tuple[int, list[list[bytes | None]]]", reply)
-        return Recovered(num_requeued, [ClaimedJob.read(job, now) for job in struck_out])
+        num_requeued, struck_out, num_doubtful = cast("tuple[int, list[list[bytes | None]], int]", reply)
+        return Recovered(num_requeued, [ClaimedJob.read(job, now) for job in struck_out], num_doubtful)
 
-    def abandon(self, worker_name: str, now: float) -> list[str]:
-        """End the leases of all jobs of a worker, for it is dead: the next `recover_expired`, anybody's, takes its
-        jobs. Returns their ids. A worker that lives after all registers again with its next beat."""
-        jobs = cast("list[bytes]", self._abandon(args=self._args(now, queues=self._queues, dead=worker_name)))
+    def abandon(self, worker_name: str, now: float, *, has_died: bool = True) -> list[str]:
+        """End the leases of all jobs of a worker, for it is gone. If it has died, the next `recover_expired`,
+        anybody's, takes its jobs; if it has ended in peace, they are back in their queues. Returns their ids. A worker
+        that lives after all registers again with its next beat."""
+        parameters: dict[str, Any] = {"queues": self._queues, "dead": worker_name, "has_died": has_died}
+        jobs = cast("list[bytes]", self._abandon(args=self._args(now, **parameters)))
         return [job.decode(errors="replace") for job in jobs]
 
     def mend(self) -> list[BrokenKey]:
@@ -223,6 +234,7 @@ class JobStore:
         moment = datetime.fromtimestamp(now, UTC)
         times = {"now": f"{now:.6f}", "now_iso": utcformat(moment)}
         lease = {"lease_s": self._lease_s, "lease_clock": self._lease_clock}
+        lease |= {"quiet_s": min(QUIET_S, 0.75 * self._lease_s), "come_back_s": min(COME_BACK_S, self._lease_s)}
         lease |= {"delay_s": FIRST_DELAY_S, "max_delay_s": MAX_DELAY_S}
         return [RQ_KEY_PREFIX, msgspec.json.encode({"worker": self._worker, **times, **lease, **parameters})]
 
@@ -259,9 +271,9 @@ class JobStore:
             ended = Job.fetch(job.job_id, connection=self._redis, serializer=JSONSerializer)
             release_slot(ended)
             self._queue(job.queue).enqueue_dependents(ended)
-        except (redis_errors.ConnectionError, redis_errors.TimeoutError):
-            raise  # to be repeated
-        except Exception as error:  # noqa: BLE001 - whatever it is, it costs those jobs only
+        except Exception as error:  # whatever it is, it costs those jobs only
+            if passes(error):
+                raise  # to be repeated
             logger.error("What waits for job %s can't be enqueued: %s", job.job_id, trace_of(error))
 
     def _queue(self, name: str) -> Queue:

@@ -36,26 +36,33 @@ class DeadWorkers:
         self._redis = connection
         self._queues = [Queue(name, connection=connection, serializer="json") for name in queues]
         self._store = JobStore(connection, "mlxq-supervisor", queues)
+        self._unreleased: dict[str, bool] = {}
 
-    def release(self, worker_name: str) -> None:
-        """This worker is dead: end the leases of its jobs."""
+    def release(self, worker_name: str, has_died: bool = True) -> None:
+        """This worker is gone: end the leases of its jobs, which get a strike only if it has died. While Redis is away
+        that is tried again with each `release_silent`."""
         try:
-            self._release(worker_name)
+            self._release(worker_name, has_died=has_died)
         except RedisError as error:
-            logger.warning("The jobs of worker %s wait for their leases to run out: %s", worker_name, error)
+            self._unreleased[worker_name] = has_died
+            logger.warning("The jobs of worker %s wait for their leases, or for Redis: %s", worker_name, error)
 
     def release_silent(self) -> None:
         """Do so for every worker of this host that is dead and silent: those that a reboot or a kill -9 left behind."""
         try:
+            for worker_name, has_died in list(self._unreleased.items()):
+                self._release(worker_name, has_died=has_died)
+                del self._unreleased[worker_name]
             for key in set().union(*(get_keys(queue) for queue in self._queues)):
                 if self._is_dead(key):
                     self._release(key.removeprefix(_KEY_PREFIX))
         except RedisError as error:
             logger.debug("No look for dead workers: %s", error)
 
-    def _release(self, worker_name: str) -> None:
-        if jobs := self._store.abandon(worker_name, time.time()):
-            logger.warning("Worker %s died with %d jobs in hand: %s", worker_name, len(jobs), ", ".join(jobs))
+    def _release(self, worker_name: str, *, has_died: bool = True) -> None:
+        if jobs := self._store.abandon(worker_name, time.time(), has_died=has_died):
+            how = "died" if has_died else "ended"
+            logger.warning("Worker %s %s with %d jobs in hand: %s", worker_name, how, len(jobs), ", ".join(jobs))
 
     def _is_dead(self, key: str) -> bool:
         entry = self._redis.hmget(key, "hostname", "pid", "last_heartbeat")

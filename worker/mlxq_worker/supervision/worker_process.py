@@ -33,6 +33,14 @@ ERROR = "\nError: "
 class WorkerGaveUp(WorkerFailed):
     """The worker has said itself that it can't work."""
 
+    exit_code = 2
+
+
+class WorkerFoundNoRedis(WorkerGaveUp):
+    """Redis wasn't there when the worker started."""
+
+    exit_code = 3
+
 
 class Life:
     """One process from its start to its end.
@@ -87,7 +95,8 @@ class WorkerProcess:
         variables: laid over this process's environment.
         verbose: let it write to our stderr; otherwise its last lines are kept for the error message.
         tell: hears of a death after which it is started again.
-        on_end: called with the worker's name in Redis whenever a process that may have claimed jobs has ended.
+        on_end: called whenever a process that may have claimed jobs has ended, with the worker's name in Redis and
+            whether it has died: then it was not asked to end, or didn't do so by itself.
         stop_timeout_s: how long `stop` waits before it kills.
     """
 
@@ -98,7 +107,7 @@ class WorkerProcess:
         *,
         verbose: bool = False,
         tell: Callable[[str], object],
-        on_end: Callable[[str], object],
+        on_end: Callable[[str, bool], object],
         stop_timeout_s: float = STOP_TIMEOUT_S,
     ) -> None:
         self._command = list(command)
@@ -132,6 +141,7 @@ class WorkerProcess:
             Whether it has just ended in peace, as it does when somebody asks it to; the next `check` starts it again.
 
         Raises:
+            WorkerFoundNoRedis: it says that Redis isn't there, which it has never been.
             WorkerGaveUp: it says that it can't work.
             WorkerFailed: it has died too often before it was ready.
         """
@@ -175,17 +185,18 @@ class WorkerProcess:
         life.close()
         self._life = None
         if life.ready_at is not None:
-            self._on_end(life.name)
+            self._on_end(life.name, life.process.returncode not in exits.IN_PEACE)
 
     def _ended(self, life: Life, code: int, now: float) -> bool:
         self._was_ready |= life.ready_at is not None
         self._close(life, now)
         if code == exits.START_AGAIN:
             return False
-        if code in (exits.USAGE, exits.GAVE_UP) or (code == exits.NO_REDIS and not self._was_ready):
-            raise WorkerGaveUp(f"the worker can't work: {self._reason(code)}")
+        if code in (exits.USAGE, exits.GAVE_UP) or (code in exits.WAITS and not self._was_ready):
+            gave_up = WorkerFoundNoRedis if code == exits.NO_REDIS else WorkerGaveUp
+            raise gave_up(f"the worker can't work: {self._reason(code)}")
         ready_s = None if life.ready_at is None else now - life.ready_at
-        if code == exits.NO_REDIS:
+        if code in exits.WAITS:
             ready_s = 0.0  # not its fault: it waits for Redis, however long that takes
         death = f"last with {_named(code)}:{self._last_words() or ' its output went to stderr'}"
         pause_s = self._restarts.pause_s(ready_s, death)

@@ -1,4 +1,5 @@
 --- @include "ended"
+--- @include "when_full"
 -- Ends jobs that still wait, each with its answer: those that RQ still calls queued.
 -- KEYS: batch hash, batch jobs, batch events, RQ's registry of cancelled jobs, then per job its hash and its results.
 -- ARGV: now (Unix s), now (RQ's text), job ttl (s), batch ttl (s), then per job its id and its answer.
@@ -6,6 +7,7 @@
 local batch = {hash = KEYS[1], jobs = KEYS[2], events = KEYS[3], ttl = tonumber(ARGV[4])}
 local registry, now, now_text, job_ttl = KEYS[4], ARGV[1], ARGV[2], ARGV[3]
 local num_ended = 0
+pass_when_full()
 make_room('zset', registry)
 for i = 5, #KEYS, 2 do
   local job, results, id, answer = KEYS[i], KEYS[i + 1], ARGV[i], ARGV[i + 1]

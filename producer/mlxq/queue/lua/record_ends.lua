@@ -1,4 +1,5 @@
 --- @include "ended"
+--- @include "when_full"
 -- Records the ends of jobs that RQ's own tools ended or deleted.
 -- KEYS: batch hash, batch jobs, batch events, then per job its hash and its executions.
 -- ARGV: the event up to which the caller has read, batch ttl (s), code of lost jobs, then per job its id.
@@ -32,6 +33,7 @@ for i = 4, #KEYS, 2 do
   if redis.call('ZSCORE', batch.jobs, id) then -- else collected and forgotten since the caller looked
     local outcome, code = end_of(job, executions)
     if outcome then
+      pass_when_full()
       if not code then redis.call('HSET', job, 'mlxq_outcome', outcome) end
       record_end(batch, {job = id, outcome = outcome, code = code})
       num_recorded = num_recorded + 1

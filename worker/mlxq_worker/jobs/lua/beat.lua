@@ -1,7 +1,10 @@
---- @include "common"
+--- @include "pulse"
+--- @include "when_full"
 -- Extends the leases of p.jobs, a list of {queue, job, execution}, once a third of a lease has gone by.
 -- Returns for each job: 0 held, 1 canceled by somebody (rq.job.Job.cancel), 2 lost.
 local states = {}
+pass_when_full()
+for _, queue in ipairs(p.queues) do note_beat(queue) end
 for i, entry in ipairs(p.jobs) do
   local queue, job, execution = entry[1], entry[2], entry[3]
   local lease_end = holds_lease(queue, job, execution)

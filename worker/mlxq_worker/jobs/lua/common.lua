@@ -56,6 +56,8 @@ local function extend_lease(queue, job, execution)
   make_room('zset', executions_key(job))
   redis.call('ZADD', executions_key(job), string.format('%.6f', now + lease + 60), execution)
   redis.call('EXPIRE', executions_key(job), ttl + 60)
+  redis.call('SADD', worker_executions_key(p.worker), job .. ':' .. execution)
+  redis.call('EXPIRE', worker_executions_key(p.worker), ttl + 60)
   redis.call('HSET', job_key(job), 'last_heartbeat', p.now_iso)
 end
 
@@ -77,8 +79,6 @@ local function open_execution(queue, job, execution)
   redis.call('HSET', execution_key(job, execution),
     'id', execution, 'job_id', job, 'created_at', p.now, 'worker_name', p.worker)
   extend_lease(queue, job, execution)
-  redis.call('SADD', worker_executions_key(p.worker), job .. ':' .. execution)
-  redis.call('EXPIRE', worker_executions_key(p.worker), math.ceil(p.lease_s) + 60)
   redis.call('HSET', job_key(job), 'status', 'started', 'started_at', p.now_iso, 'worker_name', p.worker)
   redis.call('PERSIST', job_key(job))
 end

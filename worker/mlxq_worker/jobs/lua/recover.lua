@@ -1,9 +1,12 @@
---- @include "common"
+--- @include "pulse"
+--- @include "when_full"
 -- Takes up to p.limit jobs per queue from workers that let their leases run out, and gives each a strike; with
--- p.only_abandoned from none but those that are known to be dead.
+-- p.only_abandoned, or while nobody can be blamed for that, from none but those that are known to be dead.
 -- Jobs go back to their queue, in their old order; one with p.max_strikes is leased to this worker
--- instead, so that it can be failed. Returns {how many went back, the jobs to fail}.
-local put_back_jobs, struck_out = 0, {}
+-- instead, so that it can be failed. Returns {how many went back, the jobs to fail, how many leases have run out that may
+-- yet be extended}.
+local put_back_jobs, struck_out, num_doubtful = 0, {}, 0
+pass_when_full()
 
 -- Leases that were beaten together end together, so their order says nothing. That of the claims does: by time, and
 -- within one claim by the number at the end of the execution id.
@@ -14,7 +17,10 @@ end
 
 local function expired_leases(queue)
   make_room('zset', wip_key(queue))
-  local leases, latest = {}, string.format('%.6f', p.only_abandoned and ABANDONED or lease_now())
+  local only_abandoned = p.only_abandoned or not is_silence_telling(queue)
+  local now = string.format('%.6f', lease_now())
+  local leases, latest = {}, only_abandoned and tostring(ABANDONED) or now
+  if only_abandoned then num_doubtful = num_doubtful + redis.call('ZCOUNT', wip_key(queue), '(' .. ABANDONED, now) end
   for _, entry in ipairs(redis.call('ZRANGEBYSCORE', wip_key(queue), 0, latest, 'LIMIT', 0, p.limit)) do
     local job, execution = string.match(entry, '^([^:]*):(.*)$')
     if not job or not is_ours('hash', job_key(job)) then
@@ -47,4 +53,4 @@ for _, queue in ipairs(p.queues) do
     end
   end
 end
-return {put_back_jobs, struck_out}
+return {put_back_jobs, struck_out, num_doubtful}
