@@ -14,13 +14,14 @@ from mlxq import keys
 from mlxq.cli import options
 from mlxq.cli.patience import ANSWER_S, Patience
 from mlxq.cli.report import EMPTY_HINT, counted
+from mlxq.cli.terminal import show, tell
 from mlxq.errors import QueueUnavailable
 from mlxq.files.input import BadLine, read_requests
 from mlxq.files.read_ahead import ReadAhead
 from mlxq.queue.answers import Answer
 from mlxq.queue.batch import POLL_S
 from mlxq.queue.client import Batch, Client
-from mlxq.queue.connect import DEFAULT_URL
+from mlxq.queue.connect import DEFAULT_URL, refuse_cluster
 from mlxq.requests.openai import ParsedLine, text_request
 from mlxq.results.read_back import calls_of, choices_of, error_message_of, text_of
 
@@ -58,18 +59,19 @@ def enqueue(
     if max_tokens is not None:
         defaults = {**defaults, "max_tokens": max_tokens}
     client = Client(url or DEFAULT_URL, queue)
+    batch = client.open(batch_id)
+    refuse_cluster(client.redis)
     if prompt is not None:
         line = text_request(prompt, custom_id="prompt", chat=chat, defaults=defaults)
         patience = Patience() if wait else Patience(ANSWER_S)
-        batch = client.open(batch_id)
         patience(lambda: _submit_prompt(batch, line))
         if wait:
             _print_answer(client, batch, patience)
         else:
-            click.echo(batch.id)
+            show(batch.id)
     elif input_path is not None:
         lines = read_requests(input_path, chat_text=chat, allow_unknown=allow_unknown_params, defaults=defaults)
-        _enqueue_file(client.open(batch_id), _GoodLines(lines))
+        _enqueue_file(batch, _GoodLines(lines))
 
 
 def _check_usage(input_path: Path | None, prompt: str | None, wait: bool) -> None:
@@ -106,7 +108,7 @@ class _GoodLines:
                 yield line
             else:
                 self.num_bad += 1
-                click.echo(f"line {line.line_number}: {line.error.message}", err=True)
+                tell(f"line {line.line_number}: {line.error.message}")
 
 
 def _enqueue_file(batch: Batch, lines: _GoodLines) -> None:
@@ -120,20 +122,20 @@ def _enqueue_file(batch: Batch, lines: _GoodLines) -> None:
         patience(batch.seal)
     except QueueUnavailable as error:
         raise type(error)(f"{error}; to complete the batch, add --batch-id {batch.id}") from error
-    click.echo(f"{counted(num_new, 'request')} enqueued, {counted(lines.num_bad, 'line')} refused", err=True)
+    tell(f"{counted(num_new, 'request')} enqueued, {counted(lines.num_bad, 'line')} refused")
     if num_changed:
         there = f"The batch has {counted(num_changed, 'request')} with other content"
-        click.echo(f"{there}, which stay as they are; use another --batch-id.", err=True)
+        tell(f"{there}, which stay as they are; use another --batch-id.")
     if not lines.num_read:
-        click.echo(EMPTY_HINT, err=True)
-    click.echo(batch.id)
+        tell(EMPTY_HINT)
+    show(batch.id)
     if lines.num_bad or num_changed:
         raise SystemExit(1)
 
 
 def _print_answer(client: Client, batch: Batch, patience: Patience) -> None:
     if patience(client.num_workers) == 0:
-        click.echo(f"no worker serves queue {batch.queue} yet; waiting for one", err=True)
+        tell(f"no worker serves queue {batch.queue} yet; waiting for one")
     answers: list[Answer] = []
     collector = batch.collector()
     while not patience(collector.is_done):
@@ -148,8 +150,8 @@ def _print_choices(choices: Sequence[Mapping[str, Any]]) -> None:
     """Text and calls, each call as a line of JSON; with several answers, stderr numbers them."""
     for number, choice in enumerate(choices, start=1):
         if len(choices) > 1:
-            click.echo(f"answer {number} of {len(choices)}:", err=True)
+            tell(f"answer {number} of {len(choices)}:")
         if (text := text_of(choice)) is not None:
-            click.echo(text)
+            show(text)
         for call in calls_of(choice):
-            click.echo(json.dumps(call, ensure_ascii=False))
+            show(json.dumps(call, ensure_ascii=False))

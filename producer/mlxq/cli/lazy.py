@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from mlxq.errors import ConfigError, MlxqError
+from mlxq.printable import printable_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class CommandFailed(click.ClickException):
     """An error of ours as click shows it."""
 
     def __init__(self, error: MlxqError) -> None:
-        super().__init__(str(error))
+        super().__init__(printable_lines(error))
         self.exit_code = error.exit_code  # type: ignore[misc]  # click's commands all have one, ours depends
 
 
@@ -75,9 +76,13 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(printable_lines(error)) from error
     except MlxqError as error:
         raise CommandFailed(error) from error
+    except click.ClickException as error:
+        if type(error) is not click.ClickException:  # a wrong option, say: the user's own words
+            raise
+        raise click.ClickException(printable_lines(error.message)) from error
     except ModuleNotFoundError as error:
         if (missing := missing_package(error)) is None:
             raise

@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from mlxq import keys
+from mlxq.queue.client import Client
+from mlxq.queue.connect import DEFAULT_URL, refuse_cluster
 from mlxq.requests.openai import check_defaults
 
 SETTINGS = {"auto_envvar_prefix": "MLXQ", "show_default": True}
@@ -42,6 +44,18 @@ class ResultFile(click.Path):
         if str(value) == "-":
             self.fail("answers go to a file, not to standard output; a file called - is ./-", param, ctx)
         return super().convert(value, param, ctx)
+
+
+def open_client(url: str | None, queue: str = keys.DEFAULT_QUEUE) -> Client:
+    """The client of a command, once its Redis is known to be one that mlxq can use.
+
+    Raises:
+        ConfigError: the URL can't be read, or leads to a Redis Cluster.
+        QueueUnavailable: Redis can't be reached.
+    """
+    client = Client(url or DEFAULT_URL, queue)
+    refuse_cluster(client.redis)
+    return client
 
 
 error_file = click.option(

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
-import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
 
+from mlxq.cli.terminal import tell
 from mlxq.files.tally import Tally
 
 LOG_EVERY_S = 10.0
@@ -155,7 +155,7 @@ class Log:
             self._logged = now
             of_total = "" if self._total is None else f"/{self._total:,}"
             text = describe(tally, self._meter, self._total, note())
-            click.echo(", ".join(filter(None, (f"{tally.num_done:,}{of_total} requests", text))), err=True)
+            tell(", ".join(filter(None, (f"{tally.num_done:,}{of_total} requests", text))))
 
 
 def describe(tally: Tally, meter: RateMeter, total: int | None, note: str) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-import click
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from mlxq.cli.progress import duration
+from mlxq.cli.terminal import cell, tell
 from mlxq.files.tally import Summary
 
 EMPTY_HINT = "The input holds no requests."
@@ -18,28 +17,26 @@ LIMIT_HINT = "Answers that end on max_tokens or context_length are cut short."
 LIMITS = ("max_tokens", "context_length")
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, plural: str | None = None) -> str:
     """``1 worker``, ``2 workers``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def print_summary(summary: Summary, error_file: Path, *, with_rate: bool) -> None:
     """The closing words of `run` and `collect`."""
-    click.echo(headline(summary, with_rate=with_rate), err=True)
+    tell(headline(summary, with_rate=with_rate))
     console = Console(stderr=True)
     if summary.stops:
         console.print(_stop_table(summary))
     if summary.error_codes:
         console.print(_error_table(summary))
-        click.echo(f"What was wrong with each of them is in {error_file}.", err=True)
+        tell(f"What was wrong with each of them is in {error_file}.")
     if any(stop.type in LIMITS for stop in summary.stops):
-        click.echo(LIMIT_HINT, err=True)
+        tell(LIMIT_HINT)
     if summary.unasked:
-        click.echo(f"The output file also holds {counted(summary.unasked, 'answer')} to other requests.", err=True)
+        tell(f"The output file also holds {counted(summary.unasked, 'answer')} to other requests.")
     if summary.unasked_failures:
-        click.echo(
-            f"The error file also holds {counted(summary.unasked_failures, 'failure')} of other requests.", err=True
-        )
+        tell(f"The error file also holds {counted(summary.unasked_failures, 'failure')} of other requests.")
 
 
 def headline(summary: Summary, *, with_rate: bool = True) -> str:
@@ -70,13 +67,12 @@ def finish(summary: Summary, error_file: Path, *, with_rate: bool = True) -> Non
 def _stop_table(summary: Summary) -> Table:
     table = Table("stopped by", "token or string", "choices", title="Why answers stopped", title_justify="left")
     for stop in summary.stops:
-        # As Text: a token such as [/INST] would be taken for markup.
-        table.add_row(stop.type, Text("" if stop.token is None else repr(stop.token)[1:-1]), f"{stop.count:,}")
+        table.add_row(cell(stop.type), cell("" if stop.token is None else repr(stop.token)[1:-1]), f"{stop.count:,}")
     return table
 
 
 def _error_table(summary: Summary) -> Table:
     table = Table("code", "requests", title="What failed", title_justify="left")
     for code, count in summary.error_codes:
-        table.add_row(Text(code), f"{count:,}")
+        table.add_row(cell(code), f"{count:,}")
     return table

@@ -6,8 +6,10 @@ instead of doubling it. Sees requests as already parsed lines and answers as out
 
 from __future__ import annotations
 
+import logging
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import cast
@@ -20,12 +22,16 @@ from rq.serializers import JSONSerializer
 
 from mlxq import keys
 from mlxq.errors import BatchNotFound, QueueError
+from mlxq.queue import rq_keys
 from mlxq.queue.answers import RECONCILE_S, Answer, Collector, EndedJob, chunked
+from mlxq.queue.broken_keys import kinds_of_batch, mend, naming
 from mlxq.queue.cancel import ask_to_cancel, end_queued, stop_running, take_out
 from mlxq.queue.connect import queue_errors, transact
 from mlxq.queue.content import content_hashes
 from mlxq.queue.reconcile import ends_of, gone, num_open, take_back
 from mlxq.requests.openai import ParsedLine
+
+logger = logging.getLogger("mlxq")
 
 MAX_RETRIES = 3
 """Times that a job whose worker died goes back to the queue."""
@@ -62,6 +68,19 @@ class BatchCounts:
     prompt_tokens: int
     completion_tokens: int
     stops: tuple[StopCount, ...]
+
+    @classmethod
+    def read(cls, batch_id: str, fields: Mapping[bytes, bytes]) -> BatchCounts:
+        """The counts in a batch's hash.
+
+        Raises:
+            QueueError: what is in there are no counts.
+        """
+        try:
+            return _counts(batch_id, {name.decode(): value.decode() for name, value in fields.items()})
+        except (ValueError, KeyError) as error:
+            key = keys.batch(batch_id)
+            raise QueueError(f"the key {key} holds something else than a batch ({error}): delete it") from error
 
     @property
     def num_ended(self) -> int:
@@ -120,6 +139,7 @@ class Batch:
     def seal(self) -> None:
         """Say that everything is enqueued, so that `as_completed` and `wait` come to an end."""
         with queue_errors(self._redis), self._redis.pipeline() as pipe:
+            self._make_room(self._redis, ())
             self._describe(pipe)
             pipe.hset(keys.batch(self.id), "sealed", "1")
             pipe.execute()
@@ -149,7 +169,7 @@ class Batch:
             return 0.0
         oldest_ms = int(entries[-1][0].split(b"-")[0])
         age_ms: int = now_s * 1000 + now_us // 1000 - oldest_ms
-        num_answered: int = sum(fields[b"status"] == b"finished" for _, fields in entries)
+        num_answered: int = sum(fields.get(b"status") == b"finished" for _, fields in entries)
         return num_answered * 1000 / max(1, age_ms)
 
     def collector(self, *, reconcile_s: float | None = None) -> Collector:
@@ -187,7 +207,7 @@ class Batch:
         Raises:
             BatchNotFound: the batch is gone.
         """
-        with queue_errors(self._redis):
+        with queue_errors(self._redis), naming(self._redis, kinds_of_batch(self.id)):
             if not ask_to_cancel(self._redis, self.id):
                 raise self._not_found()
             take_out(self._redis, self.queue, self.id)
@@ -205,10 +225,11 @@ class Batch:
             return stop_running(self._redis, self.queue, job_id)
 
     def _read_counts(self) -> BatchCounts:
-        fields = cast("dict[bytes, bytes]", self._redis.hgetall(keys.batch(self.id)))
+        with naming(self._redis, kinds_of_batch(self.id)):
+            fields = cast("dict[bytes, bytes]", self._redis.hgetall(keys.batch(self.id)))
         if not fields:
             raise self._not_found()
-        return _counts(self.id, {name.decode(): value.decode() for name, value in fields.items()})
+        return BatchCounts.read(self.id, fields)
 
     def _job_ids_from(self, start: int) -> list[bytes]:
         with queue_errors(self._redis):
@@ -244,6 +265,7 @@ class Batch:
         return num_added
 
     def _enqueue_new(self, requests: dict[str, tuple[int, ParsedLine]], pipe: Pipeline) -> int:
+        self._make_room(pipe, requests)
         self._check_open(pipe)
         known = pipe.zmscore(keys.batch_jobs(self.id), list(requests))
         new = [job_id for job_id, score in zip(requests, known, strict=True) if score is None]
@@ -261,6 +283,15 @@ class Batch:
             pipe.hincrby(keys.batch(self.id), "total", len(new))
         return len(new) + len(lost)
 
+    def _make_room(self, connection: Redis | Pipeline, job_ids: Iterable[str]) -> None:
+        """What a stranger has put under a key would be refused in the middle of a transaction, whose other commands
+        count all the same."""
+        kinds = rq_keys.kinds_for_producer(self.queue, job_ids)
+        kinds |= {key: kind for key, kind in kinds_of_batch(self.id).items() if key != keys.batch(self.id)}
+        kinds[keys.BATCHES] = "zset"
+        for broken in mend(connection, kinds):
+            logger.warning("%s", broken)
+
     def _watch_lost(self, pipe: Pipeline, job_ids: list[str]) -> list[str]:
         """Those of the batch's jobs that Redis has no longer. Nobody may add or record them while we do."""
         lost = gone(pipe, job_ids)
@@ -269,7 +300,8 @@ class Batch:
         return gone(pipe, lost)
 
     def _check_open(self, pipe: Pipeline) -> None:
-        queue, cancelled = cast("list[bytes | None]", pipe.hmget(keys.batch(self.id), "queue", "cancelled"))
+        with naming(self._redis, kinds_of_batch(self.id)):
+            queue, cancelled = cast("list[bytes | None]", pipe.hmget(keys.batch(self.id), "queue", "cancelled"))
         if queue is not None and queue.decode() != self.queue:
             raise QueueError(f"batch {self.id!r} is in queue {queue.decode()!r}, not in {self.queue!r}")
         if cancelled == b"1":
@@ -305,11 +337,16 @@ class Batch:
 
 
 def _counts(batch_id: str, fields: dict[str, str]) -> BatchCounts:
+    """
+    Raises:
+        ValueError: a field holds something else than a number.
+        KeyError: a field is missing.
+    """
     stops = [_stop_count(name, value) for name, value in fields.items() if name.startswith("stop:")]
     return BatchCounts(
         batch_id=batch_id,
         queue=fields["queue"],
-        created=float(fields["created"]),
+        created=_finite(fields["created"]),
         total=int(fields["total"]),
         sealed=fields["sealed"] == "1",
         cancelled=fields["cancelled"] == "1",
@@ -320,6 +357,12 @@ def _counts(batch_id: str, fields: dict[str, str]) -> BatchCounts:
         completion_tokens=int(fields.get("completion_tokens", 0)),
         stops=tuple(sorted(stops, key=lambda stop: (-stop.count, stop.type))),
     )
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"created is {text}")
+    return number
 
 
 def _stop_count(name: str, value: str) -> StopCount:

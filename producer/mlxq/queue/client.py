@@ -21,10 +21,11 @@ from rq.queue import Queue
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from mlxq import keys
-from mlxq.errors import BatchNotFound, ConfigError
+from mlxq.errors import BatchNotFound, ConfigError, QueueError
 from mlxq.queue.answers import RECONCILE_S, Answer
 from mlxq.queue.batch import Batch, BatchCounts
-from mlxq.queue.connect import DEFAULT_URL, connect, queue_errors
+from mlxq.queue.broken_keys import kinds_of_batch, naming
+from mlxq.queue.connect import DEFAULT_URL, connect, queue_errors, replies_to, takes_bytes
 from mlxq.requests.openai import ParsedLine
 
 __all__ = ["Answer", "Batch", "BatchCounts", "Client"]
@@ -42,7 +43,7 @@ class Client:
             outside mlxq, by RQ's own tools for example.
 
     Raises:
-        ConfigError: the URL is none that Redis clients know.
+        ConfigError: the URL is none that Redis clients know, or the connection decodes responses.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class Client:
         *,
         reconcile_s: float = RECONCILE_S,
     ) -> None:
-        self.redis = connect(redis) if isinstance(redis, str) else redis
+        self.redis = connect(redis) if isinstance(redis, str) else takes_bytes(redis)
         self.queue = queue
         self._reconcile_s = reconcile_s
 
@@ -92,12 +93,16 @@ class Client:
 
         Raises:
             BatchNotFound: no batch has this id.
+        QueueError: what is there is no batch.
         """
-        with queue_errors(self.redis):
+        with queue_errors(self.redis), naming(self.redis, kinds_of_batch(batch_id)):
             queue = cast("bytes | None", self.redis.hget(keys.batch(batch_id), "queue"))
         if queue is None:
             raise BatchNotFound(f"there is no batch {batch_id!r} in this Redis")
-        return self._batch(batch_id, queue.decode())
+        try:
+            return self._batch(batch_id, queue.decode())
+        except UnicodeDecodeError:
+            raise QueueError(f"the key {keys.batch(batch_id)} holds something else than a batch: delete it") from None
 
     def batch_of(self, job_id: str) -> Batch:
         """The batch that a job belongs to.
@@ -127,12 +132,14 @@ class Client:
         with queue_errors(self.redis), self.redis.pipeline(transaction=False) as pipe:
             pipe.llen(Queue(self.queue, connection=self.redis).key)
             pipe.zcard(keys.delayed(self.queue))
-            return sum(pipe.execute())
+            return sum(num or 0 for num in replies_to(pipe))
 
     def num_workers(self) -> int:
         """How many workers are registered on the queue and alive."""
         with queue_errors(self.redis), self.redis.pipeline(transaction=False) as pipe:
-            for worker_key in self.redis.smembers(WORKERS_BY_QUEUE_KEY % self.queue):
+            pipe.smembers(WORKERS_BY_QUEUE_KEY % self.queue)
+            [worker_keys] = replies_to(pipe)
+            for worker_key in worker_keys or ():
                 pipe.exists(worker_key)
             return sum(pipe.execute())
 

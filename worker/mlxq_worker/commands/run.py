@@ -20,6 +20,7 @@ from mlxq.cli import options
 from mlxq.cli.progress import Display, progress
 from mlxq.cli.report import EMPTY_HINT, finish
 from mlxq.cli.signals import StopRequest
+from mlxq.cli.terminal import tell
 from mlxq.errors import QueueNotReady, QueueUnavailable
 from mlxq.files import bulk
 from mlxq.files.input import read_requests
@@ -93,7 +94,6 @@ def run(
     lines = read_requests(input_path, chat_text=chat, allow_unknown=allow_unknown_params, defaults=defaults)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        tell = partial(click.echo, err=True)
         is_shared = bool(url)
         url = url or stack.enter_context(private_redis()).url
         client = Client(url, queue)
@@ -129,9 +129,9 @@ def run(
             whose = "" if is_shared else "The Redis that this run had started is gone. "
             raise type(error)(f"{str(error).rstrip('.')}. {whose}{RESUME_HINT}") from error
     if summary.interrupted:
-        click.echo(f"Interrupted. {RESUME_HINT}", err=True)
+        tell(f"Interrupted. {RESUME_HINT}")
     elif summary.total == 0:
-        click.echo(EMPTY_HINT, err=True)
+        tell(EMPTY_HINT)
     if workers:
         _warn_of_other_models(summary, worker_options["model"])
     finish(summary, error_file)
@@ -150,10 +150,9 @@ def _warn_of_other_models(summary: Summary, model: str) -> None:
 
     for name, count in summary.models:
         if name != name_of(model):
-            click.echo(
+            tell(
                 f"Warning: {count:,} of the answers are by {name}, not by {name_of(model)}. Give each model an --output"
-                " of its own and, on a shared Redis, a --queue of its own.",
-                err=True,
+                " of its own and, on a shared Redis, a --queue of its own."
             )
 
 

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from queue import Empty
 from threading import Thread
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
+from mlxq.queue.broken_keys import is_wrong_type
 from mlxq.queue.passing import is_refusal, passes
 from mlxq_worker import exits
 from mlxq_worker.jobs.consumer import Consumer
@@ -107,7 +108,12 @@ class IoThread(Thread):
         now = time.time()
         if self._backoff_s:
             self._consumer.reconnected(now, time.monotonic() - self._away_since)
-        return self._consumer.turn(now)
+        try:
+            return self._consumer.turn(now)
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            return self._consumer.mend(error)
 
     def _receive(self, wait_s: float) -> bool:
         """Take in all messages, waiting for the first one. Returns whether it is time to close."""
