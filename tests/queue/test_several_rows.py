@@ -118,8 +118,10 @@ def test_cancelling_a_job_ends_all_its_rows_and_keeps_their_texts(connection: Re
     batch.cancel()
     works.turns(3, seconds=BEAT_S)
 
-    texts = choices(answer(connection, batch.job_id("r0")))
-    assert [finish for _, _, finish in texts] == ["length", "abort", "abort"]
+    line = answer(connection, batch.job_id("r0"))
+    texts = choices(line)
+    assert [finish for _, _, finish in texts] == ["length"] * 3, "the words of OpenAI's types"
+    assert [each["stop_reason"] for each in line["response"]["body"]["choices"]] == [None, "abort", "abort"]
     assert texts[0][1] == "x"
     assert all(len(text) >= 4 for _, text, _ in texts[1:])
     assert not works.engine.rows

@@ -11,7 +11,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlxq.results.read_back import error_code_of, is_cancelled, is_success, model_of, stop_details_of, usage_of
+from mlxq.results.read_back import (
+    error_code_of,
+    is_cancelled,
+    is_cut,
+    is_success,
+    model_of,
+    stop_details_of,
+    usage_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +34,11 @@ class StopTextCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What came of a run. Every input line is one of `skipped`, `succeeded`, `failed` and `cancelled`, unless
-    `interrupted`; a part of an answer is `cancelled`, too.
+    """What came of a run. Every input line is one of `skipped`, `succeeded`, `cut`, `failed` and `cancelled`, unless
+    `interrupted`. The part of an answer that was `cancelled` counts as that, any other that is not whole as `cut`.
 
-    `skipped` were answered by an earlier run. `unasked` are the answers in the output file to requests that this run
+    `skipped` were answered by an earlier run; `changed` had an answer there, but to something else that was asked under
+    their id. `unasked` are the answers in the output file to requests that this run
     does not have, `unasked_failures` those in the error file; they are in no other count. `models` tells whose the
     answers are, skipped ones too. It, `error_codes` and `stops` have the most frequent first.
     """
@@ -47,10 +56,12 @@ class Summary:
     unasked: int = 0
     unasked_failures: int = 0
     cancelled: int = 0
+    cut: int = 0
+    changed: int = 0
 
     @property
     def total(self) -> int:
-        return self.skipped + self.succeeded + self.failed + self.cancelled
+        return self.skipped + self.succeeded + self.cut + self.failed + self.cancelled
 
 
 @dataclass(slots=True)
@@ -62,6 +73,8 @@ class Tally:
     succeeded: int = 0
     failed: int = 0
     cancelled: int = 0
+    cut: int = 0
+    changed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     num_inflight: int = 0
@@ -73,7 +86,7 @@ class Tally:
 
     @property
     def num_done(self) -> int:
-        return self.skipped + self.succeeded + self.failed + self.cancelled
+        return self.skipped + self.succeeded + self.cut + self.failed + self.cancelled
 
     @property
     def seconds(self) -> float:
@@ -95,7 +108,9 @@ class Tally:
         if is_cancelled(line):
             self.cancelled += 1
         elif is_success(line):
-            self.succeeded += 1
+            is_whole = not is_cut(line)
+            self.succeeded += is_whole
+            self.cut += not is_whole
         else:
             self.failed += 1
             self._error_codes[error_code_of(line) or "unknown"] += 1
@@ -107,6 +122,8 @@ class Tally:
             succeeded=self.succeeded,
             failed=self.failed,
             cancelled=self.cancelled,
+            cut=self.cut,
+            changed=self.changed,
             error_codes=tuple(self._error_codes.most_common()),
             stops=tuple(StopTextCount(kind, token, count) for (kind, token), count in self._stops.most_common()),
             prompt_tokens=self.prompt_tokens,

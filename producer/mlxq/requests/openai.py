@@ -7,7 +7,6 @@ ignored. Knows no files, no queue and no model: whether a prompt fits is for the
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -24,6 +23,7 @@ from mlxq.requests.conversation import PART_FIELDS
 from mlxq.requests.envelope import LINE_FIELDS, custom_id_of, endpoint_of
 from mlxq.requests.field import Field
 from mlxq.requests.fields import FIELDS
+from mlxq.requests.normal_form import content_hash
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 100
@@ -125,12 +125,6 @@ def check_defaults(defaults: Mapping[str, Any]) -> None:
         raise ConfigError(f"bad default for all requests: {error}") from error
 
 
-def content_hash(url: str, body: Mapping[str, Any]) -> str:
-    """Hex SHA-256 of what determines the answer: the endpoint, and the body without its labels."""
-    relevant = {name: value for name, value in body.items() if name not in FIELDS or not FIELDS[name].label}
-    return hashlib.sha256(msgspec.json.encode([url, relevant], order="sorted")).hexdigest()
-
-
 def read_custom_id(data: bytes) -> str | None:
     """The usable `custom_id` of an input line that was refused, if it can be read at all."""
     try:
@@ -185,7 +179,8 @@ def _parse(line: Any, default_custom_id: str, allow_unknown: bool, defaults: Map
     custom_id = custom_id_of(line, default_custom_id)
     endpoint = _endpoint(named, body)
     payload = {"custom_id": custom_id, "url": endpoint, "body": body}
-    request = request_of(custom_id, endpoint, body, content_hash(endpoint, body))
+    request = request_of(custom_id, endpoint, body, "")  # a body in order has a normal form
+    request = msgspec.structs.replace(request, content_hash=content_hash(endpoint, body))
     return ParsedLine(request, payload, tuple(known.dropped))
 
 

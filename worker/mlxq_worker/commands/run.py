@@ -23,13 +23,14 @@ from mlxq.cli.signals import StopRequest
 from mlxq.errors import QueueNotReady, QueueUnavailable
 from mlxq.files import bulk
 from mlxq.files.input import read_requests
-from mlxq.files.paths import count_lines, refuse_same_file
+from mlxq.files.paths import count_lines, refuse_same_file, source_name
 from mlxq.files.sink import default_error_file
 from mlxq.files.tally import Summary, Tally
 from mlxq.queue import durability
 from mlxq.queue.client import Client
 from mlxq.queue.connect import address_of
 from mlxq_worker.commands.worker_options import worker_command, worker_option
+from mlxq_worker.config import DEFAULT_MAX_TOKENS
 from mlxq_worker.supervision.dead_workers import DeadWorkers
 from mlxq_worker.supervision.redis_server import private_redis
 from mlxq_worker.supervision.worker_process import WorkerProcess
@@ -124,6 +125,8 @@ def run(
                 ordered=ordered,
                 # A Redis of others comes back some day; one of our own has nothing to come back with.
                 tell=tell if is_shared else None,
+                source=source_name(input_path),
+                default_max_tokens=(worker_options["default_max_tokens"] or DEFAULT_MAX_TOKENS) if workers else None,
             )
         except QueueUnavailable as error:
             whose = "" if is_shared else "The Redis that this run had started is gone. "
