@@ -205,13 +205,21 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
     arguments: str
 
 
+class ChoiceError(msgspec.Struct, frozen=True, kw_only=True):
+    """What killed one answer among several: a stable word, and a sentence that names the fields at fault."""
+
+    code: str
+    message: str
+
+
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """One generated answer. `stop_reason` has vLLM's meaning: `None` for the primary EOS and for limits, the
     token id for any other EOS or stop id, the string for a stop string, ``repetition_detected`` for a text that loops.
     Lines have `finish_reason` in OpenAI's words: an answer that ends in ``abort`` or ``error`` says so in its
     `stop_reason` there (`mlxq.results.result_lines`).
 
-    `text` is what is left beside `tool_calls` and `reasoning_content`. `beam_score` is there after beam search.
+    `text` is what is left beside `tool_calls` and `reasoning_content`. `beam_score` is there after beam search, `error`
+    with the stop type ``error``.
     """
 
     index: int
@@ -225,6 +233,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: tuple[int, ...] | None = None
     seed: int | None = None
     beam_score: float | None = None
+    error: ChoiceError | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):

@@ -91,7 +91,12 @@ def _choice(choice: Choice, chat: bool) -> dict[str, Any]:
         "finish_reason": "length" if is_cut else choice.finish_reason,
         "stop_reason": choice.finish_reason if is_cut else choice.stop_reason,
         "stop_details": msgspec.to_builtins(choice.stop_details),
-        **_given(seed=choice.seed, beam_score=choice.beam_score, token_ids=_as_list(choice.token_ids)),
+        **_given(
+            seed=choice.seed,
+            beam_score=choice.beam_score,
+            token_ids=_as_list(choice.token_ids),
+            error=None if choice.error is None else msgspec.to_builtins(choice.error),
+        ),
     }
 
 
