@@ -21,7 +21,7 @@ from mlxq import keys
 from mlxq.files import bulk
 from mlxq.files.tally import Summary
 from mlxq.queue import rq_keys
-from mlxq.queue.answers import Answer
+from mlxq.queue.answer import Answer
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.queue.reconcile import record_ends

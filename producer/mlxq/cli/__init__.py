@@ -17,6 +17,7 @@ COMMANDS = {
     "status": Entry("mlxq.cli.status:status", "Show batches: how far, how fast, and why answers stopped."),
     "collect": Entry("mlxq.cli.collect:collect", "Write a batch's answers to a file."),
     "cancel": Entry("mlxq.cli.cancel:cancel", "Cancel a batch or a single job."),
+    "delete": Entry("mlxq.cli.delete:delete", "Delete a batch and its answers."),
     "inspect": Entry("mlxq_worker.commands.inspect:inspect", "Print what a model's files say, and what is refused."),
     "eos": Entry("mlxq_worker.commands.eos:eos", "Print the tokens that end a model's answers."),
 }

@@ -23,7 +23,11 @@ def cancel(target: str, url: str | None) -> None:
     client = Client(url or DEFAULT_URL)
     patience = Patience(ANSWER_S)
     if target in patience(client.batch_ids):
-        num_ended = patience(lambda: client.batch(target).cancel())
+        batch = patience(lambda: client.batch(target))
+        if patience(batch.counts).is_done:
+            click.echo(f"batch {target} was done already, and stays so", err=True)
+            return
+        num_ended = patience(batch.cancel)
         click.echo(f"batch {target} is cancelled: {counted(num_ended, 'waiting request')} ended", err=True)
         return
     try:

@@ -21,7 +21,7 @@ from mlxq.files.read_ahead import ReadAhead
 from mlxq.files.sink import Sink
 from mlxq.files.stale_batches import batch_prefix, clear
 from mlxq.files.tally import Summary, Tally
-from mlxq.queue.answers import Answer
+from mlxq.queue.answer import Answer
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.requests.openai import ParsedLine

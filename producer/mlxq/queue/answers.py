@@ -13,7 +13,7 @@ from base64 import b64decode
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 from redis import Redis
@@ -24,13 +24,13 @@ from mlxq import keys
 from mlxq.contract import Failure
 from mlxq.errors import BatchNotFound
 from mlxq.queue import rq_keys
+from mlxq.queue.answer import Answer, Status
 from mlxq.queue.connect import queue_errors, replies_to
 from mlxq.queue.reconcile import LOST, record_ends
 from mlxq.queue.scripts import source
-from mlxq.results.read_back import custom_id_of, decode_output_line, is_success
+from mlxq.results.read_back import custom_id_of, decode_output_line
 from mlxq.results.result_lines import failure_line
 
-Status = Literal["finished", "failed", "cancelled"]
 T = TypeVar("T")
 
 RECONCILE_S = 5.0
@@ -50,21 +50,6 @@ class EndedJob:
     status: Status
     event_id: str
     is_lost: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One ended job and its output line, made up here (an error line) where the job left none."""
-
-    job_id: str
-    custom_id: str
-    status: Status
-    line: dict[str, Any]
-    event_id: str
-
-    @property
-    def is_success(self) -> bool:
-        return is_success(self.line)
 
 
 class Collector:

@@ -121,6 +121,12 @@ def error_message_of(line: Any) -> str | None:
     return message if isinstance(message, str) else None
 
 
+def error_param_of(line: Any) -> str | None:
+    """The field that the error in an output line names; `None` where it names none."""
+    param = _at(line, "response", "body", "error", "param")
+    return param if isinstance(param, str) else None
+
+
 def input_of(line: Any) -> str | None:
     """The name of the input file whose request an error line is about; `None` where it says none."""
     value = _at(line, "mlxq", "input")
