@@ -56,7 +56,7 @@ def foreign_line(line: Mapping[str, Any]) -> RequestError | None:
 def foreign_body(body: Mapping[str, Any]) -> RequestError | None:
     """The error for a body that asks an endpoint of OpenAI's which mlxq isn't."""
     if "input" in body and _ONE_OF_OURS.isdisjoint(body):
-        text = "body.input is that of OpenAI's responses or embeddings; mlxq answers chats (messages) and completions (prompt)"
+        text = "body.input is that of OpenAI's responses or embeddings; here it is messages or prompt"
         return _error(text, "input")
     return None
 
