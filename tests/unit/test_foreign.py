@@ -76,7 +76,6 @@ def test_a_near_miss_is_suggested(name: str, meant: str) -> None:
         "question",
         "max_new_tokens",
         "answer",
-        "top",
         "context",
         "temp",
         "parameters",
