@@ -28,12 +28,12 @@ if TYPE_CHECKING:
         RequestError,
         WorkerFailed,
     )
-    from mlxq.queue.answer import Answer, AnswerError
     from mlxq.queue.batch import Batch
     from mlxq.queue.client import Client
     from mlxq.queue.counts import BatchCounts, StopCount
     from mlxq.requests.build import request
     from mlxq.requests.openai import ParsedLine
+    from mlxq.results.answer import Answer, AnswerError
 
 __all__ = [
     "Answer",
@@ -59,8 +59,8 @@ __all__ = [
 ]
 
 _MODULES: dict[str, str] = {
-    "Answer": "mlxq.queue.answer",
-    "AnswerError": "mlxq.queue.answer",
+    "Answer": "mlxq.results.answer",
+    "AnswerError": "mlxq.results.answer",
     "Batch": "mlxq.queue.batch",
     "BatchCounts": "mlxq.queue.counts",
     "Client": "mlxq.queue.client",

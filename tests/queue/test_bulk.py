@@ -32,10 +32,10 @@ from mlxq.files.input import BadLine, read_requests
 from mlxq.files.result_file import ResultWriter
 from mlxq.files.sink import Sink
 from mlxq.files.tally import StopTextCount, Summary, Tally
-from mlxq.queue.answer import Answer
 from mlxq.queue.answers import Collector, EndedJob
 from mlxq.queue.client import Client
 from mlxq.requests.openai import ParsedLine, parse_line
+from mlxq.results.answer import Answer
 
 
 @pytest.fixture

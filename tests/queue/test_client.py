@@ -18,11 +18,11 @@ from tests.support.waiting import DEADLINE_S
 
 from mlxq import keys
 from mlxq.errors import BatchNotFound, ConfigError, QueueError, QueueUnavailable, RequestError
-from mlxq.queue.answer import Answer
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.queue.connect import queue_errors
 from mlxq.requests.openai import ParsedLine, text_request
+from mlxq.results.answer import Answer
 
 
 def requests(*custom_ids: str) -> list[ParsedLine]:

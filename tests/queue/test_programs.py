@@ -14,9 +14,9 @@ from tests.support.fake_worker import FakeWorker, echo, refuse
 from mlxq import keys
 from mlxq.contract import Request, StopDetails, Usage
 from mlxq.errors import BatchNotFound, ConfigError, QueueError, RequestError
-from mlxq.queue.answer import Answer, AnswerError
 from mlxq.queue.client import Client
 from mlxq.requests.build import request
+from mlxq.results.answer import Answer, AnswerError
 
 TIMEOUT_S = 20
 

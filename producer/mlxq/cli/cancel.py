@@ -7,6 +7,7 @@ import click
 from mlxq.cli import options
 from mlxq.cli.patience import ANSWER_S, Patience
 from mlxq.cli.report import counted
+from mlxq.cli.terminal import tell
 from mlxq.errors import BatchNotFound
 from mlxq.queue.client import Client
 from mlxq.queue.connect import DEFAULT_URL
@@ -25,10 +26,10 @@ def cancel(target: str, url: str | None) -> None:
     if target in patience(client.batch_ids):
         batch = patience(lambda: client.batch(target))
         if patience(batch.counts).is_done:
-            click.echo(f"batch {target} was done already, and stays so", err=True)
+            tell(f"batch {target} was done already, and stays so")
             return
         num_ended = patience(batch.cancel)
-        click.echo(f"batch {target} is cancelled: {counted(num_ended, 'waiting request')} ended", err=True)
+        tell(f"batch {target} is cancelled: {counted(num_ended, 'waiting request')} ended")
         return
     try:
         was_running = patience(lambda: client.batch_of(target).cancel_job(target))
@@ -36,4 +37,4 @@ def cancel(target: str, url: str | None) -> None:
         raise BatchNotFound(f"there is no batch or job {target!r} in this Redis") from None
     if not was_running:
         raise click.ClickException(f"job {target} has already ended")
-    click.echo(f"job {target} is cancelled", err=True)
+    tell(f"job {target} is cancelled")

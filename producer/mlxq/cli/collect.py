@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import click
@@ -12,6 +11,7 @@ from mlxq.cli.patience import Patience
 from mlxq.cli.progress import progress
 from mlxq.cli.report import finish
 from mlxq.cli.signals import StopRequest
+from mlxq.cli.terminal import tell
 from mlxq.files import bulk
 from mlxq.files.paths import refuse_same_file
 from mlxq.files.sink import default_error_file
@@ -51,8 +51,8 @@ def collect(batch_id: str, output: Path, error_file: Path | None, follow: bool, 
             on_turn=on_turn,
             follow=follow,
             ordered=ordered,
-            tell=partial(click.echo, err=True),
+            tell=tell,
         )
     if summary.interrupted:
-        click.echo("The batch is not done; run the same command again for the rest.", err=True)
-    finish(summary, error_file, with_rate=False)  # ours is how fast files are written
+        tell("The batch is not done; run the same command again for the rest.")
+    finish(summary, error_file, stop, with_rate=False)  # ours is how fast files are written

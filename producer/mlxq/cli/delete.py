@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from mlxq.cli import options
+from mlxq.cli.terminal import tell
 from mlxq.queue.client import Client
 from mlxq.queue.connect import DEFAULT_URL
 
@@ -20,4 +21,4 @@ def delete(batch_id: str, url: str | None) -> None:
     """
     with Client(url or DEFAULT_URL) as client:
         client.batch(batch_id).delete()
-    click.echo(f"batch {batch_id} is deleted", err=True)
+    tell(f"batch {batch_id} is deleted")

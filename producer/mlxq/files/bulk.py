@@ -21,10 +21,10 @@ from mlxq.files.read_ahead import ReadAhead
 from mlxq.files.sink import Sink
 from mlxq.files.stale_batches import batch_prefix, clear
 from mlxq.files.tally import Summary, Tally
-from mlxq.queue.answer import Answer
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.requests.openai import ParsedLine
+from mlxq.results.answer import Answer
 from mlxq.results.read_back import content_hash_of
 
 DEFAULT_MAX_INFLIGHT = 4096
@@ -259,6 +259,7 @@ class _Bulk:
             self._sink.refuse(line)
             return False
         self.custom_ids.append(line.request.custom_id)
+        self._sink.tally.drop(line.dropped)
         return not self._sink.skip_request(line)
 
     def _collect(self, block_s: float) -> bool:

@@ -110,9 +110,10 @@ class Sink:
             self._errors.settle(custom_id)
             self._done[custom_id] = answer
 
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Write one output line. It stands, after `close`, for all that the output file held under its id."""
-        self.tally.add(line)
+    def write(self, line: Mapping[str, Any], place: str | None = None) -> None:
+        """Write one output line. It stands, after `close`, for all that the output file held under its id. `place` is
+        where its request stands, if it is not known by its id."""
+        self.tally.add(line, place)
         known = self._done.get(line["custom_id"])
         self._needs_rewrite |= known is not None
         self.tally.changed += known is not None and not known.is_cut
@@ -125,12 +126,12 @@ class Sink:
 
     def refuse(self, bad: BadLine) -> None:
         """Write the failure of an input line that was refused."""
-        line = failure_line(bad.failure())
+        line, place = failure_line(bad.failure()), f"line {bad.line_number}"
         if bad.owns_id:
             self._num_asked += bad.custom_id in self._done
-            self.write(line)
+            self.write(line, place)
         else:  # the answer to another line with this id is to stay
-            self.tally.add(line)
+            self.tally.add(line, place)
             self._errors.append(line)
 
     def settle_source(self) -> None:

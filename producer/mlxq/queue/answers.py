@@ -24,10 +24,10 @@ from mlxq import keys
 from mlxq.contract import Failure
 from mlxq.errors import BatchNotFound
 from mlxq.queue import rq_keys
-from mlxq.queue.answer import Answer, Status
 from mlxq.queue.connect import queue_errors, replies_to
 from mlxq.queue.reconcile import LOST, record_ends
 from mlxq.queue.scripts import source
+from mlxq.results.answer import Answer, Status
 from mlxq.results.read_back import custom_id_of, decode_output_line
 from mlxq.results.result_lines import failure_line
 
@@ -129,7 +129,7 @@ class Collector:
                 return False
             return next(self._unseen(), None) is None
 
-    def forget(self, answers: Sequence[Answer]) -> None:
+    def forget(self, answers: Sequence[Answer | EndedJob]) -> None:
         """Delete collected jobs and their answers from Redis and from the batch; its counts stay.
 
         A forgotten job may be submitted again. Keeps the memory of a long run flat.
@@ -182,7 +182,7 @@ class Collector:
             for item, entries, meta in zip(chunk, replies[::2], replies[1::2], strict=True)
         ]
 
-    def _delete(self, chunk: Sequence[Answer]) -> None:
+    def _delete(self, chunk: Sequence[Answer | EndedJob]) -> None:
         job_ids = [answer.job_id for answer in chunk]
         event_ids = [answer.event_id for answer in chunk]
         registries = [

@@ -19,17 +19,15 @@ from rq.serializers import JSONSerializer
 
 from mlxq import keys
 from mlxq.errors import BatchNotFound, QueueError
-from mlxq.queue.answer import Answer, Completed
 from mlxq.queue.answers import RECONCILE_S, Collector, EndedJob, chunked
 from mlxq.queue.cancel import ask_to_cancel, end_queued, stop_running, take_out
 from mlxq.queue.connect import queue_errors, transact
 from mlxq.queue.content import content_hashes
-from mlxq.queue.counts import BatchCounts, read_counts
-from mlxq.queue.deletion import delete_description, delete_jobs
+from mlxq.queue.counts import BatchCounts, read_counts, warn_if_no_worker
 from mlxq.queue.reconcile import ends_of, gone, num_open, take_back
-from mlxq.queue.submission import RequestLike, as_requests
-from mlxq.queue.workers import warn_if_none
 from mlxq.requests.openai import ParsedLine
+from mlxq.requests.submission import RequestLike, as_requests
+from mlxq.results.answer import Answer, Completed
 
 MAX_RETRIES = 3
 """Times that a job whose worker died goes back to the queue."""
@@ -179,10 +177,13 @@ class Batch:
         if counts.num_ended < counts.total:
             num_open = counts.total - counts.num_ended
             raise QueueError(f"batch {self.id!r} has {num_open:,} requests that wait or run; cancel it first")
-        with queue_errors(self._redis):
-            for chunk in chunked(list(self.job_ids()), keys.CHUNK):
-                delete_jobs(self._redis, self.queue, chunk)
-            delete_description(self._redis, self.id)
+        collector = self.collector(reconcile_s=0.0)
+        while ended := collector.poll(0.0):
+            collector.forget(ended)
+        with queue_errors(self._redis), self._redis.pipeline() as pipe:
+            pipe.unlink(keys.batch(self.id), keys.batch_jobs(self.id), keys.batch_events(self.id))
+            pipe.zrem(keys.BATCHES, self.id)
+            pipe.execute()
 
     def cancel(self) -> int:
         """Cancel the batch and return how many waiting jobs were ended at once. One that is done stays as it is.
@@ -230,7 +231,7 @@ class Batch:
                 raise TimeoutError(f"batch {self.id!r} wasn't done after {timeout_s} s")
             ended = collector.poll(min(POLL_S, left_s))
             if not ended and not has_warned:
-                warn_if_none(self._redis, self.queue)
+                warn_if_no_worker(self._redis, self.queue)
                 has_warned = True
             yield ended
 
@@ -256,7 +257,7 @@ class Batch:
         has_warned = False
         while self._num_open() > most:
             if not has_warned:
-                warn_if_none(self._redis, self.queue)
+                warn_if_no_worker(self._redis, self.queue)
                 has_warned = True
             time.sleep(ROOM_POLL_S)
 

@@ -22,13 +22,12 @@ from rq.queue import Queue
 
 from mlxq import keys
 from mlxq.errors import BatchNotFound, ConfigError
-from mlxq.queue.answer import Answer
 from mlxq.queue.answers import RECONCILE_S
 from mlxq.queue.batch import Batch
 from mlxq.queue.connect import DEFAULT_URL, connect, queue_errors
-from mlxq.queue.counts import BatchCounts
-from mlxq.queue.submission import RequestLike
-from mlxq.queue.workers import num_workers
+from mlxq.queue.counts import BatchCounts, num_workers
+from mlxq.requests.submission import RequestLike
+from mlxq.results.answer import Answer
 
 __all__ = ["Answer", "Batch", "BatchCounts", "Client"]
 

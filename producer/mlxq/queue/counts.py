@@ -1,9 +1,17 @@
-"""The counts of a batch, as its hash in Redis has them; `mlxq.keys` says which there are."""
+"""What is counted: the jobs of a batch, as its hash in Redis has them (`mlxq.keys`), and the workers of a queue."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+from redis import Redis
+from rq.worker_registration import WORKERS_BY_QUEUE_KEY
+
+from mlxq.queue.connect import queue_errors
+
+logger = logging.getLogger("mlxq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +71,21 @@ def read_counts(batch_id: str, fields: Mapping[str, str]) -> BatchCounts:
 def _stop_count(name: str, value: str) -> StopCount:
     _, stop_type, token_id = name.split(":")
     return StopCount(stop_type, int(token_id) if token_id else None, int(value))
+
+
+def num_workers(connection: Redis, queue: str) -> int:
+    """How many workers are registered on the queue and alive.
+
+    Raises:
+        QueueUnavailable: Redis can't be reached.
+    """
+    with queue_errors(connection), connection.pipeline(transaction=False) as pipe:
+        for worker_key in connection.smembers(WORKERS_BY_QUEUE_KEY % queue):
+            pipe.exists(worker_key)
+        return sum(pipe.execute())
+
+
+def warn_if_no_worker(connection: Redis, queue: str) -> None:
+    """Log a warning if nobody would answer what waits in this queue."""
+    if num_workers(connection, queue) == 0:
+        logger.warning("no worker serves queue %r yet; waiting for one: mlxq worker --queue %s", queue, queue)

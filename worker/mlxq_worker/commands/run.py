@@ -20,9 +20,10 @@ from mlxq.cli import options
 from mlxq.cli.progress import Display, progress
 from mlxq.cli.report import EMPTY_HINT, finish
 from mlxq.cli.signals import StopRequest
+from mlxq.cli.terminal import tell
 from mlxq.errors import QueueNotReady, QueueUnavailable
 from mlxq.files import bulk
-from mlxq.files.input import read_requests
+from mlxq.files.input import InputFormat, read_requests
 from mlxq.files.paths import count_lines, refuse_same_file, source_name
 from mlxq.files.sink import default_error_file
 from mlxq.files.tally import Summary, Tally
@@ -56,6 +57,7 @@ RESUME_HINT = "Run the same command again to go on from here."
 @click.option("--workers", type=click.IntRange(0), default=1, help="Worker processes; 0 leaves the work to others.")
 @click.option("--resume/--no-resume", default=True, help="Skip requests whose answer is in the output already.")
 @options.ordered
+@options.input_format
 @options.chat
 @options.settings
 @options.allow_unknown_params
@@ -74,6 +76,7 @@ def run(
     workers: int,
     resume: bool,
     ordered: bool,
+    input_format: InputFormat | None,
     chat: bool,
     defaults: dict[str, Any],
     allow_unknown_params: bool,
@@ -91,10 +94,15 @@ def run(
         raise click.UsageError("--workers 0 leaves the work to the workers of a Redis that they know: give its --url")
     error_file = error_file or default_error_file(output)
     refuse_same_file({"--input": input_path, "--output": output, "--error-file": error_file})
-    lines = read_requests(input_path, chat_text=chat, allow_unknown=allow_unknown_params, defaults=defaults)
+    lines = read_requests(
+        input_path,
+        input_format=input_format,
+        chat_text=chat,
+        allow_unknown=allow_unknown_params,
+        defaults=defaults,
+    )
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        tell = partial(click.echo, err=True)
         is_shared = bool(url)
         url = url or stack.enter_context(private_redis()).url
         client = Client(url, queue)
@@ -132,12 +140,12 @@ def run(
             whose = "" if is_shared else "The Redis that this run had started is gone. "
             raise type(error)(f"{str(error).rstrip('.')}. {whose}{RESUME_HINT}") from error
     if summary.interrupted:
-        click.echo(f"Interrupted. {RESUME_HINT}", err=True)
+        tell(f"Interrupted. {RESUME_HINT}")
     elif summary.total == 0:
-        click.echo(EMPTY_HINT, err=True)
+        tell(EMPTY_HINT)
     if workers:
         _warn_of_other_models(summary, worker_options["model"])
-    finish(summary, error_file)
+    finish(summary, error_file, stop)
 
 
 def _findings(client: Client) -> list[str]:
@@ -153,10 +161,9 @@ def _warn_of_other_models(summary: Summary, model: str) -> None:
 
     for name, count in summary.models:
         if name != name_of(model):
-            click.echo(
+            tell(
                 f"Warning: {count:,} of the answers are by {name}, not by {name_of(model)}. Give each model an --output"
-                " of its own and, on a shared Redis, a --queue of its own.",
-                err=True,
+                " of its own and, on a shared Redis, a --queue of its own."
             )
 
 
