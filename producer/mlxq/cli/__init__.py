@@ -42,6 +42,6 @@ def main() -> None:
     """Run LLM prompts in bulk through a Redis queue, on Apple silicon.
 
     Data goes to stdout or files, everything else to stderr. Every option can be given as a variable, MLXQ_ and its
-    name (for --grace, MLXQ_GRACE_S). Exit codes: 0 all good, 1 some requests failed, 2 wrong usage, model or
-    configuration, 3 Redis is away.
+    name (for --grace, MLXQ_GRACE_S). Exit codes: 0 all good, 1 some requests failed or were cut off, 2 wrong usage,
+    model or configuration, 3 Redis is away; a command that is interrupted dies by that signal once it has cleaned up.
     """
