@@ -77,6 +77,14 @@ def test_a_bad_request_is_named_by_its_number_and_nothing_of_a_list_is_enqueued(
     assert client.queue_length() == 0
 
 
+def test_a_request_that_the_batch_has_with_other_content_is_not_lost_without_a_word(client: Client) -> None:
+    batch = client.submit([{"id": "a", "prompt": "one", "temperature": 0}], "b1", sealed=False)
+    again = batch.add([{"id": "a", "prompt": "one", "temperature": 0.0, "user": "me"}])
+    with pytest.raises(RequestError, match="batch 'b1' has a request with the custom_id 'a' already") as caught:
+        batch.add([{"id": "a", "prompt": "two"}, {"id": "b", "prompt": "x"}])
+    assert (again, caught.value.code, batch.counts().total) == (0, "duplicate_custom_id", 1)
+
+
 @pytest.mark.parametrize("one", ["a prompt", {"prompt": "x"}, request(prompt="x")])
 def test_a_single_request_is_not_taken_for_several(client: Client, one: Any) -> None:
     with pytest.raises(ConfigError, match="put a single one into a list"):

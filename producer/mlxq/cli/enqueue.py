@@ -138,7 +138,9 @@ def _enqueue_file(batch: Batch, lines: _GoodLines) -> None:
     try:
         while not lines.have_ended:
             chunk = list(lines.next_chunk())
-            num_changed += len(patience(partial(batch.changed, chunk)))
+            changed = set(patience(partial(batch.changed, chunk)))
+            num_changed += len(changed)
+            chunk = [line for line in chunk if line.request.custom_id not in changed]
             num_new += patience(partial(batch.add, chunk))
         patience(batch.seal)
     except QueueUnavailable as error:

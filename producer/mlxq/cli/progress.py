@@ -49,7 +49,7 @@ class RateMeter:
 
     def update(self, tally: Tally, now: float) -> None:
         """Take a sample; requests that were skipped don't count."""
-        self._samples.append(_Sample(now, tally.succeeded + tally.failed, tally.completion_tokens))
+        self._samples.append(_Sample(now, tally.succeeded + tally.cut + tally.failed, tally.completion_tokens))
         while now - self._samples[0].time_s > RATE_WINDOW_S:
             self._samples.popleft()
 

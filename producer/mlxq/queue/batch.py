@@ -18,7 +18,7 @@ from rq.queue import EnqueueData, Queue
 from rq.serializers import JSONSerializer
 
 from mlxq import keys
-from mlxq.errors import BatchNotFound, QueueError
+from mlxq.errors import BatchNotFound, QueueError, RequestError
 from mlxq.queue.answers import RECONCILE_S, Collector, EndedJob, chunked
 from mlxq.queue.cancel import ask_to_cancel, end_queued, stop_running, take_out
 from mlxq.queue.connect import queue_errors, transact
@@ -78,8 +78,8 @@ class Batch:
             max_inflight: wait with the next chunk while the batch would have more requests without an answer than that.
 
         Raises:
-            RequestError: a request can't be accepted, or has the id of an earlier one; the message has its number.
-                Whole chunks before it are enqueued.
+            RequestError: a request can't be accepted, or has the id of an earlier one; the message has its number. Or
+                the batch has its id with other content. Whole chunks before it are enqueued.
             QueueUnavailable: Redis can't be reached; add the same lines again to complete the batch.
             QueueError: the batch is cancelled, or in another queue.
         """
@@ -87,11 +87,13 @@ class Batch:
         for chunk in chunked(as_requests(lines, chat=chat), size):
             if max_inflight is not None:
                 self._wait_for_room(max_inflight - len(chunk))
+            if changed := self.changed(chunk):
+                raise self._has_other(changed[0])
             num_added += self._add_chunk(chunk)
         return num_added
 
     def changed(self, lines: Iterable[ParsedLine]) -> list[str]:
-        """The custom ids of those requests that the batch has with other content: `add` leaves them as they are.
+        """The custom ids of those requests that the batch has with other content, so that they can't be added.
 
         Raises:
             QueueUnavailable: Redis can't be reached.
@@ -345,6 +347,10 @@ class Batch:
 
     def _end_queued(self, job_ids: list[str], code: str, message: str) -> int:
         return end_queued(self._redis, self.queue, self.id, job_ids, code=code, message=message)
+
+    def _has_other(self, custom_id: str) -> RequestError:
+        message = f"batch {self.id!r} has a request with the custom_id {custom_id!r} already, and other content"
+        return RequestError(message, param="custom_id", code="duplicate_custom_id")
 
     def _not_found(self) -> BatchNotFound:
         return BatchNotFound(f"there is no batch {self.id!r} in this Redis")
