@@ -61,6 +61,7 @@ WHOLE_FILES: dict[str, tuple[bytes, str]] = {
     "pickle": (pickle.dumps(REQUESTS), "pickle"),
     "UTF-16": (JSONL.encode("utf-16"), "UTF-16.*save it as UTF-8"),
     "UTF-16 without a mark": (JSONL.encode("utf-16-le"), "UTF-16"),
+    "a program": (b"\x7fELF\x02\x01\x01" + bytes(9) + b'a "quoted" word' + bytes(range(200)), "binary data"),
     "UTF-32": (JSONL.encode("utf-32"), "UTF-32"),
     "CSV": (table(","), r"table \(CSV\).*lines=True"),
     "CSV with a mark, from Excel": (b"\xef\xbb\xbf" + table(";"), "CSV with semicolons"),

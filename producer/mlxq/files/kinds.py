@@ -84,8 +84,6 @@ def kind_of(head: bytes, *, is_text: bool) -> Kind | None:
             return kind
     if _PICKLE.match(head):
         return Kind("a Python pickle", _TABLE)
-    if b"\x00" in head[:1024] and b'"' in head[:1024] and not is_text:
-        return Kind("UTF-16 text without its mark", _UTF8)
     return None if is_text else _kind_of_text(head.removeprefix(b"\xef\xbb\xbf"))
 
 
@@ -94,6 +92,9 @@ def _kind_of_text(head: bytes) -> Kind | None:
     whole = lines if head.endswith(b"\n") else lines[:-1]
     if not lines or any(_is_object(line) for line in lines):
         return None
+    if b"\x00" in head[:1024]:
+        is_wide = any(set(head[:64][offset::2]) == {0} for offset in (0, 1))
+        return Kind("UTF-16 text without its mark", _UTF8) if is_wide else Kind("binary data", JSONL_HINT)
     if _HTML.match(head):
         return Kind("a web page (HTML), maybe the error of a download", JSONL_HINT)
     if _XML.match(head):
