@@ -31,7 +31,7 @@ ENGINE_BUILDER = "mlxq_worker.backend"
 
 FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
     "mlxq": (
-        frozenset({"contract", "errors", "jobs", "keys", "machine", "printable", "sentinel"}),
+        frozenset({"contract", "errors", "jobs", "keys", "machine", "passing", "printable", "sentinel"}),
         frozenset({"requests", "results"}),
         frozenset({"queue"}),
         frozenset({"files"}),

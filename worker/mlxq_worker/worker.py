@@ -27,9 +27,9 @@ from rq.worker import BaseWorker, DequeueStrategy
 
 from mlxq import keys
 from mlxq.errors import ConfigError
+from mlxq.passing import is_refusal
 from mlxq.printable import log_printably
 from mlxq.queue.connect import refuse_cluster, takes_bytes
-from mlxq.queue.passing import is_refusal
 from mlxq_worker import exits
 from mlxq_worker.backend import Backend, load_backend
 from mlxq_worker.config import WorkerConfig

@@ -24,7 +24,11 @@ def cancel(target: str, url: str | None) -> None:
     client = options.open_client(url)
     patience = Patience(ANSWER_S)
     with suppress(BatchNotFound):
-        num_ended = patience(lambda: client.batch(target).cancel())
+        batch = patience(lambda: client.batch(target))
+        if patience(batch.counts).is_done:
+            tell(f"batch {target} was done already, and stays so")
+            return
+        num_ended = patience(batch.cancel)
         tell(f"batch {target} is cancelled: {counted(num_ended, 'waiting request')} ended")
         return
     try:

@@ -53,4 +53,4 @@ def collect(batch_id: str, output: Path, error_file: Path | None, follow: bool, 
         )
     if summary.interrupted:
         tell("The batch is not done; run the same command again for the rest.")
-    finish(summary, error_file, with_rate=False)  # ours is how fast files are written
+    finish(summary, error_file, stop, with_rate=False)  # ours is how fast files are written

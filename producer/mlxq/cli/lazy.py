@@ -6,6 +6,7 @@ anything else is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from typing import Any
 
 import click
 
+from mlxq.cli.signals import die_by
+from mlxq.cli.streams import open_closed_streams
 from mlxq.errors import ConfigError, MlxqError
 from mlxq.printable import printable_lines
 
@@ -56,10 +59,19 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.help) for name, entry in self._entries.items()])
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run as a program."""
+        open_closed_streams()
+        return super().main(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
-        with clear_errors():
-            return super().invoke(ctx)
+        """Run the command. One that is interrupted, and had nothing to bring to an end, dies by that."""
+        try:
+            with clear_errors():
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            die_by(signal.SIGINT)
+            raise
 
 
 class CommandFailed(click.ClickException):

@@ -13,7 +13,7 @@ from base64 import b64decode
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 from redis import Redis
@@ -28,10 +28,10 @@ from mlxq.queue.broken_keys import kinds_of_batch, naming
 from mlxq.queue.connect import queue_errors, replies_to
 from mlxq.queue.reconcile import LOST, record_ends
 from mlxq.queue.scripts import source
-from mlxq.results.read_back import custom_id_of, decode_output_line, is_success
+from mlxq.results.answer import Answer, Status
+from mlxq.results.read_back import custom_id_of, decode_output_line
 from mlxq.results.result_lines import failure_line
 
-Status = Literal["finished", "failed", "cancelled"]
 T = TypeVar("T")
 
 _STATUSES: Mapping[bytes, Status] = {b"finished": "finished", b"failed": "failed", b"cancelled": "cancelled"}
@@ -53,21 +53,6 @@ class EndedJob:
     status: Status
     event_id: str
     is_lost: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One ended job and its output line, made up here (an error line) where the job left none."""
-
-    job_id: str
-    custom_id: str
-    status: Status
-    line: dict[str, Any]
-    event_id: str
-
-    @property
-    def is_success(self) -> bool:
-        return is_success(self.line)
 
 
 class Collector:
@@ -148,7 +133,7 @@ class Collector:
                 return False
             return next(self._unseen(), None) is None
 
-    def forget(self, answers: Sequence[Answer]) -> None:
+    def forget(self, answers: Sequence[Answer | EndedJob]) -> None:
         """Delete collected jobs and their answers from Redis and from the batch; its counts stay.
 
         A forgotten job may be submitted again. Keeps the memory of a long run flat.
@@ -201,7 +186,7 @@ class Collector:
             for item, entries, meta in zip(chunk, replies[::2], replies[1::2], strict=True)
         ]
 
-    def _delete(self, chunk: Sequence[Answer]) -> None:
+    def _delete(self, chunk: Sequence[Answer | EndedJob]) -> None:
         job_ids = [answer.job_id for answer in chunk]
         event_ids = [answer.event_id for answer in chunk]
         registries = [

@@ -16,7 +16,7 @@ from redis import exceptions as redis_errors
 from redis.client import Pipeline
 
 from mlxq.errors import ConfigError, LoginRefused, QueueError, QueueNotReady, QueueUnavailable
-from mlxq.queue.passing import passes, refusal_code
+from mlxq.passing import passes, refusal_code
 from mlxq.sentinel import connect_through_sentinel, is_sentinel_url, service_of
 
 T = TypeVar("T")

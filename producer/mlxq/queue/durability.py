@@ -11,8 +11,8 @@ from typing import cast
 from redis import Redis
 from redis.exceptions import ResponseError
 
+from mlxq.passing import passes
 from mlxq.queue.connect import address_of, queue_errors, refuse_cluster
-from mlxq.queue.passing import passes
 
 _NEEDED = "maxmemory-policy noeviction, and appendonly yes or a save rule"
 _SETTINGS = ("maxmemory", "maxmemory-policy", "appendonly", "save")

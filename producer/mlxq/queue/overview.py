@@ -20,8 +20,8 @@ from mlxq import keys
 from mlxq.errors import QueueError
 from mlxq.printable import printable
 from mlxq.queue import rq_keys
-from mlxq.queue.batch import BatchCounts
 from mlxq.queue.connect import queue_errors, refuse_cluster_info, replies_to, without_wrong_types
+from mlxq.queue.counts import BatchCounts
 from mlxq.queue.scripts import source
 
 _WORKER_FIELDS = ("queues", "state", "hostname", "pid", "last_heartbeat")

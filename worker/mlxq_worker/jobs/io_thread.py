@@ -1,6 +1,6 @@
 """The thread that owns Redis: receives messages, gives the consumer its turns, and sits out Redis's absences.
 
-While Redis is away, or can't do what it is asked (`mlxq.queue.passing`), the decode thread goes on, and what ends is
+While Redis is away, or can't do what it is asked (`mlxq.passing`), the decode thread goes on, and what ends is
 kept. An error that no waiting can cure goes to the decode thread, which then ends the worker.
 """
 
@@ -15,8 +15,8 @@ from threading import Thread
 
 from redis.exceptions import RedisError, ResponseError
 
+from mlxq.passing import is_refusal, passes
 from mlxq.queue.broken_keys import is_wrong_type
-from mlxq.queue.passing import is_refusal, passes
 from mlxq_worker import exits
 from mlxq_worker.jobs.consumer import Consumer
 from mlxq_worker.messages import Channel, Close, IoFailed, StopWorker, ToIo

@@ -28,9 +28,9 @@ from rq.utils import utcformat
 from rq.worker_registration import clean_worker_registry
 
 from mlxq import keys
+from mlxq.passing import passes
 from mlxq.queue import rq_keys, scripts
 from mlxq.queue.broken_keys import BrokenKey, mend
-from mlxq.queue.passing import passes
 from mlxq_worker.jobs.claimed import MAX_DATA_BYTES, ClaimedJob
 from mlxq_worker.jobs.endings import Ending
 
