@@ -219,9 +219,9 @@ def caches(monkeypatch: pytest.MonkeyPatch) -> list[SlotCache]:
     made: list[SlotCache] = []
     original = SlotCache.__init__
 
-    def init(self: SlotCache) -> None:
+    def init(self: SlotCache, *args: Any) -> None:
         made.append(self)
-        original(self)
+        original(self, *args)
 
     monkeypatch.setattr(SlotCache, "__init__", init)
     return made

@@ -68,7 +68,9 @@ class BatchEngine:
         self._decode = decode
         self._max_num_seqs = max_num_seqs
         way = find_packing(model).way if packed else None
-        self._budget = measure_budget(model, kv_bytes, in_slabs=way is not None, copies_prefixes=way is Way.OWN)
+        self._budget = measure_budget(
+            model, kv_bytes, in_slabs=way is not None, copies_prefixes=bool(way and way.copies_prefixes)
+        )
         if max_num_batched_tokens is None:
             max_num_batched_tokens = measure_step_size(model, way, max_num_seqs) if way else DEFAULT_STEP_TOKENS
         self.max_num_batched_tokens = max_num_batched_tokens

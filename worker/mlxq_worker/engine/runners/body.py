@@ -1,5 +1,5 @@
 """Looks into a model: which of its modules is the body that turns token ids into hidden states, and which modules use
-each cache.
+each cache; and how it computes where everything is rounded otherwise.
 
 mlx-lm's models name these as they like, and some hold a language model that holds another one. So the model is run
 once on its own caches, and what is handed to whom is written down.
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import mlx.core as mx
@@ -45,7 +46,7 @@ class Anatomy:
     users: tuple[tuple[type[nn.Module], ...], ...]
 
 
-def look_into(model: Any) -> Anatomy:
+def look_into(model: nn.Module) -> Anatomy:
     """Run one token through a model on its own caches, and see."""
     caches = make_prompt_cache(model)
     watched = [caches, *(part for cache in caches for part in (cache, *_members(cache)))]
@@ -140,12 +141,40 @@ class _Seen:
 def _watch(model: nn.Module, watched: Sequence[object]) -> Iterator[_Seen]:
     """While this is open the calls of the model's modules are written down."""
     seen, ids = _Seen(), {id(each) for each in watched}
+    with _wrapped(model.modules(), lambda original: _watched(original, ids, seen)):
+        yield seen
+
+
+@contextmanager
+def rounded_otherwise(model: nn.Module) -> Iterator[None]:
+    """While this is open each number that a module without parts computes is off by up to what rounding it may have
+    changed, at random: the model computes what another right computation of it might."""
+    keys = iter(map(mx.random.key, count()))
+
+    def rounded(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            result = original(self, *args, **kwargs)
+            if not isinstance(result, mx.array) or not mx.issubdtype(result.dtype, mx.floating):
+                return result
+            most = mx.finfo(result.dtype).eps / 2
+            off = mx.random.uniform(-most, most, result.shape, key=next(keys))  # in float32
+            return (result * (1 + off)).astype(result.dtype)
+
+        return call
+
+    with _wrapped((module for module in model.modules() if not module.children()), rounded):
+        yield
+
+
+@contextmanager
+def _wrapped(modules: Iterable[nn.Module], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+    """While this is open the classes of these modules are called through what `wrap` makes of their calls."""
     with ExitStack() as stack:
-        for kind in {type(module) for module in model.modules() if "__call__" in vars(type(module))}:
+        for kind in {type(module) for module in modules if "__call__" in vars(type(module))}:
             original = kind.__call__
             stack.callback(setattr, kind, "__call__", original)
-            kind.__call__ = _watched(original, ids, seen)
-        yield seen
+            kind.__call__ = wrap(original)
+        yield
 
 
 def _watched(original: Callable[..., Any], ids: set[int], seen: _Seen) -> Callable[..., Any]:

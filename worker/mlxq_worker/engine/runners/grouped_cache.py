@@ -25,13 +25,13 @@ from mlxq_worker.engine.kvcache.states import State, States
 from mlxq_worker.engine.plan import PrefixChunk
 from mlxq_worker.engine.runners.groups import Group, Grouping, by_slab, by_state
 from mlxq_worker.engine.runners.layout import Layout, Span
-from mlxq_worker.engine.runners.slot_cache import SlotMask
+from mlxq_worker.engine.runners.slot_cache import SlotMask, one_window
 
 
 class StateCache:
     """One layer that keeps a state a row, as `size` arrays."""
 
-    needs_slabs = False
+    grouped = staticmethod(by_state)
 
     def __init__(self, size: int) -> None:
         self.states = States()
@@ -113,12 +113,12 @@ class OwnAttentionCache:
     """One layer whose module attends by itself, over slots from column 0, a prefix's tokens included.
 
     Args:
+        grouped: how its module's calls are grouped.
         sliding: how many tokens a token sees, itself the last of them; `None` for all up to itself.
     """
 
-    needs_slabs = True
-
-    def __init__(self, sliding: int | None = None) -> None:
+    def __init__(self, grouped: Callable[[Layout], Grouping] = by_slab, sliding: int | None = None) -> None:
+        self.grouped = grouped
         self.slots = Slots()
         self.sliding = sliding
         self.layout = Layout([])
@@ -128,8 +128,8 @@ class OwnAttentionCache:
 
     @property
     def arrays(self) -> list[mx.array]:
-        """Its keys and values are computed with the tokens that see them."""
-        return []
+        """Keys that a model only chooses by may be seen by no token."""
+        return self.slots.arrays
 
     @property
     def offset(self) -> mx.array:
@@ -166,13 +166,14 @@ class OwnAttentionCache:
 
 class SlotView:
     """A group's rows in their slots, as mlx-lm's `BatchKVCache` shows its rows, but padded at their ends. B rows of T
-    tokens, K columns."""
+    tokens, K columns. `keys` and `values` are what was fetched last."""
 
     def __init__(self, cache: OwnAttentionCache, group: Group) -> None:
         self._slots = cache.slots
         self._sliding = cache.sliding
         self._group = group
-        self._fetched: tuple[mx.array, mx.array] | None = None
+        self.keys: mx.array | None = None
+        self.values: mx.array | None = None
 
     @property
     def offset(self) -> mx.array:
@@ -183,7 +184,7 @@ class SlotView:
         self, num_tokens: int, *, window_size: int | None = None, return_array: bool = False, **_: Any
     ) -> mx.array:
         """(B, 1, T, K), true where a token sees a column."""
-        sliding = min((size for size in (self._sliding, window_size) if size is not None), default=None)
+        sliding = one_window(self._sliding, window_size)
         stops = mx.array([self._stop(index) for index in range(len(self._group.parts))])[:, None, None, None]
         tokens = stops - self._group.length + mx.arange(self._group.length)[None, None, :, None]
         columns = mx.arange(self._num_columns)[None, None, None]
@@ -193,13 +194,8 @@ class SlotView:
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write the keys and values of the rows' tokens, (B, H, T, D) each; returns those of their slots, (B, H, K, D)
         each."""
-        self._fetched = self._update(keys, values)
-        return self._fetched
-
-    def keys_and_values(self) -> tuple[mx.array, mx.array]:
-        """What was fetched last."""
-        assert self._fetched is not None
-        return self._fetched
+        self.keys, self.values = self._update(keys, values)
+        return self.keys, self.values
 
     def _update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         source = self._group.parts[0].source
@@ -257,9 +253,9 @@ class GroupedList:
         return [array for member in self._members for array in member.arrays]
 
     @property
-    def needs_slabs(self) -> bool:
-        """Whether any of its members does."""
-        return any(member.needs_slabs for member in self._members)
+    def grouped(self) -> Callable[[Layout], Grouping]:
+        """How the calls of a module with all of its members are grouped: states can be taken in any way."""
+        return _narrowest(self._members)
 
     @property
     def layout(self) -> Layout:
@@ -328,8 +324,7 @@ Grouped = StateCache | OwnAttentionCache | GroupedList
 def _in_groups(
     compute: Callable[..., Any], caches: Sequence[Grouped], args: Sequence[Any], kwargs: dict[str, Any]
 ) -> Any:
-    make = by_slab if any(cache.needs_slabs for cache in caches) else by_state
-    grouping: Grouping = caches[0].layout.derived(make)
+    grouping: Grouping = caches[0].layout.derived(_narrowest(caches))
     results = []
     for group in grouping.groups:
         views: dict[int, Any] = {id(cache): cache.view(group) for cache in caches}
@@ -346,6 +341,10 @@ def _in_groups(
         for cache in caches:
             cache.keep(group, views[id(cache)])
     return grouping.joined(results)
+
+
+def _narrowest(caches: Sequence[Any]) -> Callable[[Layout], Grouping]:
+    return next((cache.grouped for cache in caches if cache.grouped is not by_state), by_state)
 
 
 def _flat(views: Any) -> Iterator[Any]:

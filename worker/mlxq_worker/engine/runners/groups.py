@@ -150,7 +150,7 @@ class Grouping:
 def by_state(layout: Layout) -> Grouping:
     """For modules that keep one state a row: all decoding rows at once; then the prefixes' chunks, each behind its
     base's; then the chunks of prompts in steps, the first tokens of all of them, then those of the longer ones."""
-    return Grouping([*_decoding_by_row(layout), *_prefixes(layout), *_in_steps(layout)], layout)
+    return Grouping([*_decoding_by_number(layout), *_prefixes(layout), *_in_steps(layout)], layout)
 
 
 def by_slab(layout: Layout) -> Grouping:
@@ -160,7 +160,14 @@ def by_slab(layout: Layout) -> Grouping:
     return Grouping([*groups, *_prefixes(layout), *_by_length(layout)], layout)
 
 
-def _decoding_by_row(layout: Layout) -> Iterator[Group]:
+def by_row(layout: Layout) -> Grouping:
+    """For modules that can only attend for one row at a time."""
+    groups = [Group((Part(span, 0, index),)) for index, span in enumerate(layout.decoding)]
+    chunks = [Group((part,), len(part.source)) for part in _prompt_parts(layout)]
+    return Grouping([*groups, *_prefixes(layout), *chunks], layout)
+
+
+def _decoding_by_number(layout: Layout) -> Iterator[Group]:
     """By the numbers of their states, with stand-ins where there is no row, unless a state must not be touched."""
     if not layout.decoding:
         return

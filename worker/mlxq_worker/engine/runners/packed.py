@@ -24,6 +24,9 @@ from mlxq_worker.engine.runners.runner import Launched
 from mlxq_worker.engine.sampling.batch_sampler import BatchSampler
 from mlxq_worker.engine.sampling.logprobs import score_chunk
 
+_EVAL_INTERVAL = 64
+"""Steps between two evaluations of what no token may depend on: its graph would otherwise grow without end."""
+
 
 class PackedRunner:
     """A batch in slots.
@@ -61,6 +64,7 @@ class PackedRunner:
         self._numbers: dict[Row, int] = {}  # of rows in the batch: unlike its slot a row's number stays
         self._newest = mx.zeros((self.max_num_seqs,), dtype=mx.uint32)  # (max_num_seqs,) newest token, computed or not
         self._sampler = self._new_sampler()
+        self._num_steps = 0
         mx.clear_cache()
 
     def launch(self, plan: Plan) -> Launched | None:
@@ -80,6 +84,9 @@ class PackedRunner:
             [number for row, number in self._numbers.items() if row not in in_step],
         )
         hidden = self._packed.hidden(self._tokens(decoding, plan), layout)
+        self._num_steps += 1
+        if self._num_steps % _EVAL_INTERVAL == 0:
+            mx.async_eval(hidden, self._packed.arrays)
         self._score_prompts(plan.prefill, hidden, len(decoding))
         rows, indices = _sampled_rows(decoding, plan)
         if not rows:

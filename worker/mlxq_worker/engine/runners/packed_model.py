@@ -18,6 +18,7 @@ from mlxq_worker.engine.kvcache.slot_allocator import Changes, Slot
 from mlxq_worker.engine.runners.activation import quick_swiglu, route_swiglu
 from mlxq_worker.engine.runners.body import look_into, split
 from mlxq_worker.engine.runners.grouped_cache import GroupedList, OwnAttentionCache, StateCache, route_calls
+from mlxq_worker.engine.runners.groups import by_row, by_slab
 from mlxq_worker.engine.runners.layout import Layout
 from mlxq_worker.engine.runners.slot_cache import SlotCache, route_attention, step_of_layers
 
@@ -29,6 +30,13 @@ class Way(StrEnum):
     """Through `SlotCache`: all tokens at once, and to each shared prefix together."""
     OWN = "own"
     """By the model's own code, a group of rows after another, each with its prefix in its slot."""
+    ALONE = "alone"
+    """So, too, but each row by itself."""
+
+    @property
+    def copies_prefixes(self) -> bool:
+        """Whether a row has the prefix that it begins with in its own slot."""
+        return self is not Way.SHARED
 
 
 class LayerCache(Protocol):
@@ -78,7 +86,7 @@ class PackedModel:
             for kind in users:
                 route_calls(kind)
         self._body, self._head = split(model, anatomy)
-        self.copies_prefixes = way is Way.OWN
+        self.copies_prefixes = way.copies_prefixes
 
     def arrange(self, changes: Changes) -> None:
         """Bring every layer's slabs to where the rows of the next steps lie."""
@@ -115,7 +123,7 @@ class PackedModel:
 
 
 _KINDS: dict[type, Callable[[Any, Way], Any]] = {
-    KVCache: lambda cache, way: SlotCache() if way is Way.SHARED else OwnAttentionCache(),
+    KVCache: lambda cache, way: _attended(way, None),
     RotatingKVCache: lambda cache, way: _sliding(cache, way),
     ArraysCache: lambda cache, way: StateCache(len(cache.cache)),
     CacheList: lambda cache, way: GroupedList([_cache_for(member, way) for member in cache.caches]),
@@ -132,4 +140,10 @@ def _cache_for(cache: Any, way: Way) -> Any:
 def _sliding(cache: RotatingKVCache, way: Way) -> SlotCache | OwnAttentionCache:
     if cache.keep:
         raise ValueError(f"a layer's window keeps its first {cache.keep} tokens")
-    return SlotCache(cache.max_size) if way is Way.SHARED else OwnAttentionCache(cache.max_size)
+    return _attended(way, cache.max_size)
+
+
+def _attended(way: Way, sliding: int | None) -> SlotCache | OwnAttentionCache:
+    if way is Way.SHARED:
+        return SlotCache(sliding)
+    return OwnAttentionCache(by_slab if way is Way.OWN else by_row, sliding)

@@ -120,8 +120,7 @@ class SlotCache:
         """
         if mask is not None and not isinstance(mask, SlotMask):
             raise NotImplementedError("the model masks by itself")
-        sizes = (self._sliding, mask.sliding if mask else None)
-        sliding = min((size for size in sizes if size is not None), default=None)
+        sliding = one_window(self._sliding, mask.sliding if mask else None)
         return _Attention(self.layout, self.slots, scale, sliding, sinks).of(queries, keys, values)
 
 
@@ -130,6 +129,17 @@ class SlotMask:
     """Stands where a model expects a mask. `sliding` is how many tokens a token sees, as far as the model says so."""
 
     sliding: int | None = None
+
+
+def one_window(of_cache: int | None, of_mask: int | None) -> int | None:
+    """How many tokens a token sees, by a layer's cache and by its mask, each of which may leave it to the other.
+
+    Raises:
+        NotImplementedError: they differ: then what mlx-lm computes depends on how a prompt is cut into chunks.
+    """
+    if of_cache is not None and of_mask is not None and of_cache != of_mask:
+        raise NotImplementedError(f"a window is of {of_cache} tokens in the cache and of {of_mask} in the mask")
+    return of_mask if of_cache is None else of_cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,8 +261,8 @@ def route_attention(model: Any) -> None:
 
 def _routed(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
     def attend(queries: mx.array, keys: mx.array, values: mx.array, cache: Any, *args: Any, **options: Any) -> Any:
-        layer = cache if isinstance(cache, SlotCache) else _layers.get({}).get(id(keys))
-        if layer is not None:
+        layer = _layers.get({}).get(id(keys), cache)
+        if isinstance(layer, SlotCache):
             return layer.attend(queries, keys, values, *args, **options)
         return original(queries, keys, values, cache, *args, **options)
 
