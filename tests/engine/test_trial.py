@@ -34,7 +34,7 @@ def deep(architecture: str, dtype: mx.Dtype, bits: int | None) -> Any:
     return model
 
 
-@pytest.mark.parametrize("architecture", ["qwen3", "gemma3_text", "mixtral"])
+@pytest.mark.parametrize("architecture", ["qwen3", "gemma3_text", "mamba2"])
 @pytest.mark.parametrize(
     ("dtype", "bits"),
     [(mx.float32, None), (mx.float16, None), (mx.bfloat16, None), (mx.bfloat16, 4)],
