@@ -24,6 +24,7 @@ from tests.support.row_specs import name_of, row_spec
 
 from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.engine import BatchEngine
+from mlxq_worker.engine.kvcache.prefix import BLOCK
 
 _SHARED_LENGTH = 70
 _LENGTHS = (1, 12, 23, 40)
@@ -39,6 +40,11 @@ class Reference:
     model: Any
     specs: tuple[RowSpec, ...]
     expected: dict[str, tuple[int, ...]]
+
+    @property
+    def num_alike(self) -> int:
+        """How many prompts begin with the same tokens."""
+        return sum(len(spec.prompt_ids) > _SHARED_LENGTH for spec in self.specs)
 
 
 @cache
@@ -76,6 +82,9 @@ def assert_same(architecture: str, width: int, chunk: int, *, pipelined: bool, s
 
     assert {name_of(spec.row_id) for spec in given.specs} == outcome.tokens.keys()
     assert outcome.tokens == given.expected
+    num_shared = _SHARED_LENGTH // BLOCK * BLOCK * (given.num_alike - 1) if shares else 0
+    num_prompt_tokens = sum(len(spec.prompt_ids) for spec in given.specs)
+    assert sum(report.num_prefilled for report in outcome.reports) == num_prompt_tokens - num_shared
 
 
 KINDS = (

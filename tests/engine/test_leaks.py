@@ -110,7 +110,7 @@ def test_what_a_packed_model_keeps_of_a_long_answer_is_values_and_no_graph(
         sizes.append(graph_size(made[-1].arrays, tmp_path / "graph.dot"))
 
     # then
-    assert max(sizes[150:]) <= max(sizes[:150])
+    assert max(sizes[150:]) <= 1.1 * max(sizes[:150])
 
 
 def test_what_mlx_keeps_for_reuse_is_given_back_now_and_then() -> None:
