@@ -61,7 +61,7 @@ def release_unused() -> None:
 
 def measure_cost(model: Any, *, in_slabs: bool = False) -> KvCost:
     """What one row costs, read off the model's own caches after one token. In slabs a window is a mask, and all tokens
-    are kept."""
+    are kept; a step's new states stand beside those before it."""
     caches = make_prompt_cache(model)
     mx.eval(model(mx.array([[0]]), cache=caches))
     per_token, windows, fixed = 0, [], 0
@@ -71,7 +71,7 @@ def measure_cost(model: Any, *, in_slabs: bool = False) -> KvCost:
         elif isinstance(cache, KVCache) or hasattr(cache, "keys"):
             per_token += _bytes_per_token(cache)
         else:
-            fixed += cache.nbytes
+            fixed += (2 if in_slabs else 1) * cache.nbytes
     return KvCost(per_token, tuple(windows), fixed)
 
 
