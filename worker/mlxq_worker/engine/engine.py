@@ -12,10 +12,12 @@ from typing import Any
 from mlxq_worker.engine.api import AbortReason, Decode, RowId, RowSpec, StepReport
 from mlxq_worker.engine.kvcache.memory import RELEASE_STEPS, measure_budget, release_unused
 from mlxq_worker.engine.rows.beam_group import new_group
-from mlxq_worker.engine.runners.packed import PackedRunner, packs
+from mlxq_worker.engine.runners.packed import PackedRunner
+from mlxq_worker.engine.runners.packed_model import Way
 from mlxq_worker.engine.runners.padded import PaddedRunner
 from mlxq_worker.engine.runners.runner import Launched, Runner
 from mlxq_worker.engine.runners.step_timing import step_seconds
+from mlxq_worker.engine.runners.trial import find_packing
 from mlxq_worker.engine.sampling.batch_sampler import BatchSampler
 from mlxq_worker.engine.scheduling.admission import check_fits, check_width
 from mlxq_worker.engine.scheduling.run_ahead import RunAhead
@@ -65,15 +67,18 @@ class BatchEngine:
     ) -> None:
         self._decode = decode
         self._max_num_seqs = max_num_seqs
-        is_packed = packed and packs(model)
-        self._budget = measure_budget(model, kv_bytes, in_slabs=is_packed)
+        way = find_packing(model).way if packed else None
+        self._budget = measure_budget(
+            model, kv_bytes, in_slabs=way is not None, copies_prefixes=bool(way and way.copies_prefixes)
+        )
         if max_num_batched_tokens is None:
-            max_num_batched_tokens = measure_step_size(model, max_num_seqs) if is_packed else DEFAULT_STEP_TOKENS
+            max_num_batched_tokens = measure_step_size(model, way, max_num_seqs) if way else DEFAULT_STEP_TOKENS
         self.max_num_batched_tokens = max_num_batched_tokens
         self._runner: Runner
-        if is_packed:
+        if way:
             self._runner = PackedRunner(
                 model,
+                way,
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=max_num_batched_tokens,
                 max_prefix_tokens=self._budget.prefix_tokens(max_prefix_bytes),
@@ -158,6 +163,6 @@ class BatchEngine:
         self._runner.clear()
 
 
-def measure_step_size(model: Any, num_rows: int) -> int:
+def measure_step_size(model: Any, way: Way, num_rows: int) -> int:
     """How many tokens a step of a packed model should take beside up to `num_rows` decoding rows."""
-    return find_size(lambda num_tokens: step_seconds(model, num_tokens, num_rows), num_rows)
+    return find_size(lambda num_tokens: step_seconds(model, way, num_tokens, num_rows), num_rows)

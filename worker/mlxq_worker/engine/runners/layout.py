@@ -6,9 +6,10 @@ Knows nothing of keys and values: `kvcache/slots` holds those.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, groupby
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
@@ -24,15 +25,26 @@ one: by then starting to is the least of it."""
 
 _PACKING_STEP = 16
 
+D = TypeVar("D")
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens of one row that are in this step: columns `start` to `stop` of its slot, behind its prefix if any."""
+    """Tokens of one row that are in this step: columns `start` to `stop` of its slot.
+
+    Args:
+        prefix: what the row attends to before its own columns, if anything.
+        row: the row's number, which it keeps while it is in the batch.
+        source: with the first tokens behind a prefix, that prefix: where the row's state comes from, and its first
+            columns if it doesn't attend to the prefix.
+    """
 
     slot: Slot
     start: int
     stop: int
     prefix: Prefix | None = None
+    row: int = 0
+    source: Prefix | None = None
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -62,8 +74,10 @@ class Layout:
         decoding: spans of one token, by rising slot.
         spans: the prompt chunks, in the order of their tokens; best by `packing_size`.
         prefixes: the prefix chunks, in the order of their tokens.
+        resting: the numbers of the rows that are in the batch and not in this step.
 
     Attributes:
+        num_rows: one more than the highest number of a row in the batch.
         sharing: how tokens attend to shared prefixes, if any does. The decoding rows' do so together; prompts' join
             them where attention is done in parts anyway.
         joined: the prompt chunks whose tokens are in `sharing`, packed prompts of about the same length put together.
@@ -71,10 +85,17 @@ class Layout:
     """
 
     def __init__(
-        self, decoding: Sequence[Span], spans: Sequence[Span] = (), prefixes: Sequence[PrefixChunk] = ()
+        self,
+        decoding: Sequence[Span],
+        spans: Sequence[Span] = (),
+        prefixes: Sequence[PrefixChunk] = (),
+        resting: Sequence[int] = (),
     ) -> None:
         in_slots = (*decoding, *spans)
-        self.prefixes = tuple(prefixes)
+        self.decoding, self.spans, self.prefixes = tuple(decoding), tuple(spans), tuple(prefixes)
+        self.resting = tuple(resting)
+        self.num_rows = 1 + max((*resting, *(span.row for span in in_slots)), default=-1)
+        self._derived: dict[Callable[[Layout], Any], Any] = {}
         sharing = decoding if is_fused() else in_slots
         self.sharing = Sharing(sharing) if any(span.prefix for span in sharing) else None
         grouped = _grouped(spans)
@@ -84,9 +105,17 @@ class Layout:
         self.num_in_slots = sum(map(len, in_slots))
         positions = [position for span in in_slots for position in span.positions]
         positions += [position for chunk in prefixes for position in range(chunk.start, chunk.stop)]
+        self.num_tokens = len(positions)
         self.positions = mx.array(positions)  # (N,)
         self.writes = _writes(in_slots)
         self.windows = _windows(decoding)
+
+    def derived(self, make: Callable[[Layout], D]) -> D:
+        """What `make` makes of this step: the same for every layer, made when it is first asked for."""
+        if make not in self._derived:
+            self._derived[make] = make(self)
+        made: D = self._derived[make]
+        return made
 
 
 class PackedPrompts:
@@ -173,16 +202,42 @@ class Window:
         self.slab = slab
         self.rows = slice(first, first + len(lengths))
         self.num_slots = max(lengths) + 1
-        self.width = max(lengths.values())
-        in_window = [lengths.get(slot, 1) for slot in range(self.num_slots)]
-        is_ragged = any(length != self.width for length in in_window)
-        columns = mx.arange(self.width)[None, None, None]  # (1, 1, 1, W)
-        self.mask = columns < mx.array(in_window)[:, None, None, None] if is_ragged else None  # (S, 1, 1, W)
+        self._lengths = [lengths.get(slot, 1) for slot in range(self.num_slots)]
+        self._views: dict[int | None, View] = {}
         has_holes = len(lengths) < self.num_slots
         rows = {slot: index for index, slot in enumerate(lengths)}
         # (S,) which decoding row stands in for each slot: its own, or any for a slot that is empty
         self.query_rows = mx.array([rows.get(slot, 0) for slot in range(self.num_slots)]) if has_holes else None
         self.result_rows = mx.array(list(lengths)) if has_holes else None  # (B,) where each row's result stands
+
+    def view(self, sliding: int | None) -> View:
+        """What is seen of the slab where a token sees itself and so many columns less one before it; `None`: all."""
+        if sliding not in self._views:
+            self._views[sliding] = View(self._lengths, sliding)
+        return self._views[sliding]
+
+
+class View:
+    """Columns `first` to `last` of a slab's first S slots, and which of them count.
+
+    Args:
+        lengths: how many columns of each slot are in use.
+        sliding: how many of them the last one's token sees, `None` for all.
+
+    Attributes:
+        mask: (S, 1, 1, last - first), true where a column counts; `None` where all of them do.
+    """
+
+    def __init__(self, lengths: Sequence[int], sliding: int | None) -> None:
+        starts = [0 if sliding is None else max(0, length - sliding) for length in lengths]
+        self.first, self.last = min(starts), max(lengths)
+        columns = mx.arange(self.first, self.last)[None, None, None]  # (1, 1, 1, last - first)
+        masks: list[mx.array] = []
+        if any(length != self.last for length in lengths):
+            masks.append(columns < mx.array(list(lengths))[:, None, None, None])
+        if any(start != self.first for start in starts):
+            masks.append(columns >= mx.array(starts)[:, None, None, None])
+        self.mask = masks[0] if len(masks) == 1 else masks[0] & masks[1] if masks else None
 
 
 def _windows(decoding: Sequence[Span]) -> tuple[Window, ...]:
@@ -191,6 +246,42 @@ def _windows(decoding: Sequence[Span]) -> tuple[Window, ...]:
         windows.append(Window(slab, first, list(group)))
         first = windows[-1].rows.stop
     return tuple(windows)
+
+
+class Sharers:
+    """Tokens of a step that are behind the same prefix of T tokens.
+
+    Args:
+        prefix: which one.
+        tokens: (n,) which of the step's tokens.
+        columns: how far behind the prefix each of them is.
+    """
+
+    def __init__(self, prefix: Prefix, tokens: mx.array, columns: Sequence[int]) -> None:
+        self.prefix = prefix
+        self.tokens = tokens
+        self._columns = columns
+        self._masks: dict[int, mx.array | None] = {}
+
+    def first_seen(self, sliding: int | None) -> int:
+        """The first token of the prefix that any of them sees, each of which sees so many tokens, itself the last; the
+        number of the prefix's tokens if none does."""
+        return 0 if sliding is None else min(len(self.prefix), max(0, self._first_seen(min(self._columns), sliding)))
+
+    def mask(self, sliding: int | None) -> mx.array | None:
+        """(n, T - first seen), true where a token sees one of the prefix; `None` if all see all from there."""
+        if sliding is None:
+            return None
+        if sliding not in self._masks:
+            first = self.first_seen(sliding)
+            starts = [self._first_seen(column, sliding) for column in self._columns]
+            is_ragged = any(start > first for start in starts)
+            seen = mx.arange(first, len(self.prefix))[None]
+            self._masks[sliding] = seen >= mx.array(starts)[:, None] if is_ragged else None
+        return self._masks[sliding]
+
+    def _first_seen(self, column: int, sliding: int) -> int:
+        return len(self.prefix) + column + 1 - sliding
 
 
 class Sharing:
@@ -203,7 +294,12 @@ class Sharing:
             groups.setdefault(prefix, []).append(index)
         alone = groups.pop(None, [])
         grouped = list(chain.from_iterable(groups.values()))
-        self.groups = {prefix: mx.array(group) for prefix, group in groups.items() if prefix}  # (tokens of the group,)
+        columns = list(chain.from_iterable(span.columns for span in spans))
+        self.groups = tuple(
+            Sharers(prefix, mx.array(tokens), [columns[token] for token in tokens])
+            for prefix, tokens in groups.items()
+            if prefix
+        )
         self.num_tokens = len(grouped) + len(alone)
         self.num_alone = len(alone)
         order = [*grouped, *alone]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -52,7 +52,7 @@ class Scheduler:
         self._max_num_seqs = max_num_seqs
         self._budget = budget
         self._max_num_batched_tokens = max_num_batched_tokens
-        self._prefixes = PrefixTable(max_prefix_tokens)
+        self._prefixes = PrefixTable(max_prefix_tokens, budget.cost.tokens_beside_prefix if budget else 0)
         self._waiting = WaitingQueue(longest_first=longest_first)
         self._running: list[RowGroup] = []
         self._max_running: int | None = None
@@ -235,17 +235,16 @@ class Scheduler:
         always does: `BatchEngine.admit` asked."""
         if self._budget is None or not self._running:
             return True
-        lengths = [*self._own_lengths(), *(_own_length(row, prefix) for row, prefix in joining)]
+        running = ((row, row.prefix) for group in self._running for row in group.rows)
+        lengths = _own_lengths(self._budget, [*running, *joining])
         return self._budget.fits(lengths, self._prefixes.num_locked_tokens)
-
-    def _own_lengths(self) -> Iterator[int]:
-        return (_own_length(row, row.prefix) for group in self._running for row in group.rows)
 
     def _evicted(self) -> tuple[Prefix, ...]:
         """The prefixes that have to go: they are kept only where there is room beside the rows."""
         if self._budget is None or not self._prefixes.num_tokens:
             return self._prefixes.take_evicted()
-        return self._prefixes.take_evicted(self._budget.spare_tokens(self._own_lengths()))
+        running = ((row, row.prefix) for group in self._running for row in group.rows)
+        return self._prefixes.take_evicted(self._budget.spare_tokens(_own_lengths(self._budget, running)))
 
     def _drop(self, now: float) -> list[RowResult]:
         candidates = [*self._running, *(self._waiting if self._has_aborts else ())]
@@ -277,9 +276,9 @@ class Scheduler:
                 self._prefixes.release(row.prefix)
 
 
-def _own_length(row: Row, prefix: Prefix | None) -> int:
-    """How many tokens the row may take behind this prefix."""
-    return row.spec.num_tokens - (len(prefix) if prefix else 0)
+def _own_lengths(budget: KvBudget, rows: Iterable[tuple[Row, Prefix | None]]) -> list[int]:
+    """How many tokens each row may take room for behind its prefix."""
+    return [budget.own_length(row.spec.num_tokens, len(prefix) if prefix else 0) for row, prefix in rows]
 
 
 def _prefill(what: Row | Prefix, length: int, room: int) -> tuple[int, int]:
