@@ -2,9 +2,10 @@
 
     from mlxq import Client, request
 
-    batch = Client("redis://localhost:6379").submit(request(prompt=text) for text in texts)
-    for answer in batch.as_completed():
-        print(answer.custom_id, answer.line)
+    with Client("redis://localhost:6379") as client:
+        batch = client.submit(request(prompt=text, max_tokens=100) for text in texts)
+        for answer in batch.as_completed():
+            print(answer.custom_id, answer.text)
 
 A name is imported from its module when it is first asked for, so that importing the package brings nothing heavy.
 """
@@ -27,14 +28,16 @@ if TYPE_CHECKING:
         RequestError,
         WorkerFailed,
     )
-    from mlxq.queue.answers import Answer
-    from mlxq.queue.batch import Batch, BatchCounts, StopCount
+    from mlxq.queue.batch import Batch
     from mlxq.queue.client import Client
+    from mlxq.queue.counts import BatchCounts, StopCount
     from mlxq.requests.build import request
     from mlxq.requests.openai import ParsedLine
+    from mlxq.results.answer import Answer, AnswerError
 
 __all__ = [
     "Answer",
+    "AnswerError",
     "Batch",
     "BatchCounts",
     "BatchNotFound",
@@ -56,12 +59,13 @@ __all__ = [
 ]
 
 _MODULES: dict[str, str] = {
-    "Answer": "mlxq.queue.answers",
+    "Answer": "mlxq.results.answer",
+    "AnswerError": "mlxq.results.answer",
     "Batch": "mlxq.queue.batch",
-    "BatchCounts": "mlxq.queue.batch",
+    "BatchCounts": "mlxq.queue.counts",
     "Client": "mlxq.queue.client",
     "ParsedLine": "mlxq.requests.openai",
-    "StopCount": "mlxq.queue.batch",
+    "StopCount": "mlxq.queue.counts",
     "request": "mlxq.requests.build",
 }
 """Public name -> the module that defines it; every other public name is an error."""

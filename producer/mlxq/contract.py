@@ -140,7 +140,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     written against it. With `echo` the answer to a prompt begins with it, and may have no tokens of its own
     (`max_tokens == 0`). Without `add_generation_prompt` a chat's answer begins no new turn, and with
     `continue_final_message` it goes on with the last message. `content_hash` is the hex SHA-256 of what determines the
-    answer (endpoint and body).
+    answer, however it is spelled (`mlxq.requests.normal_form`).
     """
 
     custom_id: str
@@ -205,11 +205,21 @@ class ToolCall(msgspec.Struct, frozen=True, kw_only=True):
     arguments: str
 
 
+class ChoiceError(msgspec.Struct, frozen=True, kw_only=True):
+    """What killed one answer among several: a stable word, and a sentence that names the fields at fault."""
+
+    code: str
+    message: str
+
+
 class Choice(msgspec.Struct, frozen=True, kw_only=True):
     """One generated answer. `stop_reason` has vLLM's meaning: `None` for the primary EOS and for limits, the
     token id for any other EOS or stop id, the string for a stop string, ``repetition_detected`` for a text that loops.
+    Lines have `finish_reason` in OpenAI's words: an answer that ends in ``abort`` or ``error`` says so in its
+    `stop_reason` there (`mlxq.results.result_lines`).
 
-    `text` is what is left beside `tool_calls` and `reasoning_content`. `beam_score` is there after beam search.
+    `text` is what is left beside `tool_calls` and `reasoning_content`. `beam_score` is there after beam search, `error`
+    with the stop type ``error``.
     """
 
     index: int
@@ -223,6 +233,7 @@ class Choice(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: tuple[int, ...] | None = None
     seed: int | None = None
     beam_score: float | None = None
+    error: ChoiceError | None = None
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
@@ -247,7 +258,8 @@ class EosEntry(msgspec.Struct, frozen=True, kw_only=True):
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What only mlxq reports (`body.mlxq`): the EOS set that was in force, the seed that was used, where the
-    seconds went, and the hash of the request that a resumed run compares. `ignored_formats` are those of the request's
+    seconds went, and what a resumed run compares: the hash of the request, and the worker's `default_max_tokens` where
+    the request has no limit of its own. `ignored_formats` are those of the request's
     schemas that the answer wasn't held to."""
 
     eos: tuple[EosEntry, ...]
@@ -257,6 +269,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     prefill_s: float
     decode_s: float
     ignored_formats: tuple[str, ...] = ()
+    default_max_tokens: int | None = None
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

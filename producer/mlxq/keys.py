@@ -8,6 +8,9 @@ Beside them stand, per queue and per batch:
     mlxq:pulse:{queue}              hash    whether silent workers can be told from those that Redis kept from beating
         beat                        float   when a worker of the queue beat last, Redis's clock in Unix seconds
         trusted_from                float   from when on a lease that has run out tells of a death
+    mlxq:pulse:{queue}              hash    when Redis took the last beat of a worker of the queue
+        beat                        float   Unix seconds by Redis's clock
+        trusted_from                float   until then nobody's silence tells of a death
     mlxq:batches                    zset    batch id -> created, Unix seconds
     mlxq:batch:{batch}              hash    the batch and its counts
         queue                       str     the RQ queue its jobs are in
@@ -23,6 +26,9 @@ Beside them stand, per queue and per batch:
         job                         str     job id
         status                      str     finished | failed | cancelled
         code                        str     job_lost where the job was deleted before it had ended, else absent
+    mlxq:broken                     hash    key that held something else than it should -> what about it; until a worker
+                                            has logged it
+    mlxq:broken:{key}               any     what was moved away from there, for 30 days
 
 RQ's hash of a job has these fields more:
 
@@ -60,6 +66,7 @@ CHUNK = 500
 """Jobs that are read or written in one round trip."""
 
 BATCHES = "mlxq:batches"
+BROKEN = "mlxq:broken"
 JOB_DIGEST_LENGTH = 20
 """Hex digits after ``{batch}-`` in a job id."""
 
@@ -77,6 +84,11 @@ def job_id(batch_id: str, custom_id: str) -> str:
 def batch_id_of(job_id: str) -> str:
     """The id of the batch that a job's id names."""
     return job_id[: -JOB_DIGEST_LENGTH - 1]
+
+
+def pulse(queue: str) -> str:
+    """The hash that says when workers of a queue last beat."""
+    return f"mlxq:pulse:{queue}"
 
 
 def delayed(queue: str) -> str:
@@ -97,3 +109,8 @@ def batch_jobs(batch_id: str) -> str:
 def batch_events(batch_id: str) -> str:
     """The stream of a batch's ended jobs."""
     return f"mlxq:batch:{batch_id}:events"
+
+
+def moved(key: str) -> str:
+    """Where what a key held was moved to, as it had the wrong type."""
+    return f"{BROKEN}:{key}"

@@ -59,12 +59,12 @@ class Generated:
 
 def run_engine(bench: BenchModel, workload: Workload, width: int) -> Outcome:
     """Our engine, without a queue."""
-    return _outcome(bench, workload, lambda: _engine(bench.model, workload.items, width))
+    return _outcome(bench, workload, lambda: generate_with_engine(bench.model, workload.items, width))
 
 
 def run_batch_generate(bench: BenchModel, workload: Workload, width: int) -> Outcome:
     """What `mlx_lm.batch_generate` does: its `BatchGenerator` fed with everything."""
-    return _outcome(bench, workload, lambda: _batch_generator(bench.model, workload.items, width))
+    return _outcome(bench, workload, lambda: generate_with_batch_generator(bench.model, workload.items, width))
 
 
 def run_with_caches(bench: BenchModel, workload: Workload, width: int) -> Outcome:
@@ -123,12 +123,12 @@ def _outcome(bench: BenchModel, workload: Workload, generate: Callable[[], Gener
     return Outcome(answers, workload.num_tokens, seconds, generated.rows_computed, mx.get_peak_memory())
 
 
-def _engine(model: Any, items: Sequence[Item], width: int) -> Generated:
+def generate_with_engine(model: Any, items: Sequence[Item], width: int) -> Generated:
     engine = BatchEngine(model, lambda ids: "", max_num_seqs=width)
     return play(engine, [row_spec(index, item) for index, item in enumerate(items)])
 
 
-def _batch_generator(
+def generate_with_batch_generator(
     model: Any, items: Iterable[Item], width: int, caches: Sequence[list[Any]] | None = None
 ) -> Generated:
     items = list(items)
@@ -165,7 +165,7 @@ def _with_caches(model: Any, workload: Workload, width: int) -> Generated:
         mx.eval([cache.state for cache in prefix_cache])
     # The generator doesn't write to the caches that it is given, so all rows can hold the same one.
     rest = [replace(item, prompt=item.prompt[shared:]) for item in workload.items]
-    return _batch_generator(model, rest, width, [prefix_cache] * len(rest) if shared else None)
+    return generate_with_batch_generator(model, rest, width, [prefix_cache] * len(rest) if shared else None)
 
 
 def _static(model: Any, items: Sequence[Item], width: int) -> Generated:
@@ -174,7 +174,7 @@ def _static(model: Any, items: Sequence[Item], width: int) -> Generated:
     for start in range(0, len(items), width):
         group = items[start : start + width]
         longest = max(item.num_tokens for item in group)
-        generated = _batch_generator(model, [replace(item, num_tokens=longest) for item in group], width)
+        generated = generate_with_batch_generator(model, [replace(item, num_tokens=longest) for item in group], width)
         tokens += [ids[: item.num_tokens] for ids, item in zip(generated.tokens, group, strict=True)]
         rows_computed += generated.rows_computed
     return Generated(tokens, rows_computed)

@@ -41,7 +41,7 @@ from tests.bench.workloads import WORKLOADS, Workload
 
 from mlxq.queue.client import Client
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.runners.packed import PackedModel
+from mlxq_worker.engine.runners.packed_model import PackedModel
 from mlxq_worker.engine.runners.slot_cache import SlotCache
 from mlxq_worker.engine.sampling.batch_sampler import BatchSampler
 from mlxq_worker.supervision.redis_server import private_redis

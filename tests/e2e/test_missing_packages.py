@@ -22,7 +22,7 @@ def test_a_worker_without_a_package_names_it_once_and_is_not_started_again(
 ) -> None:
     done = run(*MLXQ, "worker", "--model", "demo", MLXQ_URL=redis_url, PYTHONPATH=without(package, tmp_path))
 
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.count(f'Error: this command needs {package}: install "mlxq[worker]"') == 1
     assert "started again" not in done.stderr
 
@@ -33,5 +33,5 @@ def test_a_run_without_a_package_says_why_its_worker_can_not_work(tmp_path: Path
 
     done = run(*MLXQ, "run", *files, PYTHONPATH=without("numpy", tmp_path))
 
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr == 'Error: the worker can\'t work: this command needs numpy: install "mlxq[worker]"\n'

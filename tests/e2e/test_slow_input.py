@@ -82,5 +82,5 @@ def test_ctrl_c_ends_a_run_that_waits_for_input_and_keeps_what_it_has(redis_url:
         process.wait(DEADLINE_S)  # its input never ends
         assert process.stderr is not None
         said = process.stderr.read()
-    assert (process.returncode, "Interrupted" in said, "Fatal" in said) == (1, True, False), said
+    assert (process.returncode, "Interrupted" in said, "Fatal" in said) == (-signal.SIGINT, True, False), said
     assert json.loads(output.read_text())["custom_id"] == "a"

@@ -26,7 +26,7 @@ from mlxq_worker.engine.runners.slot_cache import Layout
 
 EOS, OTHER_EOS, STOP = 5, 9, 33
 ENDS = {"end_tokens": {EOS: "<5>", OTHER_EOS: "<9>", STOP: "<33>"}, "eos_ids": frozenset({EOS, OTHER_EOS})}
-KINDS = ["llama-packed", "qwen3-packed", *(f"{each}-padded" for each in CONFIGS)]
+KINDS = [f"{each}-{way}" for each in CONFIGS for way in ("packed", "padded")]
 
 
 def prompt_of(length: int) -> tuple[int, ...]:

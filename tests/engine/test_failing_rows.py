@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from itertools import chain
+from itertools import chain, product
 from random import Random
 from typing import Any
 
@@ -22,7 +22,7 @@ from mlxq_worker.engine.sampling.token_sampler import best_ids
 
 EVERY_WAY = pytest.mark.parametrize(
     ("architecture", "packed"),
-    [("llama", True), ("mixtral", True), ("llama", False), ("gemma3", False), ("mamba2", False)],
+    [("mixtral", True), *product(("llama", "gemma3", "mamba2"), (True, False))],
 )
 
 

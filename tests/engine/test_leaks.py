@@ -9,6 +9,7 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
+from tests.support import architectures
 from tests.support.engine_runs import decode
 from tests.support.row_specs import row_spec
 from tests.support.tiny_models import build
@@ -16,6 +17,7 @@ from tests.support.tiny_models import build
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.kvcache.memory import RELEASE_STEPS, measure_cost
 from mlxq_worker.engine.runners import padded
+from mlxq_worker.engine.runners.packed_model import PackedModel
 
 NUM_STEPS = 3_000
 MAX_GRAPH = 1_000
@@ -23,7 +25,7 @@ MAX_GRAPH = 1_000
 
 
 class Watched:
-    """An engine over a tiny model, and the caches that the model was called with last."""
+    """A padded engine over a tiny model, and the caches that the model was called with last."""
 
     def __init__(self, architecture: str, prompt_lengths: list[int]) -> None:
         model = build(architecture)
@@ -36,7 +38,7 @@ class Watched:
             return forward(module, inputs, cache=cache, **options)
 
         model.__class__ = type("Watched", (type(model),), {"__call__": watched, "__module__": type(model).__module__})
-        self.engine = BatchEngine(model, decode, max_num_seqs=2)
+        self.engine = BatchEngine(model, decode, max_num_seqs=2, packed=False)
         for index, length in enumerate(prompt_lengths):
             self.engine.admit(row_spec(row_id=f"r{index}", prompt_ids=(index + 1,) * length, max_tokens=2 * NUM_STEPS))
 
@@ -82,6 +84,33 @@ def test_caches_that_are_never_evaluated_would_be_seen(monkeypatch: pytest.Monke
     watched.step(200)
 
     assert watched.graph_size(tmp_path / "graph.dot") > MAX_GRAPH
+
+
+@pytest.mark.parametrize("architecture", ["mamba2", "lfm2", "qwen3", "deepseek_v32"])
+def test_what_a_packed_model_keeps_of_a_long_answer_is_values_and_no_graph(
+    architecture: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # given
+    made: list[PackedModel] = []
+    original = PackedModel.__init__
+
+    def init(self: PackedModel, *args: Any) -> None:
+        made.append(self)
+        original(self, *args)
+
+    monkeypatch.setattr(PackedModel, "__init__", init)
+    engine = BatchEngine(architectures.build(architecture), decode, max_num_seqs=2)
+    for index in range(2):
+        engine.admit(row_spec(row_id=f"r{index}", prompt_ids=(index + 1,) * 5, max_tokens=300))
+
+    # when
+    sizes = []
+    for step in range(300):
+        engine.step(float(step))
+        sizes.append(graph_size(made[-1].arrays, tmp_path / "graph.dot"))
+
+    # then
+    assert max(sizes[150:]) <= 1.1 * max(sizes[:150])
 
 
 def test_what_mlx_keeps_for_reuse_is_given_back_now_and_then() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from random import Random
 from typing import Any
 
@@ -74,9 +75,7 @@ def assert_all_scores(
         assert_scores(scores, own, off, token_id, num_top)
 
 
-@pytest.mark.parametrize(
-    ("architecture", "packed"), [("llama", True), ("llama", False), ("gemma3", False), ("mamba2", False)]
-)
+@pytest.mark.parametrize(("architecture", "packed"), list(product(("llama", "gemma3", "mamba2"), (True, False))))
 @pytest.mark.parametrize("pipelined", [True, False], ids=["pipelined", "plain"])
 def test_scores_are_those_of_the_model_run_by_itself(architecture: str, packed: bool, pipelined: bool) -> None:
     model = build(architecture)

@@ -20,8 +20,8 @@ from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.kvcache.memory import measure_cost
 from mlxq_worker.engine.kvcache.slots import Write
 from mlxq_worker.engine.runners.layout import Layout
-from mlxq_worker.engine.runners.packed import packs
 from mlxq_worker.engine.runners.slot_cache import SlotCache
+from mlxq_worker.engine.runners.trial import NUM_TRIAL_STEPS, packs
 
 
 class Altered:
@@ -110,11 +110,13 @@ def test_prompts_go_through_the_model_without_a_single_padded_token(layouts: lis
 
     outcome = run(BatchEngine(build("llama"), decode, max_num_seqs=4, max_num_batched_tokens=16), specs)
 
-    num_computed = sum(layout.positions.size for layout in layouts[2:])  # the first two try out whether the model packs
+    num_computed = sum(
+        layout.positions.size for layout in layouts[NUM_TRIAL_STEPS:]
+    )  # the first ones try the model out
     num_prompt_tokens = sum(len(spec.prompt_ids) for spec in specs)
     num_decoded = sum(len(tokens) - 1 for tokens in outcome.tokens.values())
     assert num_computed == num_prompt_tokens + num_decoded
-    assert max(layout.positions.size for layout in layouts[2:]) <= 16
+    assert max(layout.positions.size for layout in layouts[NUM_TRIAL_STEPS:]) <= 16
 
 
 def sharing_specs(seed: int) -> list[RowSpec]:
@@ -187,7 +189,7 @@ def test_a_shared_prefix_goes_through_the_model_once(layouts: list[Layout]) -> N
 
     run(BatchEngine(build("llama"), decode, max_num_seqs=4), specs)
 
-    assert sum(layout.positions.size for layout in layouts[2:]) == len(prefix) + len(specs)
+    assert sum(layout.positions.size for layout in layouts[NUM_TRIAL_STEPS:]) == len(prefix) + len(specs)
 
 
 def test_four_answers_to_a_prompt_of_400_tokens_cost_one_prefill(layouts: list[Layout]) -> None:
@@ -196,7 +198,7 @@ def test_four_answers_to_a_prompt_of_400_tokens_cost_one_prefill(layouts: list[L
 
     run(BatchEngine(build("llama"), decode, max_num_seqs=8, max_num_batched_tokens=64), specs)
 
-    assert sum(layout.positions.size for layout in layouts[2:]) == 399 + 4
+    assert sum(layout.positions.size for layout in layouts[NUM_TRIAL_STEPS:]) == 399 + 4
 
 
 def test_a_prefix_takes_over_what_was_computed_for_the_shorter_one_that_more_rows_share(layouts: list[Layout]) -> None:
@@ -211,7 +213,7 @@ def test_a_prefix_takes_over_what_was_computed_for_the_shorter_one_that_more_row
 
     outcome = run(BatchEngine(model, decode, max_num_seqs=6, max_num_batched_tokens=64), specs)
 
-    num_computed = sum(layout.positions.size for layout in layouts[2:])
+    num_computed = sum(layout.positions.size for layout in layouts[NUM_TRIAL_STEPS:])
     assert num_computed == len(few_shot) + (len(question) - 1) + len(specs) + sum(spec.limit - 1 for spec in specs)
     assert outcome.tokens == run(BatchEngine(model, decode, max_num_seqs=6, max_prefix_bytes=0), specs).tokens
 
@@ -222,9 +224,9 @@ def caches(monkeypatch: pytest.MonkeyPatch) -> list[SlotCache]:
     made: list[SlotCache] = []
     original = SlotCache.__init__
 
-    def init(self: SlotCache) -> None:
+    def init(self: SlotCache, *args: Any) -> None:
         made.append(self)
-        original(self)
+        original(self, *args)
 
     monkeypatch.setattr(SlotCache, "__init__", init)
     return made

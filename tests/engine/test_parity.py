@@ -22,15 +22,14 @@ from tests.support.tiny_models import CONFIGS, VOCAB_SIZE, build
 from mlxq.contract import StopDetails
 from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.runners.packed import packs
+from mlxq_worker.engine.runners.trial import packs
 
 PREFILL_CHUNK = 16
 # One token is decoded from, the rest is prefilled: nothing, one chunk exactly, one position more, several chunks;
 # below and far above the sliding window of 8.
 PROMPT_LENGTHS = (1, 3, 40, 9, 1, 20, 17, 5, 33, 18, 4, 12)
 NUM_TOKENS = 18
-# Every layer of these attends to all that came before; the others are always padded.
-PACKED = ("llama", "qwen2", "qwen3", "phi3", "mixtral")
+PACKED = tuple(CONFIGS)
 
 
 PROMPT_SEEDS = {"mixtral": 7}

@@ -24,7 +24,7 @@ from tests.support.tiny_models import VOCAB_SIZE, build
 from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.kvcache import device
-from mlxq_worker.engine.runners.packed import packs
+from mlxq_worker.engine.runners.trial import find_packing
 
 NEAR_TIE = 3
 """Two computations, each of whose two logits may be off by about as much."""
@@ -97,7 +97,7 @@ def test_answers_are_those_of_mlx_lm_but_for_near_ties(
     dtype: mx.Dtype, bits: int | None, on_gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, rows = model_of(dtype, bits), specs()
-    assert packs(model)
+    assert find_packing(model).way
     monkeypatch.setattr(device, "is_gpu", lambda: on_gpu)
 
     answers = run(BatchEngine(model, decode, max_num_seqs=6, max_num_batched_tokens=48), rows).tokens

@@ -19,6 +19,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 from tests.support.fake_worker import FakeWorker, echo, refuse
+from tests.support.file_runs import Files, go_on, prompt, run
 from tests.support.redis_fixture import MortalRedis
 from tests.support.waiting import DEADLINE_S, wait_until
 
@@ -31,47 +32,10 @@ from mlxq.files.input import BadLine, read_requests
 from mlxq.files.result_file import ResultWriter
 from mlxq.files.sink import Sink
 from mlxq.files.tally import StopTextCount, Summary, Tally
-from mlxq.queue.answers import Answer, Collector, EndedJob
+from mlxq.queue.answers import Collector, EndedJob
 from mlxq.queue.client import Client
 from mlxq.requests.openai import ParsedLine, parse_line
-
-
-class Files:
-    """The three files of a run in a directory."""
-
-    def __init__(self, directory: Path) -> None:
-        self.input = directory / "in.jsonl"
-        self.output = directory / "out.jsonl"
-        self.errors = directory / "out.errors.jsonl"
-
-    def write_input(self, *lines: dict[str, Any] | str) -> None:
-        texts = (line if isinstance(line, str) else json.dumps(line) for line in lines)
-        self.input.write_text("".join(f"{text}\n" for text in texts))
-
-    def write_numbered(self, count: int) -> None:
-        self.write_input(*(prompt(f"r{i}") for i in range(count)))
-
-    def answers(self) -> list[str]:
-        return self._custom_ids(self.output)
-
-    def failures(self) -> list[str]:
-        return self._custom_ids(self.errors)
-
-    def _custom_ids(self, path: Path) -> list[str]:
-        return [json.loads(line)["custom_id"] for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def prompt(custom_id: str, text: str = "Say hello") -> dict[str, Any]:
-    return {"custom_id": custom_id, "prompt": text}
-
-
-def go_on(tally: Tally) -> bool:
-    return True
-
-
-def run(url: str, files: Files, **options: Any) -> Summary:
-    options.setdefault("on_turn", go_on)
-    return process(Client(url), read_requests(files.input), files.output, files.errors, **options)
+from mlxq.results.answer import Answer
 
 
 @pytest.fixture

@@ -17,12 +17,12 @@ from rq.registry import CanceledJobRegistry
 from tests.support.waiting import DEADLINE_S
 
 from mlxq import keys
-from mlxq.errors import BatchNotFound, ConfigError, QueueError, QueueUnavailable
-from mlxq.queue.answers import Answer
+from mlxq.errors import BatchNotFound, ConfigError, QueueError, QueueUnavailable, RequestError
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.queue.connect import queue_errors
 from mlxq.requests.openai import ParsedLine, text_request
+from mlxq.results.answer import Answer
 
 
 def requests(*custom_ids: str) -> list[ParsedLine]:
@@ -95,12 +95,19 @@ def test_submitting_again_neither_doubles_nor_resets_jobs(client: Client) -> Non
     assert client.redis.hget(Job.key_for(batch.job_id("r0")), "status") == b"finished"
 
 
-def test_a_custom_id_given_twice_is_one_job_the_first(client: Client) -> None:
-    twice = [text_request("one", custom_id="r"), text_request("two", custom_id="r")]
-    batch = client.submit(twice)
-    [job] = Queue("mlxq", connection=client.redis, serializer="json").jobs
-    assert job.args[0]["body"]["prompt"] == "one"
-    assert batch.counts().total == 1
+def test_a_custom_id_given_twice_is_the_error_that_a_file_gives_and_nothing_is_enqueued(client: Client) -> None:
+    twice = [text_request("one", custom_id="r"), *numbered(1), text_request("two", custom_id="r")]
+    with pytest.raises(RequestError, match="request 3 has the custom_id of request 1: every id") as caught:
+        client.submit(twice, "b1")
+    assert (caught.value.param, caught.value.code) == ("custom_id", "duplicate_custom_id")
+    assert client.queue_length() == 0
+
+
+def test_a_custom_id_given_twice_is_noticed_across_chunks(client: Client) -> None:
+    lines = iter([*numbered(keys.CHUNK + 1), *requests("r3")])
+    with pytest.raises(RequestError, match=f"request {keys.CHUNK + 2} has the custom_id of request 4"):
+        client.submit(lines, "b1")
+    assert client.queue_length() == keys.CHUNK, "what was read before is there"
 
 
 def test_a_producer_killed_between_chunks_completes_its_batch_when_rerun(client: Client) -> None:

@@ -373,7 +373,11 @@ def test_no_interleaving_loses_or_doubles_a_job(connection: Redis) -> None:
 MUTANTS = {
     "an end without a lease": ("finish", "if not holds_lease(p.queue, p.job, p.execution) then", "if false then"),
     "a repeated end that counts twice": ("finish", "'mlxq_ended_by') == p.execution", "'mlxq_ended_by') == ''"),
-    "a release without a lease": ("release", "if not held or not is_a('hash', job_key(p.job)) then return 0 end", ""),
+    "a release without a lease": (
+        "release",
+        "if not held or not is_ours('hash', job_key(p.job)) then return 0 end",
+        "",
+    ),
     "a recovery that leaves the lease": ("recover", "close_execution(queue, job, lease.execution, lease.worker)", ""),
     "a beat that extends nothing": ("beat", "extend_lease(queue, job, execution) end", "end"),
     "a recovery without a strike": ("recover", "add_strikes(job, 1)", "strikes_of(job)"),

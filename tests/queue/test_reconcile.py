@@ -21,11 +21,11 @@ from mlxq import keys
 from mlxq.files import bulk
 from mlxq.files.tally import Summary
 from mlxq.queue import rq_keys
-from mlxq.queue.answers import Answer
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.queue.reconcile import record_ends
 from mlxq.requests.openai import ParsedLine, text_request
+from mlxq.results.answer import Answer
 from mlxq_worker.supervision.redis_server import private_redis
 
 RECONCILE_S = 0.05

@@ -289,9 +289,9 @@ def test_cancelling_a_running_job_goes_on(
 @table(
     {
         "connect": (checks_health, {"plain": PLAIN}),
-        "list": (sends(b"ZRANGE", b"mlxq:batches"), {"plain": PLAIN}),
-        "count": (sends(b"HGETALL", b"mlxq:batch:"), {"plain": PLAIN}),
-        "measure the queue": (sends(b"LLEN", b"rq:queue:"), {"in a pipeline": PLAIN}),
+        "list": (sends(b"ZREVRANGE", b"mlxq:batches"), {"in a pipeline": PLAIN}),
+        "count": (sends(b"HGETALL", b"mlxq:batch:"), {"in a pipeline": PLAIN}),
+        "measure the queue": (evaluates("queue_state"), {"in a pipeline, by a script": PLAIN}),
     }
 )
 def test_the_status_comes_once_redis_can_tell_it(

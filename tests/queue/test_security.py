@@ -21,10 +21,14 @@ from tests.support.waiting import DEADLINE_S, wait_until
 from mlxq.errors import QueueUnavailable
 from mlxq.queue.client import Client
 from mlxq.queue.connect import connect
+from mlxq.queue.overview import overview
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.supervision.dead_workers import DeadWorkers
 
 ROOT = Path(__file__).parents[2]
+COMPATIBILITY = ROOT / "docs" / "compatibility.md"
+OF_TEST = {"config|resetstat", "hello", "auth", "info", "acl|log", "command|list"}
+"""What only the test sends, what every client may send, and what is asked for but can be refused."""
 SECRET = "hunter2-PASSWORD"
 MARKER = "sesame-open-0042"
 
@@ -59,6 +63,7 @@ def use_everything(redis: Redis) -> None:
     assert (client.queue_length(), client.num_workers()) == (0, 0)
     assert cancelled.id in client.batch_ids()
     assert batch.rate() >= 0
+    assert overview(redis, "mlxq").queue("mlxq").waiting == 0
 
 
 @pytest.fixture
@@ -102,6 +107,37 @@ def test_a_wrong_password_is_said_without_it(limited: Redis, mortal_redis: Morta
     ):
         Client(redis).queue_length()
     assert "wrong-secret" not in str(caught.value)
+
+
+def commands_in_scripts(redis: Redis) -> set[str]:
+    """What the Lua scripts of both packages may call: words in capitals that Redis knows as commands."""
+    words = {
+        word.lower()
+        for path in [*ROOT.glob("producer/**/*.lua"), *ROOT.glob("worker/**/*.lua")]
+        for word in re.findall(r"'([A-Z]{3,})'", path.read_text())
+    }
+    return words & set(redis.command())
+
+
+def test_the_list_of_needed_commands_is_complete_and_suffices(mortal_redis: MortalRedis) -> None:
+    with Redis.from_url(mortal_redis.url) as admin:
+        # given a user with the rule of the documents, which names each command
+        [rule] = re.findall(r"^    ACL SETUSER mlxq ((?:\\\n|.)*)$", COMPATIBILITY.read_text(), re.MULTILINE)
+        words = rule.replace("\\\n", " ").replace(">PASSWORD", f">{SECRET}").split()
+        admin.execute_command("ACL", "SETUSER", "mlxq", *words)
+        admin.config_resetstat()
+
+        # when
+        with connect(mortal_redis.url.replace("unix://", f"unix://mlxq:{SECRET}@")) as redis:
+            use_everything(redis)
+            overview(redis, "mlxq")
+
+        # then
+        sent = {name.removeprefix("cmdstat_") for name in admin.info("commandstats")} - OF_TEST
+        needed = {name for name in sent if "fail" not in name} | commands_in_scripts(admin)
+        named = {word.removeprefix("+") for word in words if word.startswith("+") and not word.startswith("+@")}
+        assert " ".join(f"+{name}" for name in sorted(needed - named)) == ""
+        assert admin.acl_log() == []
 
 
 @pytest.fixture

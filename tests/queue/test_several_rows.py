@@ -14,6 +14,7 @@ from redis import Redis
 from tests.support.fake_engine import FakeEngine, FakePreparer, FakeWorker
 from tests.support.queued_jobs import answer, enqueue_plain, fetch, queue_of, status, submit
 
+from mlxq.results.read_back import is_cut, is_success
 from mlxq_worker.config import EngineConfig, WorkerConfig
 from mlxq_worker.decoding.loop import DecodeLoop
 from mlxq_worker.jobs.consumer import Consumer
@@ -118,8 +119,10 @@ def test_cancelling_a_job_ends_all_its_rows_and_keeps_their_texts(connection: Re
     batch.cancel()
     works.turns(3, seconds=BEAT_S)
 
-    texts = choices(answer(connection, batch.job_id("r0")))
-    assert [finish for _, _, finish in texts] == ["length", "abort", "abort"]
+    line = answer(connection, batch.job_id("r0"))
+    texts = choices(line)
+    assert [finish for _, _, finish in texts] == ["length"] * 3, "the words of OpenAI's types"
+    assert [each["stop_reason"] for each in line["response"]["body"]["choices"]] == [None, "abort", "abort"]
     assert texts[0][1] == "x"
     assert all(len(text) >= 4 for _, text, _ in texts[1:])
     assert not works.engine.rows
@@ -137,8 +140,28 @@ def test_a_job_cancelled_before_its_rows_run_ends_whole(connection: Redis, works
     assert status(connection, "ahead") == "finished"
 
 
-def test_a_row_that_ends_in_an_error_fails_its_job_and_no_other(connection: Redis, works: Works) -> None:
-    bad = enqueue_plain(connection, "rows=3 twisted")
+def test_one_dead_row_of_several_leaves_the_others_their_answers_and_says_what_killed_it(
+    connection: Redis, works: Works
+) -> None:
+    job = enqueue_plain(connection, "rows=3 twisted")
+
+    works.turns(5)
+
+    line = answer(connection, job.id)
+    first, dead, third = line["response"]["body"]["choices"]
+    assert [(each["text"], each["stop_details"]["type"]) for each in (first, third)] == [("xxx", "max_tokens")] * 2
+    assert (dead["stop_details"]["type"], dead["stop_reason"]) == ("error", "error")
+    assert dead["error"]["code"] == "nan_logits"
+    assert "NaN" in dead["error"]["message"]
+    assert "error" not in first | third
+    assert status(connection, job.id) == "finished"
+    assert (is_success(line), is_cut(line)) == (True, True)
+    assert works.consumer.outbox.num_late == 0
+
+
+@pytest.mark.parametrize("prompt", ["nan", "rows=3 nan"])
+def test_a_job_fails_whose_rows_have_all_died_and_no_other(connection: Redis, works: Works, prompt: str) -> None:
+    bad = enqueue_plain(connection, prompt)
     good = enqueue_plain(connection, "beside it")
 
     works.turns(5)
@@ -146,8 +169,7 @@ def test_a_row_that_ends_in_an_error_fails_its_job_and_no_other(connection: Redi
     line = answer(connection, bad.id)
     assert (line["response"], line["error"]["code"]) == (None, "nan_logits")
     assert (status(connection, bad.id), status(connection, good.id)) == ("failed", "finished")
-    assert not works.engine.rows, "the other rows of the job were cancelled"
-    assert works.consumer.outbox.num_late == 0
+    assert not works.engine.rows
 
 
 @pytest.mark.parametrize("how", ["misfit", "refuse"], ids=["the second row", "every row"])

@@ -216,7 +216,7 @@ def test_cancelling_a_batch_drops_its_rows_and_keeps_their_text(connection: Redi
 
     answers = {found.custom_id: found.line for found in batch.as_completed()}
     ran = answers["r0"]["response"]["body"]["choices"][0]
-    assert (ran["finish_reason"], ran["stop_details"]["type"]) == ("abort", "cancelled")
+    assert (ran["finish_reason"], ran["stop_reason"], ran["stop_details"]["type"]) == ("length", "abort", "cancelled")
     assert ran["text"].startswith("x")
     assert sorted(events(connection, batch).values()) == [1] * 6
     assert {status(connection, batch.job_id(name)) for name in answers} == {"canceled"}
@@ -260,7 +260,7 @@ def test_rqs_cancel_ends_a_running_job_as_cancelled(connection: Redis) -> None:
         wait_until(lambda: events(connection, batch), "the event")
 
     assert status(connection, job_id) == "canceled"
-    assert answer(connection, job_id)["response"]["body"]["choices"][0]["finish_reason"] == "abort"
+    assert answer(connection, job_id)["response"]["body"]["choices"][0]["stop_reason"] == "abort"
 
 
 def test_a_row_whose_job_was_taken_away_is_dropped(connection: Redis) -> None:

@@ -86,7 +86,11 @@ def build(architecture: str, seed: int = 0, **changes: Any) -> Any:
     mx.random.seed(seed)
     module = importlib.import_module(f"mlx_lm.models.{architecture}")
     args = module.ModelArgs.from_dict({"model_type": architecture, **_SMALL, **CONFIGS[architecture], **changes})
-    model = module.Model(args)
+    return vary(module.Model(args))
+
+
+def vary(model: Any) -> Any:
+    """Scale a new model's weights up, as `build` says."""
     model.update(tree_map_with_path(_scaled, model.parameters()))
     mx.eval(model.parameters())
     return model

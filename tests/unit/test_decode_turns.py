@@ -126,6 +126,20 @@ def test_a_step_that_raises_names_its_rows_and_leaves_the_waiting_ones() -> None
     assert ended(after) == []
 
 
+def test_a_step_that_raises_before_any_row_has_started_names_all_that_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    def raising(self: FakeEngine, now: float) -> StepReport:
+        raise KeyError("the plan")
+
+    rig = Rig()
+    monkeypatch.setattr(FakeEngine, "step", raising)
+
+    sent = rig.turn(rows("a"), rows("b"), rows("c"))
+
+    [raised] = [message for message in sent if isinstance(message, StepRaised)]
+    assert sorted(map(name_of, raised.row_ids)) == ["a", "b", "c"]
+    assert rig.loop.is_idle, "or it would be tried for ever, and cost nobody anything"
+
+
 def test_a_row_that_the_engine_refuses_does_not_cost_its_neighbour_the_place() -> None:
     rig = Rig()
 

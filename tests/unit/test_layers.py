@@ -31,7 +31,7 @@ ENGINE_BUILDER = "mlxq_worker.backend"
 
 FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
     "mlxq": (
-        frozenset({"contract", "errors", "jobs", "keys", "machine"}),
+        frozenset({"contract", "errors", "jobs", "keys", "machine", "passing", "printable", "sentinel"}),
         frozenset({"requests", "results"}),
         frozenset({"queue"}),
         frozenset({"files"}),
@@ -95,6 +95,9 @@ WITHOUT_MLX = frozenset(
 WORKER_NAMES_LIVE_IN = "mlxq.cli"
 """The light module that names worker modules: as strings, for commands that are imported when they are called."""
 WORKER_NAME = re.compile(r"mlxq_worker(\.\w+)*(:\w+)?")
+
+PRINTERS = frozenset({"mlxq.cli", "mlxq.cli.terminal"})
+"""Who may write to a terminal: the latter, and who prints the version before anything else is imported."""
 
 RQ_PUBLIC = frozenset(
     {"rq", "rq.command", "rq.defaults", "rq.exceptions", "rq.job", "rq.queue", "rq.serializers", "rq.worker"}
@@ -279,6 +282,17 @@ def class_names_twice(modules: Iterable[Module]) -> list[str]:
     return [f"{name} is in {' and in '.join(where)}" for name, where in homes.items() if len(where) > 1]
 
 
+def prints_unescaped(modules: Iterable[Module]) -> list[str]:
+    """Foreign text must not reach a terminal as it is: only one module writes there."""
+    return [
+        f"{module.name}:{node.lineno} calls {name}"
+        for module in modules
+        if (module.is_inside("mlxq.cli") or module.is_inside("mlxq_worker.commands")) and module.name not in PRINTERS
+        for node in ast.walk(module.tree)
+        if (name := ast.unparse(node)) in ("click.echo", "click.secho", "print", "Text") and isinstance(node, ast.expr)
+    ]
+
+
 def mlx_imported_elsewhere(modules: Iterable[Module]) -> list[str]:
     """Everything else runs, and is tested, without MLX."""
     return [
@@ -381,6 +395,10 @@ def test_every_floor_is_there(package: str) -> None:
     names = {_part_of(package, module.name) for module in MODULES} - {""}
 
     assert names == frozenset().union(*FLOORS[package])
+
+
+def test_commands_print_through_the_one_module_that_escapes() -> None:
+    assert prints_unescaped(MODULES) == []
 
 
 def test_no_module_is_too_long_and_no_folder_too_full() -> None:
@@ -534,6 +552,14 @@ def test_a_module_that_imports_mlx_without_leave_is_found() -> None:
     assert mlx_imported_elsewhere([module("mlxq_worker.worker", source)]) == [
         "mlxq_worker.worker:1 imports mlx.core",
         "mlxq_worker.worker:2 imports mlx_lm.load",
+    ]
+
+
+def test_a_command_that_prints_by_itself_is_found() -> None:
+    source = "import click\nfrom mlxq.cli.terminal import say\nclick.echo('x')\nsay('y')"
+
+    assert prints_unescaped([module("mlxq.cli.status", source), module("mlxq.files.input", source)]) == [
+        "mlxq.cli.status:3 calls click.echo"
     ]
 
 

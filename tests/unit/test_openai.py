@@ -14,7 +14,7 @@ from mlxq.contract import (
     SamplingParams,
 )
 from mlxq.errors import ConfigError, RequestError
-from mlxq.requests import openai
+from mlxq.requests import normal_form, openai
 from mlxq.requests.fields import FIELDS
 
 USER = {"role": "user", "content": "hi"}
@@ -46,7 +46,7 @@ def test_the_canonical_batch_line_is_read() -> None:
         custom_id="r1",
         endpoint=CHAT,
         sampling=SamplingParams(max_tokens=5),
-        content_hash=openai.content_hash(CHAT, body),
+        content_hash=normal_form.content_hash(CHAT, body),
         messages=(USER,),
         model="m",
     )
@@ -571,7 +571,7 @@ def test_the_hash_ignores_labels_order_and_ids_but_nothing_else() -> None:
 
 def test_the_hash_is_stable_across_releases() -> None:
     # Result files of earlier releases are compared with it when a run resumes.
-    assert openai.content_hash(COMPLETIONS, {"prompt": "hi", "seed": 1}) == (
+    assert normal_form.content_hash(COMPLETIONS, {"prompt": "hi", "seed": 1}) == (
         "2bbc4583001ef02a3abbc17aa20c680a11763daefb92b355d7a5f312c3f9d250"
     )
 

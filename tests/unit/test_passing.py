@@ -7,8 +7,8 @@ from redis import exceptions as redis_errors
 from tests.support.redis_replies import REPLIES, as_raised
 
 from mlxq.errors import LoginRefused, QueueError, QueueNotReady, QueueUnavailable
+from mlxq.passing import REFUSALS, is_refusal, passes, refusal_code
 from mlxq.queue.connect import connect, queue_errors
-from mlxq.queue.passing import REFUSALS, is_refusal, passes, refusal_code
 
 OTHER_WORDS = [
     "MISCONF Redis is configured to save RDB snapshots, but it's currently unable to persist to disk. Commands",

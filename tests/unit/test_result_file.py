@@ -310,3 +310,16 @@ def test_ordering_does_not_create_a_file(tmp_path: Path) -> None:
     with pytest.raises(InputFileError, match="can't open"):
         order_file(tmp_path / "out.jsonl", [])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600)])
+def test_who_can_read_a_result_file_is_up_to_the_umask_and_stays_so(tmp_path: Path, umask: int, mode: int) -> None:
+    path, before = tmp_path / "out.jsonl", os.umask(umask)
+    try:
+        written(path, "b", "a")
+        order_file(path, ["a", "b"])
+    finally:
+        os.umask(before)
+
+    assert path.stat().st_mode & 0o777 == mode
+    assert ids_in(path) == ["a", "b"]

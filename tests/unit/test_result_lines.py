@@ -299,9 +299,32 @@ def test_openais_client_reads_the_calls() -> None:
     ]
 
 
-@pytest.mark.parametrize("finish_reason", sorted(set(FINISH_REASONS.values()) - {"stop", "length", "tool_calls"}))
+@pytest.mark.parametrize("finish_reason", ["abort", "error"])
+@pytest.mark.parametrize(("endpoint", "read_by"), [(CHAT, ChatCompletion), (COMPLETIONS, Completion)])
+def test_openais_types_read_an_answer_that_is_not_whole_and_its_line_says_so(
+    endpoint: Endpoint, read_by: type[ChatCompletion | Completion], finish_reason: FinishReason
+) -> None:
+    line = result_lines.result_line(result(endpoint, choice(0, finish_reason), choice(1)))
+    body = line["response"]["body"]
+
+    read = read_by.model_validate(body)
+
+    assert read.model_dump(exclude_unset=True) == body
+    assert [(each["finish_reason"], each["stop_reason"]) for each in body["choices"]] == [
+        ("length", finish_reason),
+        ("stop", 9),
+    ]
+
+
+def test_every_other_finish_reason_is_written_as_it_is() -> None:
+    others: list[FinishReason] = [*sorted(set(FINISH_REASONS.values()) - {"abort", "error"}), "tool_calls"]
+    choices = body_of(result(CHAT, *(choice(i, reason) for i, reason in enumerate(others))))["choices"]
+    assert [each["finish_reason"] for each in choices] == others
+
+
+@pytest.mark.parametrize("finish_reason", ["repetition"])
 def test_a_finish_reason_that_openai_does_not_have_is_all_that_its_types_mind(finish_reason: FinishReason) -> None:
-    # given an answer with one of vLLM's reasons
+    # given an answer with one of vLLM's reasons, which only a request with vLLM's own field can get
     body = body_of(result(CHAT, choice(0, finish_reason)))
 
     # when it is validated, which the client itself does not do

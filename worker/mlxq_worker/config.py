@@ -24,6 +24,8 @@ NO_KV_BITS = "keys and values are kept as the model computes them; leave it out,
 """What mlx-lm's commands quantise them to, which is refused here rather than ignored."""
 
 SIZE_FORM = "a size such as 24GB, 24GiB or 70%"
+DEFAULT_MAX_TOKENS = 2048
+"""The limit of a request that sets none, unless the worker is given another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +96,7 @@ class WorkerConfig:
     queues: tuple[str, ...] = (keys.DEFAULT_QUEUE,)
     url: str = field(default=DEFAULT_URL, repr=False)  # may hold a password
     burst: bool = False
-    default_max_tokens: int = 2048
+    default_max_tokens: int = DEFAULT_MAX_TOKENS
     extra_eos_tokens: tuple[str, ...] = ()
     allow_no_eos: bool = False
     tool_call_parser: str | None = None

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import traceback
 
+from mlxq.printable import OurLines
 
-def trace_of(error: BaseException) -> str:
+
+def trace_of(error: BaseException) -> OurLines:
     """A traceback without any value: ``KeyError`` and the lines that led to it."""
-    return f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}".rstrip()
+    return OurLines(f"{type(error).__name__}\n{''.join(traceback.format_tb(error.__traceback__))}".rstrip())

@@ -27,13 +27,16 @@ from rq.worker import BaseWorker, DequeueStrategy
 
 from mlxq import keys
 from mlxq.errors import ConfigError
-from mlxq.queue.passing import is_refusal
+from mlxq.passing import is_refusal
+from mlxq.printable import log_printably
+from mlxq.queue.connect import refuse_cluster, takes_bytes
 from mlxq_worker import exits
 from mlxq_worker.backend import Backend, load_backend
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.decoding.loop import DecodeLoop
 from mlxq_worker.jobs.consumer import Consumer
 from mlxq_worker.jobs.io_thread import IoThread
+from mlxq_worker.jobs.mending import Mending
 from mlxq_worker.jobs.presence import Presence
 from mlxq_worker.jobs.store import JobStore
 from mlxq_worker.messages import Channel, Ready, Signalled
@@ -60,6 +63,7 @@ class BatchWorker(BaseWorker):
         super().__init__(*args, **kwargs)
         self._given_config = config
         self._channel = Channel.open()
+        log_printably(logger.name)
         self.exit_code = exits.DONE
         """What the process should end with, for whoever looks after it; RQ's own command ends with 0."""
 
@@ -111,6 +115,11 @@ class BatchWorker(BaseWorker):
         finally:
             self._die()
 
+    def register_birth(self) -> None:
+        """RQ's, once what strangers have put under the keys that it writes has made room."""
+        Mending(JobStore(self.connection, self.name, self.queue_names())).mend()
+        super().register_birth()  # type: ignore[no-untyped-call]
+
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """The first call stops in peace, the next one at once."""
         self._channel.to_decode.put(Signalled())
@@ -130,7 +139,7 @@ class BatchWorker(BaseWorker):
         """
         while True:
             try:
-                self.register_birth()  # type: ignore[no-untyped-call]
+                self.register_birth()
             except RedisError as error:
                 if not is_refusal(error):
                     raise
@@ -157,6 +166,7 @@ class BatchWorker(BaseWorker):
     def _refuse(self, options: Mapping[str, bool]) -> None:
         if given := [name for name, is_given in options.items() if is_given]:
             raise ConfigError(f"mlxq workers can't honour {', '.join(given)} of `rq worker`; leave it out")
+        refuse_cluster(takes_bytes(self.connection))
         if self.serializer is not JSONSerializer:
             raise ConfigError("mlxq jobs are JSON: run `rq worker` with --serializer json")
 

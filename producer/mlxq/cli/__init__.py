@@ -17,6 +17,7 @@ COMMANDS = {
     "status": Entry("mlxq.cli.status:status", "Show batches: how far, how fast, and why answers stopped."),
     "collect": Entry("mlxq.cli.collect:collect", "Write a batch's answers to a file."),
     "cancel": Entry("mlxq.cli.cancel:cancel", "Cancel a batch or a single job."),
+    "delete": Entry("mlxq.cli.delete:delete", "Delete a batch and its answers."),
     "inspect": Entry("mlxq_worker.commands.inspect:inspect", "Print what a model's files say, and what is refused."),
     "eos": Entry("mlxq_worker.commands.eos:eos", "Print the tokens that end a model's answers."),
 }
@@ -41,6 +42,6 @@ def main() -> None:
     """Run LLM prompts in bulk through a Redis queue, on Apple silicon.
 
     Data goes to stdout or files, everything else to stderr. Every option can be given as a variable, MLXQ_ and its
-    name (for --grace, MLXQ_GRACE_S). Exit codes: 0 all good, 1 some requests failed, 2 wrong usage, model or
-    configuration, 3 Redis is away.
+    name (for --grace, MLXQ_GRACE_S). Exit codes: 0 all good, 1 some requests failed or were cut off, 2 wrong usage,
+    model or configuration, 3 Redis is away; a command that is interrupted dies by that signal once it has cleaned up.
     """

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 import click
 
 from mlxq.cli import options
 from mlxq.cli.patience import ANSWER_S, Patience
 from mlxq.cli.report import counted
+from mlxq.cli.terminal import tell
 from mlxq.errors import BatchNotFound
-from mlxq.queue.client import Client
-from mlxq.queue.connect import DEFAULT_URL
 
 
 @click.command(context_settings=options.SETTINGS)
@@ -20,11 +21,15 @@ def cancel(target: str, url: str | None) -> None:
 
     A Redis that is busy or loading is waited for, up to a minute; one that is full is no hindrance.
     """
-    client = Client(url or DEFAULT_URL)
+    client = options.open_client(url)
     patience = Patience(ANSWER_S)
-    if target in patience(client.batch_ids):
-        num_ended = patience(lambda: client.batch(target).cancel())
-        click.echo(f"batch {target} is cancelled: {counted(num_ended, 'waiting request')} ended", err=True)
+    with suppress(BatchNotFound):
+        batch = patience(lambda: client.batch(target))
+        if patience(batch.counts).is_done:
+            tell(f"batch {target} was done already, and stays so")
+            return
+        num_ended = patience(batch.cancel)
+        tell(f"batch {target} is cancelled: {counted(num_ended, 'waiting request')} ended")
         return
     try:
         was_running = patience(lambda: client.batch_of(target).cancel_job(target))
@@ -32,4 +37,4 @@ def cancel(target: str, url: str | None) -> None:
         raise BatchNotFound(f"there is no batch or job {target!r} in this Redis") from None
     if not was_running:
         raise click.ClickException(f"job {target} has already ended")
-    click.echo(f"job {target} is cancelled", err=True)
+    tell(f"job {target} is cancelled")

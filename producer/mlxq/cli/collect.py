@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import click
@@ -12,12 +11,11 @@ from mlxq.cli.patience import Patience
 from mlxq.cli.progress import progress
 from mlxq.cli.report import finish
 from mlxq.cli.signals import StopRequest
+from mlxq.cli.terminal import tell
 from mlxq.files import bulk
 from mlxq.files.paths import refuse_same_file
 from mlxq.files.sink import default_error_file
 from mlxq.files.tally import Tally
-from mlxq.queue.client import Client
-from mlxq.queue.connect import DEFAULT_URL
 
 
 @click.command(context_settings=options.SETTINGS)
@@ -35,7 +33,7 @@ def collect(batch_id: str, output: Path, error_file: Path | None, follow: bool, 
     error_file = error_file or default_error_file(output)
     refuse_same_file({"--output": output, "--error-file": error_file})
     patience = Patience()
-    client = Client(url or DEFAULT_URL)
+    client = options.open_client(url)
     batch = patience(lambda: client.batch(batch_id))
     counts = patience(batch.counts)
     with StopRequest() as stop, progress(counts.total if counts.sealed else None) as display:
@@ -51,8 +49,8 @@ def collect(batch_id: str, output: Path, error_file: Path | None, follow: bool, 
             on_turn=on_turn,
             follow=follow,
             ordered=ordered,
-            tell=partial(click.echo, err=True),
+            tell=tell,
         )
     if summary.interrupted:
-        click.echo("The batch is not done; run the same command again for the rest.", err=True)
-    finish(summary, error_file, with_rate=False)  # ours is how fast files are written
+        tell("The batch is not done; run the same command again for the rest.")
+    finish(summary, error_file, stop, with_rate=False)  # ours is how fast files are written

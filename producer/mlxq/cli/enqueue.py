@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,16 +14,21 @@ import click
 from mlxq import keys
 from mlxq.cli import options
 from mlxq.cli.patience import ANSWER_S, Patience
-from mlxq.cli.report import EMPTY_HINT, counted
+from mlxq.cli.report import EMPTY_HINT, counted, print_dropped, print_failures
+from mlxq.cli.terminal import show, tell
 from mlxq.errors import QueueUnavailable
-from mlxq.files.input import BadLine, read_requests
+from mlxq.files.failures import Failures
+from mlxq.files.input import BadLine, InputFormat, read_requests
 from mlxq.files.read_ahead import ReadAhead
-from mlxq.queue.answers import Answer
 from mlxq.queue.batch import POLL_S
 from mlxq.queue.client import Batch, Client
-from mlxq.queue.connect import DEFAULT_URL
+from mlxq.queue.connect import DEFAULT_URL, refuse_cluster
 from mlxq.requests.openai import ParsedLine, text_request
-from mlxq.results.read_back import calls_of, choices_of, error_message_of, text_of
+from mlxq.results.answer import Answer
+from mlxq.results.read_back import calls_of, choices_of, text_of
+
+MAX_NAMED = 5
+"""Refused lines that are named one by one; the others are counted."""
 
 
 @click.command(context_settings=options.SETTINGS)
@@ -31,6 +37,7 @@ from mlxq.results.read_back import calls_of, choices_of, error_message_of, text_
 @click.option("--wait", is_flag=True, help="With --prompt: wait for the answer and print it.")
 @click.option("--max-tokens", type=click.IntRange(1), help="The same as --set max_tokens=N.")
 @click.option("--batch-id", help="Complete this batch instead of making a new one.")
+@options.input_format
 @options.chat
 @options.settings
 @options.allow_unknown_params
@@ -42,6 +49,7 @@ def enqueue(
     wait: bool,
     max_tokens: int | None,
     batch_id: str | None,
+    input_format: InputFormat | None,
     chat: bool,
     defaults: dict[str, Any],
     allow_unknown_params: bool,
@@ -58,18 +66,25 @@ def enqueue(
     if max_tokens is not None:
         defaults = {**defaults, "max_tokens": max_tokens}
     client = Client(url or DEFAULT_URL, queue)
+    batch = client.open(batch_id)
+    refuse_cluster(client.redis)
     if prompt is not None:
         line = text_request(prompt, custom_id="prompt", chat=chat, defaults=defaults)
         patience = Patience() if wait else Patience(ANSWER_S)
-        batch = client.open(batch_id)
         patience(lambda: _submit_prompt(batch, line))
         if wait:
             _print_answer(client, batch, patience)
         else:
-            click.echo(batch.id)
+            show(batch.id)
     elif input_path is not None:
-        lines = read_requests(input_path, chat_text=chat, allow_unknown=allow_unknown_params, defaults=defaults)
-        _enqueue_file(client.open(batch_id), _GoodLines(lines))
+        lines = read_requests(
+            input_path,
+            input_format=input_format,
+            chat_text=chat,
+            allow_unknown=allow_unknown_params,
+            defaults=defaults,
+        )
+        _enqueue_file(batch, _GoodLines(lines))
 
 
 def _check_usage(input_path: Path | None, prompt: str | None, wait: bool) -> None:
@@ -87,12 +102,14 @@ def _submit_prompt(batch: Batch, line: ParsedLine) -> None:
 
 
 class _GoodLines:
-    """The usable lines as they arrive; the others are named on stderr."""
+    """The usable lines as they arrive; the first of the others are named on stderr, and all are counted."""
 
     def __init__(self, lines: Iterator[ParsedLine | BadLine]) -> None:
         self._source = ReadAhead(lines, ahead=keys.CHUNK)
         self.num_read = 0
         self.num_bad = 0
+        self.unnamed = Failures()
+        self.dropped = Counter[str]()
 
     @property
     def have_ended(self) -> bool:
@@ -103,10 +120,17 @@ class _GoodLines:
         for line in self._source.read(keys.CHUNK):
             self.num_read += 1
             if isinstance(line, ParsedLine):
+                self.dropped.update(line.dropped)
                 yield line
             else:
-                self.num_bad += 1
-                click.echo(f"line {line.line_number}: {line.error.message}", err=True)
+                self._name(line)
+
+    def _name(self, line: BadLine) -> None:
+        self.num_bad += 1
+        if self.num_bad <= MAX_NAMED:
+            tell(f"line {line.line_number}: {line.error.message}")
+        else:
+            self.unnamed.add(line.error.code, line.error.message, f"line {line.line_number}")
 
 
 def _enqueue_file(batch: Batch, lines: _GoodLines) -> None:
@@ -115,41 +139,52 @@ def _enqueue_file(batch: Batch, lines: _GoodLines) -> None:
     try:
         while not lines.have_ended:
             chunk = list(lines.next_chunk())
-            num_changed += len(patience(partial(batch.changed, chunk)))
+            changed = set(patience(partial(batch.changed, chunk)))
+            num_changed += len(changed)
+            chunk = [line for line in chunk if line.request.custom_id not in changed]
             num_new += patience(partial(batch.add, chunk))
         patience(batch.seal)
     except QueueUnavailable as error:
         raise type(error)(f"{error}; to complete the batch, add --batch-id {batch.id}") from error
-    click.echo(f"{counted(num_new, 'request')} enqueued, {counted(lines.num_bad, 'line')} refused", err=True)
+    except KeyboardInterrupt:
+        tell(f"Interrupted; to complete the batch, add --batch-id {batch.id}")
+        raise
+    if unnamed := lines.unnamed.most_common():
+        tell(f"and {counted(lines.num_bad - MAX_NAMED, 'line')} more:")
+        print_failures(unnamed)
+    tell(f"{counted(num_new, 'request')} enqueued, {counted(lines.num_bad, 'line')} refused")
+    print_dropped(lines.dropped.most_common())
     if num_changed:
         there = f"The batch has {counted(num_changed, 'request')} with other content"
-        click.echo(f"{there}, which stay as they are; use another --batch-id.", err=True)
+        tell(f"{there}, which stay as they are; use another --batch-id.")
     if not lines.num_read:
-        click.echo(EMPTY_HINT, err=True)
-    click.echo(batch.id)
+        tell(EMPTY_HINT)
+    show(batch.id)
     if lines.num_bad or num_changed:
         raise SystemExit(1)
 
 
 def _print_answer(client: Client, batch: Batch, patience: Patience) -> None:
     if patience(client.num_workers) == 0:
-        click.echo(f"no worker serves queue {batch.queue} yet; waiting for one", err=True)
+        tell(f"no worker serves queue {batch.queue} yet; waiting for one")
     answers: list[Answer] = []
     collector = batch.collector()
     while not patience(collector.is_done):
         patience(lambda: answers.extend(collector.next_answers(POLL_S)))
     for answer in answers:
-        if not answer.is_success:
-            raise click.ClickException(error_message_of(answer.line) or "the request failed")
+        if answer.error is not None:
+            raise click.ClickException(answer.error.message)
         _print_choices(choices_of(answer.line))
+        if not answer.is_complete:
+            raise click.ClickException("the answer is not whole: it was cut off")
 
 
 def _print_choices(choices: Sequence[Mapping[str, Any]]) -> None:
     """Text and calls, each call as a line of JSON; with several answers, stderr numbers them."""
     for number, choice in enumerate(choices, start=1):
         if len(choices) > 1:
-            click.echo(f"answer {number} of {len(choices)}:", err=True)
+            tell(f"answer {number} of {len(choices)}:")
         if (text := text_of(choice)) is not None:
-            click.echo(text)
+            show(text)
         for call in calls_of(choice):
-            click.echo(json.dumps(call, ensure_ascii=False))
+            show(json.dumps(call, ensure_ascii=False))

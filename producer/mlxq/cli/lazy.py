@@ -6,6 +6,7 @@ anything else is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,10 @@ from typing import Any
 
 import click
 
+from mlxq.cli.signals import die_by
+from mlxq.cli.streams import open_closed_streams
 from mlxq.errors import ConfigError, MlxqError
+from mlxq.printable import printable_lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +59,26 @@ class LazyGroup(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.help) for name, entry in self._entries.items()])
 
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run as a program."""
+        open_closed_streams()
+        return super().main(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
-        with clear_errors():
-            return super().invoke(ctx)
+        """Run the command. One that is interrupted, and had nothing to bring to an end, dies by that."""
+        try:
+            with clear_errors():
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            die_by(signal.SIGINT)
+            raise
 
 
 class CommandFailed(click.ClickException):
     """An error of ours as click shows it."""
 
     def __init__(self, error: MlxqError) -> None:
-        super().__init__(str(error))
+        super().__init__(printable_lines(error))
         self.exit_code = error.exit_code  # type: ignore[misc]  # click's commands all have one, ours depends
 
 
@@ -75,9 +88,13 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise click.UsageError(str(error)) from error
+        raise click.UsageError(printable_lines(error)) from error
     except MlxqError as error:
         raise CommandFailed(error) from error
+    except click.ClickException as error:
+        if type(error) is not click.ClickException:  # a wrong option, say: the user's own words
+            raise
+        raise click.ClickException(printable_lines(error.message)) from error
     except ModuleNotFoundError as error:
         if (missing := missing_package(error)) is None:
             raise

@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 from mlxq import keys
+from mlxq.queue.client import Client
+from mlxq.queue.connect import DEFAULT_URL, refuse_cluster
 from mlxq.requests.openai import check_defaults
 
 SETTINGS = {"auto_envvar_prefix": "MLXQ", "show_default": True}
@@ -44,22 +46,68 @@ class ResultFile(click.Path):
         return super().convert(value, param, ctx)
 
 
+def open_client(url: str | None, queue: str = keys.DEFAULT_QUEUE) -> Client:
+    """The client of a command, once its Redis is known to be one that mlxq can use.
+
+    Raises:
+        ConfigError: the URL can't be read, or leads to a Redis Cluster.
+        QueueUnavailable: Redis can't be reached.
+    """
+    client = Client(url or DEFAULT_URL, queue)
+    refuse_cluster(client.redis)
+    return client
+
+
+class OnlyOnce(click.Option):
+    """An option that is an error when it is given twice: the first value would be lost without a word."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "multiple": True})
+
+    def value_from_envvar(self, ctx: click.Context) -> Any:
+        """The variable is one value; paths may have colons."""
+        value = self.resolve_envvar_value(ctx)
+        return None if value is None else (value,)
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        """The one value, or `None`."""
+        values = super().process_value(ctx, value)
+        if values and len(values) > 1:
+            raise click.BadParameter(self._twice(values), ctx, self)
+        return values[0] if values else None
+
+    def _twice(self, values: tuple[Any, ...]) -> str:
+        if self.name == "input_path":
+            files = " ".join(map(str, values))
+            return f"it can be given once; for several files: cat {files} | mlxq ... -i -"
+        return "it can be given once"
+
+
 error_file = click.option(
     "--error-file",
+    cls=OnlyOnce,
     type=ResultFile(),
     help="Where failed requests go.  [default: the output's name with .errors before the suffix]",
 )
-output = click.option("-o", "--output", type=ResultFile(), required=True, help="JSONL file of answers.")
+output = click.option("-o", "--output", cls=OnlyOnce, type=ResultFile(), required=True, help="JSONL file of answers.")
 input_file = partial(
     click.option,
     "-i",
     "--input",
     "input_path",
+    cls=OnlyOnce,
     envvar="MLXQ_INPUT",
     type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
     help="JSONL file of requests, or .txt with one prompt per line; - is stdin.",
 )
 """Called with `required`, since one command can do without it."""
+input_format = click.option(
+    "--format",
+    "input_format",
+    envvar="MLXQ_FORMAT",
+    type=click.Choice(["jsonl", "text"]),
+    help="What the input is; text has one prompt per line.  [default: text for .txt, else jsonl]",
+)
 
 
 def _read_settings(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]) -> dict[str, Any]:

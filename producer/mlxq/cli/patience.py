@@ -7,11 +7,9 @@ what is asked of it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TypeVar
 
-import click
-
+from mlxq.cli.terminal import tell
 from mlxq.files.outages import Outages
 
 T = TypeVar("T")
@@ -28,7 +26,7 @@ class Patience:
     """
 
     def __init__(self, limit_s: float = float("inf")) -> None:
-        self._outages = Outages(partial(click.echo, err=True), has_been_there=False, limit_s=limit_s)
+        self._outages = Outages(tell, has_been_there=False, limit_s=limit_s)
 
     def __call__(self, action: Callable[[], T]) -> T:
         """What the action returns. It must bear being repeated after it failed halfway.

@@ -13,15 +13,17 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
-import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn
+from rich.table import Column
 
+from mlxq.cli.terminal import tell
 from mlxq.files.tally import Tally
 
 LOG_EVERY_S = 10.0
 DRAW_EVERY_S = 0.2
 RATE_WINDOW_S = 30.0
+MIN_BAR_COLUMNS = 30
 
 
 Note = Callable[[], str]
@@ -47,7 +49,7 @@ class RateMeter:
 
     def update(self, tally: Tally, now: float) -> None:
         """Take a sample; requests that were skipped don't count."""
-        self._samples.append(_Sample(now, tally.succeeded + tally.failed, tally.completion_tokens))
+        self._samples.append(_Sample(now, tally.succeeded + tally.cut + tally.failed, tally.completion_tokens))
         while now - self._samples[0].time_s > RATE_WINDOW_S:
             self._samples.popleft()
 
@@ -92,7 +94,9 @@ def progress(total: int | None) -> Display:
     Args:
         total: requests in the input, where that is known; shows the time left.
     """
-    return Bar(total) if sys.stderr.isatty() else Log(total)
+    console = Console(stderr=True)
+    can_redraw = sys.stderr.isatty() and not console.is_dumb_terminal
+    return Bar(total) if can_redraw and console.width >= MIN_BAR_COLUMNS else Log(total)
 
 
 class Bar:
@@ -102,13 +106,16 @@ class Bar:
         self._total = total
         self._meter = RateMeter()
         self._drawn = 0.0
+        console = Console(stderr=True)
+        text = Column(no_wrap=True, overflow="ellipsis", ratio=1)  # the rest of the one line that there is
         self._bar = Progress(
             SpinnerColumn(),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=min(30, console.width // 6)),
             MofNCompleteColumn(),
-            TextColumn("{task.description}", markup=False),
-            console=Console(stderr=True),
+            TextColumn("{task.description}", markup=False, table_column=text),
+            console=console,
             transient=True,
+            expand=True,
         )
         self._task = self._bar.add_task("", total=total)
 
@@ -155,7 +162,7 @@ class Log:
             self._logged = now
             of_total = "" if self._total is None else f"/{self._total:,}"
             text = describe(tally, self._meter, self._total, note())
-            click.echo(", ".join(filter(None, (f"{tally.num_done:,}{of_total} requests", text))), err=True)
+            tell(", ".join(filter(None, (f"{tally.num_done:,}{of_total} requests", text))))
 
 
 def describe(tally: Tally, meter: RateMeter, total: int | None, note: str) -> str:
@@ -163,6 +170,8 @@ def describe(tally: Tally, meter: RateMeter, total: int | None, note: str) -> st
     parts = [f"{meter.requests_per_s:.1f} requests/s", f"{meter.tokens_per_s:,.0f} tokens/s"] if meter.is_known else []
     if tally.failed:
         parts.append(f"{tally.failed:,} failed")
+    if tally.cut:
+        parts.append(f"{tally.cut:,} in part")
     if tally.cancelled:
         parts.append(f"{tally.cancelled:,} cancelled")
     if note:

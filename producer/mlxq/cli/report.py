@@ -1,50 +1,90 @@
-"""Prints what came of a run, on stderr: how many, how fast, why answers stopped, and what failed."""
+"""Prints what came of a run, on stderr: how many, how fast, why answers stopped, what failed and where."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-import click
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from mlxq.cli.progress import duration
+from mlxq.cli.signals import StopRequest
+from mlxq.cli.terminal import cell, tell
+from mlxq.files.failures import FailureCount
 from mlxq.files.tally import Summary
+from mlxq.printable import printable
 
 EMPTY_HINT = "The input holds no requests."
 LIMIT_HINT = "Answers that end on max_tokens or context_length are cut short."
+CUT_HINT = (
+    "Answers that were cancelled, ran out of their timeout or died on the way are in the output file as far as they"
+    " got; they don't count as done: a rerun, or a later answer, replaces them."
+)
 LIMITS = ("max_tokens", "context_length")
+CUTS = ("cancelled", "deadline", "error")
+MAX_MESSAGES = 5
+MAX_MESSAGE_CHARS = 300
 
 
-def counted(number: int, noun: str) -> str:
+def counted(number: int, noun: str, plural: str | None = None) -> str:
     """``1 worker``, ``2 workers``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"
 
 
 def print_summary(summary: Summary, error_file: Path, *, with_rate: bool) -> None:
     """The closing words of `run` and `collect`."""
-    click.echo(headline(summary, with_rate=with_rate), err=True)
-    console = Console(stderr=True)
+    tell(headline(summary, with_rate=with_rate))
+    if summary.changed:
+        changed = counted(summary.changed, "request")
+        tell(f"{changed} had an answer there, but changed since, or the settings did.")
     if summary.stops:
-        console.print(_stop_table(summary))
-    if summary.error_codes:
-        console.print(_error_table(summary))
-        click.echo(f"What was wrong with each of them is in {error_file}.", err=True)
+        Console(stderr=True).print(_stop_table(summary))
+    if summary.failures:
+        tell("What failed")
+        print_failures(summary.failures)
+        tell(f"What was wrong with each of them is in {error_file}.")
     if any(stop.type in LIMITS for stop in summary.stops):
-        click.echo(LIMIT_HINT, err=True)
+        tell(LIMIT_HINT)
+    if any(stop.type in CUTS for stop in summary.stops):
+        tell(CUT_HINT)
+    print_dropped(summary.dropped)
     if summary.unasked:
-        click.echo(f"The output file also holds {counted(summary.unasked, 'answer')} to other requests.", err=True)
+        tell(f"The output file also holds {counted(summary.unasked, 'answer')} to other requests.")
     if summary.unasked_failures:
-        click.echo(
-            f"The error file also holds {counted(summary.unasked_failures, 'failure')} of other requests.", err=True
-        )
+        tell(f"The error file also holds {counted(summary.unasked_failures, 'failure')} of other requests.")
+
+
+def print_failures(failures: Sequence[FailureCount]) -> None:
+    """The most frequent messages, how often each came and where first, and how many more there are."""
+    for failure in failures[:MAX_MESSAGES]:
+        more = failure.count - len(failure.places)
+        where = ", ".join(map(_short, failure.places)) + (f" and {more:,} more" if more else "")
+        message = _short(failure.message or "other messages")
+        tell(f"  {failure.count:,} x {failure.code}: {message} ({where})")
+    rest = failures[MAX_MESSAGES:]
+    if rest:
+        num_requests = sum(failure.count for failure in rest)
+        tell(f"  and {num_requests:,} more, with {counted(len(rest), 'other message')}")
+
+
+def print_dropped(dropped: Sequence[tuple[str, int]]) -> None:
+    """The fields that ``--allow-unknown-params`` left out of requests."""
+    if dropped:
+        fields = ", ".join(f"{printable(name)} ({count:,})" for name, count in dropped)
+        tell(f"Fields that were dropped, and of how many requests: {fields}.")
+
+
+def _short(text: str) -> str:
+    return printable(text if len(text) <= MAX_MESSAGE_CHARS else text[:MAX_MESSAGE_CHARS] + "...")
 
 
 def headline(summary: Summary, *, with_rate: bool = True) -> str:
     """One sentence with the counts, and with the rate where it is that of answering."""
     counts = [f"{summary.succeeded:,} answered", f"{summary.failed:,} failed"]
+    if summary.cut:
+        counts.append(f"{summary.cut:,} answered in part")
     if summary.cancelled:
         counts.append(f"{summary.cancelled:,} cancelled")
     if summary.skipped:
@@ -57,26 +97,20 @@ def headline(summary: Summary, *, with_rate: bool = True) -> str:
 
 
 def exit_code(summary: Summary) -> int:
-    """0 if everything was answered, else 1."""
-    return 1 if summary.failed or summary.cancelled or summary.interrupted else 0
+    """0 if everything was answered in full, else 1."""
+    return 1 if summary.failed or summary.cut or summary.cancelled or summary.interrupted else 0
 
 
-def finish(summary: Summary, error_file: Path, *, with_rate: bool = True) -> None:
-    """Print the summary and end the process with its exit code."""
+def finish(summary: Summary, error_file: Path, stop: StopRequest, *, with_rate: bool = True) -> None:
+    """Print the summary and end the process: with its exit code, or by the signal that has interrupted it."""
     print_summary(summary, error_file, with_rate=with_rate)
+    if summary.interrupted:
+        stop.pass_on()
     sys.exit(exit_code(summary))
 
 
 def _stop_table(summary: Summary) -> Table:
     table = Table("stopped by", "token or string", "choices", title="Why answers stopped", title_justify="left")
     for stop in summary.stops:
-        # As Text: a token such as [/INST] would be taken for markup.
-        table.add_row(stop.type, Text("" if stop.token is None else repr(stop.token)[1:-1]), f"{stop.count:,}")
-    return table
-
-
-def _error_table(summary: Summary) -> Table:
-    table = Table("code", "requests", title="What failed", title_justify="left")
-    for code, count in summary.error_codes:
-        table.add_row(Text(code), f"{count:,}")
+        table.add_row(cell(stop.type), cell("" if stop.token is None else repr(stop.token)[1:-1]), f"{stop.count:,}")
     return table

@@ -21,10 +21,10 @@ from mlxq.files.read_ahead import ReadAhead
 from mlxq.files.sink import Sink
 from mlxq.files.stale_batches import batch_prefix, clear
 from mlxq.files.tally import Summary, Tally
-from mlxq.queue.answers import Answer
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.requests.openai import ParsedLine
+from mlxq.results.answer import Answer
 from mlxq.results.read_back import content_hash_of
 
 DEFAULT_MAX_INFLIGHT = 4096
@@ -46,13 +46,15 @@ def process(
     resume: bool = True,
     ordered: bool = False,
     tell: Tell | None = None,
+    source: str | None = None,
+    default_max_tokens: int | None = None,
 ) -> Summary:
     """Have every line answered: each becomes one line of the output file or of the error file.
 
     When `on_turn` says to stop, or raises, what has ended is kept and the rest of the batch is cancelled; a later
     run over the same files goes on from there. What a killed run left in the queue is cleared away first, and its
-    answers are kept unless the output file is gone. A request that changed under its id is answered again, and its
-    new line takes the old one's place.
+    answers are kept unless the output file is gone. A request that changed under its id, or whose answer was cut off,
+    is answered again, and its new line takes the old one's place.
 
     Args:
         lines: what `mlxq.files.input.read_requests` yields.
@@ -61,6 +63,10 @@ def process(
         ordered: at the end, rewrite the output file in the order of the input. The error file stays as it ended.
         tell: hears that Redis went away, and the run waits until it is back; without it, that ends the run. Redis
             must be there at the start.
+        source: a name for the input, as of `mlxq.files.paths.source_name`; failures of an earlier run over it that are
+            of none of its requests any more are removed.
+        default_max_tokens: the limit of a request that sets none, if all workers have the same: an answer that kept to
+            another is to something else.
 
     Raises:
         InputFileError: a file can't be read or written.
@@ -68,7 +74,7 @@ def process(
     """
     outages = Outages(tell, has_been_there=False)
     keeps_answers = resume and output.exists()
-    with Sink(output, error_file, resume=resume) as sink:
+    with Sink(output, error_file, resume=resume, source=source, default_max_tokens=default_max_tokens) as sink:
         prefix = batch_prefix(output)
         if prefix is not None:
             clear_leftovers = partial(clear, client, prefix, sink, keeps_answers=keeps_answers)
@@ -79,6 +85,8 @@ def process(
         with _Bulk(client.open(prefix=prefix), lines, sink, max_inflight, tell) as bulk:
             while on_turn(sink.tally) and not bulk.is_done:
                 sink.tally.is_waiting = not outages.attempt(bulk.turn)
+        if bulk.is_done:
+            sink.settle_source()
         if ordered and bulk.is_done:
             sink.order_by(bulk.custom_ids)
     return sink.summary(interrupted=not bulk.is_done)
@@ -251,7 +259,8 @@ class _Bulk:
             self._sink.refuse(line)
             return False
         self.custom_ids.append(line.request.custom_id)
-        return not self._sink.skip_if_done(line.request.custom_id, line.request.content_hash)
+        self._sink.tally.drop(line.dropped)
+        return not self._sink.skip_request(line)
 
     def _collect(self, block_s: float) -> bool:
         """Write what has ended. Returns whether anything has."""

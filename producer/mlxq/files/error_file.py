@@ -1,7 +1,8 @@
 """The file of failures: those of this run go behind those of earlier ones, and take the place of what they are about.
 
-A failure stays until its request has an answer or fails again, so a run that never gets to a request loses nothing,
-and neither does one into whose input it doesn't belong. Knows nothing of answers.
+A failure stays until its request has an answer or fails again, or until a run over the same input has come to its end
+without that request. So a run that never gets to a request loses nothing, and neither does one over another input: each
+failure says which input it is of. Knows nothing of answers.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from mlxq.errors import InputFileError
-from mlxq.files.result_file import drop_lines, open_writer, result_ids
+from mlxq.files.result_file import drop_lines, open_writer, read_lines
+from mlxq.results import read_back
 
 
 class ErrorFile:
@@ -24,18 +26,22 @@ class ErrorFile:
     Args:
         path: there is no such file afterwards if it would be empty.
         keep: go on from what it holds; otherwise it starts empty.
+        source: the input that is being run, under a name that no other has; `None` if it has none.
 
     Raises:
         InputFileError: the file can't be used, holds something else, or another run is using it.
     """
 
-    def __init__(self, path: Path, *, keep: bool) -> None:
+    def __init__(self, path: Path, *, keep: bool, source: str | None = None) -> None:
         self._path = path
+        self._source = source
         self._settled: set[str] = set()
         with ExitStack() as stack:
             self._writer = stack.enter_context(open_writer(path, keep=keep))
             self._old_bytes = path.stat().st_size if path.is_file() else 0
-            self._old = result_ids(path) if path.is_file() else set()
+            self._old, self._old_of_source = set[str](), set[str]()
+            for line in read_lines(path) if path.is_file() else ():
+                self._note_old(line)
             stack.pop_all()
 
     @property
@@ -45,13 +51,17 @@ class ErrorFile:
 
     def append(self, line: Mapping[str, Any]) -> None:
         """Write a failure; it settles the old ones of its id."""
-        self._writer.append(line)
+        self._writer.append(line if self._source is None else {**line, "mlxq": {"input": self._source}})
         self.settle(line["custom_id"])
 
     def settle(self, custom_id: str) -> None:
         """Have `close` remove the old failures of this request: it has another outcome now."""
         if custom_id in self._old:
             self._settled.add(custom_id)
+
+    def settle_source(self) -> None:
+        """The input was read to its end, and all of it has an outcome: what is left of it was repaired or removed."""
+        self._settled |= self._old_of_source
 
     def sync(self) -> None:
         """Force what was written to the disk."""
@@ -64,6 +74,11 @@ class ErrorFile:
             drop_lines(self._path, self._settled, before=self._old_bytes)
         if self._path.is_file() and self._path.stat().st_size == 0:
             self._path.unlink()
+
+    def _note_old(self, line: Mapping[str, Any]) -> None:
+        self._old.add(line["custom_id"])
+        if self._source is not None and read_back.input_of(line) == self._source:
+            self._old_of_source.add(line["custom_id"])
 
     def __enter__(self) -> Self:
         return self

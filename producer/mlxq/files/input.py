@@ -12,10 +12,11 @@ import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, cast
 
 from mlxq.contract import Failure
 from mlxq.errors import InputFileError, RequestError
+from mlxq.files.kinds import HEAD_BYTES, kind_of
 from mlxq.files.paths import STDIN, file_errors
 from mlxq.requests import openai
 from mlxq.requests.openai import ParsedLine
@@ -24,7 +25,6 @@ from mlxq.results import read_back, result_lines
 InputFormat = Literal["jsonl", "text"]
 
 _BOM = b"\xef\xbb\xbf"
-_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 
 _Parse = Callable[[bytes, str], ParsedLine]
 
@@ -69,16 +69,16 @@ def read_requests(
             at most `openai.MAX_LINE_BYTES`.
 
     Raises:
-        InputFileError: the file can't be read, or is UTF-16; raised when a line is asked for.
-            It starts with an answer; raised at once.
+        InputFileError: the file can't be read; raised when a line is asked for. It is something else as a whole, such
+            as answers, a table or an archive; raised at once, or of a pipe when a line is asked for.
         ConfigError: a default can't be used; raised at once.
     """
     openai.check_defaults(defaults or {})
     read_limit = max_line_bytes + len(_BOM) + len(b"\r\n")
-    _refuse_answers(path, read_limit)
     text = _is_text(path, input_format)
+    _refuse_other_kinds(path, text)
     parse = _text_parser(chat_text, defaults) if text else _json_parser(allow_unknown, defaults)
-    return _requests(_numbered_lines(path, read_limit), _bounded(parse, max_line_bytes))
+    return _requests(_numbered_lines(path, read_limit, text), _bounded(parse, max_line_bytes))
 
 
 def _requests(lines: Iterator[tuple[int, bytes]], parse: _Parse) -> Iterator[ParsedLine | BadLine]:
@@ -88,13 +88,22 @@ def _requests(lines: Iterator[tuple[int, bytes]], parse: _Parse) -> Iterator[Par
             yield _refuse_second(_parsed(parse, line, number, first_lines), number, first_lines)
 
 
-def _refuse_answers(path: Path | str, read_limit: int) -> None:
-    """One error for the whole file, rather than one per line."""
+def _refuse_other_kinds(path: Path | str, text: bool) -> None:
+    """One error for the whole file, rather than one per line, and before anything is started for it."""
     if str(path) == STDIN or not Path(path).is_file():
         return
     with file_errors(path, "read"), Path(path).open("rb") as source:
-        if read_back.decode_output_line(source.readline(read_limit)) is not None:
+        head = source.read(HEAD_BYTES)
+        _refuse_other_kind(path, head, text)
+        source.seek(0)
+        if read_back.decode_output_line(source.readline(openai.MAX_LINE_BYTES)) is not None:
             raise InputFileError(f"{path} is a file of answers, not of requests; are -i and -o swapped?")
+
+
+def _refuse_other_kind(path: Path | str, head: bytes, text: bool) -> None:
+    kind = kind_of(head, is_text=text)
+    if kind is not None:
+        raise InputFileError(kind.of(path))
 
 
 def _is_text(path: Path | str, input_format: InputFormat | None) -> bool:
@@ -164,26 +173,27 @@ def _refuse_second(parsed: ParsedLine | BadLine, number: int, first_lines: dict[
     return BadLine(number, custom_id, error, owns_id=False)
 
 
-def _numbered_lines(path: Path | str, read_limit: int) -> Iterator[tuple[int, bytes]]:
+def _numbered_lines(path: Path | str, read_limit: int, text: bool) -> Iterator[tuple[int, bytes]]:
     with file_errors(path, "read"), _opened(path) as stream:
+        _refuse_other_kind(path, stream.peek(HEAD_BYTES), text)  # what has come of a pipe; it isn't waited for more
         for number, line in enumerate(_bounded_lines(stream, read_limit), start=1):
-            if number == 1 and line.startswith(_UTF16_BOMS):
-                raise InputFileError(f"{path} is UTF-16 text, as Windows tools write it: save it as UTF-8")
             yield number, (line.removeprefix(_BOM) if number == 1 else line).rstrip(b"\r\n")
 
 
-def _opened(path: Path | str) -> contextlib.AbstractContextManager[BinaryIO]:
+def _opened(path: Path | str) -> contextlib.AbstractContextManager[io.BufferedReader]:
     if str(path) == STDIN:
         return _standard_input()
-    return Path(path).open("rb")
+    return io.BufferedReader(io.FileIO(path), HEAD_BYTES)
 
 
-def _standard_input() -> contextlib.AbstractContextManager[BinaryIO]:
+def _standard_input() -> contextlib.AbstractContextManager[io.BufferedReader]:
     """Not the interpreter's own reader: a thread that still waits in that one when the process ends would crash it."""
+    if sys.stdin is None:  # so Python has it where the shell closed it
+        raise InputFileError("standard input is closed: give a file, or pipe the requests in")
     try:
-        return open(sys.stdin.fileno(), "rb", closefd=False)
+        return io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False), HEAD_BYTES)
     except io.UnsupportedOperation:  # a stand-in that is no file
-        return contextlib.nullcontext(sys.stdin.buffer)
+        return contextlib.nullcontext(io.BufferedReader(cast(io.RawIOBase, sys.stdin.buffer), HEAD_BYTES))
 
 
 def _bounded_lines(stream: BinaryIO, read_limit: int) -> Iterator[bytes]:

@@ -6,6 +6,7 @@ Knows nothing of what the files hold.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import itertools
 import stat
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,7 @@ from mlxq.errors import ConfigError, InputFileError
 
 STDIN = "-"
 BLOCK_BYTES = 64 * 1024
+SOURCE_DIGITS = 8
 
 
 @contextlib.contextmanager
@@ -48,6 +50,14 @@ def count_lines(path: Path | str) -> int | None:
             for last in blocks:
                 newlines += last.count(b"\n")
         return newlines + (not last.endswith(b"\n"))
+
+
+def source_name(path: Path | str) -> str | None:
+    """A name for an input that no other has and that tells nobody where it lies: ``in.jsonl-5f7c01ab``; `None` for
+    standard input, pipes and devices, which may be anything."""
+    if str(path) == STDIN or not Path(path).is_file():
+        return None
+    return f"{Path(path).name}-{hashlib.sha256(str(Path(path).resolve()).encode()).hexdigest()[:SOURCE_DIGITS]}"
 
 
 def refuse_same_file(paths: Mapping[str, Path | str]) -> None:

@@ -101,10 +101,16 @@ def open_writer(path: Path, *, keep: bool) -> ResultWriter:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """An answer in a result file: the hash of the request it answers, and the name of the model it is by."""
+    """An answer in a result file: the hash of the request it answers, and the name of the model it is by.
+
+    One that `is_cut` is there in part, so its request is not done. `default_max_tokens` is the worker's limit that the
+    answer kept to, where its request has none and the line says so.
+    """
 
     content_hash: str
     model: str | None
+    is_cut: bool = False
+    default_max_tokens: int | None = None
 
 
 def load_done(path: Path | str) -> dict[str, Done]:
@@ -121,22 +127,28 @@ def load_done(path: Path | str) -> dict[str, Done]:
     return done
 
 
-def result_ids(path: Path | str) -> set[str]:
-    """The custom ids of all lines of a result file.
+def read_lines(path: Path | str) -> Iterator[dict[str, Any]]:
+    """All lines of a result file, one by one.
 
     Raises:
         InputFileError: as `load_done`; a missing file is an error, too.
     """
     with file_errors(path, "read"), Path(path).open("rb") as source:
-        return {line["custom_id"] for _, _, line in _result_lines(source, path)}
+        for _, _, line in _result_lines(source, path):
+            yield line
 
 
 def done_by(line: Mapping[str, Any]) -> Done | None:
-    """What an output line has done, for a rerun; `None` if it is no answer by mlxq."""
+    """What an output line has done, for a rerun; `None` if it is no answer by mlxq, nor a part of one."""
     content_hash = read_back.content_hash_of(line)
     if content_hash is None or not read_back.is_success(line):
         return None
-    return Done(content_hash, read_back.model_of(line))
+    return Done(
+        content_hash,
+        read_back.model_of(line),
+        is_cut=read_back.is_cut(line),
+        default_max_tokens=read_back.default_max_tokens_of(line),
+    )
 
 
 def check_result_file(path: Path | str) -> None:

@@ -1,7 +1,7 @@
 """The two files of one run: answers go to the output file, failures to the error file.
 
-The output file is the durable state, so a rerun adds to it and skips what it holds; whatever failed is tried again,
-and its new outcome takes the place of the old failure. Knows nothing of where lines come from.
+The output file is the durable state, so a rerun adds to it and skips what it holds whole; whatever was cut off or
+failed is tried again, and its new outcome takes the place of the old one. Knows nothing of where lines come from.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from typing import Any, Self
 from mlxq.files.error_file import ErrorFile
 from mlxq.files.input import BadLine
 from mlxq.files.paths import count_lines
-from mlxq.files.result_file import check_result_file, done_by, load_done, open_writer, order_file
+from mlxq.files.result_file import Done, check_result_file, done_by, load_done, open_writer, order_file
 from mlxq.files.tally import Summary, Tally
+from mlxq.requests.normal_form import spelled_hash
+from mlxq.requests.openai import ParsedLine
 from mlxq.results.read_back import is_success
 from mlxq.results.result_lines import failure_line
 
@@ -36,32 +38,64 @@ class Sink:
         output: the file of answers.
         error_file: the file of failures; there is none afterwards if it would be empty.
         resume: keep and skip what the output file already holds; otherwise both files start empty.
+        source: a name for the input, as of `mlxq.files.paths.source_name`.
+        default_max_tokens: the limit of a request that sets none, where that is known.
 
     Raises:
         InputFileError: a file can't be used, or another run is using it.
     """
 
-    def __init__(self, output: Path, error_file: Path, *, resume: bool = True) -> None:
+    def __init__(
+        self,
+        output: Path,
+        error_file: Path,
+        *,
+        resume: bool = True,
+        source: str | None = None,
+        default_max_tokens: int | None = None,
+    ) -> None:
         self.tally = Tally()
         self._output_path = output
         self._order: Sequence[str] = ()
         self._dropped: set[str] = set()
         self._num_asked = 0
+        self._default_max_tokens = default_max_tokens
         self._synced = time.monotonic()
         check_result_file(error_file)  # before the output file comes into being
         with ExitStack() as stack:
             self._output = stack.enter_context(open_writer(output, keep=resume))
-            self._errors = stack.enter_context(ErrorFile(error_file, keep=resume))
+            self._errors = stack.enter_context(ErrorFile(error_file, keep=resume, source=source))
             self._done = load_done(output) if output.is_file() else {}
             # A run that was killed may have left two lines for one id.
             self._needs_rewrite = output.is_file() and count_lines(output) != len(self._done)
             self._writers = stack.pop_all()
 
     def skip_if_done(self, custom_id: str, content_hash: str | None) -> bool:
-        """Whether the output file already held the answer to this very request; if so, count it as skipped."""
+        """Whether the output file already held the whole answer to this very request; if so, count it as skipped."""
+        known = self._known(custom_id)
+        return known is not None and known.content_hash == content_hash and self._skip(custom_id, known)
+
+    def skip_request(self, line: ParsedLine) -> bool:
+        """`skip_if_done` for a request that may be spelled otherwise than the one that was answered."""
+        custom_id = line.request.custom_id
+        known = self._known(custom_id)
+        return known is not None and self._answers(known, line) and self._skip(custom_id, known)
+
+    def _known(self, custom_id: str) -> Done | None:
         known = self._done.get(custom_id)
         self._num_asked += known is not None
-        if known is None or known.content_hash != content_hash:
+        return known
+
+    def _answers(self, known: Done, line: ParsedLine) -> bool:
+        limits = {known.default_max_tokens, self._default_max_tokens} - {None}
+        if line.request.sampling.max_tokens is None and len(limits) > 1:
+            return False
+        if known.content_hash == line.request.content_hash:
+            return True
+        return known.content_hash == spelled_hash(line.payload["url"], line.payload["body"])
+
+    def _skip(self, custom_id: str, known: Done) -> bool:
+        if known.is_cut:
             return False
         self.tally.skip(known.model)
         self._errors.settle(custom_id)
@@ -70,16 +104,19 @@ class Sink:
     def adopt(self, line: Mapping[str, Any]) -> None:
         """Write an answer that an earlier run had asked for; it counts as skipped when its request comes."""
         custom_id, answer = line["custom_id"], done_by(line)
-        if answer is not None and self._done.get(custom_id) != answer:
+        if answer is not None and not answer.is_cut and self._done.get(custom_id) != answer:
             self._needs_rewrite |= custom_id in self._done
             self._output.append(line)
             self._errors.settle(custom_id)
             self._done[custom_id] = answer
 
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Write one output line. It stands, after `close`, for all that the output file held under its id."""
-        self.tally.add(line)
-        self._needs_rewrite |= line["custom_id"] in self._done
+    def write(self, line: Mapping[str, Any], place: str | None = None) -> None:
+        """Write one output line. It stands, after `close`, for all that the output file held under its id. `place` is
+        where its request stands, if it is not known by its id."""
+        self.tally.add(line, place)
+        known = self._done.get(line["custom_id"])
+        self._needs_rewrite |= known is not None
+        self.tally.changed += known is not None and not known.is_cut
         if is_success(line):
             self._output.append(line)
             self._errors.settle(line["custom_id"])
@@ -89,13 +126,17 @@ class Sink:
 
     def refuse(self, bad: BadLine) -> None:
         """Write the failure of an input line that was refused."""
-        line = failure_line(bad.failure())
+        line, place = failure_line(bad.failure()), f"line {bad.line_number}"
         if bad.owns_id:
             self._num_asked += bad.custom_id in self._done
-            self.write(line)
+            self.write(line, place)
         else:  # the answer to another line with this id is to stay
-            self.tally.add(line)
+            self.tally.add(line, place)
             self._errors.append(line)
+
+    def settle_source(self) -> None:
+        """Every request of the input has an outcome: old failures of that input which are left are of none of them."""
+        self._errors.settle_source()
 
     def sync(self) -> None:
         """Force what was written to the disk."""

@@ -7,11 +7,22 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlxq.results.read_back import error_code_of, is_cancelled, is_success, model_of, stop_details_of, usage_of
+from mlxq.files.failures import FailureCount, Failures
+from mlxq.results.read_back import (
+    custom_id_of,
+    error_code_of,
+    error_message_of,
+    is_cancelled,
+    is_cut,
+    is_success,
+    model_of,
+    stop_details_of,
+    usage_of,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +37,14 @@ class StopTextCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Summary:
-    """What came of a run. Every input line is one of `skipped`, `succeeded`, `failed` and `cancelled`, unless
-    `interrupted`; a part of an answer is `cancelled`, too.
+    """What came of a run. Every input line is one of `skipped`, `succeeded`, `cut`, `failed` and `cancelled`, unless
+    `interrupted`. The part of an answer that was `cancelled` counts as that, any other that is not whole as `cut`.
 
-    `skipped` were answered by an earlier run. `unasked` are the answers in the output file to requests that this run
+    `skipped` were answered by an earlier run; `changed` had an answer there, but to something else that was asked under
+    their id. `unasked` are the answers in the output file to requests that this run
     does not have, `unasked_failures` those in the error file; they are in no other count. `models` tells whose the
-    answers are, skipped ones too. It, `error_codes` and `stops` have the most frequent first.
+    answers are, skipped ones too. `failures` are the messages of those that failed, `dropped` the fields that were left
+    out of requests. Each of these has the most frequent first.
     """
 
     skipped: int
@@ -47,10 +60,14 @@ class Summary:
     unasked: int = 0
     unasked_failures: int = 0
     cancelled: int = 0
+    cut: int = 0
+    changed: int = 0
+    failures: tuple[FailureCount, ...] = ()
+    dropped: tuple[tuple[str, int], ...] = ()
 
     @property
     def total(self) -> int:
-        return self.skipped + self.succeeded + self.failed + self.cancelled
+        return self.skipped + self.succeeded + self.cut + self.failed + self.cancelled
 
 
 @dataclass(slots=True)
@@ -62,6 +79,8 @@ class Tally:
     succeeded: int = 0
     failed: int = 0
     cancelled: int = 0
+    cut: int = 0
+    changed: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     num_inflight: int = 0
@@ -70,10 +89,12 @@ class Tally:
     _error_codes: Counter[str] = field(default_factory=Counter)
     _stops: Counter[tuple[str, str | None]] = field(default_factory=Counter)
     _models: Counter[str] = field(default_factory=Counter)
+    _failures: Failures = field(default_factory=Failures)
+    _dropped: Counter[str] = field(default_factory=Counter)
 
     @property
     def num_done(self) -> int:
-        return self.skipped + self.succeeded + self.failed + self.cancelled
+        return self.skipped + self.succeeded + self.cut + self.failed + self.cancelled
 
     @property
     def seconds(self) -> float:
@@ -85,8 +106,12 @@ class Tally:
         self.skipped += 1
         self._count_model(model)
 
-    def add(self, line: Mapping[str, Any]) -> None:
-        """Count one output line."""
+    def drop(self, fields: Iterable[str]) -> None:
+        """Count the fields that were left out of one request."""
+        self._dropped.update(fields)
+
+    def add(self, line: Mapping[str, Any], place: str | None = None) -> None:
+        """Count one output line. `place` is where its request stands, if it is not known by its id."""
         prompt_tokens, completion_tokens = usage_of(line)
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
@@ -95,10 +120,15 @@ class Tally:
         if is_cancelled(line):
             self.cancelled += 1
         elif is_success(line):
-            self.succeeded += 1
+            is_whole = not is_cut(line)
+            self.succeeded += is_whole
+            self.cut += not is_whole
         else:
             self.failed += 1
-            self._error_codes[error_code_of(line) or "unknown"] += 1
+            code = error_code_of(line) or "unknown"
+            self._error_codes[code] += 1
+            message = error_message_of(line) or "it doesn't say why"
+            self._failures.add(code, message, place or f"request {custom_id_of(line)}")
 
     def summary(self, *, interrupted: bool = False, unasked: int = 0, unasked_failures: int = 0) -> Summary:
         """The counts as of now."""
@@ -107,6 +137,8 @@ class Tally:
             succeeded=self.succeeded,
             failed=self.failed,
             cancelled=self.cancelled,
+            cut=self.cut,
+            changed=self.changed,
             error_codes=tuple(self._error_codes.most_common()),
             stops=tuple(StopTextCount(kind, token, count) for (kind, token), count in self._stops.most_common()),
             prompt_tokens=self.prompt_tokens,
@@ -116,6 +148,8 @@ class Tally:
             models=tuple(self._models.most_common()),
             unasked=unasked,
             unasked_failures=unasked_failures,
+            failures=self._failures.most_common(),
+            dropped=tuple(self._dropped.most_common()),
         )
 
     def _count_model(self, model: str | None) -> None:

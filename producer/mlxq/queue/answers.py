@@ -10,10 +10,10 @@ from __future__ import annotations
 import time
 import zlib
 from base64 import b64decode
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import msgspec
 from redis import Redis
@@ -24,14 +24,17 @@ from mlxq import keys
 from mlxq.contract import Failure
 from mlxq.errors import BatchNotFound
 from mlxq.queue import rq_keys
+from mlxq.queue.broken_keys import kinds_of_batch, naming
 from mlxq.queue.connect import queue_errors, replies_to
 from mlxq.queue.reconcile import LOST, record_ends
 from mlxq.queue.scripts import source
-from mlxq.results.read_back import custom_id_of, decode_output_line, is_success
+from mlxq.results.answer import Answer, Status
+from mlxq.results.read_back import custom_id_of, decode_output_line
 from mlxq.results.result_lines import failure_line
 
-Status = Literal["finished", "failed", "cancelled"]
 T = TypeVar("T")
+
+_STATUSES: Mapping[bytes, Status] = {b"finished": "finished", b"failed": "failed", b"cancelled": "cancelled"}
 
 RECONCILE_S = 5.0
 RECONCILE_MAX_S = 60.0
@@ -50,21 +53,6 @@ class EndedJob:
     status: Status
     event_id: str
     is_lost: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """One ended job and its output line, made up here (an error line) where the job left none."""
-
-    job_id: str
-    custom_id: str
-    status: Status
-    line: dict[str, Any]
-    event_id: str
-
-    @property
-    def is_success(self) -> bool:
-        return is_success(self.line)
 
 
 class Collector:
@@ -93,7 +81,7 @@ class Collector:
         Raises:
             QueueUnavailable: Redis can't be reached.
         """
-        with queue_errors(self._redis):
+        with queue_errors(self._redis), naming(self._redis, kinds_of_batch(self._batch_id)):
             self._note(self._read_events(block_s))
             now = time.monotonic()
             if not self._noted and now - self._quiet_since >= self._wait_s:
@@ -134,7 +122,8 @@ class Collector:
             BatchNotFound: the batch is gone.
         """
         # No transaction, which a full Redis refuses: of a batch that was sealed first, the jobs are counted later.
-        with queue_errors(self._redis), self._redis.pipeline(transaction=False) as pipe:
+        known, pipeline = kinds_of_batch(self._batch_id), self._redis.pipeline(transaction=False)
+        with queue_errors(self._redis), naming(self._redis, known), pipeline as pipe:
             pipe.hget(keys.batch(self._batch_id), "sealed")
             pipe.zcard(keys.batch_jobs(self._batch_id))
             sealed, num_jobs = pipe.execute()
@@ -144,7 +133,7 @@ class Collector:
                 return False
             return next(self._unseen(), None) is None
 
-    def forget(self, answers: Sequence[Answer]) -> None:
+    def forget(self, answers: Sequence[Answer | EndedJob]) -> None:
         """Delete collected jobs and their answers from Redis and from the batch; its counts stay.
 
         A forgotten job may be submitted again. Keeps the memory of a long run flat.
@@ -166,7 +155,7 @@ class Collector:
             return []
         [(_, entries)] = reply
         self._position = entries[-1][0].decode()
-        return [_ended(entry_id, fields) for entry_id, fields in entries]
+        return [ended for entry_id, fields in entries if (ended := _ended(entry_id, fields)) is not None]
 
     def _note(self, ended: Iterable[EndedJob]) -> None:
         """Keep those that have not been seen before for whoever polls, now or after an error."""
@@ -197,7 +186,7 @@ class Collector:
             for item, entries, meta in zip(chunk, replies[::2], replies[1::2], strict=True)
         ]
 
-    def _delete(self, chunk: Sequence[Answer]) -> None:
+    def _delete(self, chunk: Sequence[Answer | EndedJob]) -> None:
         job_ids = [answer.job_id for answer in chunk]
         event_ids = [answer.event_id for answer in chunk]
         registries = [
@@ -217,9 +206,13 @@ def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:
         yield chunk
 
 
-def _ended(entry_id: bytes, fields: dict[bytes, bytes]) -> EndedJob:
+def _ended(entry_id: bytes, fields: dict[bytes, bytes]) -> EndedJob | None:
+    """`None` if a stranger has written the entry."""
+    status = _STATUSES.get(fields.get(b"status", b""))
+    if status is None or b"job" not in fields:
+        return None
     is_lost = fields.get(b"code") == LOST.encode()
-    return EndedJob(fields[b"job"].decode(), cast(Status, fields[b"status"].decode()), entry_id.decode(), is_lost)
+    return EndedJob(fields[b"job"].decode(errors="replace"), status, entry_id.decode(), is_lost)
 
 
 def _answer(item: EndedJob, entries: list[tuple[bytes, dict[bytes, bytes]]], meta: bytes | None) -> Answer:

@@ -6,9 +6,9 @@ instead of doubling it. Sees requests as already parsed lines and answers as out
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -19,57 +19,30 @@ from rq.queue import EnqueueData, Queue
 from rq.serializers import JSONSerializer
 
 from mlxq import keys
-from mlxq.errors import BatchNotFound, QueueError
-from mlxq.queue.answers import RECONCILE_S, Answer, Collector, EndedJob, chunked
+from mlxq.errors import BatchNotFound, QueueError, RequestError
+from mlxq.queue import rq_keys
+from mlxq.queue.answers import RECONCILE_S, Collector, EndedJob, chunked
+from mlxq.queue.broken_keys import kinds_of_batch, mend, naming
 from mlxq.queue.cancel import ask_to_cancel, end_queued, stop_running, take_out
 from mlxq.queue.connect import queue_errors, transact
 from mlxq.queue.content import content_hashes
+from mlxq.queue.counts import BatchCounts, warn_if_no_worker
 from mlxq.queue.reconcile import ends_of, gone, num_open, take_back
 from mlxq.requests.openai import ParsedLine
+from mlxq.requests.submission import RequestLike, as_requests
+from mlxq.results.answer import Answer, Completed
+
+logger = logging.getLogger("mlxq")
 
 MAX_RETRIES = 3
 """Times that a job whose worker died goes back to the queue."""
 RATE_SAMPLE = 200
 """Ended jobs over which `Batch.rate` is measured."""
 POLL_S = 1.0
+ROOM_POLL_S = 0.1
 
 _ONE_LINE = "mlxq request"
 """RQ's job description; its default would be the start of the prompt, in Redis and in logs."""
-
-
-@dataclass(frozen=True, slots=True)
-class StopCount:
-    """How many finished choices ended this way; `token_id` is `None` where no token ended them."""
-
-    type: str
-    token_id: int | None
-    count: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchCounts:
-    """A snapshot of one batch. `created` is in Unix seconds; `stops` has the most frequent first."""
-
-    batch_id: str
-    queue: str
-    created: float
-    total: int
-    sealed: bool
-    cancelled: bool
-    num_finished: int
-    num_failed: int
-    num_cancelled: int
-    prompt_tokens: int
-    completion_tokens: int
-    stops: tuple[StopCount, ...]
-
-    @property
-    def num_ended(self) -> int:
-        return self.num_finished + self.num_failed + self.num_cancelled
-
-    @property
-    def is_done(self) -> bool:
-        return self.sealed and self.num_ended >= self.total
 
 
 class Batch:
@@ -97,20 +70,35 @@ class Batch:
             start += len(job_ids)
             yield from (job_id.decode() for job_id in job_ids)
 
-    def add(self, lines: Iterable[ParsedLine]) -> int:
+    def add(self, lines: Iterable[RequestLike], *, chat: bool = False, max_inflight: int | None = None) -> int:
         """Enqueue requests and return how many were added: a custom id that the batch has is enqueued again only if
         its job was deleted, or its answer has expired.
 
-        The lines are read lazily, a chunk at a time, and every chunk is written atomically.
+        A list is checked as a whole before anything is enqueued; any other iterable is read lazily, a chunk at a time.
+        Every chunk is written atomically.
+
+        Args:
+            lines: what `mlxq.request` builds, objects as they would stand on an input line, or the texts of prompts.
+            chat: make plain text a chat message rather than a bare prompt.
+            max_inflight: wait with the next chunk while the batch would have more requests without an answer than that.
 
         Raises:
+            RequestError: a request can't be accepted, or has the id of an earlier one; the message has its number. Or
+                the batch has its id with other content. Whole chunks before it are enqueued.
             QueueUnavailable: Redis can't be reached; add the same lines again to complete the batch.
             QueueError: the batch is cancelled, or in another queue.
         """
-        return sum(self._add_chunk(chunk) for chunk in chunked(lines, keys.CHUNK))
+        num_added, size = 0, min(keys.CHUNK, max_inflight or keys.CHUNK)
+        for chunk in chunked(as_requests(lines, chat=chat), size):
+            if max_inflight is not None:
+                self._wait_for_room(max_inflight - len(chunk))
+            if changed := self.changed(chunk):
+                raise self._has_other(changed[0])
+            num_added += self._add_chunk(chunk)
+        return num_added
 
     def changed(self, lines: Iterable[ParsedLine]) -> list[str]:
-        """The custom ids of those requests that the batch has with other content: `add` leaves them as they are.
+        """The custom ids of those requests that the batch has with other content, so that they can't be added.
 
         Raises:
             QueueUnavailable: Redis can't be reached.
@@ -120,6 +108,7 @@ class Batch:
     def seal(self) -> None:
         """Say that everything is enqueued, so that `as_completed` and `wait` come to an end."""
         with queue_errors(self._redis), self._redis.pipeline() as pipe:
+            self._make_room(self._redis, ())
             self._describe(pipe)
             pipe.hset(keys.batch(self.id), "sealed", "1")
             pipe.execute()
@@ -149,7 +138,7 @@ class Batch:
             return 0.0
         oldest_ms = int(entries[-1][0].split(b"-")[0])
         age_ms: int = now_s * 1000 + now_us // 1000 - oldest_ms
-        num_answered: int = sum(fields[b"status"] == b"finished" for _, fields in entries)
+        num_answered: int = sum(fields.get(b"status") == b"finished" for _, fields in entries)
         return num_answered * 1000 / max(1, age_ms)
 
     def collector(self, *, reconcile_s: float | None = None) -> Collector:
@@ -161,17 +150,23 @@ class Batch:
         wait_s = self._reconcile_s if reconcile_s is None else reconcile_s
         return Collector(self._redis, self.id, self.queue, reconcile_s=wait_s)
 
-    def as_completed(self, timeout_s: float | None = None) -> Iterator[Answer]:
-        """The answers in the order in which jobs end, each job once, until the batch is sealed and done.
+    def as_completed(self, timeout_s: float | None = None, *, forget: bool = False) -> Completed:
+        """The answers in the order in which jobs end, each job once, until the batch is sealed and done: ``for`` or
+        ``async for``. Logs a warning when it waits and no worker serves the queue.
+
+        Args:
+            forget: delete each answer from Redis once the next one is asked for. Who breaks off may be told of the last
+                one again by another `as_completed`, and never misses one.
 
         Raises:
             TimeoutError: the batch wasn't done after `timeout_s`.
             BatchNotFound: the batch is gone.
             QueueUnavailable: Redis can't be reached.
         """
-        collector = self.collector()
-        for ended in self._until_done(collector, timeout_s):
-            yield from collector.fetch(ended)
+        return Completed(self._answers(timeout_s, forget))
+
+    def __aiter__(self) -> Completed:
+        return self.as_completed()
 
     def wait(self, timeout_s: float | None = None) -> BatchCounts:
         """Wait for the end of the batch without fetching answers. Raises what `as_completed` raises."""
@@ -179,15 +174,36 @@ class Batch:
             pass
         return self.counts()
 
+    def delete(self) -> None:
+        """Delete the batch with all its answers from Redis.
+
+        Raises:
+            BatchNotFound: the batch is gone.
+            QueueError: some of its requests have no answer yet; cancel it first.
+        """
+        counts = self.counts()
+        if counts.num_ended < counts.total:
+            num_open = counts.total - counts.num_ended
+            raise QueueError(f"batch {self.id!r} has {num_open:,} requests that wait or run; cancel it first")
+        collector = self.collector(reconcile_s=0.0)
+        while ended := collector.poll(0.0):
+            collector.forget(ended)
+        with queue_errors(self._redis), self._redis.pipeline() as pipe:
+            pipe.unlink(keys.batch(self.id), keys.batch_jobs(self.id), keys.batch_events(self.id))
+            pipe.zrem(keys.BATCHES, self.id)
+            pipe.execute()
+
     def cancel(self) -> int:
-        """Cancel the batch and return how many waiting jobs were ended at once.
+        """Cancel the batch and return how many waiting jobs were ended at once. One that is done stays as it is.
 
         Rows that are decoding are dropped by their workers, which keep the partial text. Cancelling twice is fine.
 
         Raises:
             BatchNotFound: the batch is gone.
         """
-        with queue_errors(self._redis):
+        with queue_errors(self._redis), naming(self._redis, kinds_of_batch(self.id)):
+            if self._read_counts().is_done:
+                return 0
             if not ask_to_cancel(self._redis, self.id):
                 raise self._not_found()
             take_out(self._redis, self.queue, self.id)
@@ -205,10 +221,11 @@ class Batch:
             return stop_running(self._redis, self.queue, job_id)
 
     def _read_counts(self) -> BatchCounts:
-        fields = cast("dict[bytes, bytes]", self._redis.hgetall(keys.batch(self.id)))
+        with naming(self._redis, kinds_of_batch(self.id)):
+            fields = cast("dict[bytes, bytes]", self._redis.hgetall(keys.batch(self.id)))
         if not fields:
             raise self._not_found()
-        return _counts(self.id, {name.decode(): value.decode() for name, value in fields.items()})
+        return BatchCounts.read(self.id, fields)
 
     def _job_ids_from(self, start: int) -> list[bytes]:
         with queue_errors(self._redis):
@@ -216,11 +233,49 @@ class Batch:
 
     def _until_done(self, collector: Collector, timeout_s: float | None) -> Iterator[list[EndedJob]]:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        has_warned = False
         while not collector.is_done():
             left_s = POLL_S if deadline is None else deadline - time.monotonic()
             if left_s <= 0:
                 raise TimeoutError(f"batch {self.id!r} wasn't done after {timeout_s} s")
-            yield collector.poll(min(POLL_S, left_s))
+            ended = collector.poll(min(POLL_S, left_s))
+            if not ended and not has_warned:
+                warn_if_no_worker(self._redis, self.queue)
+                has_warned = True
+            yield ended
+
+    def _answers(self, timeout_s: float | None, forget: bool) -> Iterator[Answer]:
+        collector = self.collector()
+        read: list[Answer] = []  # and done with: the next one was asked for
+        try:
+            for ended in self._until_done(collector, timeout_s):
+                for answer in collector.fetch(ended):
+                    yield answer
+                    read.append(answer)
+                    if forget and len(read) >= keys.CHUNK:
+                        collector.forget(read)
+                        read.clear()
+                if not forget:
+                    read.clear()
+        finally:
+            if forget:
+                collector.forget(read)
+
+    def _wait_for_room(self, most: int) -> None:
+        """Until no more than so many requests of the batch are without an answer."""
+        has_warned = False
+        while self._num_open() > most:
+            if not has_warned:
+                warn_if_no_worker(self._redis, self.queue)
+                has_warned = True
+            time.sleep(ROOM_POLL_S)
+
+    def _num_open(self) -> int:
+        try:
+            counts = self.counts()
+        except BatchNotFound:  # nothing of it is there yet
+            return 0
+        return counts.total - counts.num_ended
 
     def _changed_in(self, lines: list[ParsedLine]) -> Iterator[str]:
         requests = {self.job_id(line.request.custom_id): line.request for line in lines}
@@ -244,6 +299,7 @@ class Batch:
         return num_added
 
     def _enqueue_new(self, requests: dict[str, tuple[int, ParsedLine]], pipe: Pipeline) -> int:
+        self._make_room(pipe, requests)
         self._check_open(pipe)
         known = pipe.zmscore(keys.batch_jobs(self.id), list(requests))
         new = [job_id for job_id, score in zip(requests, known, strict=True) if score is None]
@@ -261,6 +317,15 @@ class Batch:
             pipe.hincrby(keys.batch(self.id), "total", len(new))
         return len(new) + len(lost)
 
+    def _make_room(self, connection: Redis | Pipeline, job_ids: Iterable[str]) -> None:
+        """What a stranger has put under a key would be refused in the middle of a transaction, whose other commands
+        count all the same."""
+        kinds = rq_keys.kinds_for_producer(self.queue, job_ids)
+        kinds |= {key: kind for key, kind in kinds_of_batch(self.id).items() if key != keys.batch(self.id)}
+        kinds[keys.BATCHES] = "zset"
+        for broken in mend(connection, kinds):
+            logger.warning("%s", broken)
+
     def _watch_lost(self, pipe: Pipeline, job_ids: list[str]) -> list[str]:
         """Those of the batch's jobs that Redis has no longer. Nobody may add or record them while we do."""
         lost = gone(pipe, job_ids)
@@ -269,7 +334,8 @@ class Batch:
         return gone(pipe, lost)
 
     def _check_open(self, pipe: Pipeline) -> None:
-        queue, cancelled = cast("list[bytes | None]", pipe.hmget(keys.batch(self.id), "queue", "cancelled"))
+        with naming(self._redis, kinds_of_batch(self.id)):
+            queue, cancelled = cast("list[bytes | None]", pipe.hmget(keys.batch(self.id), "queue", "cancelled"))
         if queue is not None and queue.decode() != self.queue:
             raise QueueError(f"batch {self.id!r} is in queue {queue.decode()!r}, not in {self.queue!r}")
         if cancelled == b"1":
@@ -300,28 +366,9 @@ class Batch:
     def _end_queued(self, job_ids: list[str], code: str, message: str) -> int:
         return end_queued(self._redis, self.queue, self.id, job_ids, code=code, message=message)
 
+    def _has_other(self, custom_id: str) -> RequestError:
+        message = f"batch {self.id!r} has a request with the custom_id {custom_id!r} already, and other content"
+        return RequestError(message, param="custom_id", code="duplicate_custom_id")
+
     def _not_found(self) -> BatchNotFound:
         return BatchNotFound(f"there is no batch {self.id!r} in this Redis")
-
-
-def _counts(batch_id: str, fields: dict[str, str]) -> BatchCounts:
-    stops = [_stop_count(name, value) for name, value in fields.items() if name.startswith("stop:")]
-    return BatchCounts(
-        batch_id=batch_id,
-        queue=fields["queue"],
-        created=float(fields["created"]),
-        total=int(fields["total"]),
-        sealed=fields["sealed"] == "1",
-        cancelled=fields["cancelled"] == "1",
-        num_finished=int(fields.get("finished", 0)),
-        num_failed=int(fields.get("failed", 0)),
-        num_cancelled=int(fields.get("cancelled_jobs", 0)),
-        prompt_tokens=int(fields.get("prompt_tokens", 0)),
-        completion_tokens=int(fields.get("completion_tokens", 0)),
-        stops=tuple(sorted(stops, key=lambda stop: (-stop.count, stop.type))),
-    )
-
-
-def _stop_count(name: str, value: str) -> StopCount:
-    _, stop_type, token_id = name.split(":")
-    return StopCount(stop_type, int(token_id) if token_id else None, int(value))

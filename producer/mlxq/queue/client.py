@@ -1,9 +1,9 @@
 """The door to the queue: one Redis and one of its queues, where batches are submitted and found again.
 
-    client = Client("redis://localhost:6379")
-    batch = client.submit([request(prompt="Say hello", custom_id="a")])
-    for answer in batch.as_completed():
-        print(answer.custom_id, answer.line["response"])
+    with Client("redis://localhost:6379") as client:
+        batch = client.submit([request(prompt="Say hello", custom_id="a")])
+        for answer in batch.as_completed():
+            print(answer.custom_id, answer.text)
 
 Knows neither the wire format nor files; what can be done with one batch is in `mlxq.queue.batch`.
 """
@@ -14,22 +14,25 @@ import re
 import secrets
 import time
 from collections.abc import Iterable
-from typing import cast
+from types import TracebackType
+from typing import Self, cast
 
 from redis import Redis
 from rq.queue import Queue
-from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from mlxq import keys
-from mlxq.errors import BatchNotFound, ConfigError
-from mlxq.queue.answers import RECONCILE_S, Answer
-from mlxq.queue.batch import Batch, BatchCounts
-from mlxq.queue.connect import DEFAULT_URL, connect, queue_errors
-from mlxq.requests.openai import ParsedLine
+from mlxq.errors import BatchNotFound, ConfigError, QueueError
+from mlxq.queue.answers import RECONCILE_S
+from mlxq.queue.batch import Batch
+from mlxq.queue.broken_keys import kinds_of_batch, naming
+from mlxq.queue.connect import DEFAULT_URL, connect, queue_errors, replies_to, takes_bytes
+from mlxq.queue.counts import BatchCounts, num_workers
+from mlxq.requests.submission import RequestLike
+from mlxq.results.answer import Answer
 
 __all__ = ["Answer", "Batch", "BatchCounts", "Client"]
 
-_BATCH_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
+_BATCH_ID = re.compile(r"(?!-)[A-Za-z0-9_-]{1,100}")
 
 
 class Client:
@@ -42,7 +45,7 @@ class Client:
             outside mlxq, by RQ's own tools for example.
 
     Raises:
-        ConfigError: the URL is none that Redis clients know.
+        ConfigError: the URL is none that Redis clients know, or the connection decodes responses.
     """
 
     def __init__(
@@ -52,25 +55,37 @@ class Client:
         *,
         reconcile_s: float = RECONCILE_S,
     ) -> None:
-        self.redis = connect(redis) if isinstance(redis, str) else redis
+        self.redis = connect(redis) if isinstance(redis, str) else takes_bytes(redis)
         self.queue = queue
         self._reconcile_s = reconcile_s
 
-    def submit(self, lines: Iterable[ParsedLine], batch_id: str | None = None, *, sealed: bool = True) -> Batch:
+    def submit(
+        self,
+        lines: Iterable[RequestLike],
+        batch_id: str | None = None,
+        *,
+        sealed: bool = True,
+        chat: bool = False,
+        max_inflight: int | None = None,
+    ) -> Batch:
         """Enqueue requests as one batch, a chunk at a time; what the batch already has is left as it is.
 
         Args:
-            lines: what `mlxq.request` builds, or what is read from a file; they are taken a chunk at a time.
+            lines: what `mlxq.request` builds, objects as they would stand on an input line, or the texts of prompts. A
+                list is checked before anything is enqueued; any other iterable is read a chunk at a time.
             batch_id: a batch to begin or to complete; a fresh id by default.
             sealed: with `False` the batch stays open for `Batch.add`, and `Batch.as_completed` waits for more.
+            chat: make plain text a chat message rather than a bare prompt.
+            max_inflight: wait with the next chunk while the batch would have more requests without an answer than that.
 
         Raises:
+            RequestError: a request can't be accepted, or has the id of an earlier one; the message has its number.
             QueueUnavailable: Redis can't be reached; submit the same lines again to complete the batch.
             ConfigError: the batch id can't be used.
             QueueError: the batch is cancelled or in another queue.
         """
         batch = self.open(batch_id)
-        batch.add(lines)
+        batch.add(lines, chat=chat, max_inflight=max_inflight)
         if sealed:
             batch.seal()
         return batch
@@ -80,11 +95,14 @@ class Client:
         is written yet.
 
         Raises:
-            ConfigError: the id has other characters than letters, digits, ``_`` and ``-``, or over 100 of them.
+            ConfigError: the id is not 1 to 100 letters, digits, ``_`` and ``-``, or begins with ``-``, like an option.
         """
-        batch_id = batch_id or f"{prefix or 'b'}{int(time.time()):x}{secrets.token_hex(4)}"
+        if batch_id is None:
+            batch_id = f"{prefix or 'b'}{int(time.time()):x}{secrets.token_hex(4)}"
         if not _BATCH_ID.fullmatch(batch_id):
-            raise ConfigError(f"batch id {batch_id!r} must be 1 to 100 letters, digits, '_' or '-'")
+            raise ConfigError(
+                f"batch id {batch_id!r} must be 1 to 100 letters, digits, '_' or '-', and not begin with '-'"
+            )
         return self._batch(batch_id, self.queue)
 
     def batch(self, batch_id: str) -> Batch:
@@ -92,12 +110,16 @@ class Client:
 
         Raises:
             BatchNotFound: no batch has this id.
+        QueueError: what is there is no batch.
         """
-        with queue_errors(self.redis):
+        with queue_errors(self.redis), naming(self.redis, kinds_of_batch(batch_id)):
             queue = cast("bytes | None", self.redis.hget(keys.batch(batch_id), "queue"))
         if queue is None:
             raise BatchNotFound(f"there is no batch {batch_id!r} in this Redis")
-        return self._batch(batch_id, queue.decode())
+        try:
+            return self._batch(batch_id, queue.decode())
+        except UnicodeDecodeError:
+            raise QueueError(f"the key {keys.batch(batch_id)} holds something else than a batch: delete it") from None
 
     def batch_of(self, job_id: str) -> Batch:
         """The batch that a job belongs to.
@@ -127,18 +149,23 @@ class Client:
         with queue_errors(self.redis), self.redis.pipeline(transaction=False) as pipe:
             pipe.llen(Queue(self.queue, connection=self.redis).key)
             pipe.zcard(keys.delayed(self.queue))
-            return sum(pipe.execute())
+            return sum(num or 0 for num in replies_to(pipe))
 
     def num_workers(self) -> int:
         """How many workers are registered on the queue and alive."""
-        with queue_errors(self.redis), self.redis.pipeline(transaction=False) as pipe:
-            for worker_key in self.redis.smembers(WORKERS_BY_QUEUE_KEY % self.queue):
-                pipe.exists(worker_key)
-            return sum(pipe.execute())
+        return num_workers(self.redis, self.queue)
 
     def close(self) -> None:
-        """Give the connections back."""
+        """Give the connections back; ``with Client(...) as client`` does it in the end."""
         self.redis.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _batch(self, batch_id: str, queue: str) -> Batch:
         return Batch(self.redis, batch_id, queue, reconcile_s=self._reconcile_s)

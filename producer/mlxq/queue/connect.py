@@ -6,7 +6,7 @@ The one place on the producer side that sees a Redis URL. Knows nothing of queue
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -16,7 +16,8 @@ from redis import exceptions as redis_errors
 from redis.client import Pipeline
 
 from mlxq.errors import ConfigError, LoginRefused, QueueError, QueueNotReady, QueueUnavailable
-from mlxq.queue.passing import passes, refusal_code
+from mlxq.passing import passes, refusal_code
+from mlxq.sentinel import connect_through_sentinel, is_sentinel_url, service_of
 
 T = TypeVar("T")
 
@@ -26,12 +27,18 @@ SOCKET_TIMEOUT_S = 30.0
 """Longer than any script or blocking read that mlxq sends."""
 HEALTH_CHECK_S = 30
 URL_HINT = (
-    "write redis://[USER:PASSWORD@]HOST:PORT/DB, and in a password %2F for /, %3F for ?, %23 for #, %40 for @ and"
-    " %25 for %"
+    "write redis://[USER:PASSWORD@]HOST:PORT/DB, or redis+sentinel://[USER:PASSWORD@]HOST:PORT,.../SERVICE/DB, and in a"
+    " password %2F for /, %3F for ?, %23 for #, %40 for @ and %25 for %"
 )
 
 _NO_WRITES = frozenset({"MISCONF", "NOREPLICAS", "OOM", "READONLY"})
-_SCHEME_AND_REST = re.compile(r"(\w+://)?(.*)", re.DOTALL)
+_OPTIONS = {
+    "socket_connect_timeout": CONNECT_TIMEOUT_S,
+    "socket_timeout": SOCKET_TIMEOUT_S,
+    "health_check_interval": HEALTH_CHECK_S,
+}
+_IS_CLUSTER = "is a Redis Cluster, which keeps a part of the keys on each node: mlxq needs one Redis that has them all"
+_SCHEME_AND_REST = re.compile(r"((?:\w+\+)?\w+://)?(.*)", re.DOTALL)
 _ADDRESS = re.compile(r"((?:\[[0-9a-fA-F:.]*\]|[^:?#]*)(?::\d*)?(?:/[^:?#]*)?)(?:[?#].*)?", re.DOTALL)
 """Host, port and path. What stands after a colon and is no port may be a password that lacks its ``@``."""
 
@@ -46,12 +53,9 @@ def connect(url: str) -> Redis:
         # What follows is part of a password that ends the address too early, and would be taken for a host or port.
         if "@" in "".join(urlsplit(url)[2:]):
             raise ValueError("an @ behind the address")
-        connection = Redis.from_url(
-            url,
-            socket_connect_timeout=CONNECT_TIMEOUT_S,
-            socket_timeout=SOCKET_TIMEOUT_S,
-            health_check_interval=HEALTH_CHECK_S,
-        )
+        connection = (connect_through_sentinel if is_sentinel_url(url) else _connect_directly)(url, _OPTIONS)
+        # Whoever else uses the URL may want text; what is in Redis isn't always some.
+        connection.connection_pool.connection_kwargs["decode_responses"] = False
         # Made as the first command would, and thrown away: only this looks at what stands behind the question mark.
         pool = connection.connection_pool
         pool.connection_class(**pool.connection_kwargs)
@@ -59,6 +63,40 @@ def connect(url: str) -> Redis:
         # Not what it says, which may be a piece of the password.
         unknown = " with options that are known" if "?" in url else ""
         raise ConfigError(f"{mask_url(url)!r} is not a Redis URL{unknown}: {URL_HINT}") from None
+    return connection
+
+
+def refuse_cluster(connection: Redis) -> None:
+    """Look at the Redis behind a connection, for a command that begins. One round trip.
+
+    Raises:
+        ConfigError: it is a Redis Cluster.
+    """
+    try:
+        info = connection.info("cluster")
+    except redis_errors.RedisError:  # by an ACL, or by an embedded server; if it is away, what comes next will say so
+        return
+    refuse_cluster_info(connection, info)
+
+
+def refuse_cluster_info(connection: Redis, info: object) -> None:
+    """Likewise, where the reply to INFO CLUSTER is there; anything else than one says nothing."""
+    if isinstance(info, Mapping) and info.get("cluster_enabled") == 1:
+        raise ConfigError(f"Redis at {address_of(connection)} {_IS_CLUSTER}")
+
+
+def _connect_directly(url: str, options: Mapping[str, Any]) -> Redis:
+    return Redis.from_url(url, **options)
+
+
+def takes_bytes(connection: Redis) -> Redis:
+    """The connection, if it gives replies as they are.
+
+    Raises:
+        ConfigError: it decodes them.
+    """
+    if connection.connection_pool.connection_kwargs.get("decode_responses"):
+        raise ConfigError("mlxq needs a Redis connection without decode_responses: compressed data is no text")
     return connection
 
 
@@ -79,6 +117,8 @@ def mask_url(url: str) -> str:
 def address_of(connection: Redis) -> str:
     """Where a connection goes, for messages: never its user or password."""
     options = connection.connection_pool.connection_kwargs
+    if service := service_of(connection):
+        return f"Sentinel's {service}/{options.get('db', 0)}"
     if "path" in options:
         return f"unix://{options['path']}"
     return f"{options.get('host', 'localhost')}:{options.get('port', 6379)}/{options.get('db', 0)}"
@@ -96,6 +136,8 @@ def queue_errors(connection: Redis) -> Iterator[None]:
     """
     try:
         yield
+    except (redis_errors.MovedError, redis_errors.AskError, redis_errors.ClusterCrossSlotError) as error:
+        raise QueueError(f"Redis at {address_of(connection)} {_IS_CLUSTER}") from error
     except (redis_errors.AuthenticationError, redis_errors.AuthorizationError) as error:
         raise LoginRefused(f"Redis at {address_of(connection)} refuses the login: {error}") from error
     except redis_errors.RedisError as error:
@@ -112,7 +154,11 @@ def queue_errors(connection: Redis) -> Iterator[None]:
 
 def replies_to(pipe: Pipeline) -> list[Any]:
     """Executes a pipeline of reads. `None` stands where a stranger has put something of another type under the key."""
-    replies = pipe.execute(raise_on_error=False)
+    return without_wrong_types(pipe.execute(raise_on_error=False))
+
+
+def without_wrong_types(replies: Sequence[Any]) -> list[Any]:
+    """Replies with errors among them, the first of which is raised unless it is one of those."""
     for reply in replies:
         if isinstance(reply, Exception) and "WRONGTYPE" not in str(reply):
             raise reply

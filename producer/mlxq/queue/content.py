@@ -13,8 +13,9 @@ import msgspec
 from redis import Redis
 from rq.job import Job
 
+from mlxq.errors import RequestError
 from mlxq.queue.connect import replies_to
-from mlxq.requests.openai import content_hash
+from mlxq.requests.normal_form import content_hash
 
 
 class _Payload(msgspec.Struct):
@@ -39,4 +40,7 @@ def _hash_in(data: bytes | None) -> str | None:
         _, _, [payload], _ = msgspec.json.decode(zlib.decompress(data or b""), type=_Call)
     except (ValueError, RecursionError, zlib.error):
         return None
-    return content_hash(payload.url, payload.body)
+    try:
+        return content_hash(payload.url, payload.body)
+    except RequestError:  # a stranger's
+        return None

@@ -11,8 +11,8 @@ from typing import cast
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from mlxq.queue.connect import address_of, queue_errors
-from mlxq.queue.passing import passes
+from mlxq.passing import passes
+from mlxq.queue.connect import address_of, queue_errors, refuse_cluster
 
 _NEEDED = "maxmemory-policy noeviction, and appendonly yes or a save rule"
 _SETTINGS = ("maxmemory", "maxmemory-policy", "appendonly", "save")
@@ -22,8 +22,10 @@ def warnings(connection: Redis) -> list[str]:
     """What a user should know before relying on this Redis, each with the setting and the fix; none if all is well.
 
     Raises:
+        ConfigError: it is a Redis Cluster.
         QueueUnavailable: Redis can't be reached.
     """
+    refuse_cluster(connection)
     place = f"Redis at {address_of(connection)}"
     with queue_errors(connection):
         try:

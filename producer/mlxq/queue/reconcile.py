@@ -19,6 +19,7 @@ from rq.utils import now, utcformat
 
 from mlxq import keys
 from mlxq.queue import rq_keys
+from mlxq.queue.connect import replies_to
 from mlxq.queue.scripts import source
 
 LOST = "job_lost"
@@ -54,7 +55,7 @@ def num_open(connection: Redis, queue: str) -> int:
         pipe.llen(Queue(queue, connection=connection).key)
         pipe.zcard(keys.delayed(queue))
         pipe.zcard(StartedJobRegistry(queue, connection=connection).key)
-        return sum(pipe.execute())
+        return sum(num or 0 for num in replies_to(pipe))
 
 
 def gone(connection: Redis | Pipeline, job_ids: Sequence[str]) -> list[str]:
@@ -71,7 +72,7 @@ def ends_of(connection: Redis | Pipeline, batch_id: str, job_ids: Sequence[str])
     found: dict[bytes, dict[bytes, bytes]] = {}
     start, events = "-", keys.batch_events(batch_id)
     while entries := cast(_Entries, connection.xrange(events, start, "+", count=_READ_AT_ONCE)):
-        found.update((event_id, fields) for event_id, fields in entries if fields[b"job"] in wanted)
+        found.update((event_id, fields) for event_id, fields in entries if fields.get(b"job") in wanted)
         start = f"({entries[-1][0].decode()}"
     return found
 
@@ -80,5 +81,6 @@ def take_back(pipe: Pipeline, batch_id: str, ends: Mapping[bytes, Mapping[bytes,
     """Uncount jobs that are to run again: their last ends count no more, and no event tells of them."""
     if ends:
         pipe.xdel(keys.batch_events(batch_id), *ends)
-    for status in {fields[b"job"]: fields[b"status"] for fields in ends.values()}.values():
-        pipe.hincrby(keys.batch(batch_id), _COUNTS[status], -1)
+    for status in {fields[b"job"]: fields.get(b"status", b"") for fields in ends.values()}.values():
+        if count := _COUNTS.get(status):
+            pipe.hincrby(keys.batch(batch_id), count, -1)

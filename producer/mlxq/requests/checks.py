@@ -161,9 +161,42 @@ an_object = Check("an object", _an_object)
 def unknown_field(name: str, names: Collection[str], path: str = "") -> RequestError:
     """The error for a field that nobody knows, with the name that was probably meant. `path` ends with a dot."""
     shown = name[:MAX_SHOWN_CHARS]
-    close = difflib.get_close_matches(shown, names, n=1)
-    hint = f"; did you mean {close[0]}?" if close else ""
+    close = _near_miss(shown, names)
+    hint = "" if close is None else f"; did you mean {close}?"
     return RequestError(f"unknown field {path}{shown}{hint}", param=f"{path}{shown}", code="unknown_field")
+
+
+def _near_miss(name: str, names: Collection[str]) -> str | None:
+    """The name that a slip of the pen makes this one: another case, other separators, or a letter in five wrong,
+    missing, too many or swapped."""
+    written = _letters(name)
+    for other in names:
+        if _letters(other) == written:
+            return other
+    best = difflib.get_close_matches(written, [_letters(other) for other in names], n=1, cutoff=0.7)
+    for other in names:
+        letters = _letters(other)
+        if best and letters == best[0] and _num_edits(written, letters) <= max(1, len(letters) // 5):
+            return other
+    return None
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, name.lower()))
+
+
+def _num_edits(left: str, right: str) -> int:
+    """How many letters have to be put in, left out, replaced, or swapped with their neighbours."""
+    before: list[int] = []
+    last = list(range(len(right) + 1))
+    for row, letter in enumerate(left, start=1):
+        this = [row]
+        for column, other in enumerate(right, start=1):
+            edits = min(last[column] + 1, this[-1] + 1, last[column - 1] + (letter != other))
+            is_swap = row > 1 and column > 1 and letter == right[column - 2] and left[row - 2] == other
+            this.append(min(edits, before[column - 2] + 1) if is_swap else edits)
+        before, last = last, this
+    return last[-1]
 
 
 def same_json(left: Any, right: Any) -> bool:

@@ -7,7 +7,7 @@ ignored. Knows no files, no queue and no model: whether a prompt fits is for the
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import json
 import re
 from collections.abc import Mapping
@@ -24,6 +24,8 @@ from mlxq.requests.conversation import PART_FIELDS
 from mlxq.requests.envelope import LINE_FIELDS, custom_id_of, endpoint_of
 from mlxq.requests.field import Field
 from mlxq.requests.fields import FIELDS
+from mlxq.requests.foreign import foreign_body, foreign_line
+from mlxq.requests.normal_form import content_hash
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 100
@@ -125,12 +127,6 @@ def check_defaults(defaults: Mapping[str, Any]) -> None:
         raise ConfigError(f"bad default for all requests: {error}") from error
 
 
-def content_hash(url: str, body: Mapping[str, Any]) -> str:
-    """Hex SHA-256 of what determines the answer: the endpoint, and the body without its labels."""
-    relevant = {name: value for name, value in body.items() if name not in FIELDS or not FIELDS[name].label}
-    return hashlib.sha256(msgspec.json.encode([url, relevant], order="sorted")).hexdigest()
-
-
 def read_custom_id(data: bytes) -> str | None:
     """The usable `custom_id` of an input line that was refused, if it can be read at all."""
     try:
@@ -158,7 +154,21 @@ def _decoded(raw: bytes) -> Any:
     try:
         return msgspec.json.decode(raw)
     except (ValueError, RecursionError) as error:  # DecodeError and UnicodeDecodeError are ValueErrors
+        _refuse_no_numbers(raw)
         raise _invalid_json(error) from error
+
+
+def _refuse_no_numbers(raw: bytes) -> None:
+    """Name what Python, pandas and others write for a number that is none, if that is all that is wrong."""
+
+    def refuse(word: str) -> Any:
+        raise RequestError(
+            f"this is not valid JSON: {word} is no number there; leave the field out, or write null",
+            code="invalid_json",
+        )
+
+    with contextlib.suppress(ValueError, RecursionError):
+        json.loads(raw, parse_constant=refuse)
 
 
 def _plain(value: Any) -> Any:
@@ -178,6 +188,8 @@ def _parse(line: Any, default_custom_id: str, allow_unknown: bool, defaults: Map
         raise RequestError(f"a line must be a JSON object, not {checks.show(line)}", code="invalid_type")
     if checks.is_deeper_than(line, MAX_DEPTH):
         raise RequestError(f"the line is nested more than {MAX_DEPTH} levels deep", code="too_deep")
+    if error := foreign_line(line):
+        raise error
     named = endpoint_of(line)  # first of all, since another endpoint has other fields
     known = _Known(allow_unknown)
     given = _given_body(line, known)
@@ -185,7 +197,8 @@ def _parse(line: Any, default_custom_id: str, allow_unknown: bool, defaults: Map
     custom_id = custom_id_of(line, default_custom_id)
     endpoint = _endpoint(named, body)
     payload = {"custom_id": custom_id, "url": endpoint, "body": body}
-    request = request_of(custom_id, endpoint, body, content_hash(endpoint, body))
+    request = request_of(custom_id, endpoint, body, "")  # a body in order has a normal form
+    request = msgspec.structs.replace(request, content_hash=content_hash(endpoint, body))
     return ParsedLine(request, payload, tuple(known.dropped))
 
 
@@ -196,6 +209,8 @@ def _given_body(line: dict[str, Any], known: _Known) -> dict[str, Any]:
     else:
         _check_beside_body(line, known)
         body = checks.an_object(line["body"], "body")
+        if error := foreign_body(body):
+            raise error
     return {name: value for name, value in body.items() if value is not None}
 
 

@@ -12,6 +12,9 @@ import msgspec
 
 CANCELLED_CODES: Final = ("cancelled", "batch_cancelled")
 """Of a request that was cancelled before it ran, by itself or with its batch."""
+_CUT_TYPES: Final = ("cancelled", "deadline", "error")
+_CUT_REASONS: Final = ("abort", "error")
+"""`finish_reason` in lines of other programs, which have no `stop_details`."""
 
 
 def custom_id_of(line: Any) -> str | None:
@@ -40,6 +43,15 @@ def is_success(line: Any) -> bool:
     return _at(line, "response", "status_code") == 200 and _at(line, "error") is None
 
 
+def is_cut(line: Any) -> bool:
+    """Whether an output line has a part of an answer, or lacks one of several: somebody cancelled it, its time ran out,
+    or one of its rows died."""
+    return any(
+        _at(choice, "stop_details", "type") in _CUT_TYPES or choice.get("finish_reason") in _CUT_REASONS
+        for choice in choices_of(line)
+    )
+
+
 def is_cancelled(line: Any) -> bool:
     """Whether an output line is that of a cancelled request: one that never ran, or a part of an answer."""
     if error_code_of(line) in CANCELLED_CODES:
@@ -51,6 +63,12 @@ def content_hash_of(line: Any) -> str | None:
     """The hash of the request that an output line answers; `None` for one without an answer by mlxq."""
     value = _at(line, "response", "body", "mlxq", "content_hash")
     return value if isinstance(value, str) else None
+
+
+def default_max_tokens_of(line: Any) -> int | None:
+    """The worker's limit that was in force for a request without one of its own; `None` where that isn't known."""
+    value = _at(line, "response", "body", "mlxq", "default_max_tokens")
+    return value if type(value) is int else None
 
 
 def model_of(line: Any) -> str | None:
@@ -101,6 +119,18 @@ def error_message_of(line: Any) -> str | None:
     """The message of the error that an output line holds; `None` for one that holds an answer."""
     message = _at(line, "error", "message") or _at(line, "response", "body", "error", "message")
     return message if isinstance(message, str) else None
+
+
+def error_param_of(line: Any) -> str | None:
+    """The field that the error in an output line names; `None` where it names none."""
+    param = _at(line, "response", "body", "error", "param")
+    return param if isinstance(param, str) else None
+
+
+def input_of(line: Any) -> str | None:
+    """The name of the input file whose request an error line is about; `None` where it says none."""
+    value = _at(line, "mlxq", "input")
+    return value if isinstance(value, str) else None
 
 
 def usage_of(line: Any) -> tuple[int, int]:

@@ -5,13 +5,16 @@ Knows what a `Result` and a `Failure` look like in JSON, and nothing of how they
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from mlxq.contract import CHAT, Choice, Failure, Result, RunInfo, ToolCall, Usage
+from mlxq.contract import CHAT, Choice, Failure, FinishReason, Result, RunInfo, ToolCall, Usage
 from mlxq.errors import RequestError
 from mlxq.results import logprobs_json
+
+_CUT: Final[tuple[FinishReason, ...]] = ("abort", "error")
+"""vLLM's words for answers that are not whole, which OpenAI's types don't have: to those they are of limited length."""
 
 
 def result_line(result: Result) -> dict[str, Any]:
@@ -44,8 +47,8 @@ def result_line(result: Result) -> dict[str, Any]:
 def _about_run(run: RunInfo) -> dict[str, Any]:
     """What only mlxq reports. msgspec leaves tuples as they are; a line is plain JSON, before it travels as after."""
     about = {**msgspec.to_builtins(run), "eos": [msgspec.to_builtins(end) for end in run.eos]}
-    ignored = about.pop("ignored_formats")
-    return about | ({"ignored_formats": list(ignored)} if ignored else {})
+    ignored, limit = list(about.pop("ignored_formats")), about.pop("default_max_tokens")
+    return about | _given(ignored_formats=ignored or None, default_max_tokens=limit)
 
 
 def failure_line(failure: Failure) -> dict[str, Any]:
@@ -79,15 +82,21 @@ def rejection(error: RequestError, *, custom_id: str, request_id: str) -> Failur
 def _choice(choice: Choice, chat: bool) -> dict[str, Any]:
     """One choice: OpenAI's fields, vLLM's `stop_reason` and `token_ids`, and mlxq's own. What was not asked for and has
     no place in OpenAI's shape is left out."""
+    is_cut = choice.finish_reason in _CUT
     logprobs_of = logprobs_json.of_chat if chat else logprobs_json.of_completion
     return {
         "index": choice.index,
         **({"message": _message(choice)} if chat else {"text": choice.text}),
         "logprobs": None if choice.logprobs is None else logprobs_of(choice.logprobs),
-        "finish_reason": choice.finish_reason,
-        "stop_reason": choice.stop_reason,
+        "finish_reason": "length" if is_cut else choice.finish_reason,
+        "stop_reason": choice.finish_reason if is_cut else choice.stop_reason,
         "stop_details": msgspec.to_builtins(choice.stop_details),
-        **_given(seed=choice.seed, beam_score=choice.beam_score, token_ids=_as_list(choice.token_ids)),
+        **_given(
+            seed=choice.seed,
+            beam_score=choice.beam_score,
+            token_ids=_as_list(choice.token_ids),
+            error=None if choice.error is None else msgspec.to_builtins(choice.error),
+        ),
     }
 
 

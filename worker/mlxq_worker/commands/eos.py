@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxq.cli import options
+from mlxq.cli.terminal import cell, show
 from mlxq.errors import MlxqError
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def eos(model: str, as_json: bool, extra_eos_token: tuple[str, ...], allow_no_eo
     except MlxqError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
-        click.echo(json.dumps(eos_as_object(described), ensure_ascii=False))
+        show(json.dumps(eos_as_object(described), ensure_ascii=False))
     else:
         _print_table(described)
 
@@ -76,14 +77,12 @@ def eos_as_object(described: DescribedModel) -> dict[str, Any]:
 def _print_table(described: DescribedModel) -> None:
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table("id", "token", "sources", "used for", title=Text(described.name), title_justify="left")
+    table = Table("id", "token", "sources", "used for", title=cell(described.name), title_justify="left")
     for token in described.eos.tokens:
-        # As Text: a token such as [/INST] would be taken for markup.
-        table.add_row(str(token.id), Text(token.token), "\n".join(token.sources), _use(token, described))
+        table.add_row(str(token.id), cell(token.token), "\n".join(token.sources), _use(token, described))
     for end in described.eos.rejected:
-        table.add_row("", Text(end.token), end.source, Text(f"no end: {end.reason}"))
+        table.add_row("", cell(end.token), cell(end.source), cell(f"no end: {end.reason}"))
     Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mlxq.cli import options
+from mlxq.cli.terminal import cell, show
 from mlxq.errors import MlxqError
 from mlxq_worker.commands.eos import PIPED_WIDTH, eos_as_object
 
@@ -50,7 +51,7 @@ def inspect(
     except MlxqError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
-        click.echo(json.dumps(found, ensure_ascii=False))
+        show(json.dumps(found, ensure_ascii=False))
     else:
         _print(found)
 
@@ -110,14 +111,13 @@ def _templates(template: Any) -> list[str]:
 def _print(found: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
-    from rich.text import Text
 
-    table = Table(show_header=False, title=Text(found["model"]), title_justify="left")
+    table = Table(show_header=False, title=cell(found["model"]), title_justify="left")
     for name, value in _lines(found):
-        table.add_row(name, Text(value))  # as Text: a token such as [/INST] would be taken for markup
+        table.add_row(name, cell(value))
     Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
     if "sample" in found:
-        click.echo(found["sample"] or "The chat template renders no sample.")
+        show(found["sample"] or "The chat template renders no sample.")
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

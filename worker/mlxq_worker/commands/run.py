@@ -20,16 +20,18 @@ from mlxq.cli import options
 from mlxq.cli.progress import Display, progress
 from mlxq.cli.report import EMPTY_HINT, finish
 from mlxq.cli.signals import StopRequest
+from mlxq.cli.terminal import tell
 from mlxq.errors import QueueNotReady, QueueUnavailable
 from mlxq.files import bulk
-from mlxq.files.input import read_requests
-from mlxq.files.paths import count_lines, refuse_same_file
+from mlxq.files.input import InputFormat, read_requests
+from mlxq.files.paths import count_lines, refuse_same_file, source_name
 from mlxq.files.sink import default_error_file
 from mlxq.files.tally import Summary, Tally
 from mlxq.queue import durability
 from mlxq.queue.client import Client
 from mlxq.queue.connect import address_of
 from mlxq_worker.commands.worker_options import worker_command, worker_option
+from mlxq_worker.config import DEFAULT_MAX_TOKENS
 from mlxq_worker.supervision.dead_workers import DeadWorkers
 from mlxq_worker.supervision.redis_server import private_redis
 from mlxq_worker.supervision.worker_process import WorkerProcess
@@ -56,6 +58,7 @@ RESUME_HINT = "Run the same command again to go on from here."
 @click.option("--workers", type=click.IntRange(0), default=1, help="Worker processes; 0 leaves the work to others.")
 @click.option("--resume/--no-resume", default=True, help="Skip requests whose answer is in the output already.")
 @options.ordered
+@options.input_format
 @options.chat
 @options.settings
 @options.allow_unknown_params
@@ -74,6 +77,7 @@ def run(
     workers: int,
     resume: bool,
     ordered: bool,
+    input_format: InputFormat | None,
     chat: bool,
     defaults: dict[str, Any],
     allow_unknown_params: bool,
@@ -91,10 +95,15 @@ def run(
         raise click.UsageError("--workers 0 leaves the work to the workers of a Redis that they know: give its --url")
     error_file = error_file or default_error_file(output)
     refuse_same_file({"--input": input_path, "--output": output, "--error-file": error_file})
-    lines = read_requests(input_path, chat_text=chat, allow_unknown=allow_unknown_params, defaults=defaults)
+    lines = read_requests(
+        input_path,
+        input_format=input_format,
+        chat_text=chat,
+        allow_unknown=allow_unknown_params,
+        defaults=defaults,
+    )
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        tell = partial(click.echo, err=True)
         is_shared = bool(url)
         url = url or stack.enter_context(private_redis()).url
         client = Client(url, queue)
@@ -125,17 +134,19 @@ def run(
                 ordered=ordered,
                 # A Redis of others comes back some day; one of our own has nothing to come back with.
                 tell=tell if is_shared else None,
+                source=source_name(input_path),
+                default_max_tokens=(worker_options["default_max_tokens"] or DEFAULT_MAX_TOKENS) if workers else None,
             )
         except QueueUnavailable as error:
             whose = "" if is_shared else "The Redis that this run had started is gone. "
             raise type(error)(f"{str(error).rstrip('.')}. {whose}{RESUME_HINT}") from error
     if summary.interrupted:
-        click.echo(f"Interrupted. {RESUME_HINT}", err=True)
+        tell(f"Interrupted. {RESUME_HINT}")
     elif summary.total == 0:
-        click.echo(EMPTY_HINT, err=True)
+        tell(EMPTY_HINT)
     if workers:
         _warn_of_other_models(summary, worker_options["model"])
-    finish(summary, error_file)
+    finish(summary, error_file, stop)
 
 
 def _findings(client: Client) -> list[str]:
@@ -151,10 +162,9 @@ def _warn_of_other_models(summary: Summary, model: str) -> None:
 
     for name, count in summary.models:
         if name != name_of(model):
-            click.echo(
+            tell(
                 f"Warning: {count:,} of the answers are by {name}, not by {name_of(model)}. Give each model an --output"
-                " of its own and, on a shared Redis, a --queue of its own.",
-                err=True,
+                " of its own and, on a shared Redis, a --queue of its own."
             )
 
 

@@ -18,6 +18,7 @@ from click.core import ParameterSource
 
 from mlxq.cli.lazy import missing_package
 from mlxq.errors import ConfigError, LoginRefused, MlxqError, QueueUnavailable
+from mlxq.printable import log_printably, printable_lines
 from mlxq_worker import exits
 from mlxq_worker.commands.worker_options import WORKER, all_worker_options, no_kv_bits, words_of
 from mlxq_worker.config import KV_BITS, WorkerConfig
@@ -44,6 +45,7 @@ def worker(
     gives everything back at once. The model runs in a process of its own, which is started again when it dies.
     """
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")  # to stderr, unlike RQ's own
+    log_printably("mlxq.supervisor", "rq.worker")
     try:
         config = WorkerConfig.from_env(
             os.environ, queues=queues or None, extra_eos_tokens=extra_eos_tokens or None, **given
@@ -104,7 +106,7 @@ def _work(config: WorkerConfig, log_level: str) -> int:
         missing.show()
         return exits.GAVE_UP
     except MlxqError as error:
-        click.ClickException(str(error)).show()
+        click.ClickException(printable_lines(error)).show()
         return _exit_code(error)
     return batch_worker.exit_code
 

@@ -184,7 +184,10 @@ class DecodeLoop:
             report = self._engine.step(now)
         except Exception as error:  # noqa: BLE001  whatever it was, the batch can't be used any more
             waiting = self._engine.withdraw()
-            self._give_up_batch(self._rows.difference(spec.row_id for spec in waiting), error, now)
+            in_batch = self._rows.difference(spec.row_id for spec in waiting)
+            if not in_batch:  # it raised before any of them had started, so any may be at fault; it must not go on so
+                waiting, in_batch = (), set(self._rows)
+            self._give_up_batch(in_batch, error, now)
         else:
             self._hand_over(report)
             self._watch.end(has_advanced=report.has_advanced or not self._rows)

@@ -16,10 +16,12 @@ from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.kvcache.gpu_costs import parts_pay
 from mlxq_worker.engine.kvcache.memory import RELEASE_STEPS, in_flight_copies, measure_budget
 from mlxq_worker.engine.rows.beam_group import new_group
-from mlxq_worker.engine.runners.packed import PackedRunner, packs
+from mlxq_worker.engine.runners.packed import PackedRunner
+from mlxq_worker.engine.runners.packed_model import Way
 from mlxq_worker.engine.runners.padded import PaddedRunner
 from mlxq_worker.engine.runners.runner import Launched, Runner
 from mlxq_worker.engine.runners.step_timing import step_seconds
+from mlxq_worker.engine.runners.trial import find_packing
 from mlxq_worker.engine.sampling.batch_sampler import BatchSampler
 from mlxq_worker.engine.scheduling.admission import check_fits, check_width
 from mlxq_worker.engine.scheduling.run_ahead import RunAhead
@@ -72,16 +74,19 @@ class BatchEngine:
         self._decode = decode
         self._device = device.Device()
         self._max_num_seqs = max_num_seqs
-        is_packed = packed and packs(model)
-        self._budget = measure_budget(model, kv_bytes, in_slabs=is_packed)
+        way = find_packing(model).way if packed else None
+        self._budget = measure_budget(
+            model, kv_bytes, in_slabs=way is not None, copies_prefixes=bool(way and way.copies_prefixes)
+        )
         if max_num_batched_tokens is None:
-            max_num_batched_tokens = measure_step_size(model, max_num_seqs) if is_packed else DEFAULT_STEP_TOKENS
+            max_num_batched_tokens = measure_step_size(model, way, max_num_seqs) if way else DEFAULT_STEP_TOKENS
         self.max_num_batched_tokens = max_num_batched_tokens
         self._copies = in_flight_copies(model)
         self._runner: Runner
-        if is_packed:
+        if way:
             self._runner = PackedRunner(
                 model,
+                way,
                 max_num_seqs=max_num_seqs,
                 max_num_batched_tokens=max_num_batched_tokens,
                 max_prefix_tokens=self._budget.prefix_tokens(max_prefix_bytes),
@@ -179,6 +184,6 @@ def copies_prefix(layer_bytes_per_token: float, num_rows: int, num_tokens: int) 
     return device.is_gpu() and not parts_pay(num_rows, num_tokens, layer_bytes_per_token)
 
 
-def measure_step_size(model: Any, num_rows: int) -> int:
+def measure_step_size(model: Any, way: Way, num_rows: int) -> int:
     """How many tokens a step of a packed model should take beside up to `num_rows` decoding rows."""
-    return find_size(lambda num_tokens: step_seconds(model, num_tokens, num_rows), num_rows)
+    return find_size(lambda num_tokens: step_seconds(model, way, num_tokens, num_rows), num_rows)

@@ -12,7 +12,9 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from mlxq.contract import Request, Result
+from msgspec.structs import replace
+
+from mlxq.contract import ChoiceError, Request, Result
 from mlxq_worker.engine.api import RowId, RowResult, RowSpec
 from mlxq_worker.jobs import endings
 from mlxq_worker.jobs.claimed import ClaimedJob
@@ -37,20 +39,30 @@ class PreparedRequest:
         return tuple(row_id for spec in self.specs for row_id in spec.answer_ids)
 
     def answer(self, job: ClaimedJob, results: tuple[RowResult, ...], now: float) -> Result:
-        """The answer to the request of `job`, from one result for each of `answer_ids`."""
+        """The answer to the request of `job`, from one result for each of `answer_ids`; those that died say why."""
         decoded_s = max(result.prefill_s + result.decode_s for result in results)
         queue_s = max(0.0, now - job.enqueued_at - decoded_s)
-        return self.preparer.finish(
+        answer = self.preparer.finish(
             self.request, self.specs, results, request_id=job.job_id, created=int(now), queue_s=queue_s
         )
+        if not any(result.error_code for result in results):
+            return answer
+        choices = (
+            replace(choice, error=self.error_of(result)) for choice, result in zip(answer.choices, results, strict=True)
+        )
+        return replace(answer, choices=tuple(choices))
+
+    def error_of(self, result: RowResult) -> ChoiceError | None:
+        """What killed a row; `None` if nothing did."""
+        return None if result.error_code is None else endings.row_error(result.error_code, self.request)
 
 
 @dataclass(slots=True, eq=False)
 class ActiveJob:
     """A job that is ours. `prepared` is there once the decode thread has it.
 
-    `open_ids` are the row ids of the answers that are still to come, `results` those that came. `failure` is how the
-    job ends in place of an answer, once nothing of it is open.
+    `open_ids` are the row ids of the answers that are still to come, `results` those that came; a row that died has a
+    result, too. `failure` is how the job ends in place of an answer, once nothing of it is open.
     """
 
     job: ClaimedJob
@@ -98,6 +110,9 @@ class ActiveJob:
             return self.failure
         assert self.prepared is not None, "rows end only after they were prepared"
         results = tuple(self.results[row_id] for row_id in self.prepared.answer_ids)
+        errors = [self.prepared.error_of(result) for result in results]
+        if errors[0] is not None and all(errors):
+            return endings.all_rows_died(self.job, errors[0])
         try:
             return endings.answered(self.job, self.prepared.answer(self.job, results, now), self.cancelled_as)
         except Exception as error:  # noqa: BLE001 - whatever it is, it costs this job only

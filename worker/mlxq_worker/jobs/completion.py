@@ -63,8 +63,6 @@ class Completion:
             self._outbox.num_late += 1
             return
         self._active.row_ended(active, result)
-        if result.error_code is not None:
-            self._fail(active, endings.row_failed(active.job, result.error_code))
         self._end_if_complete(active, now)
 
     def row_refused(self, row_id: RowId, error: RequestError, now: float) -> None:
@@ -86,7 +84,7 @@ class Completion:
         self.give_back(back, strikes=1)
 
     def _fail(self, active: ActiveJob, failure: Ending) -> None:
-        """One of the job's rows won't give an answer, so none is worth waiting for: the others are cancelled."""
+        """The engine won't take one of the job's rows, so none is worth waiting for: the others are cancelled."""
         if active.failure is None:
             active.failure = failure
             self._channel.to_decode.put(Cancel(tuple(active.open_ids)))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 
+from redis.exceptions import ResponseError
 from rq.worker import WorkerStatus
 
 from mlxq_worker.config import WorkerConfig
@@ -17,6 +18,7 @@ from mlxq_worker.jobs.cancelled_batches import CancelledBatches
 from mlxq_worker.jobs.claiming import Claiming
 from mlxq_worker.jobs.completion import Completion
 from mlxq_worker.jobs.leases import Leases
+from mlxq_worker.jobs.mending import Mending
 from mlxq_worker.jobs.outbox import Outbox
 from mlxq_worker.jobs.presence import Presence
 from mlxq_worker.jobs.store import JobStore
@@ -52,6 +54,7 @@ class Consumer:
     def __init__(self, store: JobStore, presence: Presence, channel: Channel, config: WorkerConfig) -> None:
         self._store = store
         self._presence = presence
+        self._mending = Mending(store)
         self._channel = channel
         self._burst = config.burst
         self._max_jobs = config.max_jobs
@@ -88,6 +91,8 @@ class Consumer:
         self._claiming.prepare_some()
         self._claim(now)
         self._working_time.look(bool(self._active), now)
+        if self._mending.mend_if_due(now):
+            self._presence.restore(self._state())
         if self.outbox.has_endings:
             return 0.0
         return min(self._leases.wait_s(now), self._claiming.wait_s(now))
@@ -127,6 +132,14 @@ class Consumer:
         """Redis was away for `away_s`: a claim's reply may have got lost, and other workers need time to come back."""
         self._leases.reconnected(now, away_s)
         self.reconcile(now)
+
+    def mend(self, error: ResponseError) -> float:
+        """Redis has refused a turn, as a key has the wrong type. Returns how many seconds to wait for the next turn.
+
+        Raises:
+            redis.exceptions.RedisError: call again.
+        """
+        return self._mending.after(error)
 
     def close(self, now: float) -> None:
         """Write what has ended and give everything else back. May be called again if it raises."""

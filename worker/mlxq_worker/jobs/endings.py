@@ -10,11 +10,11 @@ import json
 import zlib
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from mlxq.contract import Failure, Result
+from mlxq.contract import ChoiceError, Failure, Request, Result, SamplingParams
 from mlxq.errors import RequestError
 from mlxq.results.result_lines import failure_line, rejection, result_line
 from mlxq_worker.jobs.claimed import NOT_JSON, ClaimedJob
@@ -27,11 +27,8 @@ RqStatus = Literal["finished", "failed", "canceled", "stopped"]
 CancelledAs = Literal["canceled", "stopped"]
 """RQ's words: `Job.cancel` and a batch's cancellation make a job canceled, the stop-job command stopped."""
 
-_ROW_ERRORS: Mapping[RowError, str] = {
-    "nan_logits": "the model's output for this request has values that are no numbers (NaN)",
-    "no_token_allowed": "what the request allows and forbids leaves no token to go on with: its structure is complete"
-    " before min_tokens, is too complex to go on with, or fits no token that allowed_token_ids and bad_words leave",
-}
+_NAN = "the model's output for this request has values that are no numbers (NaN)"
+_LIMITING_FIELDS = ("min_tokens", "allowed_token_ids", "bad_words", "logit_bias")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,9 +79,27 @@ def gave_up(job: ClaimedJob, code: str, message: str, details: str = "") -> Endi
     )
 
 
-def row_failed(job: ClaimedJob, error: RowError) -> Ending:
-    """One of the job's rows ended in an error of its own."""
-    return gave_up(job, error, _ROW_ERRORS[error])
+def all_rows_died(job: ClaimedJob, error: ChoiceError) -> Ending:
+    """Every one of the job's rows ended in an error of its own, the first in this one."""
+    return gave_up(job, error.code, error.message)
+
+
+def row_error(error: RowError, request: Request) -> ChoiceError:
+    """What killed a row of this request; names the fields that may have."""
+    if error == "nan_logits":
+        return ChoiceError(code=error, message=_NAN)
+    structure, default = request.structure, SamplingParams()
+    asked = [name for name in _LIMITING_FIELDS if getattr(request.sampling, name) != getattr(default, name)]
+    fields = _listed([*_structures(request), *asked]) or "what the request allows and forbids"
+    reasons = []
+    if structure is not None or request.tools:
+        reasons.append("what it is held to is too complex, or a dead end")
+        if "min_tokens" in asked:
+            reasons.append("it is complete before min_tokens")
+        if len(asked) > ("min_tokens" in asked):
+            reasons.append("it fits no token that the others leave")
+    why = f": {', or '.join(reasons)}" if reasons else ""
+    return ChoiceError(code=error, message=f"no token is left to go on with by {fields}{why}")
 
 
 def cancelled(job: ClaimedJob, cancelled_as: CancelledAs, *, with_batch: bool) -> Ending:
@@ -94,6 +109,22 @@ def cancelled(job: ClaimedJob, cancelled_as: CancelledAs, *, with_batch: bool) -
     else:
         answer = _never_ran(job, "cancelled", "the job was cancelled before it ran")
     return Ending(job=job, outcome="cancelled", rq_status=cancelled_as, answer=answer)
+
+
+def _structures(request: Request) -> list[str]:
+    """The fields that hold the answer to something."""
+    held = [request.structure.param] if request.structure is not None else []
+    if request.tools and request.tool_choice.mode == "required":
+        held.append("tool_choice")
+    if any(tool["function"].get("strict") for tool in request.tools or ()):
+        held.append("the strict tools")
+    return held
+
+
+def _listed(names: Sequence[str]) -> str:
+    """``a``, ``a and b`` or ``a, b and c``."""
+    *others, last = names or ("",)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _never_ran(job: ClaimedJob, code: str, message: str) -> bytes:

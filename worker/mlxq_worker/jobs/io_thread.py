@@ -1,6 +1,6 @@
 """The thread that owns Redis: receives messages, gives the consumer its turns, and sits out Redis's absences.
 
-While Redis is away, or can't do what it is asked (`mlxq.queue.passing`), the decode thread goes on, and what ends is
+While Redis is away, or can't do what it is asked (`mlxq.passing`), the decode thread goes on, and what ends is
 kept. An error that no waiting can cure goes to the decode thread, which then ends the worker.
 """
 
@@ -13,9 +13,10 @@ from collections.abc import Callable
 from queue import Empty
 from threading import Thread
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
-from mlxq.queue.passing import is_refusal, passes
+from mlxq.passing import is_refusal, passes
+from mlxq.queue.broken_keys import is_wrong_type
 from mlxq_worker import exits
 from mlxq_worker.jobs.consumer import Consumer
 from mlxq_worker.messages import Channel, Close, IoFailed, StopWorker, ToIo
@@ -107,7 +108,12 @@ class IoThread(Thread):
         now = time.time()
         if self._backoff_s:
             self._consumer.reconnected(now, time.monotonic() - self._away_since)
-        return self._consumer.turn(now)
+        try:
+            return self._consumer.turn(now)
+        except ResponseError as error:
+            if not is_wrong_type(error):
+                raise
+            return self._consumer.mend(error)
 
     def _receive(self, wait_s: float) -> bool:
         """Take in all messages, waiting for the first one. Returns whether it is time to close."""

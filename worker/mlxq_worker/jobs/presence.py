@@ -63,7 +63,8 @@ class Presence:
         )
         self._told_s = worked_s
         if not is_there:
-            self._register_again(state)
+            logger.warning("Redis had no entry of this worker any more: its data was lost, or we were away for long")
+            self.restore(state)
 
     def commands(self) -> Iterator[Command]:
         """The commands that have come since the last call; doesn't wait.
@@ -92,9 +93,9 @@ class Presence:
         pubsub.subscribe(self._worker.pubsub_channel_name)
         return pubsub
 
-    def _register_again(self, state: WorkerStatus) -> None:
+    def restore(self, state: WorkerStatus) -> None:
+        """Write the worker's entry anew, and list it."""
         worker = self._worker
-        logger.warning("Redis had no entry of this worker any more: its data was lost, or we were away for long")
         with worker.connection.pipeline() as pipe:
             worker.set_state(state, pipeline=pipe)
             pipe.hset(worker.key, mapping=worker.serialize())

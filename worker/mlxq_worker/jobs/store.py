@@ -28,8 +28,9 @@ from rq.utils import utcformat
 from rq.worker_registration import clean_worker_registry
 
 from mlxq import keys
-from mlxq.queue import scripts
-from mlxq.queue.passing import passes
+from mlxq.passing import passes
+from mlxq.queue import rq_keys, scripts
+from mlxq.queue.broken_keys import BrokenKey, mend
 from mlxq_worker.jobs.claimed import MAX_DATA_BYTES, ClaimedJob
 from mlxq_worker.jobs.endings import Ending
 
@@ -209,6 +210,11 @@ class JobStore:
         parameters: dict[str, Any] = {"queues": self._queues, "dead": worker_name, "has_died": has_died}
         jobs = cast("list[bytes]", self._abandon(args=self._args(now, **parameters)))
         return [job.decode(errors="replace") for job in jobs]
+
+    def mend(self) -> list[BrokenKey]:
+        """Move away what strangers have put under the keys of this worker and its queues. Returns these keys, and those
+        that any worker's script has come across since somebody last looked."""
+        return mend(self._redis, rq_keys.kinds_for_worker(self._worker, self._queues), with_notes=True)
 
     def clean_registries(self) -> None:
         """RQ's maintenance of what ended long ago. Its cleaning of started jobs is left out: it would import and

@@ -19,13 +19,17 @@ from mlxq_worker.text.vocabulary import TokenTexts
 
 
 class AnswerBuilder:
-    """Builds the answers of one model. `reader` tells their parts apart; `model_name` is what they report."""
+    """Builds the answers of one model. `reader` tells their parts apart; they report `model_name` and, where a request
+    has no limit, `default_max_tokens`."""
 
-    def __init__(self, tokenizer: Tokenizer, eos: EosSet, reader: AnswerReader, *, model_name: str) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, eos: EosSet, reader: AnswerReader, *, model_name: str, default_max_tokens: int
+    ) -> None:
         self._reader = reader
         self._texts = TokenTexts(tokenizer)
         self._eos = eos
         self._model_name = model_name
+        self._default_max_tokens = default_max_tokens
 
     def build(
         self,
@@ -129,6 +133,7 @@ class AnswerBuilder:
             prefill_s=max(result.prefill_s for result in results),
             decode_s=max(result.decode_s for result in results),
             ignored_formats=ignored_formats(request),
+            default_max_tokens=self._default_max_tokens if request.sampling.max_tokens is None else None,
         )
 
 

@@ -80,7 +80,9 @@ class ModelPreparer:
         self._bad_words = BadWordSpeller(tokenizer, vocab_size)
         self._markers = markers
         reader = AnswerReader(tokenizer, self.decode, tool_format, markers.wrappers if markers else ())
-        self._answers = AnswerBuilder(tokenizer, eos, reader, model_name=model_name)
+        self._answers = AnswerBuilder(
+            tokenizer, eos, reader, model_name=model_name, default_max_tokens=default_max_tokens
+        )
 
     def prepare(self, request: Request, request_id: str) -> tuple[RowSpec, ...]:
         """The rows of a request: one for each of its `n` answers, or one for a beam search. Row and seed of answer `i`

@@ -8,8 +8,10 @@ local batch = {hash = KEYS[1], jobs = KEYS[2], events = KEYS[3], ttl = tonumber(
 local registry, now, now_text, job_ttl = KEYS[4], ARGV[1], ARGV[2], ARGV[3]
 local num_ended = 0
 pass_when_full()
+make_room('zset', registry)
 for i = 5, #KEYS, 2 do
   local job, results, id, answer = KEYS[i], KEYS[i + 1], ARGV[i], ARGV[i + 1]
+  make_room('stream', results)
   local status, before = unpack(redis.call('HMGET', job, 'status', 'mlxq_outcome'))
   if status == 'queued' then
     redis.call('HSET', job, 'status', 'canceled', 'ended_at', now_text, 'mlxq_outcome', 'cancelled')

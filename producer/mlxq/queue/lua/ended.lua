@@ -16,7 +16,8 @@ end
 -- A job that ends again after somebody requeued it moves from one count to the other; the sum stays right.
 local function record_end(batch, ended)
   if ended.before == ended.outcome or redis.call('EXISTS', batch.hash) == 0 then return end
-  if not is_a('hash', batch.hash) or not is_a('stream', batch.events) then return end -- none of ours
+  is_ours('zset', batch.jobs)
+  if not is_ours('hash', batch.hash) or not is_ours('stream', batch.events) then return end
   local before = OUTCOME_COUNTS[ended.before]
   if before then count(batch.hash, before, -1) end
   count(batch.hash, OUTCOME_COUNTS[ended.outcome], 1)

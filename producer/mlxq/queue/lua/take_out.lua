@@ -1,5 +1,7 @@
+--- @include "values"
 -- Removes a batch's ids from a queue in one pass, so that cancelling n jobs is not n scans of the queue.
 -- KEYS: queue list.  ARGV: prefix of the job ids, their length.  Returns how many ids were taken out.
+make_room('list', KEYS[1])
 local prefix, length = ARGV[1], tonumber(ARGV[2])
 local kept, taken = {}, 0
 for _, id in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mlxq_worker.engine.kvcache.prefix import MIN_TOKENS
 from mlxq_worker.engine.kvcache.slot_allocator import slab_sizes
 
 PREFIX_SHARE = 8
@@ -30,14 +31,31 @@ class KvCost:
         in_windows = sum(size * min(num_tokens, length) for size, length in self.windows)
         return self.bytes_per_token * num_tokens + in_windows + self.fixed_bytes
 
+    @property
+    def bytes_per_prefix_token(self) -> int:
+        """What a token of a shared prefix takes. Where only states are kept, which belong to no token, they are laid on
+        as many tokens as a prefix has at least."""
+        return self.bytes_per_token or max(1, -(-self.fixed_bytes // MIN_TOKENS))
+
+    @property
+    def tokens_beside_prefix(self) -> int:
+        """As many tokens as take what is kept of a prefix once."""
+        return -(-self.fixed_bytes // self.bytes_per_token) if self.bytes_per_token else 0
+
 
 @dataclass(frozen=True, slots=True)
 class KvBudget:
-    """What rows cost and what there is, in bytes. Rows lie `in_slabs`, or are padded to the longest of them."""
+    """What rows cost and what there is, in bytes. Rows lie `in_slabs`, or are padded to the longest of them; with
+    `copies_prefixes` a row has the prefix that it begins with in its own room, too."""
 
     cost: KvCost
     limit_bytes: int
     in_slabs: bool = False
+    copies_prefixes: bool = False
+
+    def own_length(self, num_tokens: int, num_prefix_tokens: int) -> int:
+        """How many tokens a row of so many takes room for, so many of which are those of a prefix."""
+        return num_tokens if self.copies_prefixes else num_tokens - num_prefix_tokens
 
     def taken(self, row_lengths: Iterable[int]) -> int:
         """Bytes that rows of these lengths, in tokens, take together."""
@@ -48,13 +66,13 @@ class KvBudget:
 
     def fits(self, row_lengths: Iterable[int], num_prefix_tokens: int = 0) -> bool:
         """Whether rows of these lengths fit together, beside prefixes of so many tokens."""
-        return self.taken(row_lengths) + self.cost.bytes_per_token * num_prefix_tokens <= self.limit_bytes
+        return self.taken(row_lengths) + self.cost.bytes_per_prefix_token * num_prefix_tokens <= self.limit_bytes
 
     def prefix_tokens(self, max_prefix_bytes: int | None) -> int:
         """How many tokens of prefixes so many bytes hold; `None` for the usual share of the budget."""
         num_bytes = self.limit_bytes // PREFIX_SHARE if max_prefix_bytes is None else max_prefix_bytes
-        return num_bytes // max(1, self.cost.bytes_per_token)
+        return num_bytes // self.cost.bytes_per_prefix_token
 
     def spare_tokens(self, row_lengths: Iterable[int]) -> int:
         """How many tokens of prefixes there is room for beside rows of these lengths."""
-        return max(0, self.limit_bytes - self.taken(row_lengths)) // max(1, self.cost.bytes_per_token)
+        return max(0, self.limit_bytes - self.taken(row_lengths)) // self.cost.bytes_per_prefix_token

@@ -31,15 +31,17 @@ RELEASE_STEPS = 512
 ever: without this a long-lived worker grows up to the limit above. mlx-lm's own generators do the same as often."""
 
 
-def measure_budget(model: Any, limit_bytes: int | None = None, *, in_slabs: bool = False) -> KvBudget:
-    """The budget for rows of `model`, in slabs or padded; by default what the machine has left beside what is
-    allocated now, to which MLX is then limited."""
+def measure_budget(
+    model: Any, limit_bytes: int | None = None, *, in_slabs: bool = False, copies_prefixes: bool = False
+) -> KvBudget:
+    """The budget for rows of `model`, in slabs or padded, each with its prefix in its own room or not; by default what
+    the machine has left beside what is allocated now, to which MLX is then limited."""
     if limit_bytes is None:
         device = Device()
         usable = usable_bytes(device)
         limit_mlx(usable, device)
         limit_bytes = room_for_rows(usable, device.active_bytes())
-    return KvBudget(measure_cost(model), limit_bytes, in_slabs)
+    return KvBudget(measure_cost(model, in_slabs=in_slabs), limit_bytes, in_slabs, copies_prefixes)
 
 
 def room_for_rows(limit_bytes: int, used_bytes: int) -> int:
@@ -61,19 +63,20 @@ def limit_mlx(limit_bytes: int, device: Device) -> None:
     device.set_cache_limit(min(limit_bytes // CACHE_SHARE, MAX_CACHE_BYTES))
 
 
-def measure_cost(model: Any) -> KvCost:
-    """What one row costs, read off the shapes of the model's own caches after one token. Nothing is computed, so the
-    weights may still be on the disk."""
+def measure_cost(model: Any, *, in_slabs: bool = False) -> KvCost:
+    """What one row costs, read off the shapes of the model's own caches after one token; nothing is computed, so the
+    weights may still be on the disk. In slabs a window is a mask, and all tokens are kept; a step's new states stand
+    beside those before it."""
     caches = make_prompt_cache(model)
     model(mx.array([[0]]), cache=caches)
     per_token, windows, fixed = 0, [], 0
     for cache in _flat(caches):
-        if isinstance(cache, RotatingKVCache):
+        if isinstance(cache, RotatingKVCache) and not in_slabs:
             windows.append((_bytes_per_token(cache), cache.max_size))
         elif isinstance(cache, KVCache) or hasattr(cache, "keys"):
             per_token += _bytes_per_token(cache)
         else:
-            fixed += cache.nbytes
+            fixed += (2 if in_slabs else 1) * cache.nbytes
     return KvCost(per_token, tuple(windows), fixed)
 
 

@@ -65,10 +65,12 @@ class PrefixTable:
 
     Args:
         max_tokens: how many tokens all prefixes may hold together; 0 shares nothing.
+        tokens_beside: as many tokens each of them counts more than it has.
     """
 
-    def __init__(self, max_tokens: int) -> None:
+    def __init__(self, max_tokens: int, tokens_beside: int = 0) -> None:
         self._max_tokens = max_tokens
+        self._tokens_beside = tokens_beside
         self._rows = Counter[int]()
         self._prefixes: dict[int, Prefix] = {}
         self._lengths: Mapping[int, int] | None = {}  # None: not known since the prefixes changed
@@ -79,17 +81,18 @@ class PrefixTable:
 
     @property
     def num_tokens(self) -> int:
-        return sum(map(len, self._prefixes.values()))
+        """Tokens of all prefixes."""
+        return sum(map(self._size, self._prefixes.values()))
 
     @property
     def num_locked_tokens(self) -> int:
         """Tokens of the prefixes that are in use."""
-        return sum(len(prefix) for prefix in self._prefixes.values() if prefix.num_users)
+        return sum(self._size(prefix) for prefix in self._prefixes.values() if prefix.num_users)
 
     @property
     def num_spare_tokens(self) -> int:
         """How many tokens a further prefix may have, now that some are in use."""
-        return self._max_tokens - self.num_locked_tokens
+        return self._max_tokens - self.num_locked_tokens - self._tokens_beside
 
     @property
     def lengths(self) -> Mapping[int, int]:
@@ -106,7 +109,11 @@ class PrefixTable:
             return {}
         keys = enumerate(block_keys(prompt_ids), start=1)
         lengths = {key: min(number * BLOCK, len(prompt_ids) - 1) for number, key in keys}
-        return {key: length for key, length in lengths.items() if MIN_TOKENS <= length <= self._max_tokens}
+        return {
+            key: length
+            for key, length in lengths.items()
+            if MIN_TOKENS <= length <= self._max_tokens - self._tokens_beside
+        }
 
     def expect(self, prompt_ids: tuple[int, ...]) -> None:
         """A row with this prompt has come."""
@@ -175,14 +182,17 @@ class PrefixTable:
         base = self._longest(token_ids, shorter, num_rows=self._rows[key])
         if base is not None and len(token_ids) - len(base) < MIN_TOKENS:
             return base
-        num_locked = sum(len(prefix) for prefix in self._prefixes.values() if prefix.num_users or prefix is base)
-        if num_locked + len(token_ids) > self._max_tokens:
+        num_locked = sum(self._size(prefix) for prefix in self._prefixes.values() if prefix.num_users or prefix is base)
+        if num_locked + len(token_ids) + self._tokens_beside > self._max_tokens:
             return None
         if base is not None:
             self._hold(base)
         prefix = self._prefixes[key] = Prefix(token_ids, base)
         self._lengths = None
         return prefix
+
+    def _size(self, prefix: Prefix) -> int:
+        return len(prefix) + self._tokens_beside
 
     def _hold(self, prefix: Prefix) -> None:
         prefix.num_users += 1

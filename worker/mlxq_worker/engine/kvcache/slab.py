@@ -41,6 +41,11 @@ class Slab:
         )
 
     @property
+    def arrays(self) -> tuple[mx.array, mx.array]:
+        """Keys and values, (slots, H, T, D) each."""
+        return self._keys, self._values
+
+    @property
     def size(self) -> SlabSize:
         return SlabSize(self._keys.shape[0], self._keys.shape[2])
 

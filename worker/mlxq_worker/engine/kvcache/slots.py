@@ -40,6 +40,12 @@ class Slots:
         slabs = [repr(slab) for _, slab in sorted(self._slabs.items())]
         return f"Slots({', '.join(slabs) or 'no slabs'}; {len(self._prefixes)} prefixes)"
 
+    @property
+    def arrays(self) -> list[mx.array]:
+        """All that is there, computed or not."""
+        prefixes = (array for pair in self._prefixes.values() for array in pair)
+        return [*(array for slab in self._slabs.values() for array in slab.arrays), *prefixes]
+
     def arrange(self, changes: Changes) -> None:
         """Bring the slabs to where the rows of the next steps lie."""
         self._sizes = changes.sizes

@@ -16,23 +16,40 @@ import mlx.core as mx
 
 from mlxq_worker.engine.kvcache import device
 
+_PER_LOG_2 = 1 / math.log(2)
+_UNSEEN = -1e30
+"""A score that no other is as low as, and still a number: minus infinity less itself is none."""
+
 CAUSAL_BLOCK = 128
 """On a CPU as many queries at once see the keys up to the last one's: fewer of their scores are masked than in one."""
 
 
 def attend(
-    queries: mx.array, keys: mx.array, values: mx.array, scale: float, mask: mx.array | Literal["causal"] | None = None
+    queries: mx.array,
+    keys: mx.array,
+    values: mx.array,
+    scale: float,
+    mask: mx.array | Literal["causal"] | None = None,
+    *,
+    sliding: int | None = None,
+    sinks: mx.array | None = None,
 ) -> mx.array:
     """Attention of `queries` (B, H, Q, D) to `keys` and `values` (B, H', T, D), each of whose H' heads serves H / H'
     heads of queries: (B, H, Q, D).
 
-    `mask` (B, 1, 1, T) is true where a key counts; with "causal" the queries are those of the last Q keys.
+    Args:
+        mask: (B, 1, 1, T), true where a key counts; with "causal" the queries are those of the last Q keys.
+        sliding: with "causal" a query sees itself and so many keys less one before it.
+        sinks: (H,) a score for each head that takes part in the softmax and brings no value.
     """
     if is_fused():
-        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask)
+        if mask == "causal" and sliding is not None and sliding < keys.shape[2]:
+            mask = _causal(0, keys.shape[2] - queries.shape[2], keys.shape[2], sliding)
+        return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
     if not isinstance(mask, str):
-        return attend_in_part(queries, keys, values, scale, mask).result(queries.dtype)
-    blocks = [part.result(queries.dtype) for part in attend_causally_in_parts(queries, keys, values, scale)]
+        return attend_in_part(queries, keys, values, scale, mask).with_sinks(sinks).result(queries.dtype)
+    parts = attend_causally_in_parts(queries, keys, values, scale, sliding)
+    blocks = [part.with_sinks(sinks).result(queries.dtype) for part in parts]
     return blocks[0] if len(blocks) == 1 else mx.concatenate(blocks, axis=2)
 
 
@@ -41,14 +58,27 @@ def is_fused() -> bool:
     return device.is_gpu()
 
 
-def attend_causally_in_parts(queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> Iterator[Partial]:
-    """Attention of the last keys' queries (B, H, Q, D), one block of queries after another."""
+def attend_causally_in_parts(
+    queries: mx.array, keys: mx.array, values: mx.array, scale: float, sliding: int | None = None
+) -> Iterator[Partial]:
+    """Attention of the last keys' queries (B, H, Q, D), one block of queries after another.
+
+    With `sliding` a query sees itself and so many keys less one before it.
+    """
     num_queries, num_before = queries.shape[2], keys.shape[2] - queries.shape[2]
     for start in range(0, num_queries, CAUSAL_BLOCK):
         stop = min(start + CAUSAL_BLOCK, num_queries)
         end = num_before + stop
-        mask = mx.arange(end)[None] <= mx.arange(num_before + start, end)[:, None]  # (stop - start, end)
-        yield attend_in_part(queries[:, :, start:stop], keys[:, :, :end], values[:, :, :end], scale, mask)
+        first = 0 if sliding is None else max(0, num_before + start + 1 - sliding)
+        mask = _causal(first, num_before + start, end, sliding)
+        yield attend_in_part(queries[:, :, start:stop], keys[:, :, first:end], values[:, :, first:end], scale, mask)
+
+
+def _causal(first: int, start: int, end: int, sliding: int | None) -> mx.array:
+    """(end - start, end - first): which of the keys from `first` on the queries at `start` to `end` see."""
+    keys, queries = mx.arange(first, end)[None], mx.arange(start, end)[:, None]
+    seen = keys <= queries
+    return seen if sliding is None or sliding >= end - first else seen & (keys > queries - sliding)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +106,16 @@ class Partial:
             mx.concatenate([part.total for part in parts]),
         )
 
-    def nothing(self, num_rows: int) -> Partial:
+    @classmethod
+    def of_nothing(cls, num_rows: int, num_heads: int, size: int, num_queries: int = 1) -> Self:
+        """Rows that saw no key."""
+        column = (num_rows, num_heads, num_queries, 1)
+        return cls(mx.zeros((*column[:3], size)), mx.full(column, -mx.inf), mx.zeros(column))
+
+    def nothing(self, num_rows: int) -> Self:
         """Rows of this shape that saw no key."""
-        _, *shape = self.weighted.shape
-        column = (num_rows, *shape[:-1], 1)
-        return Partial(mx.zeros((num_rows, *shape)), mx.full(column, -mx.inf), mx.zeros(column))
+        _, num_heads, num_queries, size = self.weighted.shape
+        return self.of_nothing(num_rows, num_heads, size, num_queries)
 
     def taken_apart(self) -> Partial:
         """Rows of Q queries as rows of one query."""
@@ -91,6 +126,13 @@ class Partial:
         peak = mx.maximum(self.peak, other.peak)
         own, others = mx.power(2, self.peak - peak), mx.power(2, other.peak - peak)
         return Partial(self.weighted * own + other.weighted * others, peak, self.total * own + other.total * others)
+
+    def with_sinks(self, sinks: mx.array | None) -> Partial:
+        """The same beside one more key a head, which scores `sinks` (H,) and whose value is zero; `None` for none."""
+        if sinks is None:
+            return self
+        scores = (sinks.astype(mx.float32) * _PER_LOG_2)[None, :, None, None]
+        return self.merged(Partial(mx.zeros((1,)), scores, mx.ones((1,))))
 
     def result(self, dtype: mx.Dtype) -> mx.array:
         """The attention, (B, H, Q, D)."""
@@ -108,7 +150,8 @@ def attend_in_part(
 ) -> Partial:
     """Attention of `queries` (B, H, Q, D) to some keys and their values, (B, H', T, D) each.
 
-    `mask` (B, 1, 1, T) or (Q, T) is true where a key counts; at least one does for every query.
+    `mask` (B, 1, 1, T) or (Q, T) is true where a key counts. A query for which none does counts for nothing once its
+    part is merged with another.
     """
     num_rows, num_heads, num_queries, size = queries.shape
     num_kv_heads = keys.shape[1]
@@ -119,7 +162,7 @@ def attend_in_part(
     if mask is not None:
         if mask.ndim == 2:
             mask = mx.tile(mask, (num_heads // num_kv_heads, 1))
-        scores = mx.where(mask, scores, -mx.inf)
+        scores = mx.where(mask, scores, _UNSEEN)
     peak = scores.max(axis=-1, keepdims=True)
     weights = mx.power(2, scores - peak)
     weighted = weights @ values.astype(mx.float32)
@@ -129,6 +172,3 @@ def attend_in_part(
         peak.reshape(shape),
         weights.sum(axis=-1, keepdims=True).reshape(shape),
     )
-
-
-_PER_LOG_2 = 1 / math.log(2)

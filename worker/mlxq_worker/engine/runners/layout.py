@@ -6,9 +6,10 @@ Knows nothing of keys and values: `kvcache/slots` holds those.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain, groupby
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -25,18 +26,25 @@ one: by then starting to is the least of it."""
 
 _PACKING_STEP = 16
 
+D = TypeVar("D")
+
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens of one row that are in this step: columns `start` to `stop` of its slot, behind its prefix if any.
+    """Tokens of one row that are in this step: columns `start` to `stop` of its slot.
 
-    `source` is a prefix that is to be copied to the slot first.
+    Args:
+        prefix: what the row attends to before its own columns, if anything.
+        row: the row's number, which it keeps while it is in the batch.
+        source: with the first tokens behind a prefix, that prefix: where the row's state comes from, and its first
+            columns if it doesn't attend to the prefix.
     """
 
     slot: Slot
     start: int
     stop: int
     prefix: Prefix | None = None
+    row: int = 0
     source: Prefix | None = None
 
     def __len__(self) -> int:
@@ -64,34 +72,46 @@ class Layout:
     of them in slots.
 
     Args:
-        decoding: spans of one token, by rising slot; where attention is a single kernel those without a prefix first.
+        decoding: spans of one token, by rising slot; where attention is a single kernel rows behind prefixes come
+            last, in slabs of their own.
         spans: the prompt chunks, in the order of their tokens; best by `packing_size`.
         prefixes: the prefix chunks, in the order of their tokens.
+        resting: the numbers of the rows that are in the batch and not in this step.
 
     Attributes:
-        windows: those of decoding rows that attend to their slots and nothing else.
+        windows: those of all decoding rows; `whole_windows` of rows that attend to their slots and nothing else,
+            `shared_windows` of those in `sharing`.
+        num_rows: one more than the highest number of a row in the batch.
         sharing: how tokens attend to shared prefixes, if any does. The decoding rows' do so together; where attention
             is done in parts anyway, those without a prefix and prompts' join them.
-        shared_windows: those of the decoding rows in `sharing`.
         joined: the prompt chunks whose tokens are in `sharing`, packed prompts of about the same length put together.
         segments: those that attend each by itself, packed prompts put together, too.
     """
 
     def __init__(
-        self, decoding: Sequence[Span], spans: Sequence[Span] = (), prefixes: Sequence[PrefixChunk] = ()
+        self,
+        decoding: Sequence[Span],
+        spans: Sequence[Span] = (),
+        prefixes: Sequence[PrefixChunk] = (),
+        resting: Sequence[int] = (),
     ) -> None:
         in_slots = (*decoding, *spans)
-        self.prefixes = tuple(prefixes)
+        self.decoding, self.spans, self.prefixes = tuple(decoding), tuple(spans), tuple(prefixes)
+        self.resting = tuple(resting)
+        self.num_rows = 1 + max((*resting, *(span.row for span in in_slots)), default=-1)
+        self._derived: dict[Callable[[Layout], Any], Any] = {}
         self.copied_prefixes: dict[Prefix, list[Slot]] = {}  # and where to
         for span in spans:
-            if span.source is not None:
+            if span.source is not None and span.prefix is None:
                 self.copied_prefixes.setdefault(span.source, []).append(span.slot)
-        sharing = [span for span in decoding if span.prefix] if is_fused() else in_slots
+        self.windows = _windows(decoding)
+        shared = (window.rows.start for window in self.windows if any(span.prefix for span in decoding[window.rows]))
+        first_shared = next(shared, len(decoding)) if is_fused() else 0
+        sharing = decoding[first_shared:] if is_fused() else in_slots
         self.sharing = Sharing(sharing) if any(span.prefix for span in sharing) else None
-        whole = [span for span in decoding if not span.prefix] if is_fused() else [] if self.sharing else decoding
-        self.windows = _windows(whole)
-        self.shared_windows = _windows(decoding[len(whole) :])
-        self.num_whole = len(whole)
+        self.num_whole = first_shared if self.sharing else len(decoding)
+        self.whole_windows = [window for window in self.windows if window.rows.start < self.num_whole]
+        self.shared_windows = self.windows[len(self.whole_windows) :]
         grouped = _grouped(spans)
         self.joined = grouped if self.sharing and not is_fused() else ()
         self.segments: tuple[Segment, ...] = (*(() if self.joined else grouped), *prefixes)
@@ -99,8 +119,16 @@ class Layout:
         self.num_in_slots = sum(map(len, in_slots))
         positions = [position for span in in_slots for position in span.positions]
         positions += [position for chunk in prefixes for position in range(chunk.start, chunk.stop)]
+        self.num_tokens = len(positions)
         self.positions = mx.array(positions)  # (N,)
         self.writes = _writes(in_slots)
+
+    def derived(self, make: Callable[[Layout], D]) -> D:
+        """What `make` makes of this step: the same for every layer, made when it is first asked for."""
+        if make not in self._derived:
+            self._derived[make] = make(self)
+        made: D = self._derived[make]
+        return made
 
 
 class PackedPrompts:
@@ -193,28 +221,51 @@ class Window:
         self.slab = slab
         self.rows, self.num_rows = slice(first, first + len(lengths)), len(lengths)
         self.num_slots = max(lengths) + 1
-        self.width = max(lengths.values())
-        in_window = [lengths.get(slot, 1) for slot in range(self.num_slots)]
-        is_ragged = min(in_window) < self.width
-        # Made by the host: a few thousand booleans, instead of kernels that make them.
-        counts = np.arange(self.width) < np.array(in_window)[:, None] if is_ragged else None
-        self.mask = None if counts is None else mx.array(counts)[:, None, None]
-        """(S, 1, 1, W), true where a key counts"""
-        self._full_mask: mx.array | None = None
+        self._lengths = [lengths.get(slot, 1) for slot in range(self.num_slots)]
+        self._views: dict[int | None, View] = {}
         has_holes = len(lengths) < self.num_slots
         rows = {slot: index for index, slot in enumerate(lengths)}
         # (S,) which decoding row stands in for each slot: its own, or any for a slot that is empty
         self.query_rows = mx.array([rows.get(slot, 0) for slot in range(self.num_slots)]) if has_holes else None
         self.result_rows = mx.array(list(lengths)) if has_holes else None  # (B,) where each row's result stands
 
+    def view(self, sliding: int | None) -> View:
+        """What is seen of the slab where a token sees itself and so many columns less one before it; `None`: all."""
+        if sliding not in self._views:
+            self._views[sliding] = View(self._lengths, sliding)
+        return self._views[sliding]
+
+
+class View:
+    """Columns `first` to `last` of a slab's first S slots, and which of them count.
+
+    Args:
+        lengths: how many columns of each slot are in use.
+        sliding: how many of them the last one's token sees, `None` for all.
+
+    Attributes:
+        mask: (S, 1, 1, last - first), true where a column counts; `None` where all of them do.
+    """
+
+    def __init__(self, lengths: Sequence[int], sliding: int | None) -> None:
+        starts = [0 if sliding is None else max(0, length - sliding) for length in lengths]
+        self.first, self.last = min(starts), max(lengths)
+        self.mask: mx.array | None = None
+        if min(lengths) < self.last or max(starts) > self.first:
+            # Made by the host: a few thousand booleans, instead of kernels that make them.
+            columns = np.arange(self.first, self.last)
+            seen = (columns < np.array(lengths)[:, None]) & (columns >= np.array(starts)[:, None])
+            self.mask = mx.array(seen)[:, None, None]
+        self._full_mask: mx.array | None = None
+
     def mask_of(self, num_heads: int) -> mx.array | None:
         """The mask for so many heads of queries. Where attention is a single kernel it is laid out in full, (S, heads,
-        1, W), once a step: the kernel would have it copied like that in every layer."""
-        if self.mask is None or not is_fused() or 1 in (self.num_slots, num_heads):
+        1, last - first), once a step: the kernel would have it copied like that in every layer."""
+        if self.mask is None or not is_fused() or 1 in (self.mask.shape[0], num_heads):
             return self.mask
         if self._full_mask is None or self._full_mask.shape[1] != num_heads:
-            shape = (self.num_slots, num_heads, 1, self.width)
-            self._full_mask = mx.contiguous(mx.broadcast_to(self.mask, shape))
+            num_slots, _, _, width = self.mask.shape
+            self._full_mask = mx.contiguous(mx.broadcast_to(self.mask, (num_slots, num_heads, 1, width)))
         return self._full_mask
 
 
@@ -224,6 +275,42 @@ def _windows(decoding: Sequence[Span]) -> tuple[Window, ...]:
         windows.append(Window(slab, first, list(group)))
         first = windows[-1].rows.stop
     return tuple(windows)
+
+
+class Sharers:
+    """Tokens of a step that are behind the same prefix of T tokens.
+
+    Args:
+        prefix: which one.
+        tokens: (n,) which of the step's tokens.
+        columns: how far behind the prefix each of them is.
+    """
+
+    def __init__(self, prefix: Prefix, tokens: mx.array, columns: Sequence[int]) -> None:
+        self.prefix = prefix
+        self.tokens = tokens
+        self._columns = columns
+        self._masks: dict[int, mx.array | None] = {}
+
+    def first_seen(self, sliding: int | None) -> int:
+        """The first token of the prefix that any of them sees, each of which sees so many tokens, itself the last; the
+        number of the prefix's tokens if none does."""
+        return 0 if sliding is None else min(len(self.prefix), max(0, self._first_seen(min(self._columns), sliding)))
+
+    def mask(self, sliding: int | None) -> mx.array | None:
+        """(n, T - first seen), true where a token sees one of the prefix; `None` if all see all from there."""
+        if sliding is None:
+            return None
+        if sliding not in self._masks:
+            first = self.first_seen(sliding)
+            starts = [self._first_seen(column, sliding) for column in self._columns]
+            is_ragged = any(start > first for start in starts)
+            seen = mx.arange(first, len(self.prefix))[None]
+            self._masks[sliding] = seen >= mx.array(starts)[:, None] if is_ragged else None
+        return self._masks[sliding]
+
+    def _first_seen(self, column: int, sliding: int) -> int:
+        return len(self.prefix) + column + 1 - sliding
 
 
 class Sharing:
@@ -236,7 +323,12 @@ class Sharing:
             groups.setdefault(prefix, []).append(index)
         alone = groups.pop(None, [])
         grouped = list(chain.from_iterable(groups.values()))
-        self.groups = {prefix: mx.array(group) for prefix, group in groups.items() if prefix}  # (tokens of the group,)
+        columns = list(chain.from_iterable(span.columns for span in spans))
+        self.groups = tuple(
+            Sharers(prefix, mx.array(tokens), [columns[token] for token in tokens])
+            for prefix, tokens in groups.items()
+            if prefix
+        )
         self.num_tokens = len(grouped) + len(alone)
         self.num_alone = len(alone)
         order = [*grouped, *alone]

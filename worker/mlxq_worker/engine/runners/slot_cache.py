@@ -9,24 +9,47 @@ own slot. What is stored, and how, is `kvcache/slots`' business.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import mlx.core as mx
 
 from mlxq_worker.engine.kvcache.prefix import Prefix
+from mlxq_worker.engine.kvcache.slot_allocator import Changes, Slot
 from mlxq_worker.engine.kvcache.slots import Slots, joined
 from mlxq_worker.engine.plan import PrefixChunk
 from mlxq_worker.engine.runners.attention import Partial, attend, attend_causally_in_parts, attend_in_part, taken_apart
-from mlxq_worker.engine.runners.layout import Layout, PackedPrompts, Segment, Sharing, Span, Window
+from mlxq_worker.engine.runners.layout import Layout, PackedPrompts, Segment, Sharers, Sharing, Span, View, Window
+
+_layers: ContextVar[dict[int, SlotCache]] = ContextVar("layers")
+
+
+@contextmanager
+def step_of_layers() -> Iterator[None]:
+    """Within the block it is remembered which layer wrote which keys: some models hand those to later layers, without
+    the cache that they are of."""
+    token = _layers.set({})
+    try:
+        yield
+    finally:
+        _layers.reset(token)
 
 
 class SlotCache:
-    """One layer over its slots. H heads of keys and values, D numbers a head, N tokens in a step."""
+    """One layer over its slots. H heads of keys and values, D numbers a head, N tokens in a step.
 
-    def __init__(self) -> None:
+    Args:
+        sliding: how many tokens a token sees, itself the last of them; `None` for all up to itself.
+    """
+
+    def __init__(self, sliding: int | None = None) -> None:
         self.slots = Slots()
+        self._sliding = sliding
         self._layout: Layout | None = None
+        self._newest: tuple[mx.array, mx.array] | None = None
         self.offset = mx.array([])
         """(N,) the position of every token of the step in its own sequence: what RoPE rotates by"""
 
@@ -38,13 +61,31 @@ class SlotCache:
         assert self._layout is not None, "begin_step comes first"
         return self._layout
 
+    @property
+    def arrays(self) -> list[mx.array]:
+        """Its keys and values are computed with the tokens that see them."""
+        return []
+
     def begin_step(self, layout: Layout) -> None:
         """Say where the tokens of the next forward pass go."""
         self._layout = layout
         self.offset = layout.positions
 
-    def make_mask(self, *_: Any, **__: Any) -> None:
-        """No mask for the model to apply: `attend` knows who sees what."""
+    def arrange(self, changes: Changes) -> None:
+        """Bring the slabs to where the rows of the next steps lie."""
+        self.slots.arrange(changes)
+
+    def copy(self, slots: Sequence[tuple[Slot, Slot]], rows: Sequence[tuple[int, int]]) -> None:
+        """Copy rows to other slots."""
+        self.slots.copy(slots)
+
+    def evict(self, prefix: Prefix) -> None:
+        """Free a prefix."""
+        self.slots.evict(prefix)
+
+    def make_mask(self, *_: Any, window_size: int | None = None, **__: Any) -> SlotMask:
+        """What the model is to hand to `attend`, which knows who sees what."""
+        return SlotMask(window_size)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write the step's keys and values, each (N, H, 1, D), where they belong; the model gets them back as is."""
@@ -56,71 +97,130 @@ class SlotCache:
             self.slots.extend_prefix(chunk.prefix, _side_by_side(keys[start:end]), _side_by_side(values[start:end]))
         for prefix, slots in self.layout.copied_prefixes.items():
             self.slots.copy_prefix(prefix, slots)
+        self._newest = keys, values
+        _layers.get({})[id(keys)] = self
         return keys, values
 
-    def attend(self, queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
+    def keys_and_values(self) -> tuple[mx.array, mx.array]:
+        """The step's keys and values, for a later layer that has none of its own."""
+        assert self._newest is not None, "the layer that writes them comes first"
+        return self._newest
+
+    def attend(
+        self,
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        scale: float,
+        mask: SlotMask | None = None,
+        sinks: mx.array | None = None,
+    ) -> mx.array:
         """Attention of every token to its own sequence up to itself: (N, heads, 1, D) to (N, heads, 1, D).
 
         `keys` and `values` are those of the step's tokens, (N, H, 1, D), which have been written already.
         """
+        if mask is not None and not isinstance(mask, SlotMask):
+            raise NotImplementedError("the model masks by itself")
+        sliding = one_window(self._sliding, mask.sliding if mask else None)
+        return _Attention(self.layout, self.slots, scale, sliding, sinks).of(queries, keys, values)
+
+
+@dataclass(frozen=True, slots=True)
+class SlotMask:
+    """Stands where a model expects a mask. `sliding` is how many tokens a token sees, as far as the model says so."""
+
+    sliding: int | None = None
+
+
+def one_window(of_cache: int | None, of_mask: int | None) -> int | None:
+    """How many tokens a token sees, by a layer's cache and by its mask, each of which may leave it to the other.
+
+    Raises:
+        NotImplementedError: they differ: then what mlx-lm computes depends on how a prompt is cut into chunks.
+    """
+    if of_cache is not None and of_mask is not None and of_cache != of_mask:
+        raise NotImplementedError(f"a window is of {of_cache} tokens in the cache and of {of_mask} in the mask")
+    return of_mask if of_cache is None else of_cache
+
+
+@dataclass(frozen=True, slots=True)
+class _Attention:
+    """How the tokens of one step attend in one layer."""
+
+    layout: Layout
+    slots: Slots
+    scale: float
+    sliding: int | None
+    sinks: mx.array | None
+
+    def of(self, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
+        """(N, heads, 1, D)."""
         layout, end = self.layout, self.layout.num_whole
-        parts = [self._attend_window(queries, window, scale) for window in layout.windows]
+        parts = [self._window(queries, window) for window in layout.whole_windows]
         if layout.sharing is not None:
-            own = slice(end, end + layout.sharing.num_tokens)
-            parts.append(self._attend_sharing(queries[own], keys[own], values[own], layout.sharing, scale))
-            end = own.stop
+            start, end = end, end + layout.sharing.num_tokens
+            parts.append(self._sharing(queries, keys, values, layout.sharing, slice(start, end)))
         for segment in layout.segments:
             start, end = end, end + len(segment)
-            parts.append(self._attend_segment(segment, queries[start:end], keys[start:end], values[start:end], scale))
+            parts.append(self._segment(segment, queries[start:end], keys[start:end], values[start:end]))
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)
 
-    def _attend_window(self, queries: mx.array, window: Window, scale: float) -> mx.array:
-        own, keys, values = self._seen_in(window, queries)
-        result = attend(own, keys, values, scale, window.mask_of(own.shape[1]))
+    def _window(self, queries: mx.array, window: Window) -> mx.array:
+        own, keys, values, view = self._seen_in(window, queries)
+        result = attend(own, keys, values, self.scale, view.mask_of(own.shape[1]), sinks=self.sinks)
         return result if window.result_rows is None else result[window.result_rows]
 
-    def _attend_sharing(
-        self, queries: mx.array, keys: mx.array, values: mx.array, sharing: Sharing, scale: float
+    def _sharing(
+        self, queries: mx.array, keys: mx.array, values: mx.array, sharing: Sharing, tokens: slice
     ) -> mx.array:
-        """Attention of tokens behind prefixes: each one's part in its slot and its part in the prefix, merged."""
-        in_slot = Partial.joined(list(self._parts_in_slots(queries, keys, values, scale)))
-        shared = [self._attend_prefix(queries[tokens], prefix, scale) for prefix, tokens in sharing.groups.items()]
+        """Attention of those of the step's `tokens` that share: each one's part in its slot and its part in the prefix,
+        merged."""
+        in_slot = Partial.joined(list(self._parts_in_slots(queries, keys, values)))
+        queries = queries[tokens]
+        shared = [self._prefix(queries[sharers.tokens], sharers) for sharers in sharing.groups]
         if sharing.num_alone:
-            shared.append(shared[0].nothing(sharing.num_alone))
+            shared.append(in_slot.nothing(sharing.num_alone))
         in_prefix = Partial.joined(shared) if sharing.order is None else Partial.joined(shared)[sharing.order]
-        return in_slot.merged(in_prefix).result(queries.dtype)
+        return in_slot.merged(in_prefix).with_sinks(self.sinks).result(queries.dtype)
 
-    def _parts_in_slots(self, queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> Iterator[Partial]:
+    def _parts_in_slots(self, queries: mx.array, keys: mx.array, values: mx.array) -> Iterator[Partial]:
         for window in self.layout.shared_windows:
-            own, seen_keys, seen_values = self._seen_in(window, queries)
-            part = attend_in_part(own, seen_keys, seen_values, scale, window.mask)
+            own, seen_keys, seen_values, view = self._seen_in(window, queries)
+            part = attend_in_part(own, seen_keys, seen_values, self.scale, view.mask)
             yield part if window.result_rows is None else part[window.result_rows]
         end = self.layout.num_decoding
         for segment in self.layout.joined:
             start, end = end, end + len(segment)
             sides = self._side_by_side(segment, queries[start:end], keys[start:end], values[start:end])
-            for part in attend_causally_in_parts(*sides, scale):
+            for part in attend_causally_in_parts(*sides, self.scale, self.sliding):
                 yield _kept(segment, part.taken_apart())
 
-    def _seen_in(self, window: Window, queries: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """The window's queries out of those of all decoding rows, and the keys and values that they see."""
+    def _seen_in(self, window: Window, queries: mx.array) -> tuple[mx.array, mx.array, mx.array, View]:
+        """The window's queries out of those of the step, the keys and values that they see, and which those are."""
         own = queries if window.num_rows == queries.shape[0] else queries[window.rows]
         own = own if window.query_rows is None else own[window.query_rows]  # (S, heads, 1, D)
-        return own, *self.slots.read(window.slab, 0, window.num_slots, window.width)
+        view = window.view(self.sliding)
+        keys, values = self.slots.read(window.slab, 0, window.num_slots, view.last)
+        if view.first:
+            keys, values = keys[:, :, view.first :], values[:, :, view.first :]
+        return own, keys, values, view
 
-    def _attend_prefix(self, queries: mx.array, prefix: Prefix, scale: float) -> Partial:
+    def _prefix(self, queries: mx.array, sharers: Sharers) -> Partial:
         """All tokens of a group at once, as if they were one row with many queries: (n, heads, 1, D)."""
-        keys, values = self.slots.read_prefix(prefix)
-        return attend_in_part(_side_by_side(queries), keys, values, scale).taken_apart()
+        first = sharers.first_seen(self.sliding)
+        keys, values = self.slots.read_prefix(sharers.prefix)
+        if first == len(sharers.prefix):
+            return Partial.of_nothing(queries.shape[0], queries.shape[1], values.shape[3])
+        sides = _side_by_side(queries), keys[:, :, first:], values[:, :, first:]
+        return attend_in_part(*sides, self.scale, sharers.mask(self.sliding)).taken_apart()
 
-    def _attend_segment(
-        self, segment: Segment, queries: mx.array, keys: mx.array, values: mx.array, scale: float
-    ) -> mx.array:
+    def _segment(self, segment: Segment, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
         """Attention of a segment's tokens, (n, heads, 1, D), to themselves and what is before them."""
         queries, keys, values = self._side_by_side(segment, queries, keys, values)
         if isinstance(segment, Span) and segment.prefix:
             keys, values = joined(self.slots.read_prefix(segment.prefix), (keys, values))
-        return _kept(segment, taken_apart(attend(queries, keys, values, scale, "causal")))
+        attended = attend(queries, keys, values, self.scale, "causal", sliding=self.sliding, sinks=self.sinks)
+        return _kept(segment, taken_apart(attended))
 
     def _side_by_side(
         self, segment: Segment, queries: mx.array, keys: mx.array, values: mx.array
@@ -152,24 +252,25 @@ def _side_by_side(tokens: mx.array) -> mx.array:
     return tokens[:, :, 0].swapaxes(0, 1)[None]
 
 
-def route_attention(model: Any) -> bool:
-    """Make the attention of the module that defines `model` go through a `SlotCache` where it is given one.
+def route_attention(model: Any) -> None:
+    """Make the attention of a model's modules go through a `SlotCache` where it is given one.
 
-    mlx-lm's models call one function of their module for attention; with any other cache it does what it did.
-    Returns whether the module has that function.
+    mlx-lm's models call one function of the module that defines them for attention; with any other cache it does what
+    it did.
     """
-    module: Any = sys.modules[type(model).__module__]
-    original = getattr(module, "scaled_dot_product_attention", None)
-    if original is None or hasattr(original, "routes_slots"):
-        return original is not None
+    for name in {kind.__module__ for module in model.modules() for kind in type(module).__mro__}:
+        source: Any = sys.modules[name]
+        original = getattr(source, "scaled_dot_product_attention", None)
+        if original is not None and not hasattr(original, "routes_slots"):
+            source.scaled_dot_product_attention = _routed(original)
 
-    def attend(queries: mx.array, keys: mx.array, values: mx.array, cache: Any, scale: float, **options: Any) -> Any:
-        if isinstance(cache, SlotCache):
-            if options.get("sinks") is not None:
-                raise NotImplementedError("slots don't know attention sinks")
-            return cache.attend(queries, keys, values, scale)
-        return original(queries, keys, values, cache=cache, scale=scale, **options)
+
+def _routed(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
+    def attend(queries: mx.array, keys: mx.array, values: mx.array, cache: Any, *args: Any, **options: Any) -> Any:
+        layer = _layers.get({}).get(id(keys), cache)
+        if isinstance(layer, SlotCache):
+            return layer.attend(queries, keys, values, *args, **options)
+        return original(queries, keys, values, cache, *args, **options)
 
     attend.routes_slots = True  # type: ignore[attr-defined]
-    module.scaled_dot_product_attention = attend
-    return True
+    return attend

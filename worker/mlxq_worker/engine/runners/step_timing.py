@@ -12,23 +12,23 @@ import mlx.core as mx
 
 from mlxq_worker.engine.kvcache.slot_allocator import SlotAllocator
 from mlxq_worker.engine.runners.layout import Layout, Span
-from mlxq_worker.engine.runners.packed import PackedModel
+from mlxq_worker.engine.runners.packed_model import PackedModel, Way
 
 _PROMPT_TOKENS = 64
 _LONG_STEP_S = 0.1
 """A step of this length is timed once: what disturbs short ones hardly shows in it."""
 
 
-def step_seconds(model: Any, num_tokens: int, num_rows: int) -> float:
+def step_seconds(model: Any, way: Way, num_tokens: int, num_rows: int) -> float:
     """Seconds that a step of `model` takes for so many tokens of prompts, `num_rows` of which get a token.
 
     After a first step, which also allocates and has kernels compiled for its shapes: the fastest of two, if they are
     short, since each may be disturbed.
     """
-    packed, slots = PackedModel(model), SlotAllocator[int]()
+    packed, slots = PackedModel(model, way), SlotAllocator[int]()
     lengths = {start: min(_PROMPT_TOKENS, num_tokens - start) for start in range(0, num_tokens, _PROMPT_TOKENS)}
     packed.arrange(slots.arrange(lengths))
-    layout = Layout([], [Span(slots[start], 0, length) for start, length in lengths.items()])
+    layout = Layout([], [Span(slots[start], 0, length, row=row) for row, (start, length) in enumerate(lengths.items())])
     _step_seconds(packed, layout, num_tokens, num_rows)
     seconds = _step_seconds(packed, layout, num_tokens, num_rows)
     if seconds < _LONG_STEP_S:

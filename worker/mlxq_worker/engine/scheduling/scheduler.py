@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -56,7 +56,7 @@ class Scheduler:
         self._budget = budget
         self._copies_prefix = copies_prefix
         self._max_num_batched_tokens = max_num_batched_tokens
-        self._prefixes = PrefixTable(max_prefix_tokens)
+        self._prefixes = PrefixTable(max_prefix_tokens, budget.cost.tokens_beside_prefix if budget else 0)
         self._waiting = WaitingQueue(longest_first=longest_first)
         self._running: list[RowGroup] = []
         self._max_running: int | None = None
@@ -247,18 +247,19 @@ class Scheduler:
         always does: `BatchEngine.admit` asked."""
         if self._budget is None or not self._running:
             return True
-        own = (row.spec.num_tokens - (0 if copies or prefix is None else len(prefix)) for row, prefix in joining)
-        lengths = [*self._own_lengths(), *own]
+        entering = ((row, 0 if copies or prefix is None else len(prefix)) for row, prefix in joining)
+        lengths = _own_lengths(self._budget, [*self._running_rows(), *entering])
         return self._budget.fits(lengths, self._prefixes.num_locked_tokens)
 
-    def _own_lengths(self) -> Iterator[int]:
-        return (row.spec.num_tokens - row.num_elsewhere for group in self._running for row in group.rows)
+    def _running_rows(self) -> list[tuple[Row, int]]:
+        """Each with the number of its tokens that lie where all read them."""
+        return [(row, row.num_elsewhere) for group in self._running for row in group.rows]
 
     def _evicted(self) -> tuple[Prefix, ...]:
         """The prefixes that have to go: they are kept only where there is room beside the rows."""
         if self._budget is None or not self._prefixes.num_tokens:
             return self._prefixes.take_evicted()
-        return self._prefixes.take_evicted(self._budget.spare_tokens(self._own_lengths()))
+        return self._prefixes.take_evicted(self._budget.spare_tokens(_own_lengths(self._budget, self._running_rows())))
 
     def _drop(self, now: float) -> list[RowResult]:
         candidates = [*self._running, *(self._waiting if self._has_aborts else ())]
@@ -288,6 +289,11 @@ class Scheduler:
             self._prefixes.forget(row.spec.prompt_ids)
             if row.prefix:
                 self._prefixes.release(row.prefix)
+
+
+def _own_lengths(budget: KvBudget, rows: Iterable[tuple[Row, int]]) -> list[int]:
+    """How many tokens each row may take room for, so many of whose lie elsewhere."""
+    return [budget.own_length(row.spec.num_tokens, num_elsewhere) for row, num_elsewhere in rows]
 
 
 def _prefill(what: Row | Prefix, length: int, room: int) -> tuple[int, int]:

@@ -4,6 +4,12 @@
 -- there; those of one that has ended in peace, and only couldn't give them back, go back to their queues at once, in their
 -- old order. RQ's tools list the worker no more. Returns the ids of the jobs.
 pass_when_full()
+make_room('set', worker_executions_key(p.dead))
+make_room('set', rq .. ':workers')
+for _, queue in ipairs(p.queues) do
+  make_room('zset', wip_key(queue))
+  make_room('set', rq .. ':workers:' .. queue)
+end
 
 -- By time, and within one claim by the number at the end of the execution id.
 local function later(a, b)

@@ -17,7 +17,7 @@ for _, queue in ipairs(p.queues) do note_beat(queue) end
 for i, entry in ipairs(p.jobs) do
   local queue, job, execution = entry[1], entry[2], entry[3]
   local lease_end = holds_lease(queue, job, execution)
-  if not is_a('hash', job_key(job)) then
+  if not is_ours('hash', job_key(job)) then
     states[i] = 2
   elseif lease_end then
     local left = tonumber(lease_end) - lease_now()

@@ -16,9 +16,18 @@ end
 
 -- A job that has lost its status or its data is taken, too: else nobody would ever end it.
 local function is_waiting(job)
-  if redis.call('EXISTS', job_key(job)) == 0 or not is_a('hash', job_key(job)) then return false end
+  if redis.call('EXISTS', job_key(job)) == 0 or not is_ours('hash', job_key(job)) then return false end
   local status = redis.call('HGET', job_key(job), 'status')
   return not status or status == 'queued'
+end
+
+-- All of it before the first job is popped: what fails after that loses the job.
+make_room('string', rq .. ':suspended')
+make_room('set', worker_executions_key(p.worker))
+for _, queue in ipairs(p.queues) do
+  make_room('list', queue_key(queue))
+  make_room('zset', delayed_key(queue))
+  make_room('zset', wip_key(queue))
 end
 
 if redis.call('EXISTS', rq .. ':suspended') == 1 then return {1, num_queued(), {}} end
@@ -34,7 +43,6 @@ end
 
 local claimed, pops, bytes = {}, 0, 0
 for _, queue in ipairs(p.queues) do
-  make_room('zset', delayed_key(queue))
   end_delays(queue)
   while #claimed < p.limit and pops < MAX_POPS do
     local job = redis.call('LPOP', queue_key(queue))

@@ -13,12 +13,6 @@ local function execution_key(job, execution) return rq .. ':execution:' .. job .
 local function executions_key(job) return rq .. ':executions:' .. job end
 local function worker_executions_key(worker) return rq .. ':worker:' .. worker .. ':executions' end
 
--- Anybody may have put anything under a job's keys. A job whose hash is something else is gone; what lies under the keys
--- that only RQ uses beside it makes room.
-local function make_room(kind, key)
-  if not is_a(kind, key) then redis.call('DEL', key) end
-end
-
 -- A field of a job as a whole number, or nil. Anybody may have written anything into the hash, and neither HINCRBY nor
 -- EXPIRE takes fractions or numbers of many digits.
 local function whole_number(value)
@@ -49,11 +43,13 @@ end
 local ABANDONED = 253370764800
 
 -- The entry in rq:wip:{queue} is the lease: whoever's execution is in there owns the job.
-local function holds_lease(queue, job, execution)
+local function has_lease(queue, job, execution)
   return redis.call('ZSCORE', wip_key(queue), job .. ':' .. execution)
 end
 
 local function extend_lease(queue, job, execution)
+  make_room('zset', wip_key(queue))
+  make_room('hash', execution_key(job, execution))
   local now, lease = lease_now(), tonumber(p.lease_s)
   local ttl = math.ceil(lease)
   redis.call('ZADD', wip_key(queue), string.format('%.6f', now + lease), job .. ':' .. execution)
@@ -67,8 +63,21 @@ local function extend_lease(queue, job, execution)
   redis.call('HSET', job_key(job), 'last_heartbeat', p.now_iso)
 end
 
+-- If somebody has written over all leases, they are those of the executions that are still there.
+local function holds_lease(queue, job, execution)
+  make_room('zset', wip_key(queue))
+  local lease_end = has_lease(queue, job, execution)
+  if lease_end or redis.call('EXISTS', BROKEN .. ':' .. wip_key(queue)) == 0 then return lease_end end
+  local is_running = is_ours('hash', job_key(job)) and redis.call('HGET', job_key(job), 'status') == 'started'
+  if not is_running or redis.call('EXISTS', execution_key(job, execution)) == 0 then return lease_end end
+  extend_lease(queue, job, execution)
+  return has_lease(queue, job, execution)
+end
+
 -- What rq.executions.Execution.create and Job.prepare_for_execution write.
 local function open_execution(queue, job, execution)
+  make_room('hash', execution_key(job, execution))
+  make_room('set', worker_executions_key(p.worker))
   redis.call('HSET', execution_key(job, execution),
     'id', execution, 'job_id', job, 'created_at', p.now, 'worker_name', p.worker)
   extend_lease(queue, job, execution)
@@ -80,6 +89,8 @@ end
 -- What rq.executions.Execution.delete removes.
 local function close_execution(queue, job, execution, worker)
   make_room('zset', executions_key(job))
+  make_room('zset', wip_key(queue))
+  make_room('set', worker_executions_key(worker))
   redis.call('DEL', execution_key(job, execution))
   redis.call('ZREM', wip_key(queue), job .. ':' .. execution)
   redis.call('ZREM', executions_key(job), execution)
@@ -89,6 +100,7 @@ end
 -- As if it had never been claimed. Without strikes it goes to the front of the queue at once; with some, claim.lua puts
 -- it there after a while that doubles with each, so that a job that breaks things breaks them ever more rarely.
 local function put_back(queue, job, strikes)
+  make_room('list', queue_key(queue))
   redis.call('HSET', job_key(job), 'status', 'queued', 'started_at', '', 'worker_name', '')
   local ttl = whole_number(redis.call('HGET', job_key(job), 'ttl'))
   if ttl and ttl > 0 then redis.call('EXPIRE', job_key(job), ttl) end

@@ -13,7 +13,8 @@ local key, results = job_key(p.job), rq .. ':results:' .. p.job
 local dependents, dependencies = key .. ':dependents', rq .. ':job::' .. p.job .. ':dependencies'
 local status, outcome = p.status, p.outcome
 
-if not is_a('hash', key) then
+make_room('set', dependents)
+if not is_ours('hash', key) then
   close_execution(p.queue, p.job, p.execution, p.worker)
   return 0
 end
@@ -47,17 +48,20 @@ local function register(ttl)
   local now = tonumber(p.now)
   if status == 'canceled' then
     local registry = rq .. ':canceled:' .. p.queue
+    make_room('zset', registry)
     redis.call('ZADD', registry, p.now, p.job)
     redis.call('ZREMRANGEBYSCORE', registry, '-inf', now - p.batch_ttl) -- RQ itself never prunes this registry
     return
   end
   local registry = rq .. (status == 'finished' and ':finished:' or ':failed:') .. p.queue
+  make_room('zset', registry)
   redis.call('ZADD', registry, ttl < 0 and '+inf' or string.format('%.6f', now + ttl), p.job)
 end
 
 local function count_for_worker()
   local worker = rq .. ':worker:' .. p.worker
-  if redis.call('EXISTS', worker) == 0 or not is_a('hash', worker) then return end
+  make_room('hash', worker)
+  if redis.call('EXISTS', worker) == 0 then return end
   count(worker, outcome == 'finished' and 'successful_job_count' or 'failed_job_count', 1)
 end
 

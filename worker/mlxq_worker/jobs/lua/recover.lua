@@ -16,6 +16,7 @@ local function earlier(a, b)
 end
 
 local function expired_leases(queue)
+  make_room('zset', wip_key(queue))
   local leases, now = {}, string.format('%.6f', lease_now())
   local entries = redis.call('ZRANGEBYSCORE', wip_key(queue), ABANDONED, ABANDONED, 'LIMIT', 0, p.limit)
   if p.only_abandoned or not is_silence_telling(queue) then
@@ -26,7 +27,7 @@ local function expired_leases(queue)
   end
   for _, entry in ipairs(entries) do
     local job, execution = string.match(entry, '^([^:]*):(.*)$')
-    if not job or not is_a('hash', job_key(job)) then
+    if not job or not is_ours('hash', job_key(job)) then
       redis.call('ZREM', wip_key(queue), entry) -- not an execution, or one of a job that is gone
     else
       local fields = redis.call('HMGET', job_key(job), 'status', 'worker_name', 'started_at')

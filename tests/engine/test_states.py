@@ -1,0 +1,58 @@
+"""States of rows lie by the rows' numbers, and a prefix's where it ends."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from mlxq_worker.engine.kvcache.prefix import Prefix
+from mlxq_worker.engine.kvcache.states import State, States
+
+
+def state(*rows: float) -> State:
+    """Of rows that are told apart by a number; the second array isn't set."""
+    return mx.array(rows)[:, None] * mx.ones((1, 2)), None
+
+
+def rows_of(what: State) -> list[float]:
+    first, second = what
+    assert second is None
+    assert first is not None
+    return [row[0] for row in first.tolist()]
+
+
+def indices(*rows: int) -> mx.array:
+    return mx.array(rows, dtype=mx.uint32)
+
+
+def test_a_row_keeps_its_state_while_others_come_and_go() -> None:
+    states = States()
+    states.write(indices(1, 0), 2, state(10, 20))
+
+    states.write(indices(2), 3, state(30))
+    assert rows_of(states.read(3)) == [20, 10, 30]
+    states.write(indices(0), 2, state(40))
+
+    assert rows_of(states.read(indices(1, 0))) == [10, 40]
+
+
+def test_rows_are_copied_over_others_all_at_once() -> None:
+    states = States()
+    states.write(indices(0, 1, 2), 3, state(1, 2, 3))
+
+    states.copy([(0, 1), (0, 3)])
+
+    assert rows_of(states.read(4)) == [1, 1, 3, 1]
+
+
+def test_a_prefix_begins_with_the_state_of_the_one_that_it_goes_on_from() -> None:
+    states, base = States(), Prefix((1, 2))
+    longer = Prefix((1, 2, 3), base)
+    states.write_prefix(base, state(5))
+
+    before = states.read_prefix(longer)
+    states.write_prefix(longer, state(6))
+    states.evict(base)
+
+    assert before is not None
+    assert rows_of(before) == [5]
+    assert [rows_of((array, None)) for array in states.arrays] == [[6]]

@@ -1,0 +1,270 @@
+"""What counts as done: which lines a rerun keeps and which it replaces, and what counts and error file say then."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.support.fake_worker import FakeWorker, echo, refuse
+from tests.support.file_runs import Files, go_on, prompt, run
+
+from mlxq.contract import Request
+from mlxq.files.bulk import collect
+from mlxq.files.input import read_requests
+from mlxq.files.paths import source_name
+from mlxq.queue.client import Client
+from mlxq.requests.normal_form import spelled_hash
+from mlxq.requests.openai import ParsedLine
+
+Line = dict[str, Any]
+
+PARTS: dict[str, Line] = {
+    "cancelled": {"finish_reason": "length", "stop_reason": "abort", "stop_details": {"type": "cancelled"}},
+    "timed out": {"finish_reason": "length", "stop_reason": "abort", "stop_details": {"type": "deadline"}},
+    "of an earlier mlxq": {"finish_reason": "abort", "stop_details": {"type": "deadline"}},
+    "of vLLM": {"finish_reason": "abort", "stop_details": None},
+    "with a dead row": {"finish_reason": "length", "stop_reason": "error", "stop_details": {"type": "error"}},
+}
+"""How the choice of an answer ends that is there in part only."""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    return Files(tmp_path)
+
+
+def cutting(part: Line, *custom_ids: str) -> Callable[[Request, str], Line]:
+    """Answers these requests in part, and all others whole."""
+
+    def answer(request: Request, job_id: str) -> Line:
+        line = echo(request, job_id)
+        if request.custom_id in custom_ids:
+            line["response"]["body"]["choices"][0] |= {"text": "cut", **part}
+        return line
+
+    return answer
+
+
+def texts(files: Files) -> dict[str, str]:
+    lines = (json.loads(line) for line in files.output.read_text().splitlines())
+    return {line["custom_id"]: line["response"]["body"]["choices"][0]["text"] for line in lines}
+
+
+# --- Answers that were cut off --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_rerun_replaces_the_answers_that_were_cut_off_and_no_others(redis_url: str, files: Files, part: str) -> None:
+    # given a run of which two of four answers are there in part
+    files.write_numbered(4)
+    with FakeWorker(redis_url, cutting(PARTS[part], "r1", "r2")):
+        first = run(redis_url, files)
+    before = texts(files)
+
+    # when it is run again, and once more
+    with FakeWorker(redis_url) as worker:
+        second = run(redis_url, files)
+        third = run(redis_url, files)
+
+    # then
+    assert before == {"r0": "Say hello", "r1": "cut", "r2": "cut", "r3": "Say hello"}
+    assert (first.succeeded, first.cut + first.cancelled, first.failed) == (2, 2, 0)
+    assert sorted(worker.custom_ids) == ["r1", "r2"]
+    assert (second.succeeded, second.skipped, second.cut, second.changed) == (2, 2, 0, 0)
+    assert (third.succeeded, third.skipped) == (0, 4)
+    assert texts(files) == {f"r{i}": "Say hello" for i in range(4)}
+    assert len(files.answers()) == 4
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_collecting_a_whole_answer_replaces_the_part_of_one_and_never_the_other_way_round(
+    redis_url: str, files: Files, part: str
+) -> None:
+    files.write_numbered(3)
+    requests = [line for line in read_requests(files.input) if isinstance(line, ParsedLine)]
+    client = Client(redis_url)
+    with FakeWorker(redis_url, cutting(PARTS[part], "r1")):
+        client.submit(requests, "in-part").wait(timeout_s=20)
+    with FakeWorker(redis_url):
+        client.submit(requests, "whole").wait(timeout_s=20)
+
+    summaries = [
+        collect(client.batch(name), files.output, files.errors, on_turn=go_on)
+        for name in ("in-part", "whole", "in-part", "whole")
+    ]
+
+    assert [(s.succeeded, s.cut + s.cancelled, s.skipped) for s in summaries] == [
+        (2, 1, 0),
+        (1, 0, 2),
+        (0, 0, 3),
+        (0, 0, 3),
+    ]
+    assert texts(files) == {f"r{i}": "Say hello" for i in range(3)}
+
+
+def test_a_failure_takes_the_place_of_a_part_and_an_answer_that_of_the_failure(redis_url: str, files: Files) -> None:
+    files.write_numbered(1)
+    found = []
+    for answer in (cutting(PARTS["timed out"], "r0"), refuse, echo):
+        with FakeWorker(redis_url, answer):
+            run(redis_url, files)
+        found.append((files.answers(), files.failures()))
+    assert found == [(["r0"], []), ([], ["r0"]), (["r0"], [])]
+
+
+# --- The same request -----------------------------------------------------------------------------------------
+
+SAME = {
+    "numbers": ({"temperature": 0, "top_p": 1}, {"temperature": 0.0, "top_p": 1.0}),
+    "the name of the limit": ({"max_tokens": 5}, {"max_completion_tokens": 5.0}),
+    "the model's label": ({"model": "gpt-4o"}, {"model": "other"}),
+    "labels": ({"user": "a", "metadata": {"run": "1"}}, {"user": "b"}),
+    "defaults": ({}, {"n": 1, "temperature": 1, "stop": [], "logprobs": False, "seed": -1, "top_k": -1}),
+    "a stop string alone": ({"stop": "x"}, {"stop": ["x"]}),
+    "neutral values": ({}, {"stream": False, "response_format": {"type": "text"}, "use_beam_search": False}),
+    "one schema": (
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"minimum": 1.0}}}},
+        {"structured_outputs": {"json": {"minimum": 1}}},
+    ),
+    "the order": ({"seed": 1, "top_k": 2}, {"top_k": 2, "seed": 1}),
+    "a list of one prompt": ({}, {"prompt": ["Say hello"]}),
+}
+OTHER = {
+    "the prompt": ({}, {"prompt": "Say hello "}),
+    "greedy": ({}, {"temperature": 0}),
+    "log probabilities of the tokens alone": ({}, {"logprobs": 0}),
+    "a limit": ({"max_tokens": 5}, {"max_completion_tokens": 6}),
+    "the stop string": ({"stop": "x"}, {"stop": ["y"]}),
+    "the form": ({"structured_outputs": {"regex": "a"}}, {"structured_outputs": {"choice": ["a"]}}),
+}
+
+
+def run_twice(url: str, files: Files, first: Line, second: Line) -> Any:
+    with FakeWorker(url):
+        for body in (first, second):
+            files.write_input({"custom_id": "r0", "prompt": "Say hello", **body})
+            summary = run(url, files)
+    return summary
+
+
+@pytest.mark.parametrize("what", SAME)
+def test_a_request_that_is_spelled_otherwise_is_the_same(redis_url: str, files: Files, what: str) -> None:
+    for first, second in (SAME[what], SAME[what][::-1]):
+        summary = run_twice(redis_url, files, first, second)
+        assert (summary.skipped, summary.changed) == (1, 0)
+        files.output.unlink()
+
+
+@pytest.mark.parametrize("what", OTHER)
+def test_a_request_that_asks_for_something_else_is_answered_again_and_counted(
+    redis_url: str, files: Files, what: str
+) -> None:
+    summary = run_twice(redis_url, files, *OTHER[what])
+    assert (summary.succeeded, summary.skipped, summary.changed) == (1, 0, 1)
+
+
+def test_settings_for_all_requests_count_as_said_by_each(redis_url: str, files: Files) -> None:
+    files.write_numbered(2)
+    changed = []
+    with FakeWorker(redis_url):
+        for top_p in (None, 0.9, 0.9, 1.0):
+            lines = read_requests(files.input, defaults={} if top_p is None else {"top_p": top_p})
+            changed.append(run(redis_url, files, lines=lines).changed)
+    assert changed == [0, 2, 0, 2]
+
+
+def test_an_answer_that_kept_to_another_default_limit_is_to_something_else(redis_url: str, files: Files) -> None:
+    # given a request without a limit of its own, one with, and workers with one limit after the other
+    files.write_input(prompt("open"), {**prompt("limited"), "max_tokens": 7})
+    limits = iter([100, 200])
+
+    def limited(limit: int) -> Callable[[Request, str], Line]:
+        def answer(request: Request, job_id: str) -> Line:
+            line = echo(request, job_id)
+            if request.sampling.max_tokens is None:
+                line["response"]["body"]["mlxq"]["default_max_tokens"] = limit
+            return line
+
+        return answer
+
+    # when
+    summaries = []
+    for limit in (100, 200, 200, None):
+        with FakeWorker(redis_url, limited(next(limits, 200))):
+            summaries.append(run(redis_url, files, default_max_tokens=limit))
+
+    # then
+    assert [(s.succeeded, s.skipped, s.changed) for s in summaries] == [(2, 0, 0), (1, 1, 1), (0, 2, 0), (0, 2, 0)]
+
+
+def test_answers_of_an_earlier_release_are_known_by_how_their_requests_were_spelled(
+    redis_url: str, files: Files
+) -> None:
+    # given a file whose lines have the hashes of mlxq 0.1
+    files.write_input(*({**prompt(f"r{i}"), "temperature": 0.0, "max_completion_tokens": 9} for i in range(3)))
+
+    def as_before(request: Request, job_id: str) -> Line:
+        line = echo(request, job_id)
+        body = {"prompt": "Say hello", "temperature": 0.0, "max_completion_tokens": 9}
+        line["response"]["body"]["mlxq"]["content_hash"] = spelled_hash("/v1/completions", body)
+        return line
+
+    with FakeWorker(redis_url, as_before):
+        run(redis_url, files)
+
+    # when, then
+    with FakeWorker(redis_url) as worker:
+        again = run(redis_url, files)
+    assert (again.skipped, worker.custom_ids) == (3, [])
+
+
+# --- What is wrong now ----------------------------------------------------------------------------------------
+
+
+def test_after_a_run_over_the_same_input_the_error_file_says_what_is_wrong_now(redis_url: str, files: Files) -> None:
+    # given an input with a line that is no JSON, a bad id, a bad field, and a request that fails
+    files.write_input("{oops", {"custom_id": True, "prompt": "x"}, {**prompt("bad"), "temprature": 0}, prompt("fails"))
+    with FakeWorker(redis_url, refuse):
+        first = run(redis_url, files, source=source_name(files.input))
+    before = files.failures()
+
+    # when the lines are repaired: with ids of their own, one of them removed, one still wrong
+    files.write_input(prompt("a"), prompt("b"), {**prompt("bad"), "top_p": 7})
+    with FakeWorker(redis_url):
+        second = run(redis_url, files, source=source_name(files.input))
+
+    # then
+    assert first.failed == 4
+    assert sorted(before) == ["bad", "fails", "line-1", "line-2"]
+    assert files.failures() == ["bad"]
+    assert (second.succeeded, second.failed, second.unasked_failures) == (2, 1, 0)
+
+
+def test_a_run_over_another_input_or_one_that_is_interrupted_leaves_old_failures(
+    redis_url: str, files: Files, tmp_path: Path
+) -> None:
+    files.write_input("{oops", prompt("a"))
+    with FakeWorker(redis_url):
+        run(redis_url, files, source=source_name(files.input))
+        other = Files(tmp_path / "elsewhere")
+        other.input.parent.mkdir()
+        other.write_input(prompt("b"))
+        files.write_input(prompt("a"), prompt("c"))
+        stopped = run(redis_url, files, source=source_name(files.input), on_turn=lambda _: False)
+        elsewhere = run(redis_url, files, source=source_name(other.input))
+    assert (stopped.interrupted, elsewhere.unasked_failures) == (True, 1)
+    assert files.failures() == ["line-1"]
+
+
+def test_the_name_of_an_input_is_one_files_and_tells_no_place(tmp_path: Path) -> None:
+    paths = [tmp_path / "a" / "in.jsonl", tmp_path / "b" / "in.jsonl"]
+    for path in paths:
+        path.parent.mkdir()
+        path.touch()
+    names = {source_name(path) for path in paths}
+    assert len(names) == 2
+    assert all(name and name.startswith("in.jsonl-") and "/" not in name for name in names)
+    assert [source_name("-"), source_name("/dev/null")] == [None, None]

@@ -1,0 +1,82 @@
+"""One layer's recurrent states: one for each row, whatever its length, and one where each shared prefix ends.
+
+A state is what a layer keeps between two tokens, as one or several arrays; what is in them is the model's business.
+Refuses to know how a state comes from the one before: `runners/state_cache` has the model compute it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+
+from mlxq_worker.engine.kvcache.prefix import Prefix
+
+State = tuple[mx.array | None, ...]
+"""Of n rows: arrays (n, ...), or `None` for what the layer hasn't set."""
+
+
+class States:
+    """The states of R rows: row r's is number r of each array."""
+
+    def __init__(self) -> None:
+        self._state: State = ()
+        self._prefixes: dict[Prefix, State] = {}
+
+    def __repr__(self) -> str:
+        return f"States({self._num_rows} rows; {len(self._prefixes)} prefixes)"
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """All that is there, computed or not."""
+        return [array for state in (self._state, *self._prefixes.values()) for array in state if array is not None]
+
+    @property
+    def _num_rows(self) -> int:
+        return next((array.shape[0] for array in self._state if array is not None), 0)
+
+    def read(self, rows: mx.array | int) -> State:
+        """The states of rows (n,), or of so many from the first."""
+        if isinstance(rows, int):
+            return tuple(array if array is None or array.shape[0] == rows else array[:rows] for array in self._state)
+        return tuple(None if array is None else array[rows] for array in self._state)
+
+    def write(self, rows: mx.array, num_rows: int, state: State) -> None:
+        """Put the states of rows (n,) over what is there, where there are `num_rows` rows."""
+        before = self._state or (None,) * len(state)
+        self._state = tuple(_written(old, rows, num_rows, new) for old, new in zip(before, state, strict=True))
+
+    def replace(self, state: State) -> None:
+        """Have these states and no others."""
+        self._state = state
+
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy rows' states to other rows; none is copied from where another is copied to."""
+        sources, targets = (mx.array(list(each), dtype=mx.uint32) for each in zip(*pairs, strict=True))
+        self.write(targets, max(self._num_rows, *(target + 1 for _, target in pairs)), self.read(sources))
+
+    def read_prefix(self, prefix: Prefix) -> State | None:
+        """The state of one row after what there is of a prefix, (1, ...) each; `None` before its first token."""
+        before = prefix if prefix in self._prefixes or prefix.base is None else prefix.base
+        return self._prefixes.get(before)
+
+    def write_prefix(self, prefix: Prefix, state: State) -> None:
+        """Set the state after what there is of a prefix."""
+        self._prefixes[prefix] = state
+
+    def evict(self, prefix: Prefix) -> None:
+        """Free a prefix."""
+        self._prefixes.pop(prefix, None)
+
+
+def _written(old: mx.array | None, rows: mx.array, num_rows: int, new: mx.array | None) -> mx.array | None:
+    if new is None:
+        return old
+    if old is None:
+        old = mx.zeros((num_rows, *new.shape[1:]), new.dtype)
+    elif old.shape[0] < num_rows:
+        old = mx.pad(old, [(0, num_rows - old.shape[0]), *[(0, 0)] * (old.ndim - 1)])
+    elif old.shape[0] > num_rows:
+        old = old[:num_rows]
+    old[rows] = new
+    return old

@@ -1,0 +1,361 @@
+"""Caches of layers whose modules need a row's tokens side by side in time, and how those modules are called: once for
+each group of tokens (`groups`), each time with a view of the cache that shows just that group's rows.
+
+`StateCache` is for layers that keep a state a row, `OwnAttentionCache` for modules that attend by themselves: with a
+latent in place of keys and values, with scores that are capped, with positions in their scores. A view behaves as
+mlx-lm's own caches do, so a module computes on it what it computes there. What is stored is `kvcache/states`' and
+`kvcache/slots`' business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from itertools import groupby
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import ArraysCache
+
+from mlxq_worker.engine.kvcache.prefix import Prefix
+from mlxq_worker.engine.kvcache.slot_allocator import Changes, Slot
+from mlxq_worker.engine.kvcache.slots import Slots, Write
+from mlxq_worker.engine.kvcache.states import State, States
+from mlxq_worker.engine.plan import PrefixChunk
+from mlxq_worker.engine.runners.groups import Group, Grouping, by_slab, by_state
+from mlxq_worker.engine.runners.layout import Layout, Span
+from mlxq_worker.engine.runners.slot_cache import SlotMask, one_window
+
+
+class StateCache:
+    """One layer that keeps a state a row, as `size` arrays."""
+
+    grouped = staticmethod(by_state)
+
+    def __init__(self, size: int) -> None:
+        self.states = States()
+        self.layout = Layout([])
+        self._size = size
+
+    def __repr__(self) -> str:
+        return f"StateCache({self.states!r})"
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """What is computed of it or will be."""
+        return self.states.arrays
+
+    def begin_step(self, layout: Layout) -> None:
+        """Say which tokens the next forward pass has."""
+        self.layout = layout
+
+    def arrange(self, changes: Changes) -> None:
+        """States lie by their rows' numbers: nothing moves."""
+
+    def copy(self, slots: Sequence[tuple[Slot, Slot]], rows: Sequence[tuple[int, int]]) -> None:
+        """Copy rows' states to other rows."""
+        self.states.copy(rows)
+
+    def evict(self, prefix: Prefix) -> None:
+        """Free a prefix."""
+        self.states.evict(prefix)
+
+    def make_mask(self, *_: Any, **__: Any) -> None:
+        """Every token of every group counts."""
+
+    def view(self, group: Group) -> ArraysCache:
+        """The states before a group's first tokens."""
+        empty: State = (None,) * self._size
+        if group.is_fresh:
+            return _state_view(empty)
+        source = group.parts[0].source
+        if isinstance(source, PrefixChunk):
+            return _state_view(self.states.read_prefix(source.prefix) or empty)
+        if group.num_rows:
+            return _state_view(self.states.read(group.num_rows))
+        self._begin_behind_prefixes(group)
+        return _state_view(self.states.read(group.rows))
+
+    def keep(self, group: Group, view: ArraysCache) -> None:
+        """Take over the states after a group's last tokens."""
+        source, state = group.parts[0].source, tuple(view.cache)
+        if isinstance(source, PrefixChunk):
+            self.states.write_prefix(source.prefix, state)
+        elif group.num_rows:
+            self.states.replace(state)
+        elif group.results is None:
+            self.states.write(group.rows, self.layout.num_rows, state)
+        else:
+            real = tuple(None if array is None else array[group.results] for array in state)
+            self.states.write(group.rows[group.results], self.layout.num_rows, real)
+
+    def _begin_behind_prefixes(self, group: Group) -> None:
+        """Copy the state where a prefix ends to each row that goes on from there."""
+        if group.parts[0].start > 0:
+            return
+        begun = [span for span in group.spans if span.source]
+        for prefix in dict.fromkeys(span.source for span in begun if span.source):
+            rows = mx.array([span.row for span in begun if span.source is prefix], dtype=mx.uint32)
+            state = self.states.read_prefix(prefix)
+            assert state is not None, "a prefix comes before what is behind it"
+            self.states.write(rows, self.layout.num_rows, state)
+
+
+def _state_view(state: State) -> ArraysCache:
+    """A group's states as mlx-lm's models see them. Nothing is padded: all rows have the same number of tokens."""
+    view = ArraysCache(len(state))
+    view.cache = list(state)
+    return view
+
+
+class OwnAttentionCache:
+    """One layer whose module attends by itself, over slots from column 0, a prefix's tokens included.
+
+    Args:
+        grouped: how its module's calls are grouped.
+        sliding: how many tokens a token sees, itself the last of them; `None` for all up to itself.
+    """
+
+    def __init__(self, grouped: Callable[[Layout], Grouping] = by_slab, sliding: int | None = None) -> None:
+        self.grouped = grouped
+        self.slots = Slots()
+        self.sliding = sliding
+        self.layout = Layout([])
+
+    def __repr__(self) -> str:
+        return f"OwnAttentionCache({self.slots!r})"
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """Keys that a model only chooses by may be seen by no token."""
+        return self.slots.arrays
+
+    @property
+    def offset(self) -> mx.array:
+        """(N,) the position of every token of the step in its own sequence."""
+        return self.layout.positions
+
+    def begin_step(self, layout: Layout) -> None:
+        """Say where the tokens of the next forward pass go."""
+        self.layout = layout
+
+    def arrange(self, changes: Changes) -> None:
+        """Bring the slabs to where the rows of the next steps lie."""
+        self.slots.arrange(changes)
+
+    def copy(self, slots: Sequence[tuple[Slot, Slot]], rows: Sequence[tuple[int, int]]) -> None:
+        """Copy rows to other slots."""
+        self.slots.copy(slots)
+
+    def evict(self, prefix: Prefix) -> None:
+        """Free a prefix."""
+        self.slots.evict(prefix)
+
+    def make_mask(self, *_: Any, window_size: int | None = None, **__: Any) -> SlotMask:
+        """Stands for each group's mask."""
+        return SlotMask(window_size)
+
+    def view(self, group: Group) -> SlotView:
+        """A group's rows."""
+        return SlotView(self, group)
+
+    def keep(self, group: Group, view: SlotView) -> None:
+        """Everything was written when it was handed over."""
+
+
+class SlotView:
+    """A group's rows in their slots, as mlx-lm's `BatchKVCache` shows its rows, but padded at their ends. B rows of T
+    tokens, K columns. `keys` and `values` are what was fetched last."""
+
+    def __init__(self, cache: OwnAttentionCache, group: Group) -> None:
+        self._slots = cache.slots
+        self._sliding = cache.sliding
+        self._group = group
+        self.keys: mx.array | None = None
+        self.values: mx.array | None = None
+
+    @property
+    def offset(self) -> mx.array:
+        """(B,) the position of each row's first token."""
+        return self._group.positions
+
+    def make_mask(
+        self, num_tokens: int, *, window_size: int | None = None, return_array: bool = False, **_: Any
+    ) -> mx.array:
+        """(B, 1, T, K), true where a token sees a column."""
+        sliding = one_window(self._sliding, window_size)
+        stops = mx.array([self._stop(index) for index in range(len(self._group.parts))])[:, None, None, None]
+        tokens = stops - self._group.length + mx.arange(self._group.length)[None, None, :, None]
+        columns = mx.arange(self._num_columns)[None, None, None]
+        seen = columns <= tokens
+        return seen if sliding is None else seen & (columns > tokens - sliding)
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        """Write the keys and values of the rows' tokens, (B, H, T, D) each; returns those of their slots, (B, H, K, D)
+        each."""
+        self.keys, self.values = self._update(keys, values)
+        return self.keys, self.values
+
+    def _update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+        source = self._group.parts[0].source
+        if isinstance(source, PrefixChunk):
+            self._slots.extend_prefix(source.prefix, keys, values)
+            return self._slots.read_prefix(source.prefix)
+        if source.source and self._group.parts[0].start == 0:
+            self._write([source], range(len(source.source)), *self._slots.read_prefix(source.source))
+        kept = self._group.results
+        own = (keys, values) if kept is None else (keys[kept], values[kept])
+        spans = [part.source for part in self._group.real if isinstance(part.source, Span)]
+        self._write(spans, None, *own)
+        if self._group.is_fresh:
+            return keys, values
+        first = 0 if self._group.window else source.slot.index
+        return self._slots.read(source.slot.slab, first, first + len(self._group.parts), self._num_columns)
+
+    def _write(self, spans: Sequence[Span], columns: range | None, keys: mx.array, values: mx.array) -> None:
+        """Write each span's tokens, (n, H, T, D), to its own columns or to these."""
+        length, indices = keys.shape[2], range(len(spans))
+        flat = [array.swapaxes(1, 2).reshape(-1, array.shape[1], array.shape[3]) for array in (keys, values)]
+        writes = []
+        by_slab_index = sorted(indices, key=lambda index: spans[index].slot.slab)
+        for slab, group in groupby(by_slab_index, key=lambda index: spans[index].slot.slab):
+            own = list(group)
+            tokens = [index * length + token for index in own for token in range(length)]
+            written = [column for index in own for column in columns or spans[index].columns]
+            is_all = len(own) == len(spans)
+            slots = [spans[index].slot.index for index in own for _ in range(length)]
+            writes.append(
+                Write(slab, None if is_all else _indices(tokens), _indices(slots)[:, None], _indices(written)[:, None])
+            )
+        self._slots.write(writes, flat[0], flat[1])
+
+    @property
+    def _num_columns(self) -> int:
+        return max(map(self._stop, range(len(self._group.parts))))
+
+    def _stop(self, index: int) -> int:
+        """The column behind a row's last token."""
+        part = self._group.parts[index]
+        return part.source.start + part.start + self._group.length
+
+
+class GroupedList:
+    """One layer with several caches, which its modules take apart themselves."""
+
+    def __init__(self, members: Sequence[Any]) -> None:
+        self._members = tuple(members)
+
+    def __repr__(self) -> str:
+        return f"GroupedList({', '.join(map(repr, self._members))})"
+
+    @property
+    def arrays(self) -> list[mx.array]:
+        """What is computed of its members or will be."""
+        return [array for member in self._members for array in member.arrays]
+
+    @property
+    def grouped(self) -> Callable[[Layout], Grouping]:
+        """How the calls of a module with all of its members are grouped: states can be taken in any way."""
+        return _narrowest(self._members)
+
+    @property
+    def layout(self) -> Layout:
+        """The step's."""
+        layout: Layout = self._members[0].layout
+        return layout
+
+    def __getitem__(self, index: int) -> Any:
+        return self._members[index]
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def begin_step(self, layout: Layout) -> None:
+        """Say which tokens the next forward pass has."""
+        for member in self._members:
+            member.begin_step(layout)
+
+    def arrange(self, changes: Changes) -> None:
+        """Bring the slabs to where the rows of the next steps lie."""
+        for member in self._members:
+            member.arrange(changes)
+
+    def copy(self, slots: Sequence[tuple[Slot, Slot]], rows: Sequence[tuple[int, int]]) -> None:
+        """Copy rows to other places."""
+        for member in self._members:
+            member.copy(slots, rows)
+
+    def evict(self, prefix: Prefix) -> None:
+        """Free a prefix."""
+        for member in self._members:
+            member.evict(prefix)
+
+    def view(self, group: Group) -> list[Any]:
+        """A view of each member."""
+        return [member.view(group) for member in self._members]
+
+    def keep(self, group: Group, view: Sequence[Any]) -> None:
+        """Take over what was left in the views."""
+        for member, each in zip(self._members, view, strict=True):
+            member.keep(group, each)
+
+
+def route_calls(kind: type[nn.Module]) -> None:
+    """Have modules of this class called once for each group of tokens where they are handed a grouped cache; with any
+    other cache they do what they did."""
+    original = kind.__call__
+    if hasattr(original, "routes_groups"):
+        return
+
+    @wraps(original)
+    def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        caches = [each for each in (*args, *kwargs.values()) if isinstance(each, Grouped)]
+        if not caches:
+            return original(self, *args, **kwargs)
+        return _in_groups(lambda *a, **k: original(self, *a, **k), caches, args, kwargs)
+
+    call.routes_groups = True  # type: ignore[attr-defined]
+    kind.__call__ = call
+
+
+Grouped = StateCache | OwnAttentionCache | GroupedList
+"""A layer's cache that its module sees group by group."""
+
+
+def _in_groups(
+    compute: Callable[..., Any], caches: Sequence[Grouped], args: Sequence[Any], kwargs: dict[str, Any]
+) -> Any:
+    grouping: Grouping = caches[0].layout.derived(_narrowest(caches))
+    results = []
+    for group in grouping.groups:
+        views: dict[int, Any] = {id(cache): cache.view(group) for cache in caches}
+        masks = [view for view in _flat(views.values()) if isinstance(view, SlotView)]
+
+        def seen(argument: Any, group: Group = group, views: Any = views, masks: Any = masks) -> Any:
+            if id(argument) in views:
+                return views[id(argument)]
+            if isinstance(argument, SlotMask):
+                return masks[0].make_mask(group.length, window_size=argument.sliding) if masks else None
+            return grouping.split(group, argument)
+
+        results.append(compute(*map(seen, args), **{name: seen(each) for name, each in kwargs.items()}))
+        for cache in caches:
+            cache.keep(group, views[id(cache)])
+    return grouping.joined(results)
+
+
+def _narrowest(caches: Sequence[Any]) -> Callable[[Layout], Grouping]:
+    return next((cache.grouped for cache in caches if cache.grouped is not by_state), by_state)
+
+
+def _flat(views: Any) -> Iterator[Any]:
+    for view in views:
+        if isinstance(view, list):
+            yield from _flat(view)
+        else:
+            yield view
+
+
+def _indices(values: Sequence[int]) -> mx.array:
+    return mx.array(list(values), dtype=mx.uint32)

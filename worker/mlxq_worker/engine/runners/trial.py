@@ -1,0 +1,123 @@
+"""Tries out whether a model computes on slots what it computes on mlx-lm's own caches, and how.
+
+The measure is mlx-lm's own noise: how far its answers lie apart when it is given the same tokens at once or a few at a
+time, and when every module's result is rounded otherwise (`body.rounded_otherwise`). That grows with a model's depth
+and shrinks with its dtype's precision; what attends wrongly is off by a good part of the logits' own size.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models.cache import make_prompt_cache
+
+from mlxq_worker.engine.kvcache.prefix import Prefix
+from mlxq_worker.engine.kvcache.slot_allocator import SlotAllocator
+from mlxq_worker.engine.plan import PrefixChunk
+from mlxq_worker.engine.runners.body import rounded_otherwise
+from mlxq_worker.engine.runners.layout import Layout, Span
+from mlxq_worker.engine.runners.packed_model import PackedModel, Way
+
+log = logging.getLogger(__name__)
+
+NUM_TRIAL_STEPS = 3
+_PROMPTS = tuple(tuple(range(first, first + length)) for first, length in ((1, 7), (9, 6), (2, 3), (5, 4), (9, 5)))
+"""Five of them: no model has as many heads in each layer, so that arrays that don't fit don't fit by chance."""
+_BEGUN, _SHARED = 4, 3
+"""So many tokens of the first prompt are a chunk; so many are the prefix of the second and the last one."""
+_MOST_NOISE = 4.0
+"""So many times mlx-lm's own noise is still noise. Wrong attention is beyond it by a factor of ten in a deep bfloat16
+model, and by a million in a float32 one."""
+_LEAST_NOISE = 1e-6
+"""Of the logits' size: what float32 leaves of any model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How a model is to be run: packed, in some `way`, or if that is `None` padded, for these `reasons`."""
+
+    way: Way | None
+    reasons: tuple[str, ...] = ()
+
+
+def packs(model: Any) -> bool:
+    """Whether `model` can be packed."""
+    return find_packing(model).way is not None
+
+
+def find_packing(model: Any) -> Packing:
+    """Try a model out; the log says why it can't be packed, if it can't."""
+    if not isinstance(model, nn.Module):
+        return Packing(None, ("it is no module of MLX, so nobody can look into it",))
+    reasons = []
+    expected = _in_pieces(model, None)  # (5, V)
+    size = _size(expected)
+    with rounded_otherwise(model):
+        noise = max(_LEAST_NOISE * size, _size(_in_pieces(model, None) - expected))
+    noise = max(noise, _size(_in_pieces(model, 3) - expected))
+    for way in Way:
+        try:
+            off = _size(_packed_logits(PackedModel(model, way)) - expected)
+        except (NotImplementedError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+            reasons.append(f"{way}: {error!r}")
+            continue
+        if off <= _MOST_NOISE * noise:
+            return Packing(way)
+        reasons.append(f"{way}: computes something else: off by {off:.2g}, where mlx-lm itself is off by {noise:.2g}")
+    log.warning("%s can't be packed, decoding padded: %s", type(model).__module__, "; ".join(reasons))
+    return Packing(None, tuple(reasons))
+
+
+def _in_pieces(model: Any, piece: int | None) -> mx.array:
+    """(5, V) as mlx-lm computes them from so many tokens at a time, and the last ones one by one; `None`: at once."""
+    return mx.stack(
+        [_logits_of(model, ids, [piece or len(ids)] * (len(ids) // (piece or len(ids)))) for ids in _PROMPTS]
+    )
+
+
+def _logits_of(model: Any, ids: Sequence[int], pieces: Sequence[int]) -> mx.array:
+    """(V,) what follows these ids, which are given to mlx-lm in pieces of these lengths, and then one by one."""
+    caches, start = make_prompt_cache(model), 0
+    for length in (*pieces, *[1] * (len(ids) - sum(pieces))):
+        logits: mx.array = model(mx.array([ids[start : start + length]]), cache=caches)
+        start += length
+    return logits[0, -1]
+
+
+def _size(logits: mx.array) -> float:
+    """The root of the mean square."""
+    return float(mx.sqrt(mx.square(logits.astype(mx.float32)).mean()))
+
+
+def _packed_logits(packed: PackedModel) -> mx.array:
+    """(5, V) of the prompts, side by side: in chunks, behind a prefix, decoding beside a chunk, in other slots than
+    their numbers say."""
+    slots, prefix = SlotAllocator[int](), Prefix(_PROMPTS[1][:_SHARED])
+    lengths = [len(ids) for ids in _PROMPTS]
+    shares = [ids[:_SHARED] == prefix.token_ids for ids in _PROMPTS]
+    before = 0 if packed.copies_prefixes else _SHARED  # of a prefix's tokens, not in a row's slot
+
+    def span(row: int, start: int, stop: int) -> Span:
+        slot, number = slots[row], len(_PROMPTS) - 1 - row
+        if not shares[row]:
+            return Span(slot, start, stop, row=number)
+        behind, source = None if packed.copies_prefixes else prefix, prefix if start == _SHARED else None
+        return Span(slot, start - before, stop - before, behind, number, source)
+
+    packed.arrange(slots.arrange({0: lengths[0]}))
+    packed.hidden(
+        mx.array([*_PROMPTS[0][:_BEGUN], *prefix.token_ids]),
+        Layout([], [span(0, 0, _BEGUN)], [PrefixChunk(prefix, 0, _SHARED)]),
+    )
+    packed.arrange(slots.arrange({row: length - before * shares[row] for row, length in enumerate(lengths)}))
+    starts = [_BEGUN, *(_SHARED if shared else 0 for shared in shares[1:])]
+    chunks = [span(row, start, length - 1) for row, (start, length) in enumerate(zip(starts, lengths, strict=True))]
+    ids = [token_id for row, ids in enumerate(_PROMPTS) for token_id in ids[starts[row] : -1]]
+    packed.hidden(mx.array(ids), Layout([], chunks))
+    last = Layout([span(row, length - 1, length) for row, length in enumerate(lengths)])
+    return packed.logits(packed.hidden(mx.array([ids[-1] for ids in _PROMPTS]), last))
