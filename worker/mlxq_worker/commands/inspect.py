@@ -141,4 +141,11 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def _words(about: Mapping[str, Any] | None) -> str:
-    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in (about or {}).items())
+    return ", ".join(f"{key.replace('_', ' ')}: {_word(value)}" for key, value in (about or {}).items())
+
+
+def _word(value: Any) -> str:
+    """A value as a person would say it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "unknown" if value is None else str(value)
