@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from tests.bench.launches import CASES, Figures, figures_of
 
@@ -13,8 +15,10 @@ MOST = {
     "d long": Figures(launches=49, launches_outside=8, primitives=138, primitives_outside=25),
     "e": Figures(launches=17, launches_outside=18, primitives=58, primitives_outside=35),
     "f": Figures(launches=28, launches_outside=11, primitives=89, primitives_outside=25),
+    "sliding": Figures(launches=29, launches_outside=12, primitives=math.inf, primitives_outside=math.inf),
+    "hybrid": Figures(launches=17, launches_outside=8, primitives=math.inf, primitives_outside=math.inf),
 }
-"""By case, at 32 rows."""
+"""By case, at 32 rows. Of layers of several kinds the launches alone are held."""
 
 
 @pytest.mark.parametrize("name", MOST)
