@@ -89,7 +89,7 @@ def test_a_memory_limit_that_the_model_alone_exceeds_is_one_sentence(redis_url: 
     done = run(*MLXQ, "worker", "--model", "demo", "--memory-limit", "1MB", MLXQ_URL=redis_url)
 
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith("Error: with mlxq-demo loaded the worker takes ")
+    assert done.stderr.splitlines()[-1].startswith("Error: the weights of mlxq-demo take 4 MiB, ")
     assert "raise --memory-limit (MLXQ_MEMORY_LIMIT)" in done.stderr
 
 
