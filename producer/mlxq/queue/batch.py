@@ -280,6 +280,7 @@ class Batch:
     def _changed_in(self, lines: list[ParsedLine]) -> Iterator[str]:
         requests = {self.job_id(line.request.custom_id): line.request for line in lines}
         with queue_errors(self._redis):
+            self._make_room(self._redis, requests)
             scores = self._redis.zmscore(keys.batch_jobs(self.id), list(requests))
             known = [job_id for job_id, score in zip(requests, scores, strict=True) if score is not None]
             hashes = content_hashes(self._redis, known)
