@@ -112,7 +112,7 @@ def test_rq_exporter_counts_our_workers_and_jobs(batch: Batch, redis_url: str, c
         "bee",
         "mlxq",
     )
-    variables = {"MLXQ_MODEL": "fake", "MLXQ_MAX_NUM_SEQS": "4"}
+    variables = {"MLXQ_MODEL": "fake", "MLXQ_MAX_NUM_SEQS": "4", "MLXQ_CLAIM_AHEAD": "2"}
 
     with running(*worker, **variables), serving("rq-exporter", *options, path="/metrics") as address:
         wait_until(lambda: number(get(f"{address}/metrics"), 'rq_jobs{queue="mlxq",status="started"}') == 8, "8 rows")
