@@ -24,7 +24,7 @@ from mlxq.queue import rq_keys
 from mlxq.queue.answers import RECONCILE_S, Collector, EndedJob, chunked
 from mlxq.queue.broken_keys import kinds_of_batch, mend, naming
 from mlxq.queue.cancel import ask_to_cancel, end_queued, stop_running, take_out
-from mlxq.queue.connect import queue_errors, transact
+from mlxq.queue.connect import queue_errors, replies_to, transact
 from mlxq.queue.content import content_hashes
 from mlxq.queue.counts import BatchCounts, warn_if_no_worker
 from mlxq.queue.reconcile import ends_of, gone, num_open, take_back
@@ -279,10 +279,14 @@ class Batch:
 
     def _changed_in(self, lines: list[ParsedLine]) -> Iterator[str]:
         requests = {self.job_id(line.request.custom_id): line.request for line in lines}
-        with queue_errors(self._redis):
-            self._make_room(self._redis, requests)
-            scores = self._redis.zmscore(keys.batch_jobs(self.id), list(requests))
-            known = [job_id for job_id, score in zip(requests, scores, strict=True) if score is not None]
+        with queue_errors(self._redis), self._redis.pipeline(transaction=False) as pipe:
+            pipe.zmscore(keys.batch_jobs(self.id), list(requests))
+            [scores] = replies_to(pipe)  # none if the key holds something else; adding moves that away
+            known = [
+                job_id
+                for job_id, score in zip(requests, scores or [None] * len(requests), strict=True)
+                if score is not None
+            ]
             hashes = content_hashes(self._redis, known)
         for job_id, content_hash in zip(known, hashes, strict=True):
             if content_hash not in (None, requests[job_id].content_hash):
