@@ -20,12 +20,12 @@ from mlx_lm.models.cache import ArraysCache
 
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import Changes, Slot
-from mlxq_worker.engine.kvcache.slots import Slots, Write
+from mlxq_worker.engine.kvcache.slots import Write
 from mlxq_worker.engine.kvcache.states import State, States
 from mlxq_worker.engine.plan import PrefixChunk
 from mlxq_worker.engine.runners.groups import Group, Grouping, by_slab, by_state
 from mlxq_worker.engine.runners.layout import Layout, Span
-from mlxq_worker.engine.runners.slot_cache import SlotMask, one_window
+from mlxq_worker.engine.runners.slot_cache import InSlots, SlotMask, one_window
 
 
 class StateCache:
@@ -109,7 +109,7 @@ def _state_view(state: State) -> ArraysCache:
     return view
 
 
-class OwnAttentionCache:
+class OwnAttentionCache(InSlots):
     """One layer whose module attends by itself, over slots from column 0, a prefix's tokens included.
 
     Args:
@@ -118,8 +118,8 @@ class OwnAttentionCache:
     """
 
     def __init__(self, grouped: Callable[[Layout], Grouping] = by_slab, sliding: int | None = None) -> None:
+        super().__init__()
         self.grouped = grouped
-        self.slots = Slots()
         self.sliding = sliding
         self.layout = Layout([])
 
@@ -139,18 +139,6 @@ class OwnAttentionCache:
     def begin_step(self, layout: Layout) -> None:
         """Say where the tokens of the next forward pass go."""
         self.layout = layout
-
-    def arrange(self, changes: Changes) -> None:
-        """Bring the slabs to where the rows of the next steps lie."""
-        self.slots.arrange(changes)
-
-    def copy(self, slots: Sequence[tuple[Slot, Slot]], rows: Sequence[tuple[int, int]]) -> None:
-        """Copy rows to other slots."""
-        self.slots.copy(slots)
-
-    def evict(self, prefix: Prefix) -> None:
-        """Free a prefix."""
-        self.slots.evict(prefix)
 
     def make_mask(self, *_: Any, window_size: int | None = None, **__: Any) -> SlotMask:
         """Stands for each group's mask."""

@@ -38,7 +38,26 @@ def step_of_layers() -> Iterator[None]:
         _layers.reset(token)
 
 
-class SlotCache:
+class InSlots:
+    """What every layer does whose keys and values lie in slots."""
+
+    def __init__(self) -> None:
+        self.slots = Slots()
+
+    def arrange(self, changes: Changes) -> None:
+        """Bring the slabs to where the rows of the next steps lie."""
+        self.slots.arrange(changes)
+
+    def copy(self, slots: Sequence[tuple[Slot, Slot]], rows: Sequence[tuple[int, int]]) -> None:
+        """Copy rows to other slots."""
+        self.slots.copy(slots)
+
+    def evict(self, prefix: Prefix) -> None:
+        """Free a prefix."""
+        self.slots.evict(prefix)
+
+
+class SlotCache(InSlots):
     """One layer over its slots. H heads of keys and values, D numbers a head, N tokens in a step.
 
     Args:
@@ -46,7 +65,7 @@ class SlotCache:
     """
 
     def __init__(self, sliding: int | None = None) -> None:
-        self.slots = Slots()
+        super().__init__()
         self._sliding = sliding
         self._layout: Layout | None = None
         self._newest: tuple[mx.array, mx.array] | None = None
@@ -70,18 +89,6 @@ class SlotCache:
         """Say where the tokens of the next forward pass go."""
         self._layout = layout
         self.offset = layout.positions
-
-    def arrange(self, changes: Changes) -> None:
-        """Bring the slabs to where the rows of the next steps lie."""
-        self.slots.arrange(changes)
-
-    def copy(self, slots: Sequence[tuple[Slot, Slot]], rows: Sequence[tuple[int, int]]) -> None:
-        """Copy rows to other slots."""
-        self.slots.copy(slots)
-
-    def evict(self, prefix: Prefix) -> None:
-        """Free a prefix."""
-        self.slots.evict(prefix)
 
     def make_mask(self, *_: Any, window_size: int | None = None, **__: Any) -> SlotMask:
         """What the model is to hand to `attend`, which knows who sees what."""
