@@ -63,19 +63,38 @@ def arguments_schema(index: int, function: Mapping[str, Any]) -> Mapping[str, An
     return {**schema, "type": "object"}
 
 
-class ForcedCalls:
-    """Writes down the rules of one model's calls.
+class Literals:
+    """Writes texts down in Lark.
 
     Args:
         added: the model's added tokens by their texts: llguidance takes most of them for special ones, which text never
             gives, so they are asked for by their ids.
     """
 
-    def __init__(self, syntax: ForcedSyntax, added: Mapping[str, int]) -> None:
-        self._syntax = syntax
+    def __init__(self, added: Mapping[str, int]) -> None:
         self._added = added
         longest_first = sorted(added, key=len, reverse=True)
         self._pieces = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
+
+    def __call__(self, text: str) -> str:
+        """Lark for exactly this text."""
+        pieces = self._pieces.split(text) if self._pieces else [text]
+        return " ".join(
+            f"<[{self._added[piece]}]>" if piece in self._added else json.dumps(piece) for piece in pieces if piece
+        )
+
+
+class ForcedCalls:
+    """Writes down the rules of one model's calls.
+
+    Args:
+        added: the model's added tokens by their texts; see `Literals`.
+    """
+
+    def __init__(self, syntax: ForcedSyntax, added: Mapping[str, int]) -> None:
+        self._syntax = syntax
+        self._added = added
+        self._literal = Literals(added)
 
     def rules(self, tools: Sequence[dict[str, Any]], *, name: str, several: bool) -> str:
         """Lark rules, of which `name` stands for one call of any of `tools`, or for `several`.
@@ -85,26 +104,19 @@ class ForcedCalls:
         """
         syntax = self._syntax
         between = syntax.between
-        repeat = f" ({self.literal(between)} {name}_one)*" if several and between is not None else ""
+        repeat = f" ({self._literal(between)} {name}_one)*" if several and between is not None else ""
         one = " | ".join(f"{name}_{index}" for index in range(len(tools)))
         lines = [
-            f"{name}: {self.literal(syntax.before_all)} {name}_one{repeat} {self.literal(syntax.after_all)}",
+            f"{name}: {self._literal(syntax.before_all)} {name}_one{repeat} {self._literal(syntax.after_all)}",
             f"{name}_one: {one}",
         ]
         for index, tool in enumerate(tools):
             lines += self._call(f"{name}_{index}", index, tool["function"])
         return "\n".join([*lines, ""])
 
-    def literal(self, text: str) -> str:
-        """Lark for exactly this text."""
-        pieces = self._pieces.split(text) if self._pieces else [text]
-        return " ".join(
-            f"<[{self._added[piece]}]>" if piece in self._added else json.dumps(piece) for piece in pieces if piece
-        )
-
     def _call(self, rule: str, index: int, function: Mapping[str, Any]) -> list[str]:
         syntax = self._syntax
-        before, after = (self.literal(text.format(name=function["name"])) for text in (syntax.before, syntax.after))
+        before, after = (self._literal(text.format(name=function["name"])) for text in (syntax.before, syntax.after))
         schema = arguments_schema(index, function)
         try:
             if syntax.tags is None:
@@ -128,13 +140,13 @@ class ForcedCalls:
             name = f"{rule}_p{number}"
             parts.append(name if key in required else f"{name}?")
             value, more = self._value(f"{rule}_v{number}", about, schema, tags)
-            lines += [f"{name}: {self.literal(tags.before.format(key=key))} {value}", *more]
+            lines += [f"{name}: {self._literal(tags.before.format(key=key))} {value}", *more]
         return " ".join(parts), lines
 
     def _value(self, rule: str, about: Any, root: Mapping[str, Any], tags: TagArguments) -> tuple[str, list[str]]:
         """One value with its closing tag, and further lines that this needs."""
         about = about if isinstance(about, Mapping) else {}
-        after = self.literal(tags.after)
+        after = self._literal(tags.after)
         if isinstance(about.get("enum"), list) or "const" in about:
             values = about["enum"] if isinstance(about.get("enum"), list) else [about["const"]]
             texts = [each if isinstance(each, str) else json.dumps(each) for each in values]
@@ -153,6 +165,6 @@ class ForcedCalls:
         """Any text up to the closing tag, which is a token that text never gives, or the first to spell it out."""
         behind = tags.after.partition(tags.closing)[2]
         if tags.closing in self._added:
-            closing = self.literal(tags.closing + behind)
+            closing = self._literal(tags.closing + behind)
             return f"{rule.upper()} {closing}", [f"{rule.upper()}: /(.|\\n)*/"]
-        return f"{rule} {self.literal(behind)}", [f"{rule}[suffix={json.dumps(tags.closing)}]: /(.|\\n)*/"]
+        return f"{rule} {self._literal(behind)}", [f"{rule}[suffix={json.dumps(tags.closing)}]: /(.|\\n)*/"]

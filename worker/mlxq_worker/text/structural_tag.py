@@ -6,10 +6,10 @@ Knows Lark and what llguidance has for it (docs/syntax.md, "Tool calling"); comp
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mlxq_worker.dialects.forcing import Literals
 from mlxq_worker.schema.rule import Rule, json_rule
 
 _TEXT = "MLXQ_TEXT"
@@ -46,21 +46,15 @@ def _rules_of_trigger(
     name: str, trigger: str, tags: Sequence[Mapping[str, Any]], inside: Sequence[Rule], added: Mapping[str, int]
 ) -> list[str]:
     parts = [f"{name}_{index}" for index in range(len(tags))]
+    literal = Literals(added)
     if trigger in added:  # text never gives such a token, so it needs no looking out for
-        head = [f"{name}: {_TEXT} {_literal(trigger, added)} ({' | '.join(parts)})"]
+        head = [f"{name}: {_TEXT} {literal(trigger)} ({' | '.join(parts)})"]
     else:
         head = [
             f"{name}: {name}_trigger ({' | '.join(parts)})",
             f"{name}_trigger[lazy]: {_TEXT} {json.dumps(trigger)}",
         ]
     return head + [
-        f"{part}: {_literal(tag['begin'][len(trigger) :], added)} {rule.source} {_literal(tag['end'], added)}"
+        f"{part}: {literal(tag['begin'][len(trigger) :])} {rule.source} {literal(tag['end'])}"
         for part, tag, rule in zip(parts, tags, inside, strict=True)
     ]
-
-
-def _literal(text: str, added: Mapping[str, int]) -> str:
-    """Lark for exactly this text, its added tokens by their ids."""
-    longest_first = sorted(added, key=len, reverse=True)
-    pieces = re.split(f"({'|'.join(map(re.escape, longest_first))})", text) if longest_first else [text]
-    return " ".join(f"<[{added[piece]}]>" if piece in added else json.dumps(piece) for piece in pieces if piece)
