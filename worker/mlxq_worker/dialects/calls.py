@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from mlxq_worker.dialects.arguments import Schema
@@ -78,7 +78,6 @@ class CallSyntax:
     opener: re.Pattern[str]
     read: Read
     marker: str = ""
-    extra_openers: tuple[str, ...] = field(default=())
 
 
 @dataclass(frozen=True, slots=True)

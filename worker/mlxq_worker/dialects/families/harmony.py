@@ -17,7 +17,7 @@ from mlxq_worker.dialects.forcing import ForcedSyntax
 from mlxq_worker.dialects.json_calls import as_object, value_at
 
 START, CHANNEL, MESSAGE, END = "<|start|>", "<|channel|>", "<|message|>", "<|end|>"
-CALL, RETURN, CONSTRAIN = "<|call|>", "<|return|>", "<|constrain|>"
+CALL, CONSTRAIN = "<|call|>", "<|constrain|>"
 
 _HEADER = re.compile(
     r"(?:<\|start\|>)?(?P<role>[^<]*?)(?:<\|channel\|>(?P<channel>\w+)(?P<more>[^<]*))?"

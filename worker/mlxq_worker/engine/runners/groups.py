@@ -89,11 +89,6 @@ class Group:
         """(B,) the positions of their first tokens."""
         return mx.array([_position(part) for part in self.parts])
 
-    @property
-    def num_kept(self) -> int:
-        """How many tokens it gives results for."""
-        return len(self.real) * self.length
-
 
 class Grouping:
     """All groups of a step, in the order in which they are to be computed."""
