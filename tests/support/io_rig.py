@@ -34,7 +34,7 @@ class IoRig:
             config,
         )
         self._thread = IoThread(
-            self.consumer, self._channel, StepWatch(DEADLINE_S), lease_s=LEASE_S, first_backoff_s=0.001
+            self.consumer, self._channel, StepWatch(DEADLINE_S), lease_s=LEASE_S, first_backoff_s=0.00001
         )
 
     def start(self) -> None:
