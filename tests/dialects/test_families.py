@@ -121,7 +121,7 @@ def test_a_call_that_was_cut_off_is_whole_or_none(dialect: Dialect) -> None:
 
 
 @EACH
-def test_an_answer_full_of_openings_is_read_without_trying_each_to_the_end(dialect: Dialect) -> None:
+def test_an_answer_full_of_opening_markers_is_read_without_trying_each_to_the_end(dialect: Dialect) -> None:
     opening = dialect.write([PARIS]).partition("get_weather")[0]
 
     assert read(dialect, opening * 3000)[0] == []
