@@ -24,7 +24,8 @@ _NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
 class Scheduler:
-    """The waiting queue and the running batch.
+    """The waiting queue and the running batch. `max_num_batched_tokens` may be changed between two steps;
+    `has_filled_step` says whether prompts had all the room of the last one.
 
     Rows wait, enter and leave in groups. A group is *running* from its admission to its end. A row's room in the batch
     is free again once it wants no more tokens: one whose last permitted token is on its way frees it a step before it
@@ -55,7 +56,8 @@ class Scheduler:
         self._max_num_seqs = max_num_seqs
         self._budget = budget
         self._copies_prefix = copies_prefix
-        self._max_num_batched_tokens = max_num_batched_tokens
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.has_filled_step = False
         self._prefixes = PrefixTable(max_prefix_tokens, budget.cost.tokens_beside_prefix if budget else 0)
         self._waiting = WaitingQueue(longest_first=longest_first)
         self._running: list[RowGroup] = []
@@ -169,7 +171,7 @@ class Scheduler:
         begun = deque(row for group in self._running for row in group.rows if not row.is_prefilled)
         num_free = self._num_free
         # At least one token even where the decoding rows fill the step, or a prompt would never get on.
-        limit = self._max_num_batched_tokens
+        limit = self.max_num_batched_tokens
         room = sys.maxsize if limit is None else max(1, limit - num_decoding)
         while room > 0:
             if begun:
@@ -186,6 +188,7 @@ class Scheduler:
             if room > 0:
                 chunks.append(PrefillChunk(row, *_prefill(row, len(row.spec.prompt_ids), room)))
                 room -= len(chunks[-1])
+        self.has_filled_step = room <= 0
         return chunks, prefix_chunks
 
     def _admit(self, num_free: int, now: float) -> RowGroup | None:
