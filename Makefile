@@ -16,10 +16,10 @@ WITHOUT_DEPS := axolotl==0.19.0 llm-router-utils==0.8.1
 # files come in their order, which begins with the longest.
 SIDE_BY_SIDE = --numprocesses $$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 )) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test test-quick parity compat bench mac faults clean need-python need-openblas
+.PHONY: help install demo test test-quick parity parity-matrix compat bench mac faults clean need-python need-openblas
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-13s %s\n", $$1, $$2 }'
 
 install: $(INSTALLED) ## make .venv and install mlxq, the worker and the tools for developers
 
@@ -44,13 +44,16 @@ test: $(INSTALLED) need-openblas ## lint, types, and every test
 	$(BIN)/pytest $(SIDE_BY_SIDE)
 
 test-quick: $(INSTALLED) need-openblas ## the tests that take no more than a few seconds each
-	$(BIN)/pytest $(SIDE_BY_SIDE) -m 'not slow'
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m 'not slow and not matrix'
 
 # Beside the packages of .venv and not among them: with torch there, transformers takes three times as long to import.
 parity: $(INSTALLED) need-openblas ## compare with transformers' beam search, SGLang's tool parsers, axolotl's templates
 	@[ -d $(PARITY)/orjson ] || $(BIN)/pip install --quiet --target $(PARITY) --group parity
 	@[ -d $(PARITY)/axolotl ] || $(BIN)/pip install --quiet --no-deps --target $(PARITY) $(WITHOUT_DEPS)
 	PYTHONPATH=$(PARITY) $(BIN)/pytest tests/parity
+
+parity-matrix: $(INSTALLED) need-openblas ## compare every architecture with mlx-lm in every setting; half an hour
+	$(BIN)/pytest $(SIDE_BY_SIDE) -m matrix tests/engine
 
 # They need older versions of redis-py and RQ than ours.
 compat: $(INSTALLED) need-openblas ## try rq-dashboard and rq-exporter on our jobs
