@@ -1,102 +1,114 @@
-"""One layer's keys and values of rows of about the same length: slots by columns, all slots equally long.
+"""One layer's slabs, one after another in one long array of keys and one of values.
 
 Everything is written by scatter, not by slice assignment: mlx does it in place while the step before is still being
-computed, where a slice assignment copies the whole slab. Knows nothing of rows; `slot_allocator` says who lies where.
+computed, where a slice assignment copies all that is there. Slabs are moved about only when one of them gets another
+size. Knows nothing of rows; `slot_allocator` says who lies where.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
 
 import mlx.core as mx
 
-from mlxq_worker.engine.kvcache.slot_allocator import SlabSize
+from mlxq_worker.engine.kvcache.places import Places, PoolShape
+from mlxq_worker.engine.kvcache.slot_allocator import SlabSize, Slot
 
 
-class Slab:
-    """H heads of keys and values, T columns, D numbers a head (which may differ between keys and values).
+class Pool:
+    """H heads of keys and values, T columns in a slab's slots, D numbers a head (which may differ between keys and
+    values), R rows in all.
 
     Args:
-        keys: (slots, H, T, D).
-        values: (slots, H, T, D).
+        shape: how the slabs lie in it.
+        keys: (R, D).
+        values: (R, D).
     """
 
-    def __init__(self, keys: mx.array, values: mx.array) -> None:
+    def __init__(self, shape: PoolShape, keys: mx.array, values: mx.array) -> None:
+        self._shape = shape
         self._keys = keys
         self._values = values
-        # Heads by their indices: where they are left as they are, mlx makes the same array anew at every write.
-        self._heads = mx.arange(keys.shape[1], dtype=mx.uint32)[None]  # (1, H)
-        mx.eval(self._heads)
 
     def __repr__(self) -> str:
-        return f"{self.size.num_slots} slots of {self.size.num_columns} columns"
+        return ", ".join(f"{size.num_slots} slots of {size.num_columns} columns" for size in self.sizes.values())
 
     @classmethod
-    def empty(cls, size: SlabSize, keys: mx.array, values: mx.array) -> Self:
-        """A slab for keys and values like these, (N, H, any, D)."""
+    def empty(cls, sizes: Mapping[int, SlabSize], keys: mx.array, values: mx.array) -> Self:
+        """A pool for keys and values like these, (m, H, 1, D)."""
+        shape = PoolShape(keys.shape[1], sizes)
         return cls(
-            mx.zeros((size.num_slots, keys.shape[1], size.num_columns, keys.shape[3]), keys.dtype),
-            mx.zeros((size.num_slots, values.shape[1], size.num_columns, values.shape[3]), values.dtype),
+            shape,
+            mx.zeros((shape.num_rows, keys.shape[3]), keys.dtype),
+            mx.zeros((shape.num_rows, values.shape[3]), values.dtype),
         )
 
     @property
     def arrays(self) -> tuple[mx.array, mx.array]:
-        """Keys and values, (slots, H, T, D) each."""
+        """Keys and values, (R, D) each."""
         return self._keys, self._values
 
     @property
-    def size(self) -> SlabSize:
-        return SlabSize(self._keys.shape[0], self._keys.shape[2])
+    def sizes(self) -> Mapping[int, SlabSize]:
+        return self._shape.sizes
 
-    def write(self, slots: mx.array, columns: mx.array, keys: mx.array, values: mx.array) -> None:
-        """Write tokens' keys and values (m, H, D) to slots (m, 1) and columns (m, 1)."""
-        self._keys[slots, self._heads, columns] = keys
-        self._values[slots, self._heads, columns] = values
+    def write(self, places: Places, keys: mx.array, values: mx.array) -> None:
+        """Write m tokens' keys and values, each (m, H, 1, D), to their places."""
+        rows = places.rows(self._shape)
+        self._keys[rows] = keys.flatten(0, 2)
+        self._values[rows] = values.flatten(0, 2)
 
-    def part(self, first: int, last: int, num_columns: int) -> tuple[mx.array, mx.array]:
-        """Keys and values of slots `first` to `last`, each (last - first, H, num_columns, D)."""
-        return self._keys[first:last, :, :num_columns], self._values[first:last, :, :num_columns]
+    def read(self, slab: int, first: int, last: int, num_columns: int) -> tuple[mx.array, mx.array]:
+        """Keys and values of slots `first` to `last` of a slab, each (last - first, H, num_columns, D)."""
+        where = slab, first, last, num_columns
+        return self._part(self._keys, *where), self._part(self._values, *where)
 
-    def rows(self, slots: Sequence[int]) -> tuple[mx.array, mx.array]:
-        """Keys and values of n slots, each (n, H, T, D)."""
-        where = mx.array(list(slots))
-        return self._keys[where], self._values[where]
+    def copy(self, pairs: Sequence[tuple[Slot, Slot]]) -> None:
+        """Copy all columns of slots to other slots, over all of theirs; none is copied from a slot that another is
+        copied to, and all sources lie in one slab, as all targets do."""
+        sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
+        num_columns = min(self.sizes[slot.slab].num_columns for slot in (sources[0], targets[0]))
+        from_rows = Places.of((slot, range(num_columns)) for slot in sources).rows(self._shape)
+        to_rows = Places.of((slot, range(num_columns)) for slot in targets).rows(self._shape)
+        self._keys[to_rows] = self._keys[from_rows]
+        self._values[to_rows] = self._values[from_rows]
+        self.wipe((target, range(num_columns, self.sizes[target.slab].num_columns)) for target in targets)
 
-    def put(self, slots: Sequence[int], keys: mx.array, values: mx.array) -> None:
-        """Write n rows (n, H, any, D) over what is in these slots."""
-        where, num_columns = mx.array(list(slots)), self.size.num_columns
-        self._keys[where] = _resized(keys, len(slots), num_columns)
-        self._values[where] = _resized(values, len(slots), num_columns)
+    def wipe(self, runs: Iterable[tuple[Slot, range]]) -> None:
+        """Forget what rows that have left wrote in these columns: a masked key counts for nothing, but a masked value
+        is multiplied by zero, and that would pass on a NaN."""
+        if len(places := Places.of(runs)):
+            self._values[places.rows(self._shape)] = mx.zeros((1,), self._values.dtype)
 
-    def wipe(self, written: Iterable[tuple[int, int]]) -> None:
-        """Forget what rows that have left wrote, so many columns in each of these slots: a masked key counts for
-        nothing, but a masked value is multiplied by zero, and that would pass on a NaN."""
-        within = [(slot, min(num, self.size.num_columns)) for slot, num in written if slot < self.size.num_slots]
-        if within:
-            slots = mx.array([slot for slot, num in within for _ in range(num)])
-            columns = mx.array([column for _, num in within for column in range(num)])
-            self._values[slots, :, columns] = mx.zeros((1,), self._values.dtype)
+    def resize(self, sizes: Mapping[int, SlabSize]) -> None:
+        """Have slabs of these sizes, with what is there of them, and no others."""
+        if self.sizes != dict(sizes):
+            shape = PoolShape(self._shape.num_heads, sizes)
+            self._keys, self._values = self._resized(self._keys, shape), self._resized(self._values, shape)
+            self._shape = shape
 
-    def grow(self, size: SlabSize) -> None:
-        """Make room for this many slots and columns at least."""
-        self._resize(SlabSize(max(size.num_slots, self.size.num_slots), max(size.num_columns, self.size.num_columns)))
+    def _resized(self, array: mx.array, shape: PoolShape) -> mx.array:
+        parts = [self._slab_resized(array, slab, size) for slab, size in shape.sizes.items()]
+        # What is only cut off would keep all of the buffer that it is cut from.
+        return mx.contiguous(parts[0]) if len(parts) == 1 else mx.concatenate(parts)
 
-    def shrink(self, size: SlabSize) -> None:
-        """Free what is far more than these many slots and columns."""
-        if 2 * size.area <= self.size.area:
-            self._resize(size)
+    def _slab_resized(self, array: mx.array, slab: int, size: SlabSize) -> mx.array:
+        """A slab's rows in another size: cut off or filled up with zeros."""
+        num_heads, old = self._shape.num_heads, self.sizes.get(slab)
+        if old is None:
+            return mx.zeros((size.area * num_heads, array.shape[1]), array.dtype)
+        num_slots, num_columns = min(size.num_slots, old.num_slots), min(size.num_columns, old.num_columns)
+        kept = self._part(array, slab, 0, num_slots, num_columns)
+        more_slots, more_columns = size.num_slots - num_slots, size.num_columns - num_columns
+        if more_slots or more_columns:
+            kept = mx.pad(kept, [(0, more_slots), (0, 0), (0, more_columns), (0, 0)])
+        return kept.flatten(0, 2)
 
-    def _resize(self, size: SlabSize) -> None:
-        if size != self.size:
-            self._keys = _resized(self._keys, size.num_slots, size.num_columns)
-            self._values = _resized(self._values, size.num_slots, size.num_columns)
-
-
-def _resized(array: mx.array, num_slots: int, num_columns: int) -> mx.array:
-    """(slots, H, T, D) to this many slots and columns, cut off or filled up with zeros."""
-    kept = array[:num_slots, :, :num_columns]
-    more_slots, more_columns = num_slots - kept.shape[0], num_columns - kept.shape[2]
-    if more_slots or more_columns:
-        return mx.pad(kept, [(0, more_slots), (0, 0), (0, more_columns), (0, 0)])
-    return kept if kept.shape == array.shape else mx.contiguous(kept)
+    def _part(self, array: mx.array, slab: int, first: int, last: int, num_columns: int) -> mx.array:
+        """(last - first, H, num_columns, D) of one slab's slots."""
+        shape, size = self._shape, self.sizes[slab]
+        if len(shape.sizes) > 1:
+            array = array[shape.starts[slab] : shape.starts[slab] + shape.num_heads * size.area]
+        slots = array.reshape(size.num_slots, shape.num_heads, size.num_columns, array.shape[1])
+        return slots[first:last, :, :num_columns]

@@ -14,9 +14,9 @@ from typing import Any, TypeVar
 import mlx.core as mx
 import numpy as np
 
+from mlxq_worker.engine.kvcache.places import Places
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import Slot
-from mlxq_worker.engine.kvcache.slots import Write
 from mlxq_worker.engine.plan import PrefixChunk
 from mlxq_worker.engine.runners.attention import CAUSAL_BLOCK, is_fused
 
@@ -121,7 +121,7 @@ class Layout:
         positions += [position for chunk in prefixes for position in range(chunk.start, chunk.stop)]
         self.num_tokens = len(positions)
         self.positions = mx.array(positions)  # (N,)
-        self.writes = _writes(in_slots)
+        self.places = Places.of((span.slot, span.columns) for span in in_slots)
 
     def derived(self, make: Callable[[Layout], D]) -> D:
         """What `make` makes of this step: the same for every layer, made when it is first asked for."""
@@ -173,31 +173,6 @@ def _grouped(spans: Sequence[Span]) -> tuple[Span | PackedPrompts, ...]:
         own = list(group)
         groups += [PackedPrompts(list(map(len, own)))] if size and len(own) > 1 else own
     return tuple(groups)
-
-
-def _writes(in_slots: Sequence[Span]) -> tuple[Write, ...]:
-    """One write for each slab."""
-    first, starts = 0, []
-    for span in in_slots:
-        starts.append((span, first))
-        first += len(span)
-    starts.sort(key=lambda each: each[0].slot.slab)
-    grouped = {slab: list(group) for slab, group in groupby(starts, key=lambda each: each[0].slot.slab)}
-    return tuple(
-        Write(
-            slab,
-            None if len(grouped) == 1 else _taken([start + i for span, start in group for i in range(len(span))]),
-            _indices(span.slot.index for span, _ in group for _ in range(len(span)))[:, None],
-            _indices(chain.from_iterable(span.columns for span, _ in group))[:, None],
-        )
-        for slab, group in grouped.items()
-    )
-
-
-def _taken(tokens: Sequence[int]) -> mx.array | slice:
-    """These tokens of a step, in rising order: as a slice where they lie side by side, which takes no kernel."""
-    first, last = tokens[0], tokens[-1]
-    return slice(first, last + 1) if last - first + 1 == len(tokens) else _indices(tokens)
 
 
 def _indices(values: Iterable[int]) -> mx.array:

@@ -98,7 +98,7 @@ class SlotCache(InSlots):
         """Write the step's keys and values, each (N, H, 1, D), where they belong; the model gets them back as is."""
         end = self.layout.num_in_slots
         own = (keys, values) if end == keys.shape[0] else (keys[:end], values[:end])
-        self.slots.write(self.layout.writes, own[0].squeeze(2), own[1].squeeze(2))
+        self.slots.write(self.layout.places, *own)
         for chunk in self.layout.prefixes:
             start, end = end, end + len(chunk)
             self.slots.extend_prefix(chunk.prefix, _side_by_side(keys[start:end]), _side_by_side(values[start:end]))
