@@ -59,9 +59,12 @@ class Pool:
         self._keys[rows] = keys.flatten(0, 2)
         self._values[rows] = values.flatten(0, 2)
 
-    def read(self, slab: int, first: int, last: int, num_columns: int) -> tuple[mx.array, mx.array]:
-        """Keys and values of slots `first` to `last` of a slab, each (last - first, H, num_columns, D)."""
-        where = slab, first, last, num_columns
+    def read(
+        self, slab: int, first: int, last: int, num_columns: int, first_column: int = 0
+    ) -> tuple[mx.array, mx.array]:
+        """Keys and values of slots `first` to `last` of a slab, each (last - first, H, columns, D): of so many columns
+        without those before the first one."""
+        where = slab, slice(first, last), slice(first_column, num_columns)
         return self._part(self._keys, *where), self._part(self._values, *where)
 
     def copy(self, pairs: Sequence[tuple[Slot, Slot]]) -> None:
@@ -99,16 +102,16 @@ class Pool:
         if old is None:
             return mx.zeros((size.area * num_heads, array.shape[1]), array.dtype)
         num_slots, num_columns = min(size.num_slots, old.num_slots), min(size.num_columns, old.num_columns)
-        kept = self._part(array, slab, 0, num_slots, num_columns)
+        kept = self._part(array, slab, slice(num_slots), slice(num_columns))
         more_slots, more_columns = size.num_slots - num_slots, size.num_columns - num_columns
         if more_slots or more_columns:
             kept = mx.pad(kept, [(0, more_slots), (0, 0), (0, more_columns), (0, 0)])
         return kept.flatten(0, 2)
 
-    def _part(self, array: mx.array, slab: int, first: int, last: int, num_columns: int) -> mx.array:
-        """(last - first, H, num_columns, D) of one slab's slots."""
+    def _part(self, array: mx.array, slab: int, slots: slice, columns: slice) -> mx.array:
+        """(slots, H, columns, D) of one slab."""
         shape, size = self._shape, self.sizes[slab]
         if len(shape.sizes) > 1:
             array = array[shape.starts[slab] : shape.starts[slab] + shape.num_heads * size.area]
-        slots = array.reshape(size.num_slots, shape.num_heads, size.num_columns, array.shape[1])
-        return slots[first:last, :, :num_columns]
+        apart = array.reshape(size.num_slots, shape.num_heads, size.num_columns, array.shape[1])
+        return apart[slots, :, columns]

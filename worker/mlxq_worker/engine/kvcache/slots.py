@@ -60,10 +60,13 @@ class Slots:
             self._pool = Pool.empty(self._sizes, keys, values)
         self._pool.write(places, keys, values)
 
-    def read(self, slab: int, first: int, last: int, num_columns: int) -> tuple[mx.array, mx.array]:
-        """Keys and values of slots `first` to `last` of a slab, each (last - first, H, num_columns, D)."""
+    def read(
+        self, slab: int, first: int, last: int, num_columns: int, first_column: int = 0
+    ) -> tuple[mx.array, mx.array]:
+        """Keys and values of slots `first` to `last` of a slab, each (last - first, H, columns, D): of so many columns
+        without those before the first one."""
         assert self._pool is not None, "what is read has been written"
-        return self._pool.read(slab, first, last, num_columns)
+        return self._pool.read(slab, first, last, num_columns, first_column)
 
     def copy(self, pairs: Sequence[tuple[Slot, Slot]]) -> None:
         """Copy rows to other slots of their slabs, over what is there; no row is copied from a slot that another is
