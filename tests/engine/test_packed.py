@@ -18,7 +18,8 @@ from mlxq.errors import RequestError
 from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.kvcache.memory import measure_cost
-from mlxq_worker.engine.kvcache.slots import Write
+from mlxq_worker.engine.kvcache.places import Places
+from mlxq_worker.engine.kvcache.slot_allocator import Slot
 from mlxq_worker.engine.runners.layout import Layout
 from mlxq_worker.engine.runners.slot_cache import SlotCache
 from mlxq_worker.engine.runners.trial import NUM_TRIAL_STEPS, packs
@@ -300,8 +301,8 @@ def test_what_a_row_leaves_in_a_slot_does_not_reach_the_next_one(caches: list[Sl
         if step_index == 4:
             for cache in caches[-2:]:  # both layers
                 keys, values = cache.slots.read(0, 1, 2, 6)  # all that it has written: (1, H, 6, D) each
-                columns = Write(0, None, mx.array([[1]] * 6), mx.arange(6)[:, None])
-                cache.slots.write([columns], keys[0].swapaxes(0, 1), mx.full_like(values[0].swapaxes(0, 1), mx.nan))
+                values = mx.full_like(values, mx.nan)
+                cache.slots.write(Places.of([(Slot(0, 1), range(6))]), keys.swapaxes(0, 2), values.swapaxes(0, 2))
             engine.cancel(row_named("leaver"))
             engine.admit(follower)
 
