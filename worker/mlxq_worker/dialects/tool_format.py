@@ -43,7 +43,7 @@ _SAMPLE_MESSAGES: tuple[dict[str, Any], ...] = (
         "content": "",
         "tool_calls": [
             {
-                "id": "call00001",
+                "id": "functions.mlxq_sample:0",  # Kimi reads the name there, and nobody else anything
                 "type": "function",
                 "function": {"name": _SAMPLE_CALL.name, "arguments": '{"city": "mlxqCityText"}'},
             }
@@ -171,9 +171,10 @@ def _told(tokenizer: Any) -> Dialect | None:
     if written is None:
         return told[0] if told else None
     reading = [each for each in told or DIALECTS if _reads(each, written)]
-    marked = (each for each in reading if each.syntax.marker and each.syntax.marker in written)
+    exact = [each for each in reading if each.write([_SAMPLE_CALL]).strip() == written.strip()]
+    marked = [each for each in reading if each.syntax.marker and each.syntax.marker in written]
     if reading:
-        return next(marked, reading[0])
+        return [*exact, *marked, *reading][0]
     # Calls that begin as this dialect's but are none that it reads are another's, which nobody here knows.
     is_another = not told or (told[0].syntax.marker and told[0].syntax.marker in written)
     return None if is_another else told[0]

@@ -35,7 +35,7 @@ def _syntax(*, call: str, end: str, marker: str, begin: str = "", end_all: str =
 FUNCTIONARY = Dialect(
     name="functionary_v31",
     spoken_by="Functionary 3.1",
-    signs=(Sign(template=("<function=", "</function>", "example_function_name")),),
+    signs=(Sign(template=("<function=example_function_name>{",)),),
     syntax=_syntax(call=r"<function=(?P<name>[\w./:-]+)>", end="</function>", marker="<function="),
     forced=ForcedSyntax(before="<function={name}>", after="</function>", between=""),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mlxq_worker.dialects.dialect import Dialect, Sign
 from mlxq_worker.dialects.forcing import ForcedSyntax
 from mlxq_worker.dialects.json_calls import JsonSyntax, single_key_call
@@ -171,13 +173,26 @@ COMMAND_R = Dialect(
     ),
 )
 
+_GIGACHAT = JsonSyntax(
+    start=r"(?:<\|message_sep\|>\s*)?function call<\|role_sep\|>|<\|function_call\|>",
+    end=r"(\s*<\|message_sep\|>)?\s*",
+    marker="function call<|role_sep|>",
+)
+GIGACHAT31 = Dialect(
+    name="gigachat31",
+    spoken_by="GigaChat 3.1",
+    signs=(
+        Sign(template=("<|function_call|>", "<|role_sep|>")),
+        Sign(tokens=("<|function_call|>", "<|role_sep|>")),
+    ),
+    syntax=replace(_GIGACHAT, marker="<|function_call|>").syntax(),
+    forced=ForcedSyntax(before='<|function_call|>{{"name": "{name}", "arguments": ', after="}}"),
+)
 GIGACHAT3 = Dialect(
     name="gigachat3",
     spoken_by="GigaChat 3",
-    signs=(Sign(template=("function call<|role_sep|>",)),),
-    syntax=JsonSyntax(
-        start=r"(?:<\|message_sep\|>\s*)?function call<\|role_sep\|>", marker="function call<|role_sep|>"
-    ).syntax(),
+    signs=(Sign(template=("function call", "<|role_sep|>")),),
+    syntax=_GIGACHAT.syntax(),
     forced=ForcedSyntax(
         before='<|message_sep|>\n\nfunction call<|role_sep|>\n{{"name": "{name}", "arguments": ', after="}}"
     ),
@@ -192,6 +207,7 @@ DIALECTS = (
     COHERE,
     COMMAND_R,
     INTERNLM,
+    GIGACHAT31,
     GIGACHAT3,
     JAMBA,
     PHI4_MINI,

@@ -78,18 +78,32 @@ MINIMAX_M2 = Dialect(
         tags=TagArguments(before='<parameter name="{key}">', after="</parameter>\n", closing="</parameter>"),
     ),
 )
+_GLM_SYNTAX = XmlSyntax(
+    call=r"<tool_call>\s*(?P<name>[^\s<{\[]+)",
+    call_end="</tool_call>",
+    parameter=r"<arg_key>(?P<key>.*?)</arg_key>\s*<arg_value>",
+    value_end="</arg_value>",
+    marker="<tool_call>",
+).syntax()
+GLM47 = Dialect(
+    name="glm47",
+    aliases=("glm5",),
+    spoken_by="GLM 4.7 and 5",
+    signs=(Sign(template=("}<arg_key>",)),),
+    syntax=_GLM_SYNTAX,
+    forced=ForcedSyntax(
+        before="<tool_call>{name}",
+        after="</tool_call>",
+        between="",
+        tags=TagArguments(before="<arg_key>{key}</arg_key><arg_value>", after="</arg_value>", closing="</arg_value>"),
+    ),
+)
 GLM = Dialect(
     name="glm45",
-    aliases=("glm47", "glm", "glm46", "glm5"),
-    spoken_by="GLM 4.5, 4.6, 4.7 and 5",
+    aliases=("glm", "glm46"),
+    spoken_by="GLM 4.5 and 4.6",
     signs=(Sign(template=("<arg_key>",)), Sign(tokens=("<arg_key>", "<arg_value>"))),
-    syntax=XmlSyntax(
-        call=r"<tool_call>\s*(?P<name>[^\s<{\[]+)",
-        call_end="</tool_call>",
-        parameter=r"<arg_key>(?P<key>.*?)</arg_key>\s*<arg_value>",
-        value_end="</arg_value>",
-        marker="<tool_call>",
-    ).syntax(),
+    syntax=_GLM_SYNTAX,
     forced=ForcedSyntax(
         before="<tool_call>{name}\n",
         after="</tool_call>",
@@ -144,4 +158,4 @@ HUNYUAN3 = Dialect(
     ),
 )
 
-DIALECTS = (HUNYUAN3, MINIMAX_M2, SEED_OSS, GLM, QWEN3_CODER, MINICPM5)
+DIALECTS = (HUNYUAN3, MINIMAX_M2, SEED_OSS, GLM47, GLM, QWEN3_CODER, MINICPM5)
