@@ -73,12 +73,12 @@ def shaped(
     return [_shaped(message, shape) for message in messages]
 
 
-def shaped_tools(tools: Sequence[Mapping[str, Any]], shape: Shape) -> list[Mapping[str, Any]]:
+def shaped_tools(tools: Sequence[dict[str, Any]], shape: Shape) -> list[dict[str, Any]]:
     """The tools as templates of this shape want them."""
     return [_full(tool) for tool in tools] if shape.full_tools else list(tools)
 
 
-def _full(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+def _full(tool: dict[str, Any]) -> dict[str, Any]:
     parameters = tool["function"].get("parameters") or {"type": "object", "properties": {}}
     return {**tool, "function": {**tool["function"], "parameters": parameters}}
 

@@ -59,7 +59,11 @@ GRANITE = Dialect(
         Sign(template=("<|tool_call|>", "granite")),
     ),
     syntax=JsonSyntax(
-        start=r"<\|tool_call\|>|<tool_call>(?=\s*\[)", end=r"(\s*</tool_call>)?", is_list=True, marker="<|tool_call|>"
+        start=r"<\|tool_call\|>|<tool_call>(?=\s*\[)",
+        end=r"(\s*</tool_call>)?",
+        is_list=True,
+        marker="<|tool_call|>",
+        openers=(r"<tool_call>\s*\[",),
     ).syntax(),
     forced=ForcedSyntax(
         before='{{"name": "{name}", "arguments": ',
@@ -90,6 +94,8 @@ PHI4_MINI = Dialect(
         end=r"(\s*<\|/tool_call\|>)?",
         is_list=True,
         marker="functools[",
+        openers=(r"functools\s*\[", r"<\|tool_call\|>"),
+        line_openers=(r"\{\"name\"",),
     ).syntax(),
     forced=ForcedSyntax(
         before='{{"name": "{name}", "arguments": ', after="}}", before_all="functools[", after_all="]", between=", "
@@ -162,7 +168,11 @@ COMMAND_R = Dialect(
     spoken_by="Command R and R+",
     signs=(Sign(template=("Action:", "json-formatted list")), Sign(template=("Action:```json",))),
     syntax=JsonSyntax(
-        start=r"Action:\s*```(?:json)?\s*", end=r"\s*```", is_list=True, marker="Action: ```json"
+        start=r"Action:\s*```(?:json)?\s*",
+        end=r"\s*```",
+        is_list=True,
+        marker="Action: ```json",
+        openers=(r"Action:\s*```",),
     ).syntax(),
     forced=ForcedSyntax(
         before='    {{\n        "tool_name": "{name}",\n        "parameters": ',
@@ -177,6 +187,7 @@ _GIGACHAT = JsonSyntax(
     start=r"(?:<\|message_sep\|>\s*)?function call<\|role_sep\|>|<\|function_call\|>",
     end=r"(\s*<\|message_sep\|>)?\s*",
     marker="function call<|role_sep|>",
+    openers=(r"function call<\|role_sep\|>", r"<\|function_call\|>"),
 )
 GIGACHAT31 = Dialect(
     name="gigachat31",

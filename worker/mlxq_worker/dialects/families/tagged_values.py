@@ -26,6 +26,7 @@ QWEN3_CODER = Dialect(
         is_wrapped=True,
         may_lack_value_end=True,
         marker="<tool_call>",
+        openers=("<function=",),
     ).syntax(),
     forced=ForcedSyntax(
         before="<tool_call>\n<function={name}>\n",
@@ -47,6 +48,7 @@ SEED_OSS = Dialect(
         value_end="</parameter>",
         may_lack_value_end=True,
         marker="<seed:tool_call>",
+        openers=("<function=",),
     ).syntax(),
     forced=ForcedSyntax(
         before="<seed:tool_call>\n<function={name}>\n",
@@ -68,6 +70,7 @@ MINIMAX_M2 = Dialect(
         parameter=r"<parameter\s+name=\"?(?P<key>[^\">\n]+)\"?\s*>",
         value_end="</parameter>",
         marker="<minimax:tool_call>",
+        openers=(r"<invoke\s+name=",),
     ).syntax(),
     forced=ForcedSyntax(
         before_all="<minimax:tool_call>\n",
@@ -123,6 +126,7 @@ MINICPM5 = Dialect(
         parameter=r'<param\s+name="(?P<key>[^"]+)"\s*>',
         value_end="</param>",
         marker="<function name=",
+        openers=(r"<function\s+name=",),
     ).syntax(),
     forced=ForcedSyntax(
         before='<function name="{name}">',
@@ -143,6 +147,7 @@ HUNYUAN3 = Dialect(
         parameter=r"<arg_key:opensource>(?P<key>.*?)</arg_key:opensource>\s*<arg_value:opensource>",
         value_end="</arg_value:opensource>",
         marker="<tool_calls:opensource>",
+        openers=("<tool_call:opensource>",),
     ).syntax(),
     forced=ForcedSyntax(
         before_all="<tool_calls:opensource>\n",
