@@ -11,7 +11,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxq.errors import ModelError
-from mlxq_worker.model.load import config_overrides
+from mlxq_worker.model.config_json.build import config_overrides
 
 SMALL: dict[str, Any] = {
     "vocab_size": 64,

@@ -7,19 +7,19 @@ model. Knows nothing of requests or batches.
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlxq.errors import ModelError
 from mlxq_worker.blas import preload_openblas
-from mlxq_worker.model.config_words import in_mlx_lm_words
+from mlxq_worker.model.config_json.build import build, config_overrides, untagged
+from mlxq_worker.model.config_json.rope_check import check_scaling
 from mlxq_worker.model.eos import EosSet, resolve_eos
 from mlxq_worker.model.python_template import use_python_template
 from mlxq_worker.model.safetensors import WEIGHT_FILES
@@ -201,7 +201,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     file = path / "config.json"
     if not file.exists():
         raise ModelError(f"{path} has no config.json: it is not a model in Hugging Face layout")
-    config = _read_object(file)
+    config = _read_object(file, object_hook=untagged)
     if not isinstance(config.get("model_type"), str):
         raise ModelError(f"{file} does not say which model_type this is")
     if config.get("model_file") is not None:
@@ -209,9 +209,9 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     return config
 
 
-def _read_object(file: Path) -> Mapping[str, Any]:
+def _read_object(file: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Mapping[str, Any]:
     try:
-        value = json.loads(file.read_bytes())
+        value = json.loads(file.read_bytes(), object_hook=object_hook)
     except (OSError, ValueError) as error:
         raise ModelError(f"{file} can't be read as JSON: {error}") from error
     if not isinstance(value, dict):
@@ -288,9 +288,12 @@ def _build(described: DescribedModel) -> Any:
     preload_openblas()
     from mlx_lm.utils import load_model as load_lazily
 
-    said = config_overrides(described.config)
     try:
+        said = config_overrides(described.config)
         model, _config = load_lazily(described.path, lazy=True, model_config=said)
+        check_scaling(model, {**described.config, **said}, build)
+    except ModelError:
+        raise
     except Exception as error:  # a wrong config fails anywhere inside the model's own code
         raise _cannot_load(described, error) from error
     return model
@@ -308,33 +311,3 @@ def _read_weights(loaded: LoadedModel) -> None:
 def _cannot_load(described: DescribedModel, error: Exception) -> ModelError:
     kind = described.config["model_type"]
     return ModelError(f"mlx-lm can't load the {kind} model in {described.path}: {error}")
-
-
-def config_overrides(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What is laid over config.json for mlx-lm, which doesn't know all of transformers 5's words. Imports mlx.
-
-    Raises:
-        ModelError: it says something that mlx-lm's architecture has no word for.
-    """
-    words = _words_of(config.get("model_type"))
-    said = in_mlx_lm_words(config, words) if words else {}
-    text = config.get("text_config")
-    if not isinstance(text, Mapping):
-        return said
-    # Of the text model by itself if mlx-lm has that, else of the whole.
-    inner = _words_of(text.get("model_type")) or words
-    more = in_mlx_lm_words(text, inner, "config.json: text_config") if inner else {}
-    return {**said, "text_config": {**text, **more}} if more else said
-
-
-def _words_of(model_type: object) -> frozenset[str]:
-    """The keys that mlx-lm reads of an architecture's config; nothing if it has none of this name."""
-    from mlx_lm.utils import MODEL_REMAPPING
-
-    name = MODEL_REMAPPING.get(model_type, model_type) if isinstance(model_type, str) else ""
-    try:
-        module = importlib.import_module(f"mlx_lm.models.{name}")
-    except ImportError:
-        return frozenset()
-    classes = [getattr(module, each, None) for each in ("ModelArgs", "TextArgs", "TextConfig", "TextModelArgs")]
-    return frozenset(field.name for each in classes if is_dataclass(each) for field in fields(each))
