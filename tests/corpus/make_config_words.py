@@ -51,7 +51,7 @@ LEFT_OUT = {
     "bailing_hybrid": "transformers means another architecture",
     "minimax": "transformers means another architecture",
     "mistral3": "transformers 4 has no ministral3",
-    "muse_glimmer": "it has nothing but a nested form",
+    "muse_glimmer": "transformers knows its nested form alone, mlx-lm's tiny config is flat",
     "pixtral": "transformers means the vision tower",
 }
 _FIVES_ROPE = {"rope_parameters": {"rope_theta": THETA, "partial_rotary_factor": 0.5, "rope_type": "default"}}

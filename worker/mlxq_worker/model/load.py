@@ -18,7 +18,7 @@ from typing import Any
 
 from mlxq.errors import ModelError
 from mlxq_worker.blas import preload_openblas
-from mlxq_worker.model.config_json.build import build, config_overrides, untagged
+from mlxq_worker.model.config_json.build import build, config_overrides, untagged, window_not_kept
 from mlxq_worker.model.config_json.rope_check import check_scaling
 from mlxq_worker.model.eos import EosSet, resolve_eos
 from mlxq_worker.model.python_template import use_python_template
@@ -296,6 +296,13 @@ def _build(described: DescribedModel) -> Any:
         raise
     except Exception as error:  # a wrong config fails anywhere inside the model's own code
         raise _cannot_load(described, error) from error
+    window = window_not_kept(described.config)
+    if window is not None and window < described.context_length:
+        logger.warning(
+            "config.json states a sliding window of %d tokens, but mlx-lm attends to everything for this model: longer"
+            " sequences get other answers than it was trained to give",
+            window,
+        )
     return model
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from mlxq_worker.model.config_json.architectures import words_of
+from mlxq_worker.model.config_json.rope import PARTIAL
+from mlxq_worker.model.config_json.unread import refuse_unread, unread_window
 from mlxq_worker.model.config_json.words import in_mlx_lm_words
 
 _SHARED_WITH_TEXT = ("tie_word_embeddings",)
@@ -20,22 +22,47 @@ def config_overrides(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     words = words_of(config)
     text = config.get("text_config")
-    if not words.text or not isinstance(text, Mapping):
-        return in_mlx_lm_words(config, words.top, architecture=words.architecture, required=words.required)
-    said = in_mlx_lm_words(
-        config, words.top, architecture=words.architecture, required=words.required - {"text_config"}
-    )
+    if not words.top:
+        return {}
+    if not isinstance(text, Mapping):
+        return _overrides(config, words.architecture, words.top, words.required, "config.json")
+    if not words.text:  # the architecture takes the text model's keys for its own
+        said = _overrides({**config, **text}, words.architecture, words.top, words.required, "config.json")
+        return {**said, "text_config": {**text, **said}}
+    said = in_mlx_lm_words(config, words.top, required=words.required - {"text_config"})
     if "vocab_size" in words.top and "vocab_size" not in config and "vocab_size" in text:
         said["vocab_size"] = text["vocab_size"]  # mlx-lm would put its default over the text model's
-    shared = {key: config[key] for key in _SHARED_WITH_TEXT if key in config}
-    more = in_mlx_lm_words(
-        {**text, **shared},
-        words.text,
-        "config.json: text_config",
-        architecture=words.text_architecture,
-        required=words.text_required - {"model_type"},
-    )
-    return {**said, "text_config": {**text, **shared, **more}}
+    inner = {**text, **{key: config[key] for key in _SHARED_WITH_TEXT if key in config}}
+    required = words.text_required - {"model_type"}
+    more = _overrides(inner, words.text_architecture, words.text, required, "config.json: text_config")
+    return {**said, "text_config": {**inner, **more}}
+
+
+def _overrides(
+    part: Mapping[str, Any], architecture: str, words: frozenset[str], required: frozenset[str], where: str
+) -> dict[str, Any]:
+    known = PARTIAL if not words.isdisjoint({*PARTIAL, "rotary_dim"}) else ()
+    activation = _activation_of(part.get("model_type"))
+    refuse_unread(part, words, where, architecture=architecture, known=known, activation=activation)
+    return in_mlx_lm_words(part, words, where, architecture=architecture, required=required)
+
+
+def _activation_of(model_type: object) -> object:
+    """What transformers takes for ``hidden_act`` in an architecture, if it has it."""
+    from transformers import CONFIG_MAPPING
+
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        return None
+    return getattr(CONFIG_MAPPING[model_type](), "hidden_act", None)
+
+
+def window_not_kept(config: Mapping[str, Any]) -> int | None:
+    """The sliding window that config.json states, in tokens, where mlx-lm attends to everything instead."""
+    words = words_of(config)
+    text = config.get("text_config")
+    if isinstance(text, Mapping):
+        return unread_window(text, words.text or words.top)
+    return unread_window(config, words.top)
 
 
 def untagged(value: dict[str, Any]) -> Any:

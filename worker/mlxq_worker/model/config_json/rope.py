@@ -12,18 +12,12 @@ from typing import Any
 
 from mlxq.errors import ModelError
 from mlxq_worker.model.config_json.layers import FULL, SLIDING
+from mlxq_worker.model.config_json.unread import FIXED
 
 THETA = ("rope_theta", "rotary_emb_base", "rope_base")
 PARTIAL = ("partial_rotary_factor", "rotary_pct", "rope_pct")
 LOCAL_THETA = ("rope_local_base_freq", "swa_rope_theta")
 """What architectures call the same. The last is the theta of layers with a window."""
-
-FIXED: Mapping[tuple[str, str], float] = {
-    ("glm", "partial_rotary_factor"): 0.5,
-    ("recurrent_gemma", "partial_rotary_factor"): 0.5,
-    ("recurrent_gemma", "rope_theta"): 10000.0,
-}
-"""What an architecture of mlx-lm goes by, whatever a config says."""
 
 PLAIN_ROPE = ("default", "mrope")
 """Types of positions that don't stretch them. Sections of ``mrope`` differ for images only."""
@@ -37,10 +31,6 @@ def rope(part: Mapping[str, Any], words: Collection[str], architecture: str, whe
     """
     given = part.get("rope_parameters")
     stated = given if isinstance(given, Mapping) else {}
-    for (name, word), value in FIXED.items():
-        found = (stated or part).get(word, value)
-        if name == architecture and found != value:
-            raise _not_read(f"{where}: {word}", found)
     if not stated:
         return _scaling_of_four(part, words, where)
     if is_by_layer(stated):
