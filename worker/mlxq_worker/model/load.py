@@ -7,9 +7,7 @@ model. Knows nothing of requests or batches.
 
 from __future__ import annotations
 
-import json
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,7 +19,8 @@ from mlxq_worker.blas import preload_openblas
 from mlxq_worker.model.config_json.build import build, config_overrides, untagged, window_not_kept
 from mlxq_worker.model.config_json.rope_check import check_scaling
 from mlxq_worker.model.eos import EosSet, resolve_eos
-from mlxq_worker.model.python_template import use_python_template
+from mlxq_worker.model.json_file import read_object
+from mlxq_worker.model.load_tokenizer import load_tokenizer
 from mlxq_worker.model.safetensors import WEIGHT_FILES
 from mlxq_worker.model.tokenizer import Tokenizer
 
@@ -36,9 +35,6 @@ _CONTEXT_LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_sequenc
 _LARGEST_STATED_LENGTH = 10**9
 
 logger = logging.getLogger("rq.worker")
-
-_TOKENIZED_SAMPLE = "The quick-brown Fox's 12345 jumps,  over\n\tthe lazy dog. École 北京 🌧 don't I'LL x=1;y+=2 "
-"""A bit of everything that tokenizers split in ways of their own."""
 
 _REPOSITORY_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
 _DESCRIPTION_FILES = ("*.json", "*.jsonl", "*.txt", "*.jinja", "tokenizer.model", "*.tiktoken")
@@ -174,8 +170,8 @@ def _download(repository: str, patterns: Sequence[str]) -> Path:
 def _describe(location: _Location, extra_eos_tokens: Sequence[int | str], allow_no_eos: bool) -> DescribedModel:
     config = _read_config(location.path)
     generation_file = location.path / "generation_config.json"
-    generation_config = _read_object(generation_file) if generation_file.exists() else {}
-    tokenizer = _load_tokenizer(location.path, config)
+    generation_config = read_object(generation_file) if generation_file.exists() else {}
+    tokenizer = load_tokenizer(location.path, config)
     vocab_size = vocab_size_of(config, tokenizer)
     eos = resolve_eos(
         tokenizer,
@@ -201,86 +197,12 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     file = path / "config.json"
     if not file.exists():
         raise ModelError(f"{path} has no config.json: it is not a model in Hugging Face layout")
-    config = _read_object(file, object_hook=untagged)
+    config = read_object(file, object_hook=untagged)
     if not isinstance(config.get("model_type"), str):
         raise ModelError(f"{file} does not say which model_type this is")
     if config.get("model_file") is not None:
         raise ModelError(f"{path} brings its own model code ({config['model_file']}), which is never run")
     return config
-
-
-def _read_object(file: Path, object_hook: Callable[[dict[str, Any]], Any] | None = None) -> Mapping[str, Any]:
-    try:
-        value = json.loads(file.read_bytes(), object_hook=object_hook)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file} can't be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{file} must hold a JSON object")
-    return value
-
-
-def _load_tokenizer(path: Path, config: Mapping[str, Any]) -> Tokenizer:
-    # mlx-lm's loader gives the same tokenizer inside a wrapper, but imports mlx and replaces EOS ids.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install PyTorch
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
-            path, config=_config_for_tokenizer(config), trust_remote_code=False
-        )
-    except Exception as error:  # the tokenizers library raises bare Exceptions on a damaged file
-        if not (path / "tokenizer.json").exists():  # what transformers says then is about packages
-            raise ModelError(f"{path} has no tokenizer.json, and no other tokenizer that can be loaded") from error
-        raise ModelError(f"the tokenizer in {path} can't be loaded: {error}") from error
-    use_python_template(tokenizer)
-    _add_processor_template(tokenizer, path)
-    _warn_of_tokenizer_class(tokenizer, path)
-    return tokenizer
-
-
-def _add_processor_template(tokenizer: Any, path: Path) -> None:
-    """The template of chat_template.json, where processors keep it: a tokenizer doesn't look there."""
-    file = path / "chat_template.json"
-    if tokenizer.chat_template is not None or not file.exists():
-        return
-    template = _read_object(file).get("chat_template")
-    if not isinstance(template, str):
-        raise ModelError(f"{file} must hold a text under chat_template")
-    tokenizer.chat_template = template
-
-
-def _warn_of_tokenizer_class(tokenizer: Any, path: Path) -> None:
-    """A class of transformers may lay rules of its own over tokenizer.json: splitting of words, a normalizer, added
-    tokens. The texts that it makes of the same words then differ from those that the model was trained on."""
-    from tokenizers import Tokenizer as RawTokenizer
-
-    file = path / "tokenizer.json"
-    if not file.exists():
-        return
-    try:
-        raw = RawTokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exceptions
-        raise ModelError(f"the tokenizer in {path} can't be loaded: {error}") from error
-    sample = _TOKENIZED_SAMPLE
-    if raw.encode(sample, add_special_tokens=False).ids != tokenizer.encode(sample, add_special_tokens=False):
-        logger.warning(
-            "transformers' %s reads texts otherwise than %s says: if that is not meant, set tokenizer_class in"
-            " tokenizer_config.json to PreTrainedTokenizerFast",
-            type(tokenizer).__name__,
-            file,
-        )
-
-
-def _config_for_tokenizer(config: Mapping[str, Any]) -> Any:
-    """What transformers chooses the tokenizer's class by. From the model's type alone: given the whole file, it
-    refuses fields that it does not like, an EOS that is a text or a nested list among them."""
-    from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
-
-    model_type = config["model_type"]
-    known = model_type in CONFIG_MAPPING  # mlx-lm has architectures that transformers has not
-    chosen = AutoConfig.for_model(model_type) if known else PreTrainedConfig()
-    chosen.tokenizer_class = config.get("tokenizer_class")
-    return chosen
 
 
 def _build(described: DescribedModel) -> Any:
