@@ -40,6 +40,8 @@ from mlxq_worker.jobs.mending import Mending
 from mlxq_worker.jobs.presence import Presence
 from mlxq_worker.jobs.store import JobStore
 from mlxq_worker.messages import Channel, Ready, Signalled
+from mlxq_worker.metrics.decode_figures import DecodeFigures
+from mlxq_worker.metrics.job_figures import JobFigures
 from mlxq_worker.processes import ParentWatch
 from mlxq_worker.step_watch import StepWatch
 
@@ -172,6 +174,8 @@ class BatchWorker(BaseWorker):
 
     def _configured(self, burst: bool, max_jobs: int | None) -> WorkerConfig:
         config = self._given_config or WorkerConfig.from_env(os.environ)
+        if config.metrics_address is not None and config.parent_pid is None:
+            raise ConfigError("metrics are served by `mlxq worker`: leave MLXQ_METRICS_PORT out under `rq worker`")
         return replace(
             config,
             burst=burst or config.burst,
@@ -180,9 +184,18 @@ class BatchWorker(BaseWorker):
         )
 
     def _serve(self, config: WorkerConfig, parent: ParentWatch | None) -> bool:
-        consumer = Consumer(self._store(config), Presence(self), self._channel, config)
+        figures = JobFigures()
+        consumer = Consumer(self._store(config), Presence(self), self._channel, config, figures)
         watch = StepWatch(config.step_timeout_s)
-        io_thread = IoThread(consumer, self._channel, watch, parent=parent, lease_s=config.lease_s)
+        io_thread = IoThread(
+            consumer,
+            self._channel,
+            watch,
+            parent=parent,
+            figures=figures,
+            reports_fd=config.reports_fd,
+            lease_s=config.lease_s,
+        )
         io_thread.start()
         try:
             self._decode(config, watch)
@@ -204,7 +217,12 @@ class BatchWorker(BaseWorker):
         )
 
     def _decode(self, config: WorkerConfig, watch: StepWatch) -> None:
+        began = time.monotonic()
         backend = self._load(config)
+        figures = None
+        if config.reports_fd is not None:
+            figures = DecodeFigures(config.engine.max_num_seqs)
+            figures.loaded(time.monotonic() - began)
         loop = DecodeLoop(
             backend.new_engine,
             self._channel,
@@ -213,6 +231,7 @@ class BatchWorker(BaseWorker):
             memory=backend.memory,
             max_generated_tokens=config.max_generated_tokens,
             grace_s=config.grace_s,
+            figures=figures,
         )
         self._channel.to_io.put(Ready(backend.preparer))
         if config.ready_fd is not None:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from contextlib import suppress
-from typing import Any, NoReturn
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.core import ParameterSource
@@ -22,6 +22,9 @@ from mlxq.printable import log_printably, printable_lines
 from mlxq_worker import exits
 from mlxq_worker.commands.worker_options import WORKER, all_worker_options, no_kv_bits, words_of
 from mlxq_worker.config import KV_BITS, WorkerConfig
+
+if TYPE_CHECKING:
+    from mlxq_worker.supervision.totals import Totals
 
 
 @click.command()
@@ -75,14 +78,44 @@ def _supervise(config: WorkerConfig, options: list[str], log_level: str) -> None
     dead_workers = DeadWorkers(connection, config.queues)
     command = [*WORKER, *options]
     try:
-        with WorkerProcess(
-            command, {"MLXQ_URL": config.url}, verbose=True, tell=logger.warning, on_end=dead_workers.release
-        ) as process:
-            Supervisor(process, dead_workers, config.grace_s).run()
+        with ExitStack() as stack:
+            totals = _served_totals(config, stack)
+            process = WorkerProcess(
+                command,
+                {"MLXQ_URL": config.url},
+                verbose=True,
+                tell=logger.warning,
+                on_end=dead_workers.release,
+                totals=totals,
+            )
+            Supervisor(stack.enter_context(process), dead_workers, config.grace_s, totals).run()
     except WorkerGaveUp as error:
         sys.exit(error.exit_code)  # it has said why, where we would
     finally:
         connection.close()
+
+
+def _served_totals(config: WorkerConfig, stack: ExitStack) -> Totals | None:
+    """What the worker's figures will add up to, served until the stack unwinds; `None` if nobody asked for that.
+
+    Raises:
+        ConfigError: nobody can listen there.
+    """
+    if config.metrics_address is None:
+        return None
+    from mlxq.metrics.queue_figures import SCRAPE_TIMEOUT_S, QueueFigures
+    from mlxq.queue.connect import connect
+    from mlxq_worker.supervision.metrics_port import open_port
+    from mlxq_worker.supervision.supervisor import logger
+    from mlxq_worker.supervision.totals import Totals
+
+    totals = Totals()
+    connection = stack.enter_context(connect(config.url, timeout_s=SCRAPE_TIMEOUT_S))
+    queue_figures = QueueFigures(connection, config.queues)
+    port = open_port(config.metrics_address, totals, queue_figures, model=config.model, queues=config.queues)
+    stack.enter_context(port)
+    logger.info("Metrics are served at http://%s/metrics", port.address)
+    return totals
 
 
 def _work(config: WorkerConfig, log_level: str) -> int:
