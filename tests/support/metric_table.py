@@ -1,4 +1,4 @@
-"""The tables of docs/metrics.md, made from the tables of metrics. ``python -m tests.support.metric_table`` writes them."""
+"""The tables of docs/metrics.md, made from those of the code; ``python -m tests.support.metric_table`` writes them."""
 
 from __future__ import annotations
 

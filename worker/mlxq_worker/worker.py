@@ -27,6 +27,7 @@ from rq.worker import BaseWorker, DequeueStrategy
 
 from mlxq import keys
 from mlxq.errors import ConfigError
+from mlxq.logs import fields
 from mlxq.passing import is_refusal
 from mlxq.printable import log_printably
 from mlxq.queue.connect import refuse_cluster, takes_bytes
@@ -202,7 +203,13 @@ class BatchWorker(BaseWorker):
         finally:
             io_thread.close()
         done = consumer.outbox
-        logger.info("Worker %s ends: %d jobs ended, %d came too late", self.name, done.num_ended, done.num_late)
+        logger.info(
+            "Worker %s ends: %d jobs ended, %d came too late",
+            self.name,
+            done.num_ended,
+            done.num_late,
+            extra=fields(num_ended=done.num_ended, num_late=done.num_late),
+        )
         return done.num_ended > 0
 
     def _store(self, config: WorkerConfig) -> JobStore:
@@ -219,10 +226,11 @@ class BatchWorker(BaseWorker):
     def _decode(self, config: WorkerConfig, watch: StepWatch) -> None:
         began = time.monotonic()
         backend = self._load(config)
+        loaded_s = time.monotonic() - began
         figures = None
         if config.reports_fd is not None:
             figures = DecodeFigures(config.engine.max_num_seqs)
-            figures.loaded(time.monotonic() - began)
+            figures.loaded(loaded_s)
         loop = DecodeLoop(
             backend.new_engine,
             self._channel,
@@ -242,6 +250,7 @@ class BatchWorker(BaseWorker):
             backend.description,
             ", ".join(config.queues),
             config.engine.max_num_seqs,
+            extra=fields(model=config.model, queues=list(config.queues), seconds=round(loaded_s, 1)),
         )
         try:
             self._turn_until_over(loop)

@@ -7,6 +7,7 @@ workers: whoever starts it says what there is to tell.
 from __future__ import annotations
 
 import json
+import logging
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,8 @@ from prometheus_client.registry import CollectorRegistry
 
 from mlxq.errors import ConfigError
 from mlxq.metrics.address import Address
+
+logger = logging.getLogger("mlxq")
 
 IDLE_S = 10.0
 """A connection that sends nothing for so long is closed."""
@@ -77,6 +80,10 @@ class MetricsServer:
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Whoever asked is gone before it had the answer; standard error is for the log."""
+        logger.debug("A request for metrics from %s came to nothing", client_address, exc_info=True)
 
 
 class _ServerV6(_Server):

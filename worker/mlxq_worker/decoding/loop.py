@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from queue import Empty
 
 from mlxq.errors import RequestError
+from mlxq.logs import fields
 from mlxq_worker.decoding.lifecycle import Event, Lifecycle
 from mlxq_worker.decoding.memory_watch import MemoryWatch, is_allocation_failure, is_out_of_buffers, no_limit
 from mlxq_worker.decoding.width import Width
@@ -235,7 +236,12 @@ class DecodeLoop:
         that is alone needs more than there is. A process that ran out of buffers is no use to anybody."""
         rows = tuple(in_batch)
         self._rows.difference_update(rows)
-        logger.error("A step of %d rows raised; starting over with an empty batch: %s", len(rows), trace_of(error))
+        logger.error(
+            "A step of %d rows raised; starting over with an empty batch: %s",
+            len(rows),
+            trace_of(error),
+            extra=fields(num_rows=len(rows), error=type(error).__name__),
+        )
         if is_out_of_buffers(error):
             self._channel.to_io.put(Returned(rows))
             self._on(Event.RECYCLE, "Metal has no more buffers for this process, which a fresh one has")

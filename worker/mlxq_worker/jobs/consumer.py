@@ -12,6 +12,7 @@ import logging
 from redis.exceptions import ResponseError
 from rq.worker import WorkerStatus
 
+from mlxq.logs import fields
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.jobs.active import ActiveJobs
 from mlxq_worker.jobs.cancelled_batches import CancelledBatches
@@ -163,7 +164,7 @@ class Consumer:
         """Write what has ended and give everything else back. May be called again if it raises."""
         self._claiming.stop()
         if self._active:
-            logger.info("Giving %d jobs back", len(self._active))
+            logger.info("Giving %d jobs back", len(self._active), extra=fields(num_jobs=len(self._active)))
             self._completion.give_back(self._active, strikes=0)
         self.outbox.write(now)
         self.reconcile(now)

@@ -15,6 +15,7 @@ from threading import Thread
 
 from redis.exceptions import RedisError, ResponseError
 
+from mlxq.logs import fields
 from mlxq.passing import is_refusal, passes
 from mlxq.queue.broken_keys import is_wrong_type
 from mlxq_worker import exits
@@ -153,7 +154,8 @@ class IoThread(Thread):
             self._next_try = time.monotonic() + self._backoff_s
             self._figures.redis_failed()
             what = "can't do this now" if is_refusal(error) else "doesn't answer"
-            logger.warning("Redis %s, next try in %.1f s: %s", what, self._backoff_s, error)
+            pause_s = self._backoff_s
+            logger.warning("Redis %s, next try in %.1f s: %s", what, pause_s, error, extra=fields(pause_s=pause_s))
             return None
         if self._backoff_s:
             logger.info("Redis answers again")

@@ -9,6 +9,7 @@ import logging
 
 from rq.worker import WorkerStatus
 
+from mlxq.logs import fields
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.jobs.active import ActiveJob, ActiveJobs
 from mlxq_worker.jobs.cancelled_batches import CancelledBatches
@@ -115,7 +116,8 @@ class Leases:
         self._num_doubtful = recovered.num_doubtful
         self._figures.recovered(recovered.num_requeued)
         if recovered.num_requeued:
-            logger.warning("Requeued %d jobs of a worker that died", recovered.num_requeued)
+            num_jobs = recovered.num_requeued
+            logger.warning("Requeued %d jobs of a worker that died", num_jobs, extra=fields(num_jobs=num_jobs))
         for job in recovered.struck_out:
             self._completion.end_struck_out(job)
         return recovered.num_requeued
@@ -128,7 +130,9 @@ class Leases:
         self._recovery_timer.postpone(now, min(COME_BACK_S, self._lease_s, 2 * away_s + COME_BACK_MARGIN_S))
 
     def _lose(self, active: ActiveJob) -> None:
-        logger.warning("Job %s isn't ours any more: its lease is gone", active.job.job_id)
+        logger.warning(
+            "Job %s isn't ours any more: its lease is gone", active.job.job_id, extra=active.job.log_fields()
+        )
         self._figures.lost()
         self._active.forget(active.job)
         self._channel.to_decode.put(Cancel(active.row_ids))

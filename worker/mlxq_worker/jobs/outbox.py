@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 
+from mlxq.logs import fields
 from mlxq_worker.jobs.claimed import ClaimedJob
 from mlxq_worker.jobs.endings import Ending
 from mlxq_worker.jobs.store import JobStore
@@ -80,4 +81,6 @@ class Outbox:
         if num_late:
             self._figures.late(num_late)
             self.num_late += num_late
-            logger.warning("Dropped %d results: their jobs weren't ours any more", num_late)
+            logger.warning(
+                "Dropped %d results: their jobs weren't ours any more", num_late, extra=fields(num_jobs=num_late)
+            )

@@ -19,6 +19,7 @@ from rq.queue import Queue
 from rq.utils import utcparse
 from rq.worker_registration import get_keys
 
+from mlxq.logs import fields
 from mlxq.machine import machine_id
 from mlxq_worker.jobs.presence import ENTRY_TTL_S, MACHINE
 from mlxq_worker.jobs.store import JobStore
@@ -68,7 +69,14 @@ class DeadWorkers:
     def _release(self, worker_name: str, *, has_died: bool = True) -> None:
         if jobs := self._store.abandon(worker_name, time.time(), has_died=has_died):
             how = "died" if has_died else "ended"
-            logger.warning("Worker %s %s with %d jobs in hand: %s", worker_name, how, len(jobs), ", ".join(jobs))
+            logger.warning(
+                "Worker %s %s with %d jobs in hand: %s",
+                worker_name,
+                how,
+                len(jobs),
+                ", ".join(jobs),
+                extra=fields(worker=worker_name, jobs=jobs),
+            )
 
     def _is_dead(self, key: str) -> bool:
         entry = self._redis.hmget(key, "hostname", "pid", "last_heartbeat", MACHINE)
