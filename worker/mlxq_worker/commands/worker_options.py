@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
+from mlxq.cli.operations.address import AddressType
 from mlxq_worker.commands.size import Size, StepTokens, WiredLimit
 from mlxq_worker.config import KV_BITS, NO_KV_BITS, variable_of
 
@@ -88,6 +89,11 @@ WORKER_OPTIONS: Mapping[str, WorkerOption] = {
     "max_jobs": WorkerOption("--max-jobs", "Start a fresh process after so many jobs.", _COUNT),
     "max_generated_tokens": WorkerOption(
         "--max-generated-tokens", "Start a fresh process after so many tokens.", _COUNT
+    ),
+    "metrics_address": WorkerOption(
+        "--metrics-port",
+        "Serve /metrics, /health and /ready at this port of 127.0.0.1, or at HOST:PORT.  [default: not at all]",
+        {"type": AddressType()},
     ),
 }
 """By the field of `WorkerConfig`, or of the `EngineConfig` in it, that each sets."""

@@ -167,6 +167,8 @@ class BatchEngine:
             rows_computed=rows_computed,
             rows_useful=rows_useful,
             num_prefilled=plan.num_prefilled,
+            num_prompt_tokens=self._scheduler.admitted.num_tokens,
+            num_shared_tokens=self._scheduler.admitted.num_shared,
         )
 
     def _choose_step_size(self) -> None:
@@ -179,6 +181,10 @@ class BatchEngine:
         pay, itself."""
         before, self._in_flight = self._in_flight, launched if self._run_ahead.pays else None
         return [step for step in (before, launched) if step is not None and step is not self._in_flight]
+
+    def kv_usage(self) -> float:
+        """How much of the memory for keys and values those that run have reserved, 1 being all of it."""
+        return self._scheduler.kv_usage()
 
     def close(self) -> None:
         """Drop all rows and free what the batch holds."""

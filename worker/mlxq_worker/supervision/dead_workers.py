@@ -20,6 +20,7 @@ from redis.exceptions import RedisError, ResponseError
 from rq.utils import utcparse
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
+from mlxq.logs import fields
 from mlxq.machine import machine_id
 from mlxq.passing import passes
 from mlxq.printable import log_printably
@@ -112,7 +113,14 @@ class DeadWorkers:
     def _release(self, worker_name: str, *, has_died: bool, is_seen: bool) -> None:
         if jobs := self._store.abandon(worker_name, time.time(), has_died=has_died, is_seen=is_seen):
             how = "died" if has_died else "ended"
-            logger.warning("Worker %s %s with %d jobs in hand: %s", worker_name, how, len(jobs), ", ".join(jobs))
+            logger.warning(
+                "Worker %s %s with %d jobs in hand: %s",
+                worker_name,
+                how,
+                len(jobs),
+                ", ".join(jobs),
+                extra=fields(worker=worker_name, jobs=jobs),
+            )
 
     def _is_dead(self, key: str) -> bool:
         entry = cast("list[bytes | None]", self._redis.hmget(key, "hostname", "pid", "last_heartbeat", MACHINE))

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from types import FrameType
 
 from mlxq_worker.supervision.dead_workers import DeadWorkers
+from mlxq_worker.supervision.totals import Totals
 from mlxq_worker.supervision.worker_process import WorkerProcess
 
 logger = logging.getLogger("mlxq.supervisor")
@@ -29,12 +30,16 @@ class Supervisor:
     Args:
         process: not started yet; whoever gives it ends it.
         grace_s: how long the worker may take to stop after the first signal.
+        totals: hears that we look around; `None` if nobody watches us.
     """
 
-    def __init__(self, process: WorkerProcess, dead_workers: DeadWorkers, grace_s: float) -> None:
+    def __init__(
+        self, process: WorkerProcess, dead_workers: DeadWorkers, grace_s: float, totals: Totals | None = None
+    ) -> None:
         self._process = process
         self._dead_workers = dead_workers
         self._grace_s = grace_s
+        self._totals = totals
         self._num_signals = 0
         self._num_passed_on = 0
         self._deadline = float("inf")
@@ -55,6 +60,8 @@ class Supervisor:
 
     def turn(self, now: float) -> bool:
         """One iteration; returns whether there is nothing more to look after."""
+        if self._totals is not None:
+            self._totals.turned()
         if self._num_signals:
             return self._stop(now)
         self._dead_workers.release_if_due(now)
