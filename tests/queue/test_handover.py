@@ -1,4 +1,4 @@
-"""A run that leaves its requests to the next one into the same files: they stay in the queue, and none is asked twice."""
+"""A run that leaves its requests to the next one into the same files: they stay in the queue, none is asked twice."""
 
 from __future__ import annotations
 

@@ -20,6 +20,9 @@ from mlxq.cli.streams import open_closed_streams
 from mlxq.errors import ConfigError, MlxqError
 from mlxq.printable import printable_lines
 
+SERVE_PACKAGES = frozenset({"anyio", "h11", "python_multipart", "starlette", "uvicorn"})
+"""What the extra ``serve`` brings, and its own needs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -105,4 +108,5 @@ def missing_package(error: ModuleNotFoundError) -> click.ClickException | None:
     """The error of a package that `pip install mlxq` leaves out; `None` if it is one of ours, which is a bug."""
     if (error.name or "mlxq").startswith("mlxq"):
         return None
-    return click.ClickException(f'this command needs {error.name}: install "mlxq[worker]"')
+    extra = "serve" if str(error.name).partition(".")[0] in SERVE_PACKAGES else "worker"
+    return click.ClickException(f'this command needs {error.name}: install "mlxq[{extra}]"')
