@@ -24,7 +24,7 @@ def service(redis_url: str, data: Path, **settings: Any) -> Iterator[str]:
     """The URL of a running service."""
     with (
         Client(redis_url) as client,
-        serving(client, Settings(data=data, port=0, **settings), lambda _: None) as server,
+        serving(client, Settings(data=data, **{"port": 0, **settings}), lambda _: None) as server,
     ):
         yield server.url
 

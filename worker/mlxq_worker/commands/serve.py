@@ -68,8 +68,7 @@ WORKER_LEASE_S = 30
     help="Requests of one batch queued at a time.",
 )
 @click.option(
-    "--lease",
-    "batch_lease_s",
+    "--batch-lease",
     type=click.FloatRange(1),
     default=15.0,
     metavar="SECONDS",
@@ -99,7 +98,7 @@ def serve(
     max_file_bytes: int,
     max_requests: int,
     max_inflight: int,
-    batch_lease_s: float,
+    batch_lease: float,
     allow_unknown_params: bool,
     with_worker: bool,
     verbose: bool,
@@ -135,7 +134,7 @@ def serve(
             port=port,
             keys=keys,
             alone=not is_shared,
-            lease_s=batch_lease_s,
+            lease_s=batch_lease,
             rules=Rules(max_inflight=max_inflight, max_requests=max_requests, allow_unknown=allow_unknown_params),
             limits=Limits(max_file_bytes=max_file_bytes),
         )

@@ -13,8 +13,8 @@ from mlxq.errors import QueueError
 from mlxq.serve.api import batches, files
 from mlxq.serve.api.access import Access, KeyRing
 from mlxq.serve.api.errors import HANDLERS
-from mlxq.serve.api.patience import Patience
 from mlxq.serve.api.service import Service, service_of
+from mlxq.serve.api.timeouts import Timeouts
 
 
 async def health(request: Request) -> Response:
@@ -34,7 +34,7 @@ def build_app(service: Service, keys: KeyRing | None) -> Starlette:
     """
     app = Starlette(
         routes=[Route("/health", health, methods=["GET"]), *files.ROUTES, *batches.ROUTES],
-        middleware=[Middleware(Patience), Middleware(Access, keys=keys)],
+        middleware=[Middleware(Timeouts), Middleware(Access, keys=keys)],
         exception_handlers=HANDLERS,
     )
     app.state.service = service

@@ -15,7 +15,7 @@ PIECE_TIMEOUT_S = 60.0
 """For the next piece of a body to come, or to be taken: at most 64 KiB."""
 
 
-class Patience:
+class Timeouts:
     """Gives up a request whose next piece doesn't come, and an answer whose next piece isn't taken."""
 
     def __init__(self, app: ASGIApp, timeout_s: float = PIECE_TIMEOUT_S) -> None:
