@@ -24,7 +24,7 @@ from mlxq.serve.store.database import Database
 from mlxq.serve.store.disk import DataDirectory
 from mlxq.serve.store.records import BatchRecord
 from mlxq.serve.work.batch_run import BatchRun, Rules
-from mlxq.serve.work.leases import Leases
+from mlxq.serve.work.leases import BatchLeases
 
 LINES = [chat_line(f"r{i}") for i in range(40)]
 ALL = sorted(f"r{i}" for i in range(40))
@@ -293,7 +293,7 @@ def test_lines_that_a_kill_has_doubled_are_there_once(scene: Scene, redis_url: s
 
 
 def test_a_lease_is_held_by_one_until_it_is_released(connection: Redis) -> None:
-    one, other = Leases(connection, 60), Leases(connection, 60)
+    one, other = BatchLeases(connection, 60), BatchLeases(connection, 60)
 
     assert one.hold(["a", "b"]) == ["a", "b"]
     assert other.hold(["a", "b", "c"]) == ["c"]
@@ -305,7 +305,7 @@ def test_a_lease_is_held_by_one_until_it_is_released(connection: Redis) -> None:
 
 
 def test_a_lease_runs_out_and_is_taken_again_by_who_renews_it_first(connection: Redis) -> None:
-    one, other = Leases(connection, 60), Leases(connection, 60)
+    one, other = BatchLeases(connection, 60), BatchLeases(connection, 60)
     one.hold(["a", "b"])
     assert 59_000 < int(connection.pttl(keys.serve_lease("a"))) <= 60_000
     connection.delete(keys.serve_lease("a"), keys.serve_lease("b"))
@@ -317,5 +317,5 @@ def test_a_lease_runs_out_and_is_taken_again_by_who_renews_it_first(connection: 
 def test_a_stranger_under_the_key_of_a_lease_makes_room(connection: Redis) -> None:
     connection.rpush(keys.serve_lease("a"), "something")
 
-    assert Leases(connection, 60).hold(["a"]) == ["a"]
+    assert BatchLeases(connection, 60).hold(["a"]) == ["a"]
     assert connection.exists(keys.moved(keys.serve_lease("a")))

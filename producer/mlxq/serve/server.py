@@ -20,7 +20,7 @@ from mlxq.serve.store.database import Database
 from mlxq.serve.store.disk import DataDirectory
 from mlxq.serve.work.batch_run import BatchRun, Rules
 from mlxq.serve.work.dispatcher import Dispatcher
-from mlxq.serve.work.leases import Leases
+from mlxq.serve.work.leases import BatchLeases
 
 LEASE_S = 15.0
 MAX_RUNNING = 64
@@ -65,7 +65,7 @@ def serving(client: Client, settings: Settings, tell: Tell) -> Iterator[HttpServ
         dispatcher = Dispatcher(
             database,
             disk,
-            Leases(client.redis, settings.lease_s),
+            BatchLeases(client.redis, settings.lease_s),
             run_batch,
             lease_s=settings.lease_s,
             max_running=settings.max_running,

@@ -21,7 +21,7 @@ from mlxq.files.bulk import LeftToOthers
 from mlxq.files.outages import Tell
 from mlxq.serve.store.database import Database
 from mlxq.serve.store.disk import DataDirectory
-from mlxq.serve.work.leases import Leases
+from mlxq.serve.work.leases import BatchLeases
 
 logger = logging.getLogger("mlxq.serve")
 
@@ -73,7 +73,7 @@ class Dispatcher:
         self,
         database: Database,
         disk: DataDirectory,
-        leases: Leases,
+        leases: BatchLeases,
         run_batch: RunBatch,
         *,
         lease_s: float,

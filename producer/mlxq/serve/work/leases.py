@@ -20,7 +20,7 @@ from mlxq.queue.scripts import source
 PACKAGE = "mlxq.serve.work"
 
 
-class Leases:
+class BatchLeases:
     """The leases of one process.
 
     Args:
