@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 from mlxq.contract import Failure
 from mlxq.errors import InputFileError, RequestError
-from mlxq.files.kinds import HEAD_BYTES, kind_of
+from mlxq.formats.kinds import HEAD_BYTES, kind_of
 from mlxq.files.paths import STDIN, file_errors
 from mlxq.requests import openai
 from mlxq.requests.openai import ParsedLine
