@@ -31,9 +31,9 @@ ENGINE_BUILDER = "mlxq_worker.backend"
 
 FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
     "mlxq": (
-        frozenset({"contract", "errors", "jobs", "keys", "machine", "passing", "printable", "sentinel"}),
-        frozenset({"requests", "results"}),
-        frozenset({"queue"}),
+        frozenset({"contract", "errors", "id_table", "jobs", "keys", "machine", "passing", "printable", "sentinel"}),
+        frozenset({"formats", "requests", "results"}),
+        frozenset({"queue", "tables"}),
         frozenset({"files"}),
         frozenset({"cli"}),
         frozenset({"__main__"}),

@@ -20,7 +20,7 @@ from mlxq.files.tally import Tally
 
 @click.command(context_settings=options.SETTINGS)
 @click.argument("batch_id", metavar="BATCH")
-@options.output
+@options.output(required=True)
 @options.error_file
 @click.option("--follow", is_flag=True, help="Wait for the rest of the batch.")
 @options.ordered

@@ -126,7 +126,7 @@ class Sink:
 
     def refuse(self, bad: BadLine) -> None:
         """Write the failure of an input line that was refused."""
-        line, place = failure_line(bad.failure()), f"line {bad.line_number}"
+        line, place = failure_line(bad.failure()), bad.place
         if bad.owns_id:
             self._num_asked += bad.custom_id in self._done
             self.write(line, place)

@@ -17,14 +17,14 @@ from typing import Any
 import click
 
 from mlxq.cli import options
+from mlxq.cli.options.reading import Reading, reading
 from mlxq.cli.progress import Display, progress
 from mlxq.cli.report import EMPTY_HINT, finish
 from mlxq.cli.signals import StopRequest
 from mlxq.cli.terminal import tell
 from mlxq.errors import QueueNotReady, QueueUnavailable
 from mlxq.files import bulk
-from mlxq.files.input import InputFormat, read_requests
-from mlxq.files.paths import count_lines, refuse_same_file, source_name
+from mlxq.files.paths import refuse_same_file
 from mlxq.files.sink import default_error_file
 from mlxq.files.tally import Summary, Tally
 from mlxq.queue import durability
@@ -42,8 +42,8 @@ RESUME_HINT = "Run the same command again to go on from here."
 
 
 @click.command(context_settings=options.SETTINGS)
-@options.input_file(required=True)
-@options.output
+@reading(required=True)
+@options.output(required=True)
 @options.error_file
 @worker_option("model", default="demo")
 @click.option("--url", envvar=options.URL_VARIABLES, help="Use this Redis instead of a private one.")
@@ -58,17 +58,13 @@ RESUME_HINT = "Run the same command again to go on from here."
 @click.option("--workers", type=click.IntRange(0), default=1, help="Worker processes; 0 leaves the work to others.")
 @click.option("--resume/--no-resume", default=True, help="Skip requests whose answer is in the output already.")
 @options.ordered
-@options.input_format
-@options.chat
-@options.settings
-@options.allow_unknown_params
 @worker_option("extra_eos_tokens")
 @worker_option("allow_no_eos")
 @worker_option("tool_call_parser")
 @worker_option("reasoning_parser")
 @click.option("-v", "--verbose", is_flag=True, help="Show what the worker writes.")
 def run(
-    input_path: Path,
+    reading: Reading,
     output: Path,
     error_file: Path | None,
     url: str | None,
@@ -77,10 +73,6 @@ def run(
     workers: int,
     resume: bool,
     ordered: bool,
-    input_format: InputFormat | None,
-    chat: bool,
-    defaults: dict[str, Any],
-    allow_unknown_params: bool,
     verbose: bool,
     **worker_options: Any,
 ) -> None:
@@ -94,14 +86,9 @@ def run(
     if not (workers or url):
         raise click.UsageError("--workers 0 leaves the work to the workers of a Redis that they know: give its --url")
     error_file = error_file or default_error_file(output)
-    refuse_same_file({"--input": input_path, "--output": output, "--error-file": error_file})
-    lines = read_requests(
-        input_path,
-        input_format=input_format,
-        chat_text=chat,
-        allow_unknown=allow_unknown_params,
-        defaults=defaults,
-    )
+    for path in reading.paths:
+        refuse_same_file({"--input": path, "--output": output, "--error-file": error_file})
+    lines = reading.requests()
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         is_shared = bool(url)
@@ -118,7 +105,7 @@ def run(
             )
             for _ in range(workers)
         ]
-        display = stack.enter_context(progress(count_lines(input_path)))
+        display = stack.enter_context(progress(reading.count()))
         turn = _Turn(client, processes, display, stop)
         try:
             for finding in _findings(client) if is_shared else ():
@@ -134,7 +121,7 @@ def run(
                 ordered=ordered,
                 # A Redis of others comes back some day; one of our own has nothing to come back with.
                 tell=tell if is_shared else None,
-                source=source_name(input_path),
+                source=reading.source,
                 default_max_tokens=(worker_options["default_max_tokens"] or DEFAULT_MAX_TOKENS) if workers else None,
             )
         except QueueUnavailable as error:
