@@ -499,7 +499,7 @@ def test_an_engine_module_may_import_its_own_folder_and_lower_floors() -> None:
     ("name", "upwards"),
     [
         ("mlxq.requests.fields", "mlxq.results"),
-        ("mlxq.queue.batch", "mlxq.files.sink"),
+        ("mlxq.queue.batch", "mlxq.files.output.sink"),
         ("mlxq.files.bulk", "mlxq.cli.progress"),
         ("mlxq_worker.messages", "mlxq_worker.jobs.store"),
         ("mlxq_worker.text.prompt", "mlxq_worker.jobs.endings"),

@@ -13,8 +13,8 @@ from mlxq.cli.report import finish
 from mlxq.cli.signals import StopRequest
 from mlxq.cli.terminal import tell
 from mlxq.files import bulk
+from mlxq.files.output.sink import default_error_file
 from mlxq.files.paths import refuse_same_file
-from mlxq.files.sink import default_error_file
 from mlxq.files.tally import Tally
 
 

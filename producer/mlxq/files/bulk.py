@@ -17,8 +17,8 @@ from mlxq import keys
 from mlxq.errors import BatchNotFound, InputFileError, QueueError, QueueUnavailable
 from mlxq.files.input import BadLine
 from mlxq.files.outages import Outages, Tell
+from mlxq.files.output.sink import Sink
 from mlxq.files.read_ahead import ReadAhead
-from mlxq.files.sink import Sink
 from mlxq.files.stale_batches import batch_prefix, clear
 from mlxq.files.tally import Summary, Tally
 from mlxq.queue.batch import Batch

@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mlxq.files.error_file import ErrorFile
 from mlxq.files.input import BadLine
+from mlxq.files.output.error_file import ErrorFile
+from mlxq.files.output.result_file import Done, check_result_file, done_by, load_done, open_writer, order_file
 from mlxq.files.paths import count_lines
-from mlxq.files.result_file import Done, check_result_file, done_by, load_done, open_writer, order_file
 from mlxq.files.tally import Summary, Tally
 from mlxq.requests.normal_form import spelled_hash
 from mlxq.requests.openai import ParsedLine

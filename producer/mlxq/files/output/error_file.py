@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from mlxq.errors import InputFileError
-from mlxq.files.result_file import drop_lines, open_writer, read_lines
+from mlxq.files.output.result_file import drop_lines, open_writer, read_lines
 from mlxq.results import read_back
 
 

@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Self
 import msgspec
 
 from mlxq.errors import InputFileError
-from mlxq.files.durable import force_to_disk, is_regular, open_locked, replace_file, sync_directory, write_all
+from mlxq.files.output.durable import force_to_disk, is_regular, open_locked, replace_file, sync_directory, write_all
 from mlxq.files.paths import BLOCK_BYTES, file_errors
 from mlxq.results import read_back
 
