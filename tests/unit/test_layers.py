@@ -31,7 +31,9 @@ ENGINE_BUILDER = "mlxq_worker.backend"
 
 FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
     "mlxq": (
-        frozenset({"contract", "errors", "id_table", "jobs", "keys", "machine", "passing", "printable", "sentinel"}),
+        frozenset(
+            {"contract", "errors", "id_table", "jobs", "keys", "machine", "passing", "printable", "sentinel", "spool"}
+        ),
         frozenset({"formats", "requests", "results"}),
         frozenset({"queue", "tables"}),
         frozenset({"files"}),

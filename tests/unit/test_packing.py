@@ -16,7 +16,7 @@ from tests.support.result_files import request_file
 
 from mlxq.errors import InputFileError
 from mlxq.files.input import read_requests
-from mlxq.formats.packing import Packing, blocks, packed
+from mlxq.formats.packing import Packing, Whole, packed, whole_part
 from mlxq.requests.openai import ParsedLine
 
 LINES = [
@@ -91,14 +91,11 @@ def test_lines_of_a_slow_packed_pipe_come_as_they_are_written(tmp_path: Path) ->
 
 @pytest.mark.parametrize("packing", ["gzip", "zstd"])
 @pytest.mark.parametrize("cut", [0, 1, 30])
-def test_blocks_are_found_again_and_what_was_cut_off_is_behind_them(packing: Packing, cut: int) -> None:
+def test_the_whole_part_ends_before_a_block_that_was_cut_off(packing: Packing, cut: int) -> None:
     # given two blocks and a third one that was being written
     first, second, third = (packed(data, packing) for data in (WHOLE, b"", LINES[0]))
-    torn = third[:cut]
 
-    # when
-    found = list(blocks(io.BytesIO(first + second + torn), packing))
-
-    # then
-    assert [(block.start, block.end) for block in found] == [(0, len(first)), (len(first), len(first + second))]
-    assert [block.content for block in found] == [WHOLE, b""]
+    # when, then
+    assert whole_part(io.BytesIO(first + second + third[:cut]), packing) == Whole(len(first + second), b"\n")
+    assert whole_part(io.BytesIO(first + second + third), packing) == Whole(len(first + second + third), b"\n")
+    assert whole_part(io.BytesIO(third[:cut]), packing) == Whole(0, b"")

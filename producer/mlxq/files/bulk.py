@@ -6,7 +6,7 @@ process nor Redis grows with the file. Knows nothing of who answers the jobs, no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,13 @@ from mlxq.files.output.sink import Sink
 from mlxq.files.read_ahead import ReadAhead
 from mlxq.files.stale_batches import batch_prefix, clear
 from mlxq.files.tally import Summary, Tally
+from mlxq.id_table import IdTable
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.requests.openai import ParsedLine
 from mlxq.results.answer import Answer
 from mlxq.results.read_back import content_hash_of
+from mlxq.spool import Spool
 
 DEFAULT_MAX_INFLIGHT = 4096
 POLL_S = 0.5
@@ -82,13 +84,14 @@ def process(
                 sink.tally.is_waiting = True
                 if not on_turn(sink.tally):
                     return sink.summary(interrupted=True)
-        with _Bulk(client.open(prefix=prefix), lines, sink, max_inflight, tell) as bulk:
+        order = Spool[str](output.parent) if ordered else None
+        with _Bulk(client.open(prefix=prefix), lines, sink, max_inflight, tell, order) as bulk:
             while on_turn(sink.tally) and not bulk.is_done:
                 sink.tally.is_waiting = not outages.attempt(bulk.turn)
         if bulk.is_done:
             sink.settle_source()
-        if ordered and bulk.is_done:
-            sink.order_by(bulk.custom_ids)
+        if order is not None and bulk.is_done:
+            sink.order_by(order)
     return sink.summary(interrupted=not bulk.is_done)
 
 
@@ -120,15 +123,14 @@ def collect(
         while on_turn(sink.tally) and not collection.has_ended:
             sink.tally.is_waiting = not outages.attempt(collection.turn)
         if ordered and collection.has_ended:
-            sink.order_by(collection.custom_ids)
+            sink.order_by(collection.custom_ids())
     return sink.summary(interrupted=not collection.is_done)
 
 
 class _Collection:
-    """One reading of a batch that others answer. `custom_ids` are in the order of the batch, once `has_ended`."""
+    """One reading of a batch that others answer."""
 
     def __init__(self, batch: Batch, sink: Sink, follow: bool) -> None:
-        self.custom_ids: list[str] = []
         self.is_done = False
         self.has_ended = False
         self._batch = batch
@@ -136,26 +138,29 @@ class _Collection:
         self._collector = batch.collector() if follow else batch.collector(reconcile_s=0.0)
         self._sink = sink
         self._follow = follow
-        self._custom_id_of: dict[str, str] = {}
+        self._custom_id_of = IdTable()  # by job id
 
     def turn(self) -> None:
         """Take what has ended; may be repeated after a `QueueUnavailable`."""
         num_before = len(self._custom_id_of)
         for answer in self._collector.next_answers(POLL_S if self._follow else 0.0):
-            self._custom_id_of[answer.job_id] = answer.custom_id
+            self._custom_id_of.put(answer.job_id, answer.custom_id)
             if not self._sink.skip_if_done(answer.custom_id, content_hash_of(answer.line)):
                 self._sink.write(answer.line)
         self._sink.sync_if_due()
         self.is_done = self._collector.is_done()
         if self.is_done or not (self._follow or len(self._custom_id_of) > num_before):
-            self.custom_ids = [self._custom_id_of[i] for i in self._batch.job_ids() if i in self._custom_id_of]
             self.has_ended = True
+
+    def custom_ids(self) -> Iterator[str]:
+        """The ids of what has been collected, in the order of the batch, once it `has_ended`."""
+        return (i for i in map(self._custom_id_of.get, self._batch.job_ids()) if i is not None)
 
 
 class _Bulk:
     """One run over one input; leaving it early keeps what has ended and cancels the rest.
 
-    `custom_ids` are those of the lines read so far, in their order.
+    `order` takes the ids of the lines that are read, in their order.
     """
 
     def __init__(
@@ -165,8 +170,9 @@ class _Bulk:
         sink: Sink,
         max_inflight: int,
         tell: Tell | None,
+        order: Spool[str] | None,
     ) -> None:
-        self.custom_ids: list[str] = []
+        self._order = order
         self._batch = batch
         self._collector = batch.collector()
         self._lines = ReadAhead(lines, ahead=min(keys.CHUNK, max_inflight))
@@ -254,11 +260,11 @@ class _Bulk:
         return num_added
 
     def _is_to_run(self, line: ParsedLine | BadLine) -> TypeGuard[ParsedLine]:
+        if self._order is not None:
+            self._order.append(line.custom_id if isinstance(line, BadLine) else line.request.custom_id)
         if isinstance(line, BadLine):
-            self.custom_ids.append(line.custom_id)
             self._sink.refuse(line)
             return False
-        self.custom_ids.append(line.request.custom_id)
         self._sink.tally.drop(line.dropped)
         return not self._sink.skip_request(line)
 

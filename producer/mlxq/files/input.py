@@ -10,7 +10,6 @@ import contextlib
 import io
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -124,10 +123,10 @@ def count_requests(paths: Paths, input_format: Format | None = None) -> int | No
 
 
 def _requests(sources: Sequence[_Source]) -> Iterator[ParsedLine | BadLine]:
-    with closing(IdTable()) as taken:
-        for source in sources:
-            for record in source.records():
-                yield _parsed(record, source, taken)
+    taken = IdTable()
+    for source in sources:
+        for record in source.records():
+            yield _parsed(record, source, taken)
 
 
 def _parsed(record: Record, source: _Source, taken: IdTable) -> ParsedLine | BadLine:

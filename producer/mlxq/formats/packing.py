@@ -9,7 +9,6 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO, Literal, Protocol
 
@@ -50,36 +49,34 @@ def packed(data: bytes, packing: Packing) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class Block:
-    """One whole member or frame of a packed file: where it begins and ends (bytes), and what is in it."""
+class Whole:
+    """The part of a packed file that was not cut off: where it ends (bytes), and the last byte of its content."""
 
-    start: int
-    end: int
-    content: bytes
+    end: int = 0
+    last: bytes = b""
 
 
-def blocks(source: BinaryIO, packing: Packing) -> Iterator[Block]:
-    """The whole blocks of a packed file, one after another. What is behind them, if there is anything, was cut off or
-    is damaged.
+def whole_part(source: BinaryIO, packing: Packing) -> Whole:
+    """All members or frames that are whole. What is behind them, if there is anything, was cut off or is damaged.
 
     Args:
         source: read from where it stands, which counts as offset 0.
     """
-    start, rest = 0, b""
+    whole, rest = Whole(), b""
     while True:
-        member, content, length = _new_member(packing), bytearray(), 0
+        member, last, length = _new_member(packing), whole.last, 0
         while not member.eof:
             data = rest or source.read(READ_BYTES)
             if not data:
-                return
+                return whole
             try:
-                content += member.decompress(data)
+                content = member.decompress(data)
             except _errors(packing):
-                return
+                return whole
             rest = member.unused_data
             length += len(data) - len(rest)
-        yield Block(start, start + length, bytes(content))
-        start += length
+            last = content[-1:] or last
+        whole = Whole(whole.end + length, last)
 
 
 class _Member(Protocol):

@@ -1,34 +1,39 @@
 """Result files, written so that a crash or a full disk loses no finished line.
 
-A result file is append-only JSON lines. It is itself the durable state of a run: `load_done` tells what a rerun
-may skip, a line that a crash cut off is removed when the file is opened again, and a lock keeps two runs off one
-file. Knows no requests, queues or models.
+A result file is append-only: JSON lines, or blocks of them that are packed each for itself. It is itself the durable
+state of a run: what a crash cut off is removed when the file is opened again, and a lock keeps two runs off one file.
+Knows no requests, queues or models.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 import msgspec
 
 from mlxq.errors import InputFileError
-from mlxq.files.output.durable import force_to_disk, is_regular, open_locked, replace_file, sync_directory, write_all
+from mlxq.files.output.durable import force_to_disk, is_regular, open_locked, sync_directory, write_all
+from mlxq.files.output.stored import can_be_torn, not_an_output_line, opened, packing_in
 from mlxq.files.paths import BLOCK_BYTES, file_errors
+from mlxq.formats.packing import Packing, packed, whole_part
 from mlxq.results import read_back
+
+PACKED_BYTES = 1024 * 1024
+"""Of lines in one block of a packed file, at most; `ResultWriter.sync` ends a block before that."""
 
 
 class ResultWriter:
-    """Appends output lines to a file that it alone writes to, one system call each; for one thread.
+    """Appends output lines to a file that it alone writes to; for one thread.
 
-    Opening creates the file, or repairs it if a crash cut its last line off. The lock goes with the process, so
-    a killed run leaves nothing to clean up. What isn't a regular file (a pipe, ``/dev/null``) is neither locked
-    nor repaired.
+    Opening creates the file, or repairs it if a crash cut off its last line or block. The lock goes with the process,
+    so a killed run leaves nothing to clean up. What isn't a regular file (a pipe, ``/dev/null``) is neither locked nor
+    repaired.
 
     Raises:
         InputFileError: the file can't be opened or written, another run has it, or it holds something else.
@@ -36,28 +41,32 @@ class ResultWriter:
 
     def __init__(self, path: Path | str) -> None:
         self._path = Path(path)
+        self._waiting = bytearray()  # lines of a block that is not written yet
         self._fd = open_locked(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             with file_errors(self._path, "write"):
                 check_result_file(self._path)
-                self._end = _repaired_end(self._fd) if is_regular(self._fd) else 0
+                self._packing = packing_in(self._path)
+                self._end = _repaired_end(self._fd, self._packing) if is_regular(self._fd) else 0
         except BaseException:
             os.close(self._fd)
             raise
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Write one output line. It survives this process once this returns, and a power cut after `sync`."""
+        """Write one output line, in one system call. It survives this process once this returns, and a power cut after
+        `sync`; of a packed file both only after `sync`."""
         data = msgspec.json.encode(line) + b"\n"
-        with file_errors(self._path, "write"):
-            try:
-                write_all(self._fd, data)
-            except OSError:
-                self._drop_partial_line()
-                raise
-        self._end += len(data)
+        if self._packing is None:
+            self._write(data)
+            return
+        self._waiting += data
+        if len(self._waiting) >= PACKED_BYTES:
+            self._write_block(self._packing)
 
     def sync(self) -> None:
         """Force everything written so far to the disk."""
+        if self._packing is not None:
+            self._write_block(self._packing)
         if is_regular(self._fd):
             with file_errors(self._path, "write"):
                 sync_directory(self._path)
@@ -78,7 +87,21 @@ class ResultWriter:
     ) -> None:
         self.close()
 
-    def _drop_partial_line(self) -> None:
+    def _write_block(self, packing: Packing) -> None:
+        if self._waiting:
+            self._write(packed(bytes(self._waiting), packing))
+            self._waiting.clear()
+
+    def _write(self, data: bytes) -> None:
+        with file_errors(self._path, "write"):
+            try:
+                write_all(self._fd, data)
+            except OSError:
+                self._drop_partial_write()
+                raise
+        self._end += len(data)
+
+    def _drop_partial_write(self) -> None:
         # A device can't be truncated, and on a failing disk this may fail too: then the next opening repairs it,
         # and the error that the caller should see is the first one.
         with contextlib.suppress(OSError):
@@ -99,58 +122,6 @@ def open_writer(path: Path, *, keep: bool) -> ResultWriter:
     return ResultWriter(path)
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
-    """An answer in a result file: the hash of the request it answers, and the name of the model it is by.
-
-    One that `is_cut` is there in part, so its request is not done. `default_max_tokens` is the worker's limit that the
-    answer kept to, where its request has none and the line says so.
-    """
-
-    content_hash: str
-    model: str | None
-    is_cut: bool = False
-    default_max_tokens: int | None = None
-
-
-def load_done(path: Path | str) -> dict[str, Done]:
-    """The answers in a result file by custom id. Later lines win; a missing file is empty.
-
-    Raises:
-        InputFileError: the file can't be read, or a line other than a cut-off last one is not an output line.
-    """
-    done: dict[str, Done] = {}
-    with file_errors(path, "read"), contextlib.suppress(FileNotFoundError), Path(path).open("rb") as source:
-        for _, _, line in _result_lines(source, path):
-            if (answer := done_by(line)) is not None:
-                done[line["custom_id"]] = answer
-    return done
-
-
-def read_lines(path: Path | str) -> Iterator[dict[str, Any]]:
-    """All lines of a result file, one by one.
-
-    Raises:
-        InputFileError: as `load_done`; a missing file is an error, too.
-    """
-    with file_errors(path, "read"), Path(path).open("rb") as source:
-        for _, _, line in _result_lines(source, path):
-            yield line
-
-
-def done_by(line: Mapping[str, Any]) -> Done | None:
-    """What an output line has done, for a rerun; `None` if it is no answer by mlxq, nor a part of one."""
-    content_hash = read_back.content_hash_of(line)
-    if content_hash is None or not read_back.is_success(line):
-        return None
-    return Done(
-        content_hash,
-        read_back.model_of(line),
-        is_cut=read_back.is_cut(line),
-        default_max_tokens=read_back.default_max_tokens_of(line),
-    )
-
-
 def check_result_file(path: Path | str) -> None:
     """Look at the first and the last line of a file that is to take output lines: its name may be a slip of the hand.
 
@@ -159,74 +130,30 @@ def check_result_file(path: Path | str) -> None:
     Raises:
         InputFileError: the file can't be read, or it holds something else.
     """
-    if not Path(path).is_file():
+    path = Path(path)
+    if not path.is_file():
         return
-    with file_errors(path, "read"), Path(path).open("rb") as source:
-        first = source.readline()
-        if first.endswith(b"\n") and read_back.decode_output_line(first) is None:
-            raise _not_an_output_line(1, path)
-        tail = _tail(source.fileno())
-        if tail and read_back.decode_output_line(tail) is None and not _can_be_torn(tail):
-            raise InputFileError(f"{path} is not a file of output lines, so nothing is added to it")
+    with file_errors(path, "read"), opened(path) as source:
+        is_packed = not isinstance(source.raw, io.FileIO)
+        # Of a packed file that is damaged from its beginning on, nothing is known, and nothing is kept.
+        with contextlib.suppress(OSError) if is_packed else contextlib.nullcontext():
+            first = source.readline()
+            if first.endswith(b"\n") and read_back.decode_output_line(first) is None:
+                raise not_an_output_line(1, path)
+        if not is_packed:
+            _check_tail(_tail(source.fileno()), path)
 
 
-def order_file(path: Path | str, ids: Iterable[str], *, without: Collection[str] = ()) -> None:
-    """Rewrite a result file in the order of `ids`, in one atomic step; call it after closing the writer.
-
-    Of several lines for one id the last is kept. Lines with other ids follow in their old order; those with ids in
-    `without` are dropped.
-
-    Raises:
-        InputFileError: as `load_done` and `ResultWriter`; the file is then as it was.
-    """
-    # The target of a link is what gets replaced, not the link.
-    target = Path(path).resolve()
-    with os.fdopen(open_locked(target, os.O_RDONLY), "rb") as source, file_errors(path, "reorder"):
-        spans = {
-            line["custom_id"]: (offset, len(raw))
-            for offset, raw, line in _result_lines(source, path)
-            if line["custom_id"] not in without
-        }
-        ordered = dict.fromkeys(custom_id for custom_id in ids if custom_id in spans) | dict.fromkeys(spans)
-        replace_file(target, (_line_at(source, *spans[custom_id]) for custom_id in ordered))
+def _check_tail(tail: bytes, path: Path) -> None:
+    if tail and read_back.decode_output_line(tail) is None and not can_be_torn(tail):
+        raise InputFileError(f"{path} is not a file of output lines, so nothing is added to it")
 
 
-def drop_lines(path: Path | str, ids: Collection[str], *, before: int) -> None:
-    """Rewrite a result file without those lines for `ids` that start before an offset (bytes), in one atomic step;
-    call it after closing the writer.
-
-    Raises:
-        InputFileError: as `order_file`; the file is then as it was.
-    """
-    target = Path(path).resolve()
-    with os.fdopen(open_locked(target, os.O_RDONLY), "rb") as source, file_errors(path, "rewrite"):
-        lines = _result_lines(source, path)
-        replace_file(target, (raw for offset, raw, line in lines if offset >= before or line["custom_id"] not in ids))
-
-
-def _result_lines(source: BinaryIO, path: Path | str) -> Iterator[tuple[int, bytes, dict[str, Any]]]:
-    """Offset, bytes and value of every output line, without a last one that a crash cut off."""
-    offset = 0
-    for number, raw in enumerate(source, start=1):
-        line = read_back.decode_output_line(raw)
-        if line is not None:
-            yield offset, raw, line
-        elif raw.endswith(b"\n"):
-            raise _not_an_output_line(number, path)
-        offset += len(raw)
-
-
-def _not_an_output_line(number: int, path: Path | str) -> InputFileError:
-    return InputFileError(f"line {number} of {path} is not an output line")
-
-
-def _line_at(source: BinaryIO, offset: int, length: int) -> bytes:
-    source.seek(offset)
-    return source.read(length).rstrip(b"\n") + b"\n"
-
-
-def _repaired_end(fd: int) -> int:
-    """The size of the file, after its last line was completed with a newline or, if cut off, removed."""
+def _repaired_end(fd: int, packing: Packing | None) -> int:
+    """The size of the file, after its last line was completed with a newline or, if cut off, removed; or the last
+    block of a packed one."""
+    if packing is not None:
+        return _repaired_end_of_packed(fd, packing)
     size, tail = os.fstat(fd).st_size, _tail(fd)
     if not tail:
         return size
@@ -237,20 +164,23 @@ def _repaired_end(fd: int) -> int:
     return size - len(tail)
 
 
+def _repaired_end_of_packed(fd: int, packing: Packing) -> int:
+    os.lseek(fd, 0, os.SEEK_SET)
+    with os.fdopen(os.dup(fd), "rb") as source:
+        whole = whole_part(source, packing)
+    os.ftruncate(fd, whole.end)
+    if whole.last in (b"", b"\n"):
+        return whole.end
+    newline = packed(b"\n", packing)
+    write_all(fd, newline)
+    return whole.end + len(newline)
+
+
 def _tail(fd: int) -> bytes:
     """What stands after the last newline."""
     size = os.fstat(fd).st_size
     start = _last_line_start(fd, size)
     return os.pread(fd, size - start, start)
-
-
-def _can_be_torn(line: bytes) -> bool:
-    """Whether this can be the start of an output line, and no more than that: whole JSON was not cut off."""
-    try:
-        msgspec.json.decode(line)
-    except (ValueError, RecursionError):
-        return line.startswith(b"{")
-    return False
 
 
 def _last_line_start(fd: int, size: int) -> int:
