@@ -71,6 +71,8 @@ def enqueue(
 def _check_usage(reading: Reading, prompt: str | None, wait: bool) -> None:
     if bool(reading.paths) == (prompt is not None):
         raise click.UsageError("give either --input or --prompt")
+    if reading.columns.keep:
+        raise click.UsageError("--keep goes with mlxq run, which writes the output, too")
     if wait and prompt is None:
         raise click.UsageError("--wait goes with --prompt; for a file, use `mlxq collect --follow`")
 

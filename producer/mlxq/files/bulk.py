@@ -17,6 +17,7 @@ from mlxq import keys
 from mlxq.errors import BatchNotFound, InputFileError, QueueError, QueueUnavailable
 from mlxq.files.input import BadLine
 from mlxq.files.outages import Outages, Tell
+from mlxq.files.output.answer_table import AnswerTable, InputRow, input_row
 from mlxq.files.output.sink import Sink
 from mlxq.files.read_ahead import ReadAhead
 from mlxq.files.stale_batches import batch_prefix, clear
@@ -50,6 +51,7 @@ def process(
     tell: Tell | None = None,
     source: str | None = None,
     default_max_tokens: int | None = None,
+    table: AnswerTable | None = None,
 ) -> Summary:
     """Have every line answered: each becomes one line of the output file or of the error file.
 
@@ -69,6 +71,7 @@ def process(
             of none of its requests any more are removed.
         default_max_tokens: the limit of a request that sets none, if all workers have the same: an answer that kept to
             another is to something else.
+        table: at the end, and only if the run comes to it, the answers are written as this table, too.
 
     Raises:
         InputFileError: a file can't be read or written.
@@ -84,14 +87,16 @@ def process(
                 sink.tally.is_waiting = True
                 if not on_turn(sink.tally):
                     return sink.summary(interrupted=True)
-        order = Spool[str](output.parent) if ordered else None
-        with _Bulk(client.open(prefix=prefix), lines, sink, max_inflight, tell, order) as bulk:
+        rows = Spool[InputRow](output.parent) if ordered or table else None
+        with _Bulk(client.open(prefix=prefix), lines, sink, max_inflight, tell, rows) as bulk:
             while on_turn(sink.tally) and not bulk.is_done:
                 sink.tally.is_waiting = not outages.attempt(bulk.turn)
         if bulk.is_done:
             sink.settle_source()
-        if order is not None and bulk.is_done:
-            sink.order_by(order)
+        if rows is not None and ordered and bulk.is_done:
+            sink.order_by(row.custom_id for row in rows)
+    if rows is not None and table is not None and bulk.is_done:
+        table.write(rows, output, error_file)
     return sink.summary(interrupted=not bulk.is_done)
 
 
@@ -104,6 +109,7 @@ def collect(
     follow: bool = False,
     ordered: bool = False,
     tell: Tell | None = None,
+    table: AnswerTable | None = None,
 ) -> Summary:
     """Fetch the answers of a batch that somebody submitted; nothing is deleted from Redis.
 
@@ -111,6 +117,7 @@ def collect(
         follow: wait until the batch is done; otherwise take what has ended so far.
         ordered: at the end, rewrite the output file in the order of the batch.
         tell: hears that Redis went away, and the collection waits until it is back; without it, that ends it.
+        table: at the end, what has been collected is written as this table, too.
 
     Raises:
         InputFileError: a file can't be written.
@@ -124,6 +131,11 @@ def collect(
             sink.tally.is_waiting = not outages.attempt(collection.turn)
         if ordered and collection.has_ended:
             sink.order_by(collection.custom_ids())
+    if table is not None and collection.has_ended:
+        rows = Spool[InputRow](output.parent)
+        for custom_id in collection.custom_ids():
+            rows.append(InputRow(custom_id, {}))
+        table.write(rows, output, error_file)
     return sink.summary(interrupted=not collection.is_done)
 
 
@@ -160,7 +172,7 @@ class _Collection:
 class _Bulk:
     """One run over one input; leaving it early keeps what has ended and cancels the rest.
 
-    `order` takes the ids of the lines that are read, in their order.
+    `rows` takes what of the lines is needed at the end, in their order.
     """
 
     def __init__(
@@ -170,9 +182,9 @@ class _Bulk:
         sink: Sink,
         max_inflight: int,
         tell: Tell | None,
-        order: Spool[str] | None,
+        rows: Spool[InputRow] | None,
     ) -> None:
-        self._order = order
+        self._rows = rows
         self._batch = batch
         self._collector = batch.collector()
         self._lines = ReadAhead(lines, ahead=min(keys.CHUNK, max_inflight))
@@ -260,8 +272,8 @@ class _Bulk:
         return num_added
 
     def _is_to_run(self, line: ParsedLine | BadLine) -> TypeGuard[ParsedLine]:
-        if self._order is not None:
-            self._order.append(line.custom_id if isinstance(line, BadLine) else line.request.custom_id)
+        if self._rows is not None:
+            self._rows.append(input_row(line))
         if isinstance(line, BadLine):
             self._sink.refuse(line)
             return False

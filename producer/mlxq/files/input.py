@@ -10,7 +10,7 @@ import contextlib
 import io
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,14 +40,15 @@ Paths = Path | str | Sequence[Path | str]
 @dataclass(frozen=True, slots=True)
 class BadLine:
     """One refused input line. `line_number` counts from 1 in its file, which is named in `source` where there are
-    several; `custom_id` is the line's own, or one made up from its number if it has none that can be read. `owns_id`
-    says that no other line can have it: it is neither made up nor a second use."""
+    several. `custom_id` is the line's own, or one made up from its number if it has none that can be read; `owns_id`
+    says that no other line can have it: it is neither made up nor a second use. `kept` is as in `ParsedLine`."""
 
     line_number: int
     custom_id: str
     error: RequestError
     owns_id: bool = True
     source: str | None = None
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def place(self) -> str:
@@ -122,11 +123,28 @@ def count_requests(paths: Paths, input_format: Format | None = None) -> int | No
     return None if None in counts else sum(count for count in counts if count is not None)
 
 
+def arrow_fields(paths: Paths, input_format: Format | None, columns: Sequence[str]) -> dict[str, Any]:
+    """pyarrow's descriptions of these columns, where all files are its own and agree.
+
+    Raises:
+        InputFileError: a file can't be read.
+    """
+    found: list[dict[str, Any]] = []
+    for path in list_paths(paths) if columns else ():
+        table = _Source(path, input_format, RequestMaker()).arrow_table()
+        if table is None:
+            return {}
+        found.append({name: table.schema.field(name) for name in columns if name in table.columns})
+    return found[0] if found and all(other == found[0] for other in found) else {}
+
+
 def _requests(sources: Sequence[_Source]) -> Iterator[ParsedLine | BadLine]:
     taken = IdTable()
     for source in sources:
         for record in source.records():
-            yield _parsed(record, source, taken)
+            parsed = _parsed(record, source, taken)
+            kept = {} if isinstance(record.value, RequestError) else source.maker.kept_of(record.value)
+            yield replace(parsed, kept=kept) if kept else parsed
 
 
 def _parsed(record: Record, source: _Source, taken: IdTable) -> ParsedLine | BadLine:
@@ -205,6 +223,8 @@ class _Source:
             return
         with file_errors(self._path, "read"), self._open() as stream:
             self._decide(stream.peek(HEAD_BYTES))
+            if self._format == "text" and self.maker.columns.name_any:
+                raise InputFileError(f"{self._path} is plain text, and has no columns")
             if self._format in TABLES:
                 self._table(stream)
             elif read_back.decode_output_line(stream.readline(openai.MAX_LINE_BYTES)) is not None:
@@ -223,18 +243,24 @@ class _Source:
 
     def count(self) -> int | None:
         """How many records there are, at most; `None` where that is not known without reading them."""
-        if str(self._path) == STDIN:
+        if not self._is_file():
+            return count_lines(self._path)
+        with file_errors(self._path, "read"):
+            if (table := self.arrow_table()) is not None:
+                return table.num_rows()
+            return None if packing_of(self._head()) or self._format in TABLES else count_lines(self._path)
+
+    def arrow_table(self) -> ArrowReader | None:
+        """The file as a table of pyarrow's; `None` if it is something else."""
+        if not self._is_file():
             return None
         with file_errors(self._path, "read"):
-            if not self._is_file():
-                Path(self._path).stat()
-                return None
-            with io.FileIO(self._path) as raw:
-                head = raw.read(HEAD_BYTES)
-            self._format = self._given or arrow_format_of(head) or self._format
-            if self._format in ARROW_FORMATS:
-                return ArrowReader(self._path, self._format).num_rows()
-            return None if packing_of(head) or self._format in TABLES else count_lines(self._path)
+            self._format = self._given or arrow_format_of(self._head()) or self._format
+            return ArrowReader(self._path, self._format) if self._format in ARROW_FORMATS else None
+
+    def _head(self) -> bytes:
+        with io.FileIO(self._path) as raw:
+            return raw.read(HEAD_BYTES)
 
     def _is_file(self) -> bool:
         return str(self._path) != STDIN and Path(self._path).is_file()

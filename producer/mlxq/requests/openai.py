@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -40,17 +40,19 @@ class ParsedLine:
 
     `payload` is what travels to the worker, which parses it again to an equal `request`: the canonical object
     ``{"custom_id", "url", "body"}``, its body as it was written, less nulls and permitted unknown fields. `dropped`
-    names these, each once: the fields that were left out though they say something.
+    names these, each once: the fields that were left out though they say something. `kept` is the user's own, which
+    goes from the input to the output and nowhere else.
     """
 
     request: Request
     payload: dict[str, Any]
     dropped: tuple[str, ...] = ()
+    kept: Mapping[str, Any] = field(default_factory=dict)
 
     def called(self, custom_id: str) -> ParsedLine:
         """The same request under another id."""
         request = msgspec.structs.replace(self.request, custom_id=custom_id)
-        return ParsedLine(request, {**self.payload, "custom_id": custom_id}, self.dropped)
+        return replace(self, request=request, payload={**self.payload, "custom_id": custom_id})
 
 
 def parse_line(

@@ -8,7 +8,7 @@ be.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,11 @@ class Columns:
     def are_named(self) -> bool:
         """Whether rows are data, of which only what is named counts."""
         return bool(self.prompt or self.messages or self.template)
+
+    @property
+    def name_any(self) -> bool:
+        """Whether there have to be columns at all."""
+        return self.are_named or self.id is not None or bool(self.keep)
 
     def check(self, columns: Sequence[str], *, allow_unknown: bool) -> None:
         """Look at the columns of a whole table before any of its rows.
@@ -98,6 +103,10 @@ class Columns:
     def kept(self, row: Row) -> dict[str, Any]:
         """The columns that go along."""
         return {name: row.get(name) for name in self.keep}
+
+    def without_kept(self, line: Mapping[str, Any]) -> dict[str, Any]:
+        """A line of JSON without what is the user's own."""
+        return {name: value for name, value in line.items() if _is_field(name) or name not in self.keep}
 
     def _is_of_request(self, name: str) -> bool:
         """Whether it is a field, or is to be refused as an unknown one."""

@@ -43,8 +43,8 @@ class RequestMaker:
         self._check_length(line)
         if self.columns.are_named or self.columns.id is not None:
             return self.of_row(openai.decoded_object(line), custom_id)
-        if self.system is not None:
-            return self._of_object(openai.decoded_object(line), custom_id)
+        if self.system is not None or self.columns.keep:
+            return self._of_object(self.columns.without_kept(openai.decoded_object(line)), custom_id)
         return openai.parse_line(
             line, default_custom_id=custom_id, allow_unknown=self.allow_unknown, defaults=self.defaults
         )
@@ -64,6 +64,15 @@ class RequestMaker:
             prompt = line.pop("prompt")
             line["messages"] = [{"role": "user", "content": prompt}]
         return self._of_object(line, custom_id)
+
+    def kept_of(self, value: bytes | Row) -> dict[str, Any]:
+        """The columns of a record that go along; nothing of one that can't be read."""
+        if not self.columns.keep:
+            return {}
+        try:
+            return self.columns.kept(openai.decoded_object(value) if isinstance(value, bytes) else value)
+        except RequestError:
+            return {}
 
     def id_in(self, value: bytes | Row) -> str | None:
         """The usable id of a record that was refused, if it can be read at all."""

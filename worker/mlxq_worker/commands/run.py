@@ -18,14 +18,14 @@ import click
 
 from mlxq.cli import options
 from mlxq.cli.options.reading import Reading, reading
+from mlxq.cli.options.writing import Writing
+from mlxq.cli.options.writing import fields as fields_option
 from mlxq.cli.progress import Display, progress
 from mlxq.cli.report import EMPTY_HINT, finish
 from mlxq.cli.signals import StopRequest
 from mlxq.cli.terminal import tell
 from mlxq.errors import QueueNotReady, QueueUnavailable
 from mlxq.files import bulk
-from mlxq.files.output.sink import default_error_file
-from mlxq.files.paths import refuse_same_file
 from mlxq.files.tally import Summary, Tally
 from mlxq.queue import durability
 from mlxq.queue.client import Client
@@ -45,6 +45,7 @@ RESUME_HINT = "Run the same command again to go on from here."
 @reading(required=True)
 @options.output(required=True)
 @options.error_file
+@fields_option
 @worker_option("model", default="demo")
 @click.option("--url", envvar=options.URL_VARIABLES, help="Use this Redis instead of a private one.")
 @options.queue
@@ -67,6 +68,7 @@ def run(
     reading: Reading,
     output: Path,
     error_file: Path | None,
+    fields: str | None,
     url: str | None,
     queue: str,
     max_inflight: int,
@@ -85,9 +87,14 @@ def run(
     """
     if not (workers or url):
         raise click.UsageError("--workers 0 leaves the work to the workers of a Redis that they know: give its --url")
-    error_file = error_file or default_error_file(output)
-    for path in reading.paths:
-        refuse_same_file({"--input": path, "--output": output, "--error-file": error_file})
+    writing = Writing.of(
+        output,
+        error_file,
+        fields,
+        kept=reading.columns.keep,
+        kept_types=reading.kept_types(),
+        inputs=reading.paths,
+    )
     lines = reading.requests()
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
@@ -113,8 +120,8 @@ def run(
             summary = bulk.process(
                 client,
                 lines,
-                output,
-                error_file,
+                writing.answers,
+                writing.errors,
                 on_turn=turn,
                 max_inflight=max_inflight,
                 resume=resume,
@@ -123,17 +130,20 @@ def run(
                 tell=tell if is_shared else None,
                 source=reading.source,
                 default_max_tokens=(worker_options["default_max_tokens"] or DEFAULT_MAX_TOKENS) if workers else None,
+                table=writing.table,
             )
         except QueueUnavailable as error:
             whose = "" if is_shared else "The Redis that this run had started is gone. "
             raise type(error)(f"{str(error).rstrip('.')}. {whose}{RESUME_HINT}") from error
     if summary.interrupted:
         tell(f"Interrupted. {RESUME_HINT}")
+        if writing.table:
+            tell(f"The answers so far are in {writing.answers}; the table is made when all are there.")
     elif summary.total == 0:
         tell(EMPTY_HINT)
     if workers:
         _warn_of_other_models(summary, worker_options["model"])
-    finish(summary, error_file, stop)
+    finish(summary, writing.errors, stop)
 
 
 def _findings(client: Client) -> list[str]:

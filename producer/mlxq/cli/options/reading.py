@@ -16,7 +16,7 @@ from typing import Any, get_args
 import click
 
 from mlxq.errors import ConfigError
-from mlxq.files.input import BadLine, count_requests, read_requests
+from mlxq.files.input import BadLine, arrow_fields, count_requests, read_requests
 from mlxq.files.paths import STDIN, file_errors, source_name
 from mlxq.formats.names import Format
 from mlxq.requests.openai import ParsedLine, check_defaults
@@ -45,6 +45,10 @@ class Reading:
     def source(self) -> str | None:
         """A name for all of it, as of `mlxq.files.paths.source_name`."""
         return source_name(*self.paths)
+
+    def kept_types(self) -> dict[str, Any]:
+        """pyarrow's types of the columns that go along, where the input has some."""
+        return arrow_fields(self.paths, self.input_format, self.columns.keep)
 
     def requests(self) -> Iterator[ParsedLine | BadLine]:
         """What `mlxq.files.input.read_requests` yields."""
@@ -150,6 +154,12 @@ def _options(required: bool) -> list[Callable[[Any], Any]]:
             callback=_read_template,
             help="A Jinja template that makes the prompt of a row's columns, such as 'Translate: {{ text }}'.",
         ),
+        option(
+            "--keep",
+            multiple=True,
+            metavar="COLUMN",
+            help="A column that goes along into the output, which is then a table; may be repeated.",
+        ),
         option("--system", metavar="TEXT", help="A system message for conversations without one; implies --chat."),
         option("--chat", is_flag=True, help="Make plain text a chat message rather than a bare prompt."),
         option("--max-tokens", type=click.IntRange(1), help="The same as --set max_tokens=N."),
@@ -175,7 +185,17 @@ def _options(required: bool) -> list[Callable[[Any], Any]]:
 
 
 _NAMES = (
-    *("input_paths", "input_format", "prompt_column", "messages_column", "id_column", "template", "system", "chat"),
+    *(
+        "input_paths",
+        "input_format",
+        "prompt_column",
+        "messages_column",
+        "id_column",
+        "template",
+        "keep",
+        "system",
+        "chat",
+    ),
     *(*_FIELD_OPTIONS, "defaults", "allow_unknown_params"),
 )
 
@@ -205,6 +225,7 @@ def _reading(
     messages_column: str | None,
     id_column: str | None,
     template: PromptTemplate | None,
+    keep: tuple[str, ...],
     system: str | None,
     chat: bool,
     defaults: dict[str, Any],
@@ -213,7 +234,7 @@ def _reading(
 ) -> Reading:
     if sum(given is not None for given in (prompt_column, messages_column, template)) > 1:
         raise ConfigError("give one of --prompt-column, --messages-column and --template: each makes the prompt")
-    columns = Columns(prompt=prompt_column, messages=messages_column, id=id_column, template=template)
+    columns = Columns(prompt=prompt_column, messages=messages_column, id=id_column, template=template, keep=keep)
     return Reading(
         paths=input_paths,
         input_format=input_format,

@@ -19,7 +19,7 @@ from mlxq.files.output.error_file import ErrorFile
 from mlxq.files.output.result_file import check_result_file, open_writer
 from mlxq.files.output.rewriting import order_file
 from mlxq.files.tally import Summary, Tally
-from mlxq.formats.names import named
+from mlxq.formats.names import TABLES, named
 from mlxq.id_table import IdTable
 from mlxq.requests.normal_form import spelled_hash
 from mlxq.requests.openai import ParsedLine
@@ -30,9 +30,11 @@ SYNC_S = 1.0
 
 
 def default_error_file(output: Path) -> Path:
-    """``out.jsonl`` and ``out.jsonl.gz`` -> ``out.errors.jsonl``."""
-    plain = output.with_suffix("") if named(output).packing else output
-    return plain.with_name(f"{plain.stem}.errors{plain.suffix or '.jsonl'}")
+    """``out.jsonl``, ``out.jsonl.gz`` and ``out.csv`` -> ``out.errors.jsonl``."""
+    name = named(output)
+    plain = output.with_suffix("") if name.packing else output
+    suffix = ".jsonl" if name.format in TABLES else plain.suffix
+    return plain.with_name(f"{plain.stem}.errors{suffix or '.jsonl'}")
 
 
 class Sink:
