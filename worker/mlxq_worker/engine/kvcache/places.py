@@ -24,7 +24,7 @@ class PoolShape:
 
     Attributes:
         key: the same for pools of the same shape.
-        starts: the first row of each slab.
+        slabs: the rows of each slab, `None` for all, and what these are taken apart: its slots, heads and columns.
         num_rows: R.
     """
 
@@ -32,15 +32,22 @@ class PoolShape:
         self.num_heads = num_heads
         self.sizes = dict(sorted(sizes.items()))
         ends = list(accumulate((num_heads * size.area for size in self.sizes.values()), initial=0))
-        self.starts = dict(zip(self.sizes, ends, strict=False))
         self.num_rows = ends[-1]
+        self._starts = dict(zip(self.sizes, ends, strict=False))
+        self.slabs = {
+            slab: (
+                None if len(sizes) == 1 else slice(self._starts[slab], self._starts[slab] + num_heads * size.area),
+                (size.num_slots, num_heads, size.num_columns),
+            )
+            for slab, size in self.sizes.items()
+        }
         self.key = (num_heads, *((slab, size.num_slots, size.num_columns) for slab, size in self.sizes.items()))
 
     def rows_of(self, slabs: Numbers, slots: Numbers, columns: Numbers) -> Numbers:
         """Rows of places (m,): those of all heads, place after place (m * H,)."""
         starts, widths = np.zeros((2, max(self.sizes) + 1), dtype=np.int64)
         for slab, size in self.sizes.items():
-            starts[slab], widths[slab] = self.starts[slab], size.num_columns
+            starts[slab], widths[slab] = self._starts[slab], size.num_columns
         width = widths[slabs]
         first = starts[slabs] + slots * (self.num_heads * width) + columns  # (m,) of the first head
         rows: Numbers = (first[:, None] + np.arange(self.num_heads) * width[:, None]).reshape(-1)
