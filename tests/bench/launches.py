@@ -241,8 +241,8 @@ def _settle(side: Side, case: Case, width: int) -> None:
 def host_ms(case: Case, width: int = WIDTH) -> dict[str, float]:
     """What Python takes on each side for a step of a deep and narrow model, in ms of the thread's time on a processor:
     the median of many steps, for which the sides take turns."""
-    narrow = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1, "num_key_value_heads": 1}
-    model = _faint(llama(HOST_LAYERS, **narrow, vocab_size=1024))
+    narrow = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1, "num_key_value_heads": 1}
+    model = _faint(llama(HOST_LAYERS, **narrow, head_dim=16))
     sides, steps = {name: new_side(model, case, width) for name, new_side in SIDES.items()}, defaultdict(list)
     with on_a_gpu(Counts()):
         for side in sides.values():

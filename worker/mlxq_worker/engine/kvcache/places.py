@@ -59,6 +59,7 @@ class Places:
 
     def __init__(self, slabs: Numbers, slots: Numbers, columns: Numbers) -> None:
         self._slabs, self._slots, self._columns = slabs, slots, columns
+        self._numbers: dict[tuple[object, ...], Numbers] = {}  # by the pool's shape
         self._rows: dict[tuple[object, ...], mx.array] = {}
 
     @classmethod
@@ -79,10 +80,13 @@ class Places:
         quarter longer to scatter where an index might count from the end."""
         rows = self._rows.get(shape.key)
         if rows is None:
-            numbers = shape.rows_of(self._slabs, self._slots, self._columns)
-            rows = self._rows[shape.key] = mx.array(numbers.astype(np.uint32))
+            if shape.key not in self._numbers:
+                self._numbers[shape.key] = shape.rows_of(self._slabs, self._slots, self._columns)
+            rows = self._rows[shape.key] = mx.array(self._numbers[shape.key].astype(np.uint32))
         return rows
 
     def next(self) -> Places:
         """One column further, in the same slots."""
-        return Places(self._slabs, self._slots, self._columns + 1)
+        later = Places(self._slabs, self._slots, self._columns + 1)
+        later._numbers = {key: numbers + 1 for key, numbers in self._numbers.items()}
+        return later

@@ -83,9 +83,14 @@ class Pool:
         self.wipe((target, range(num_columns, self.sizes[target.slab].num_columns)) for target in targets)
 
     def wipe(self, runs: Iterable[tuple[Slot, range]]) -> None:
-        """Forget what rows that have left wrote in these columns: a masked key counts for nothing, but a masked value
-        is multiplied by zero, and that would pass on a NaN."""
-        if len(places := Places.of(runs)):
+        """Forget what rows that have left wrote in these columns, as far as a slab still has them: a masked key counts
+        for nothing, but a masked value is multiplied by zero, and that would pass on a NaN."""
+        there = [
+            (slot, range(columns.start, min(columns.stop, size.num_columns)))
+            for slot, columns in runs
+            if slot.index < (size := self.sizes[slot.slab]).num_slots
+        ]
+        if len(places := Places.of(there)):
             self._values[places.rows(self._shape)] = mx.zeros((1,), self._values.dtype)
 
     def resize(self, sizes: Mapping[int, SlabSize]) -> None:
