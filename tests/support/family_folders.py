@@ -109,9 +109,11 @@ class Family:
     is_channelled: bool = False
     more: tuple[Asked, ...] = ()
 
-    def asked(self) -> list[Asked]:
-        """The answers of any of its folders."""
-        return [*self._read(), *self._thoughts(), *self._cut_off(), *self._demanded(), *self.more]
+    def asked(self, name: str) -> list[Asked]:
+        """The answers of a folder. Calls are demanded of one folder of each family, since each such folder has a
+        process of its own that tries grammars out: of the last, where markers are texts if they ever are."""
+        demanded = self._demanded() if name == list(self.folders)[-1] else ()
+        return [*self._read(), *self._thoughts(), *self._cut_off(), *demanded, *self.more]
 
     def _read(self) -> Iterator[Asked]:
         one = self.writes["one"]
