@@ -67,9 +67,8 @@ def test_an_answer_is_what_its_script_means(answered: Any, family: Family, name:
 
 @pytest.mark.parametrize("family", [each for each in families() if each.name in BY_ENGINE], ids=lambda each: each.name)
 def test_an_engines_answers_are_the_same(tmp_path: Path, family: Family) -> None:
-    asked = family.asked()
-
-    name, folder = next(iter(family.folders.items()))
+    name, folder = list(family.folders.items())[-1]
+    asked = family.asked(name)
 
     said = engine_answers(tmp_path, folder, asked)
 

@@ -78,7 +78,7 @@ FREE = 150
 def random_answer(dialect: Dialect, constraint: Constraint, model: Any, seed: int, start: str = "") -> str:
     """An answer that the constraint allows, behind a given start; ended as soon as it may be."""
     choose = random.Random(seed)
-    closing = dialect.forced.tags.after if dialect.forced and dialect.forced.tags else '"'
+    closing = dialect.forced.tags.closing if dialect.forced and dialect.forced.tags else '"'
     ids = model.encode(start, add_special_tokens=False)
     for token_id in ids:
         constraint.advance(token_id)

@@ -58,6 +58,11 @@ def typed(text: str, schema: Schema) -> Any:
     return text
 
 
+def types_of(schema: Schema) -> frozenset[str]:
+    """The types that are stated, those of unions and references too."""
+    return _types(list(_parts(schema, schema, 0)))
+
+
 def fits(value: Any, schema: Schema) -> bool:
     """Whether a typed value is of one of the stated types; any is where none is stated."""
     parts = list(_parts(schema, schema, 0))
