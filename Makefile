@@ -50,8 +50,8 @@ thorough: $(INSTALLED) need-openblas ## the tests that try samples, on far more 
 	MLXQ_THOROUGH=1 $(BIN)/pytest $(SIDE_BY_SIDE) -m thorough
 
 # Beside the packages of .venv and not among them: with torch there, transformers takes three times as long to import.
-parity: $(INSTALLED) need-openblas ## compare with transformers' beam search, SGLang's tool parsers, axolotl's templates
-	@[ -d $(PARITY)/orjson ] || $(BIN)/pip install --quiet --target $(PARITY) --group parity
+parity: $(INSTALLED) need-openblas ## compare with transformers' beam search, SGLang's tool parsers, openai-harmony, axolotl's templates
+	@[ -d $(PARITY)/openai_harmony ] || $(BIN)/pip install --quiet --target $(PARITY) --group parity
 	@[ -d $(PARITY)/axolotl ] || $(BIN)/pip install --quiet --no-deps --target $(PARITY) $(WITHOUT_DEPS)
 	PYTHONPATH=$(PARITY) $(BIN)/pytest tests/parity
 
