@@ -166,3 +166,16 @@ def test_weights_are_shown_if_they_are_there(tmp_path: Path) -> None:
     mx.save_safetensors(str(path / "model.safetensors"), {"w": mx.zeros((4, 4))})
 
     assert inspected(path)["weights_bytes"] == 64
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "llama", "hidden_size": "many", "num_attention_heads": 4},
+        {"model_type": "gemma3", "text_config": {"hidden_size": None, "rope_parameters": {"full_attention": 7}}},
+        {"model_type": "qwen3", "rope_parameters": {"full_attention": None, "sliding_attention": None}},
+        {"model_type": "llama", "layer_types": 7, "per_layer_config": {"0": 3}, "quantization_config": [1]},
+    ],
+)
+def test_nonsense_in_a_config_is_refused_and_not_a_traceback(tmp_path: Path, config: dict[str, Any]) -> None:
+    assert inspected(folder_of(config).write(tmp_path))["batching"]["kind"] == "refused"

@@ -65,6 +65,7 @@ def _as_object(
     from mlxq_worker.dialects.tool_format import tool_format_of
 
     tokenizer = described.tokenizer
+    batching = _batching(described)
     tool_format = tool_format_of(tokenizer, tool_call_parser)
     markers = reasoning_markers_of(tokenizer, reasoning_parser)
     samples = sample_chats.try_all(tokenizer, tool_format, model_name=described.name)
@@ -72,8 +73,8 @@ def _as_object(
         "model": described.name,
         "path": str(described.path),
         "architecture": described.config["model_type"],
-        "batching": _batching(described),
-        "read_otherwise": _read_otherwise(described.config),
+        "batching": batching,
+        "read_otherwise": [] if batching["kind"] == "refused" else _read_otherwise(described.config),
         "weights_bytes": _weights_bytes(described),
         "context_length": described.context_length,
         "window_not_kept": _window_not_kept(described),
@@ -109,10 +110,7 @@ def _read_otherwise(config: Mapping[str, Any]) -> list[str]:
     """The keys that are said to mlx-lm otherwise than config.json says them."""
     from mlxq_worker.model.config_json.build import config_overrides
 
-    try:
-        said = config_overrides(config)
-    except MlxqError:
-        return []
+    said = config_overrides(config)
     stated = config.get("text_config")
     text: Mapping[str, Any] = stated if isinstance(stated, Mapping) else {}
     inner = said.pop("text_config", {}) if text else {}
