@@ -31,16 +31,16 @@ ENGINE_BUILDER = "mlxq_worker.backend"
 
 FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
     "mlxq": (
-        frozenset({"contract", "errors", "jobs", "keys", "machine", "passing", "printable", "sentinel"}),
+        frozenset({"contract", "errors", "jobs", "keys", "logs", "machine", "passing", "printable", "sentinel"}),
         frozenset({"requests", "results"}),
         frozenset({"queue"}),
-        frozenset({"files"}),
+        frozenset({"files", "metrics"}),
         frozenset({"cli"}),
         frozenset({"__main__"}),
     ),
     "mlxq_worker": (
-        frozenset({"blas", "engine", "exits", "processes", "schema", "step_watch", "timing", "traces"}),
-        frozenset({"demo", "messages"}),
+        frozenset({"blas", "engine", "exits", "processes", "schema", "slow_states", "step_watch", "timing", "traces"}),
+        frozenset({"demo", "messages", "metrics"}),
         frozenset({"decoding", "model"}),
         frozenset({"dialects"}),
         frozenset({"config", "text"}),
