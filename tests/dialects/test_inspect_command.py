@@ -139,7 +139,7 @@ def test_a_window_as_long_as_the_context_is_nobodys_concern(tmp_path: Path) -> N
 def test_an_architecture_that_can_not_be_imported_ends_no_process(tmp_path: Path, architecture: str) -> None:
     path = folder_of({"model_type": architecture}).write(tmp_path)
 
-    assert f"mlx-lm has no architecture {architecture}" in in_words(path)
+    assert f"can't load the {architecture} model: it has no architecture of this name" in in_words(path)
 
 
 def test_weights_in_another_tools_format_are_refused(tmp_path: Path) -> None:

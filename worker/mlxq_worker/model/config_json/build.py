@@ -28,7 +28,8 @@ def config_overrides(config: Mapping[str, Any]) -> dict[str, Any]:
     text = config.get("text_config")
     if not words.top:
         raise ModelError(
-            f"mlx-lm has no architecture {config.get('model_type')}, or lacks a package that it needs: it can't be run"
+            f"mlx-lm can't load the {config.get('model_type')} model: it has no architecture of this name, or lacks a"
+            " package for it"
         )
     _refuse_weights(config)
     if not isinstance(text, Mapping):
