@@ -200,6 +200,14 @@ def test_without_the_worker_packages_the_remedy_is_named(monkeypatch: pytest.Mon
     assert "Traceback" not in result.stderr
 
 
+def test_without_the_packages_of_serve_its_own_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ModuleNotFoundError("No module named 'starlette'", name="starlette.applications")
+    monkeypatch.setattr(Entry, "load", lambda self: failing_command(error))
+    result = CliRunner().invoke(lazy_group(Entry("a:b", "Do.")), ["do"])
+    assert result.exit_code == 1
+    assert 'install "mlxq[serve]"' in result.stderr
+
+
 def test_another_missing_module_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Entry, "load", lambda self: failing_command(ModuleNotFoundError(name="mlxq.typo")))
     result = CliRunner().invoke(lazy_group(Entry("a:b", "Do.")), ["do"])
@@ -278,7 +286,8 @@ def test_collect_never_sees_the_lines_that_enqueue_refused(redis_url: str, tmp_p
     mlxq("enqueue", "-i", "-", "--batch-id", "b1", "--url", redis_url, input='{"prompt": "hello"}\nnot json\n')
     with FakeWorker(redis_url):
         result = mlxq("collect", "b1", "-o", tmp_path / "out.jsonl", "--follow", "--url", redis_url)
-    assert (result.exit_code, custom_ids(tmp_path / "out.jsonl")) == (0, ["line-1"])
+    [custom_id] = custom_ids(tmp_path / "out.jsonl")
+    assert (result.exit_code, custom_id.partition("-")[0]) == (0, "row")
     assert not (tmp_path / "out.errors.jsonl").exists()
 
 

@@ -83,6 +83,14 @@ def choices_of(line: Any) -> tuple[dict[str, Any], ...]:
     return tuple(choice for choice in choices if isinstance(choice, dict)) if isinstance(choices, list) else ()
 
 
+def seed_of(line: Any, choice: Any) -> int | None:
+    """The seed of one choice of an output line: its own, or that of the request; `None` where it isn't known."""
+    value = _at(choice, "seed")
+    if choice and value is None:
+        value = _at(line, "response", "body", "mlxq", "seed")
+    return value if type(value) is int else None
+
+
 def stop_details_of(line: Any) -> tuple[dict[str, Any], ...]:
     """The `stop_details` of every choice of an output line. Plain objects, since a newer worker may know more."""
     details = (_at(choice, "stop_details") for choice in choices_of(line))
@@ -138,6 +146,12 @@ def usage_of(line: Any) -> tuple[int, int]:
     counts = (_at(line, "response", "body", "usage", name) for name in ("prompt_tokens", "completion_tokens"))
     prompt, completion = (count if isinstance(count, int) else 0 for count in counts)
     return prompt, completion
+
+
+def reasoning_tokens_of(line: Any) -> int:
+    """The tokens of an output line's thoughts; zero where it says none."""
+    value = _at(line, "response", "body", "usage", "completion_tokens_details", "reasoning_tokens")
+    return value if type(value) is int else 0
 
 
 def _at(value: Any, *path: str) -> Any:

@@ -11,10 +11,11 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
-from mlxq.errors import InputFileError
+from mlxq.errors import FileInUse, InputFileError
 from mlxq.files.paths import file_errors
 
 
@@ -26,7 +27,8 @@ def open_locked(path: Path, flags: int) -> int:
         flags: those of `os.open`.
 
     Raises:
-        InputFileError: the file can't be opened, or another run is using it.
+        FileInUse: another run is using the file.
+        InputFileError: it can't be opened.
     """
     with file_errors(path, "open"):
         fd = os.open(path, flags, 0o666)
@@ -43,7 +45,7 @@ def _lock(fd: int, path: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise InputFileError(f"{path} is in use by another run") from error
+        raise FileInUse(f"{path} is in use by another run") from error
     # `replace_file` of another run may have put a new file in its place between opening and locking.
     if os.fstat(fd).st_ino != path.stat().st_ino:
         raise InputFileError(f"{path} was replaced by another run just now; try again")
@@ -61,23 +63,35 @@ def write_all(fd: int, data: bytes) -> None:
         written += os.write(fd, data[written:])
 
 
-def replace_file(target: Path, lines: Iterable[bytes]) -> None:
+def replace_file(target: Path, write: Callable[[BinaryIO], None]) -> None:
     """Replace a file's content in one atomic step, keeping its permissions; after a power cut it is the old or the new.
+    A file that isn't there comes into being.
 
     Args:
         target: no link, which would itself be replaced.
+        write: writes the new content.
     """
     with contextlib.ExitStack() as cleanup:
         # Made next to the target: a rename is atomic within one file system only.
         fd, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         cleanup.callback(Path(name).unlink, missing_ok=True)
         with os.fdopen(fd, "wb") as out:
-            out.writelines(lines)
+            write(out)
             out.flush()
             force_to_disk(out.fileno())
-        shutil.copymode(target, name)
+        if target.exists():
+            shutil.copymode(target, name)
+        else:
+            Path(name).chmod(0o666 & ~_umask())
         Path(name).replace(target)
         sync_directory(target)
+
+
+def _umask() -> int:
+    """There is no way to ask for it but to set it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def sync_directory(path: Path) -> None:
