@@ -75,7 +75,9 @@ class ModelEngines:
         self._used_bytes = used_bytes
         self._limit_bytes = limit_bytes
         told = config.max_num_batched_tokens
-        self._step_tokens = None if told == "auto" else told
+        from mlxq_worker.engine.scheduling.step_size import StepSize
+
+        self._step_size = StepSize(None if told == "auto" else told)
         if not self._room_bytes():
             raise ModelError(
                 f"with {loaded.name} loaded the worker takes {used_bytes() / 2**20:.0f} MiB, and it may take no more"
@@ -84,21 +86,18 @@ class ModelEngines:
             )
 
     def build(self) -> Engine:
-        """An empty engine, for the thread that calls. What size of a step is best is measured once: rows wait for an
-        engine that replaces another."""
+        """An empty engine, for the thread that calls. What size of a step is best is measured by one engine for all."""
         from mlxq_worker.engine.engine import BatchEngine
 
-        engine = BatchEngine(
+        return BatchEngine(
             self._loaded.model,
             self._decode,
             max_num_seqs=self._config.max_num_seqs,
-            max_num_batched_tokens=self._step_tokens,
+            max_num_batched_tokens=self._step_size,
             max_prefix_bytes=self._config.max_prefix_bytes,
             longest_first=self._config.longest_first,
             kv_bytes=self._room_bytes(),
         )
-        self._step_tokens = engine.max_num_batched_tokens
-        return engine
 
     def _room_bytes(self) -> int:
         from mlxq_worker.engine.kvcache.memory import room_for_rows

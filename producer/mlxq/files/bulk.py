@@ -77,8 +77,8 @@ def process(
     with Sink(output, error_file, resume=resume, source=source, default_max_tokens=default_max_tokens) as sink:
         prefix = batch_prefix(output)
         if prefix is not None:
-            clear_leftovers = partial(clear, client, prefix, sink, keeps_answers=keeps_answers)
-            while not outages.attempt(clear_leftovers):
+            clear_stale = partial(clear, client, prefix, sink, keeps_answers=keeps_answers)
+            while not outages.attempt(clear_stale):
                 sink.tally.is_waiting = True
                 if not on_turn(sink.tally):
                     return sink.summary(interrupted=True)

@@ -42,7 +42,8 @@ WORKER_OPTIONS: Mapping[str, WorkerOption] = {
     "max_num_seqs": WorkerOption("--max-num-seqs", "Rows decoded at once.  [default: 32]", _COUNT),
     "max_num_batched_tokens": WorkerOption(
         "--max-num-batched-tokens",
-        "Tokens, of prompts and decoding rows together, that a step takes; auto measures it.  [default: auto]",
+        "Tokens, of prompts and decoding rows together, that a step takes; auto measures it once prompts fill one."
+        "  [default: auto]",
         {"type": StepTokens()},
     ),
     "max_prefix_bytes": WorkerOption(

@@ -105,7 +105,7 @@ class Consumer:
         if self._claiming.has_model and self._leases.is_recovery_due(now):
             self.reconcile(now)
             self._claiming.note_queued(self._leases.recover(now))
-        if self._clean_timer.is_due(now):
+        if self._claiming.has_model and self._clean_timer.is_due(now):  # not before the dead have been looked after
             self._store.clean_registries()
         self._claiming.prepare_some()
         self._claim(now)

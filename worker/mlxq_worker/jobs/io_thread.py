@@ -165,6 +165,7 @@ class IoThread(Thread):
 
     def _close(self) -> None:
         last_try = time.monotonic() + self._close_s
+        self._backoff_s = 0.0  # the pauses begin anew: that Redis is there again for a moment will do
         while self._attempt(self._close_consumer) is None:
             if time.monotonic() + self._backoff_s > last_try:
                 logger.error("Redis is away: %s", _LEFT_BEHIND)

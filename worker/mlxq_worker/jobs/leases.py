@@ -118,9 +118,16 @@ class Leases:
         if recovered.num_requeued:
             num_jobs = recovered.num_requeued
             logger.warning("Requeued %d jobs of a worker that died", num_jobs, extra=fields(num_jobs=num_jobs))
+        if recovered.num_excused:
+            num_jobs = recovered.num_excused
+            logger.warning(
+                "Requeued %d jobs, without a strike, of a worker that was gone when Redis took writes again",
+                num_jobs,
+                extra=fields(num_jobs=num_jobs),
+            )
         for job in recovered.struck_out:
             self._completion.end_struck_out(job)
-        return recovered.num_requeued
+        return recovered.num_requeued + recovered.num_excused
 
     def reconnected(self, now: float, away_s: float) -> None:
         """Redis was away for `away_s`. The other workers' leases may have run out meanwhile, though they live: before

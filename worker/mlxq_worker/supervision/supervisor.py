@@ -16,13 +16,10 @@ from types import FrameType
 from mlxq_worker.supervision.dead_workers import DeadWorkers
 from mlxq_worker.supervision.totals import Totals
 from mlxq_worker.supervision.worker_process import WorkerProcess
-from mlxq_worker.timing import Every
 
 logger = logging.getLogger("mlxq.supervisor")
 
 POLL_S = 0.1
-LOOK_S = 10.0
-"""Between two looks for dead workers of this host."""
 STOP_MARGIN_S = 20.0
 """Beyond the grace period, for writing what has ended to a slow Redis. A worker that still lives then hangs."""
 
@@ -46,7 +43,6 @@ class Supervisor:
         self._num_signals = 0
         self._num_passed_on = 0
         self._deadline = float("inf")
-        self._look_timer = Every(LOOK_S)
 
     def run(self, sleep: Callable[[float], object] = time.sleep) -> None:
         """Returns once the worker has ended in peace, or was asked to end.
@@ -68,8 +64,7 @@ class Supervisor:
             self._totals.turned()
         if self._num_signals:
             return self._stop(now)
-        if self._look_timer.is_due(now):
-            self._dead_workers.release_silent()
+        self._dead_workers.release_if_due(now)
         return self._process.check(now)
 
     def request_stop(self) -> None:

@@ -41,7 +41,8 @@ class Admitted:
 
 
 class Scheduler:
-    """The waiting queue and the running batch. `admitted` is what the last `schedule` let in.
+    """The waiting queue and the running batch. `max_num_batched_tokens` may be changed between two steps; of the last
+    one, `admitted` is what it let in, and `has_filled_step` whether prompts had all the room that it had for them.
 
     Rows wait, enter and leave in groups. A group is *running* from its admission to its end. A row's room in the batch
     is free again once it wants no more tokens: one whose last permitted token is on its way frees it a step before it
@@ -72,7 +73,8 @@ class Scheduler:
         self._max_num_seqs = max_num_seqs
         self._budget = budget
         self._copies_prefix = copies_prefix
-        self._max_num_batched_tokens = max_num_batched_tokens
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.has_filled_step = False
         self._prefixes = PrefixTable(max_prefix_tokens, budget.cost.tokens_beside_prefix if budget else 0)
         self._waiting = WaitingQueue(longest_first=longest_first)
         self._running: list[RowGroup] = []
@@ -197,7 +199,7 @@ class Scheduler:
         begun = deque(row for group in self._running for row in group.rows if not row.is_prefilled)
         num_free = self._num_free
         # At least one token even where the decoding rows fill the step, or a prompt would never get on.
-        limit = self._max_num_batched_tokens
+        limit = self.max_num_batched_tokens
         room = sys.maxsize if limit is None else max(1, limit - num_decoding)
         while room > 0:
             if begun:
@@ -214,6 +216,7 @@ class Scheduler:
             if room > 0:
                 chunks.append(PrefillChunk(row, *_prefill(row, len(row.spec.prompt_ids), room)))
                 room -= len(chunks[-1])
+        self.has_filled_step = room <= 0
         return chunks, prefix_chunks
 
     def _admit(self, num_free: int, now: float) -> RowGroup | None:
