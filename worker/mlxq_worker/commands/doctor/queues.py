@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from redis import Redis
 from redis.exceptions import RedisError
-from rq.registry import StartedJobRegistry
 
 from mlxq import keys
 from mlxq.errors import MlxqError
 from mlxq.printable import printable
+from mlxq.queue import rq_keys
 from mlxq.queue.connect import queue_errors
 from mlxq.queue.overview import QueueState, queue_state
 from mlxq_worker.commands.doctor.finding import Finding, note, ok, problem, warning
@@ -26,7 +26,7 @@ def look_at_queue(connection: Redis, name: str) -> Iterator[Finding]:
         with queue_errors(connection):
             state = queue_state(connection, name)
             now_s, _ = connection.time()
-            num_expired = connection.zcount(StartedJobRegistry.key_template.format(name), "-inf", now_s)
+            num_expired = connection.zcount(rq_keys.leases(name), "-inf", now_s)
             num_delayed = connection.zcard(keys.delayed(name))
             silent = [worker.name for worker in state.workers if _ttl_s(connection, worker.name) < 60 - SILENT_S]
             num_broken = connection.hlen(keys.BROKEN)
@@ -97,5 +97,5 @@ def look_at_leases(name: str, num_expired: int, num_workers: int) -> Iterator[Fi
 
 def _ttl_s(connection: Redis, worker: str) -> float:
     """How long an entry of a worker lives on; 60 right after a beat. One that never expires is somebody else's."""
-    left_ms = connection.pttl(f"rq:worker:{worker}")
+    left_ms = connection.pttl(rq_keys.worker(worker))
     return left_ms / 1000 if left_ms >= 0 else 60.0
