@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 from mlxq import keys
+from mlxq.access.roles import COMMANDS, Role
 from mlxq.cli import options
 from mlxq.cli.terminal import cell, say, show
 from mlxq.errors import ConfigError, MlxqError
@@ -35,6 +36,11 @@ TIMEOUT_S = 5.0
     default=Path(),
     help="Where answers will be written.",
 )
+@click.option(
+    "--role",
+    type=click.Choice(list(COMMANDS)),
+    help="Try the rights of this role only.  [default: those of producer and worker]",
+)
 @click.option("--no-redis", is_flag=True, help="Leave Redis and the queues out.")
 @click.option("--no-generation", is_flag=True, help="Don't load the model and let it generate.")
 @click.option("--json", "as_json", envvar="MLXQ_JSON", is_flag=True, help="Print one JSON object.")
@@ -43,6 +49,7 @@ def doctor(
     queue_names: tuple[str, ...],
     url: str | None,
     output_dir: Path,
+    role: Role | None,
     no_redis: bool,
     no_generation: bool,
     as_json: bool,
@@ -55,7 +62,7 @@ def doctor(
     Example: mlxq doctor --model mlx-community/Qwen3-4B-4bit
     """
     found: list[Finding] = []
-    for finding in _look(model, queue_names or (keys.DEFAULT_QUEUE,), url, output_dir, no_redis, no_generation):
+    for finding in _look(model, queue_names or (keys.DEFAULT_QUEUE,), url, output_dir, role, no_redis, no_generation):
         found.append(finding)
         if not as_json:
             _print(finding)
@@ -72,6 +79,7 @@ def _look(
     queue_names: Iterable[str],
     url: str | None,
     output_dir: Path,
+    role: Role | None,
     no_redis: bool,
     no_generation: bool,
 ) -> Iterator[Finding]:
@@ -80,13 +88,13 @@ def _look(
     yield from installed
     yield from machine.look_at_disk(output_dir)
     if not no_redis:
-        yield from look_at_queues(url, queue_names)
+        yield from look_at_queues(url, queue_names, role)
     if packages.installed_version("mlx") is None or packages.installed_version("mlx-lm") is None:
         return  # said above
     yield from look_at_worker(model, no_generation=no_generation)
 
 
-def look_at_queues(url: str | None, queue_names: Iterable[str]) -> Iterator[Finding]:
+def look_at_queues(url: str | None, queue_names: Iterable[str], role: Role | None = None) -> Iterator[Finding]:
     """Redis, the rights in it, and the queues."""
     try:
         connection = connect(url or DEFAULT_URL, timeout_s=TIMEOUT_S)
@@ -98,7 +106,7 @@ def look_at_queues(url: str | None, queue_names: Iterable[str]) -> Iterator[Find
         yield from server
         if any(finding.level == "problem" and finding.name in ("redis", "redis_login") for finding in server):
             return
-        yield from rights.look_at_rights(connection)
+        yield from rights.look_at_rights(connection, role)
         for name in queue_names:
             yield from queues.look_at_queue(connection, name)
 

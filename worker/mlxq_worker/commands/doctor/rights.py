@@ -12,6 +12,8 @@ from uuid import uuid4
 from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
+from mlxq.access.roles import COMMANDS as ROLES
+from mlxq.access.roles import Role
 from mlxq_worker.commands.doctor.finding import Finding, ok, problem
 
 _RUN = "to run"
@@ -89,13 +91,17 @@ PREFIXES = ("rq:", "mlxq:")
 CHANNEL = "rq:pubsub:mlxq-doctor"
 
 
-def look_at_rights(connection: Redis) -> Iterator[Finding]:
-    """One finding for all commands that are missing, and one each for the keys and the channels."""
+def look_at_rights(connection: Redis, role: Role | None = None) -> Iterator[Finding]:
+    """One finding for all commands that are missing, and one each for the keys and the channels.
+
+    Args:
+        role: what the user is to be; `None` for producer and worker in one.
+    """
     key = f"mlxq:doctor:{uuid4().hex}"
     try:
         refusals = {words[0]: _refusal(connection, words, key) for words in COMMANDS} | _of_sessions(connection)
-        if not refusals["DEL"]:
-            connection.delete(key)
+        refusals = {name: refusal for name, refusal in refusals.items() if role is None or _is_of(name, role)}
+        _refusal(connection, ("DEL", K), key)
         closed = [prefix for prefix in PREFIXES if "key" in _refusal(connection, ("TYPE", K), f"{prefix}doctor")]
     except RedisError as error:
         yield problem("rights", f"the rights could not be tried: {error}", "look at Redis, and try again")
@@ -106,7 +112,7 @@ def look_at_rights(connection: Redis) -> Iterator[Finding]:
         yield problem(
             "rights",
             f"Redis's user may not run {', '.join(missing)}",
-            f"ACL SETUSER NAME {names} (docs/compatibility.md has the whole rule)",
+            f"ACL SETUSER NAME {names} (the whole rule: mlxq acl {role or 'ROLE'})",
         )
     if closed:
         yield problem(
@@ -118,6 +124,10 @@ def look_at_rights(connection: Redis) -> Iterator[Finding]:
         yield problem("rights_channels", "Redis's user has no access to RQ's channels", "ACL SETUSER NAME &rq:pubsub:*")
     if not any(refusals.values()) and not closed:
         yield ok("rights", f"Redis's user may do all that mlxq needs ({len(refusals)} commands were tried)")
+
+
+def _is_of(name: str, role: Role) -> bool:
+    return name.lower().replace(" ", "|") in ROLES[role]
 
 
 def _refusal(connection: Redis, words: tuple[str, ...], key: str = "") -> str:
