@@ -26,7 +26,7 @@ install: $(INSTALLED) ## make .venv and install mlxq, the worker and the tools f
 $(INSTALLED): pyproject.toml | need-python
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/pip install --quiet --editable '.[worker]' --group dev
+	$(BIN)/pip install --quiet --editable '.[worker,serve]' --group dev
 	@touch $@
 
 demo: $(INSTALLED) ## answer 240 mixed requests with the demo model and show why two of them stopped

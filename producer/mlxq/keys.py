@@ -26,6 +26,7 @@ Beside them stand, per queue and per batch:
         job                         str     job id
         status                      str     finished | failed | cancelled
         code                        str     job_lost where the job was deleted before it had ended, else absent
+    mlxq:serve:{batch}              str     the `mlxq serve` process that works on a batch; expires with its lease
     mlxq:broken                     hash    key that held something else than it should -> what about it; until a worker
                                             has logged it
     mlxq:broken:{key}               any     what was moved away from there, for 30 days
@@ -114,6 +115,11 @@ def batch_jobs(batch_id: str) -> str:
 def batch_events(batch_id: str) -> str:
     """The stream of a batch's ended jobs."""
     return f"mlxq:batch:{batch_id}:events"
+
+
+def serve_lease(batch_id: str) -> str:
+    """The lease on one of `mlxq serve`'s batches."""
+    return f"mlxq:serve:{batch_id}"
 
 
 def moved(key: str) -> str:

@@ -32,7 +32,9 @@ STRINGS = ("rq:suspended", "rq:clean_registries:{}", "rq:clean_groups", "rq:sche
 """Keys of RQ that hold strings."""
 NOT_KEYS = ("rq:pubsub:{}",)
 """A channel."""
-TEMPLATES = [template for template in templates() if template not in NOT_KEYS]
+NOT_OF_WORKERS = ("mlxq:serve:{}",)
+"""What no worker looks at; tests/queue/test_serve_restart.py has it."""
+TEMPLATES = [template for template in templates() if template not in (*NOT_KEYS, *NOT_OF_WORKERS)]
 
 
 class Worker(FakeWorker):

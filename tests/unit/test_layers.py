@@ -35,8 +35,16 @@ FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
         frozenset({"access", "requests", "results"}),
         frozenset({"queue"}),
         frozenset({"files", "metrics"}),
+        frozenset({"serve"}),
         frozenset({"cli"}),
         frozenset({"__main__"}),
+    ),
+    "mlxq.serve": (
+        frozenset({"store"}),
+        frozenset({"work"}),
+        frozenset({"api"}),
+        frozenset({"http_server"}),
+        frozenset({"server"}),
     ),
     "mlxq_worker": (
         frozenset({"blas", "engine", "exits", "processes", "schema", "slow_states", "step_watch", "timing", "traces"}),

@@ -35,6 +35,10 @@ OnTurn = Callable[[Tally], bool]
 """Sees the counts after every turn and says whether to go on; what it raises ends the run."""
 
 
+class LeftToOthers(Exception):
+    """What `on_turn` raises to end a run that another will go on with: its requests stay in the queue."""
+
+
 def process(
     client: Client,
     lines: Iterable[ParsedLine | BadLine],
@@ -48,6 +52,7 @@ def process(
     tell: Tell | None = None,
     source: str | None = None,
     default_max_tokens: int | None = None,
+    batch_id: str | None = None,
 ) -> Summary:
     """Have every line answered: each becomes one line of the output file or of the error file.
 
@@ -67,22 +72,30 @@ def process(
             of none of its requests any more are removed.
         default_max_tokens: the limit of a request that sets none, if all workers have the same: an answer that kept to
             another is to something else.
+        batch_id: of the batch that all runs over this input and into this output file go on with: requests that an
+            earlier one has left in the queue are not cancelled, their answers and failures are taken as they come.
 
     Raises:
         InputFileError: a file can't be read or written.
         QueueUnavailable: Redis can't be reached.
+        QueueError: somebody has cancelled the batch `batch_id`.
     """
     outages = Outages(tell, has_been_there=False)
     keeps_answers = resume and output.exists()
     with Sink(output, error_file, resume=resume, source=source, default_max_tokens=default_max_tokens) as sink:
         prefix = batch_prefix(output)
-        if prefix is not None:
-            clear_stale = partial(clear, client, prefix, sink, keeps_answers=keeps_answers)
-            while not outages.attempt(clear_stale):
-                sink.tally.is_waiting = True
-                if not on_turn(sink.tally):
-                    return sink.summary(interrupted=True)
-        with _Bulk(client.open(prefix=prefix), lines, sink, max_inflight, tell) as bulk:
+        batch = client.open(batch_id, prefix=prefix)
+        left: set[str] = set()
+        prepare: Callable[[], None] | None = None
+        if batch_id is not None:
+            prepare = partial(_note_left, batch, left)
+        elif prefix is not None:
+            prepare = partial(clear, client, prefix, sink, keeps_answers=keeps_answers)
+        while prepare is not None and not outages.attempt(prepare):
+            sink.tally.is_waiting = True
+            if not on_turn(sink.tally):
+                return sink.summary(interrupted=True)
+        with _Bulk(batch, lines, sink, max_inflight, tell, left) as bulk:
             while on_turn(sink.tally) and not bulk.is_done:
                 sink.tally.is_waiting = not outages.attempt(bulk.turn)
         if bulk.is_done:
@@ -124,6 +137,11 @@ def collect(
     return sink.summary(interrupted=not collection.is_done)
 
 
+def _note_left(batch: Batch, left: set[str]) -> None:
+    """Note the jobs that an earlier run into the same file has left in the batch."""
+    left.update(batch.job_ids())
+
+
 class _Collection:
     """One reading of a batch that others answer. `custom_ids` are in the order of the batch, once `has_ended`."""
 
@@ -156,6 +174,9 @@ class _Bulk:
     """One run over one input; leaving it early keeps what has ended and cancels the rest.
 
     `custom_ids` are those of the lines read so far, in their order.
+
+    Args:
+        left: the jobs that the batch had before, of requests that are yet to be read.
     """
 
     def __init__(
@@ -165,9 +186,13 @@ class _Bulk:
         sink: Sink,
         max_inflight: int,
         tell: Tell | None,
+        left: set[str],
     ) -> None:
         self.custom_ids: list[str] = []
         self._batch = batch
+        self._left = left
+        self._written_early: set[str] = set()  # job ids, of lines that are yet to be read
+        self._has_unclaimed = False
         self._collector = batch.collector()
         self._lines = ReadAhead(lines, ahead=min(keys.CHUNK, max_inflight))
         self._sink = sink
@@ -210,8 +235,8 @@ class _Bulk:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._lines.close()
-        if isinstance(error, QueueUnavailable):
-            return  # the next run into the same file clears the queue
+        if isinstance(error, QueueUnavailable | LeftToOthers):
+            return  # the next run into the same file clears the queue, or goes on with what is there
         with suppress(QueueUnavailable) if error else nullcontext():  # the first error is the one to hear of
             self._leave(keeps=not isinstance(error, QueueError | InputFileError))
 
@@ -225,7 +250,7 @@ class _Bulk:
             if keeps:
                 self._keep()
         finally:
-            if self._inflight:
+            if self._inflight or self._left:
                 self._cancel()
         if keeps:
             self._clear()
@@ -236,6 +261,7 @@ class _Bulk:
         requests = [line for line in lines if self._is_to_run(line)]
         # Before they are queued, since they are read only once.
         self._inflight.update((self._batch.job_id(line.request.custom_id), line) for line in requests)
+        self._left.difference_update(self._inflight)
         self._sink.tally.num_inflight = len(self._inflight)
         self._enqueue(requests)
 
@@ -260,6 +286,10 @@ class _Bulk:
             return False
         self.custom_ids.append(line.request.custom_id)
         self._sink.tally.drop(line.dropped)
+        job_id = self._batch.job_id(line.request.custom_id)
+        if job_id in self._written_early:
+            self._written_early.remove(job_id)
+            return False
         return not self._sink.skip_request(line)
 
     def _collect(self, block_s: float) -> bool:
@@ -269,13 +299,30 @@ class _Bulk:
             self._write(answer)
             self._unsynced.append(answer)
         self._sink.tally.num_inflight = len(self._inflight)
-        return len(self._unsynced) > num_before
+        has_ended = len(self._unsynced) > num_before
+        if self._has_unclaimed:
+            self._sink.sync()
+            self._forget()
+        return has_ended
 
     def _write(self, answer: Answer) -> None:
         # A job may end twice, say when a lost worker comes back; its first answer is on its way to the disk.
         line = self._inflight.pop(answer.job_id, None)
         if line is not None:
             self._sink.write({**answer.line, "custom_id": line.request.custom_id})
+        elif answer.job_id in self._left:
+            self._left.remove(answer.job_id)
+            self._write_early(answer)
+
+    def _write_early(self, answer: Answer) -> None:
+        """Write the answer to a request that an earlier run has asked, and that this one has yet to read."""
+        if self._sink.adopt(answer.line):  # counted when its line is read
+            return
+        if answer.job_id == self._batch.job_id(answer.custom_id):
+            self._sink.write(answer.line)
+            self._written_early.add(answer.job_id)
+        else:  # what is left of the job doesn't say whose it was: its line will ask again
+            self._has_unclaimed = True  # once it is forgotten, which must not come after that
 
     def _keep(self) -> None:
         while not self.is_done and self._collect(0.0):
@@ -286,6 +333,7 @@ class _Bulk:
     def _forget(self) -> None:
         self._collector.forget(self._unsynced)
         self._unsynced = []
+        self._has_unclaimed = False
 
     def _cancel(self) -> None:
         with suppress(BatchNotFound):  # nothing of it had reached Redis yet
