@@ -130,7 +130,7 @@ def test_the_files_to_deploy_are_what_the_command_prints(role: Role) -> None:
     text = (ROOT / "deploy" / "acl" / f"{role}.acl").read_text(encoding="utf-8")
 
     assert text == CliRunner().invoke(main, ["acl", role]).stdout
-    assert ABOUT[role]
+    assert ABOUT[role] in CliRunner().invoke(main, ["acl", role]).stderr
     named = CliRunner().invoke(main, ["acl", role, "--user", "ann"]).stdout
     assert named.startswith("user ann on >CHANGE-ME ")
     assert CliRunner().invoke(main, ["acl", role, "--user", "a b"]).exit_code == 2

@@ -7,9 +7,9 @@ from typing import cast
 
 import click
 
-from mlxq.access.roles import COMMANDS, Role, acl_line
+from mlxq.access.roles import ABOUT, COMMANDS, Role, acl_line
 from mlxq.cli import options
-from mlxq.cli.terminal import say
+from mlxq.cli.terminal import say, tell
 
 
 def _user(_ctx: click.Context, _param: click.Parameter, name: str | None) -> str | None:
@@ -28,4 +28,6 @@ def acl(role: str, user: str | None) -> None:
 
     Example: mlxq acl worker >> /etc/redis/users.acl
     """
-    say(acl_line(cast("Role", role), user))
+    known = cast("Role", role)
+    tell(f"# {ABOUT[known]}")
+    say(acl_line(known, user))
