@@ -15,8 +15,8 @@ from tests.support.fake_engine import FakeWorker
 from tests.support.queued_jobs import enqueue_plain, submit
 from tests.support.redis_fixture import MortalRedis
 
-from mlxq.access.roles import ABOUT, COMMANDS, Role, acl_line
 from mlxq.cli import main
+from mlxq.deploying.roles import ABOUT, COMMANDS, Role, acl_line
 from mlxq.metrics.queue_figures import QueueFigures
 from mlxq.queue import durability, scripts
 from mlxq.queue.client import Client
@@ -105,7 +105,7 @@ def test_the_doctor_is_content_with_a_role_and_names_the_right_that_it_lacks(
         with logged_in(mortal_redis, role, without=f"+{name}") as redis:
             [finding] = [each for each in look_at_rights(redis, role) if each.name == "rights"]
         assert f"+{name}" in finding.todo.split()
-        assert f"mlxq acl {role}" in finding.todo
+        assert f"mlxq deploy acl --role {role}" in finding.todo
 
 
 @pytest.mark.parametrize(
@@ -129,8 +129,8 @@ def test_an_observer_can_change_nothing(attempt: Callable[[Redis], object], mort
 def test_the_files_to_deploy_are_what_the_command_prints(role: Role) -> None:
     text = (ROOT / "deploy" / "acl" / f"{role}.acl").read_text(encoding="utf-8")
 
-    assert text == CliRunner().invoke(main, ["acl", role]).stdout
-    assert ABOUT[role] in CliRunner().invoke(main, ["acl", role]).stderr
-    named = CliRunner().invoke(main, ["acl", role, "--user", "ann"]).stdout
+    assert text == CliRunner().invoke(main, ["deploy", "acl", "--role", role]).stdout
+    assert ABOUT[role] in CliRunner().invoke(main, ["deploy", "acl", "--role", role]).stderr
+    named = CliRunner().invoke(main, ["deploy", "acl", "--role", role, "--user", "ann"]).stdout
     assert named.startswith("user ann on >CHANGE-ME ")
-    assert CliRunner().invoke(main, ["acl", role, "--user", "a b"]).exit_code == 2
+    assert CliRunner().invoke(main, ["deploy", "acl", "--role", role, "--user", "a b"]).exit_code == 2

@@ -32,7 +32,7 @@ ENGINE_BUILDER = "mlxq_worker.backend"
 FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
     "mlxq": (
         frozenset({"contract", "errors", "jobs", "keys", "logs", "machine", "passing", "printable", "sentinel"}),
-        frozenset({"access", "requests", "results"}),
+        frozenset({"deploying", "requests", "results"}),
         frozenset({"queue"}),
         frozenset({"files", "metrics"}),
         frozenset({"serve"}),

@@ -1,1 +1,1 @@
-"""Which rights in Redis it takes to be what: a producer, a worker, or somebody who only looks."""
+"""What it takes to run queues and workers on machines: files for those who start them, and rights in Redis."""

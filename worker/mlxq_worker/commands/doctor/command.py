@@ -13,9 +13,9 @@ from pathlib import Path
 import click
 
 from mlxq import keys
-from mlxq.access.roles import COMMANDS, Role
 from mlxq.cli import options
 from mlxq.cli.terminal import cell, say, show
+from mlxq.deploying.roles import COMMANDS, Role
 from mlxq.errors import ConfigError, MlxqError
 from mlxq.queue.connect import DEFAULT_URL, connect
 from mlxq_worker.commands.doctor import machine, model_folder, packages, queues, redis_server, rights

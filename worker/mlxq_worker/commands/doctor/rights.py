@@ -12,8 +12,8 @@ from uuid import uuid4
 from redis import Redis
 from redis.exceptions import NoPermissionError, RedisError, ResponseError
 
-from mlxq.access.roles import COMMANDS as ROLES
-from mlxq.access.roles import Role
+from mlxq.deploying.roles import COMMANDS as ROLES
+from mlxq.deploying.roles import Role
 from mlxq_worker.commands.doctor.finding import Finding, ok, problem
 
 _RUN = "to run"
@@ -112,7 +112,7 @@ def look_at_rights(connection: Redis, role: Role | None = None) -> Iterator[Find
         yield problem(
             "rights",
             f"Redis's user may not run {', '.join(missing)}",
-            f"ACL SETUSER NAME {names} (the whole rule: mlxq acl {role or 'ROLE'})",
+            f"ACL SETUSER NAME {names} (the whole rule: mlxq deploy acl --role {role or 'ROLE'})",
         )
     if closed:
         yield problem(
