@@ -286,7 +286,8 @@ def test_collect_never_sees_the_lines_that_enqueue_refused(redis_url: str, tmp_p
     mlxq("enqueue", "-i", "-", "--batch-id", "b1", "--url", redis_url, input='{"prompt": "hello"}\nnot json\n')
     with FakeWorker(redis_url):
         result = mlxq("collect", "b1", "-o", tmp_path / "out.jsonl", "--follow", "--url", redis_url)
-    assert (result.exit_code, custom_ids(tmp_path / "out.jsonl")) == (0, ["line-1"])
+    [custom_id] = custom_ids(tmp_path / "out.jsonl")
+    assert (result.exit_code, custom_id.partition("-")[0]) == (0, "row")
     assert not (tmp_path / "out.errors.jsonl").exists()
 
 

@@ -175,7 +175,7 @@ def test_a_prompt_whose_answer_was_cut_off_is_printed_and_exits_with_1(redis_url
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["-i", "a", "-i", "b", "-o", "out"], "cat a b | mlxq ... -i -"),
+        (["-i", "a", "-i", "b", "-i", "a", "-o", "out"], "a file is given twice"),
         (["-i", "a", "-o", "out", "-o", "other"], "it can be given once"),
         (["-i", "a", "-o", "out", "--error-file", "e", "--error-file", "f"], "it can be given once"),
     ],

@@ -6,7 +6,7 @@ process nor Redis grows with the file. Knows nothing of who answers the jobs, no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -17,15 +17,18 @@ from mlxq import keys
 from mlxq.errors import BatchNotFound, InputFileError, QueueError, QueueUnavailable
 from mlxq.files.input import BadLine
 from mlxq.files.outages import Outages, Tell
+from mlxq.files.output.answer_table import AnswerTable, InputRow, input_row
+from mlxq.files.output.sink import Sink
 from mlxq.files.read_ahead import ReadAhead
-from mlxq.files.sink import Sink
 from mlxq.files.stale_batches import batch_prefix, clear
 from mlxq.files.tally import Summary, Tally
+from mlxq.id_table import IdTable
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.requests.openai import ParsedLine
 from mlxq.results.answer import Answer
 from mlxq.results.read_back import content_hash_of
+from mlxq.spool import Spool
 
 DEFAULT_MAX_INFLIGHT = 4096
 POLL_S = 0.5
@@ -53,6 +56,7 @@ def process(
     source: str | None = None,
     default_max_tokens: int | None = None,
     batch_id: str | None = None,
+    table: AnswerTable | None = None,
 ) -> Summary:
     """Have every line answered: each becomes one line of the output file or of the error file.
 
@@ -74,6 +78,7 @@ def process(
             another is to something else.
         batch_id: of the batch that all runs over this input and into this output file go on with: requests that an
             earlier one has left in the queue are not cancelled, their answers and failures are taken as they come.
+        table: at the end, and only if the run comes to it, the answers are written as this table, too.
 
     Raises:
         InputFileError: a file can't be read or written.
@@ -95,13 +100,16 @@ def process(
             sink.tally.is_waiting = True
             if not on_turn(sink.tally):
                 return sink.summary(interrupted=True)
-        with _Bulk(batch, lines, sink, max_inflight, tell, left) as bulk:
+        rows = Spool[InputRow](output.parent) if ordered or table else None
+        with _Bulk(batch, lines, sink, max_inflight, tell, left, rows) as bulk:
             while on_turn(sink.tally) and not bulk.is_done:
                 sink.tally.is_waiting = not outages.attempt(bulk.turn)
         if bulk.is_done:
             sink.settle_source()
-        if ordered and bulk.is_done:
-            sink.order_by(bulk.custom_ids)
+        if rows is not None and ordered and bulk.is_done:
+            sink.order_by(row.custom_id for row in rows)
+    if rows is not None and table is not None and bulk.is_done:
+        table.write(rows, output, error_file)
     return sink.summary(interrupted=not bulk.is_done)
 
 
@@ -114,6 +122,7 @@ def collect(
     follow: bool = False,
     ordered: bool = False,
     tell: Tell | None = None,
+    table: AnswerTable | None = None,
 ) -> Summary:
     """Fetch the answers of a batch that somebody submitted; nothing is deleted from Redis.
 
@@ -121,6 +130,7 @@ def collect(
         follow: wait until the batch is done; otherwise take what has ended so far.
         ordered: at the end, rewrite the output file in the order of the batch.
         tell: hears that Redis went away, and the collection waits until it is back; without it, that ends it.
+        table: at the end, what has been collected is written as this table, too.
 
     Raises:
         InputFileError: a file can't be written.
@@ -133,7 +143,12 @@ def collect(
         while on_turn(sink.tally) and not collection.has_ended:
             sink.tally.is_waiting = not outages.attempt(collection.turn)
         if ordered and collection.has_ended:
-            sink.order_by(collection.custom_ids)
+            sink.order_by(collection.custom_ids())
+    if table is not None and collection.has_ended:
+        rows = Spool[InputRow](output.parent)
+        for custom_id in collection.custom_ids():
+            rows.append(InputRow(custom_id, {}))
+        table.write(rows, output, error_file)
     return sink.summary(interrupted=not collection.is_done)
 
 
@@ -143,10 +158,9 @@ def _note_left(batch: Batch, left: set[str]) -> None:
 
 
 class _Collection:
-    """One reading of a batch that others answer. `custom_ids` are in the order of the batch, once `has_ended`."""
+    """One reading of a batch that others answer."""
 
     def __init__(self, batch: Batch, sink: Sink, follow: bool) -> None:
-        self.custom_ids: list[str] = []
         self.is_done = False
         self.has_ended = False
         self._batch = batch
@@ -154,29 +168,31 @@ class _Collection:
         self._collector = batch.collector() if follow else batch.collector(reconcile_s=0.0)
         self._sink = sink
         self._follow = follow
-        self._custom_id_of: dict[str, str] = {}
+        self._custom_id_of = IdTable()  # by job id
 
     def turn(self) -> None:
         """Take what has ended; may be repeated after a `QueueUnavailable`."""
         num_before = len(self._custom_id_of)
         for answer in self._collector.next_answers(POLL_S if self._follow else 0.0):
-            self._custom_id_of[answer.job_id] = answer.custom_id
+            self._custom_id_of.put(answer.job_id, answer.custom_id)
             if not self._sink.skip_if_done(answer.custom_id, content_hash_of(answer.line)):
                 self._sink.write(answer.line)
         self._sink.sync_if_due()
         self.is_done = self._collector.is_done()
         if self.is_done or not (self._follow or len(self._custom_id_of) > num_before):
-            self.custom_ids = [self._custom_id_of[i] for i in self._batch.job_ids() if i in self._custom_id_of]
             self.has_ended = True
+
+    def custom_ids(self) -> Iterator[str]:
+        """The ids of what has been collected, in the order of the batch, once it `has_ended`."""
+        return (i for i in map(self._custom_id_of.get, self._batch.job_ids()) if i is not None)
 
 
 class _Bulk:
     """One run over one input; leaving it early keeps what has ended and cancels the rest.
 
-    `custom_ids` are those of the lines read so far, in their order.
-
     Args:
         left: the jobs that the batch had before, of requests that are yet to be read.
+        rows: takes what of the lines is needed at the end, in their order.
     """
 
     def __init__(
@@ -187,8 +203,9 @@ class _Bulk:
         max_inflight: int,
         tell: Tell | None,
         left: set[str],
+        rows: Spool[InputRow] | None,
     ) -> None:
-        self.custom_ids: list[str] = []
+        self._rows = rows
         self._batch = batch
         self._left = left
         self._written_early: set[str] = set()  # job ids, of lines that are yet to be read
@@ -280,11 +297,11 @@ class _Bulk:
         return num_added
 
     def _is_to_run(self, line: ParsedLine | BadLine) -> TypeGuard[ParsedLine]:
+        if self._rows is not None:
+            self._rows.append(input_row(line))
         if isinstance(line, BadLine):
-            self.custom_ids.append(line.custom_id)
             self._sink.refuse(line)
             return False
-        self.custom_ids.append(line.request.custom_id)
         self._sink.tally.drop(line.dropped)
         job_id = self._batch.job_id(line.request.custom_id)
         if job_id in self._written_early:

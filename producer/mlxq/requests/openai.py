@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -40,12 +40,19 @@ class ParsedLine:
 
     `payload` is what travels to the worker, which parses it again to an equal `request`: the canonical object
     ``{"custom_id", "url", "body"}``, its body as it was written, less nulls and permitted unknown fields. `dropped`
-    names these, each once: the fields that were left out though they say something.
+    names these, each once: the fields that were left out though they say something. `kept` is the user's own, which
+    goes from the input to the output and nowhere else.
     """
 
     request: Request
     payload: dict[str, Any]
     dropped: tuple[str, ...] = ()
+    kept: Mapping[str, Any] = field(default_factory=dict)
+
+    def called(self, custom_id: str) -> ParsedLine:
+        """The same request under another id."""
+        request = msgspec.structs.replace(self.request, custom_id=custom_id)
+        return replace(self, request=request, payload={**self.payload, "custom_id": custom_id})
 
 
 def parse_line(
@@ -130,10 +137,26 @@ def check_defaults(defaults: Mapping[str, Any]) -> None:
 def read_custom_id(data: bytes) -> str | None:
     """The usable `custom_id` of an input line that was refused, if it can be read at all."""
     try:
-        line = _decoded(data)
-        return (custom_id_of(line, default="") or None) if type(line) is dict else None
+        return custom_id_in(decoded_object(data))
     except RequestError:
         return None
+
+
+def custom_id_in(line: Mapping[str, Any]) -> str | None:
+    """The `custom_id` of a decoded line, if it has a usable one."""
+    try:
+        return custom_id_of(line, default="") or None
+    except RequestError:
+        return None
+
+
+def decoded_object(data: bytes) -> dict[str, Any]:
+    """The JSON object on a line.
+
+    Raises:
+        RequestError: it is something else.
+    """
+    return _an_object(_decoded(data))
 
 
 def line_too_long(max_bytes: int) -> RequestError:
@@ -183,9 +206,14 @@ def _invalid_json(error: Exception, param: str | None = None) -> RequestError:
     return RequestError(f"{param or 'this'} is not valid JSON: {reason}", param=param, code="invalid_json")
 
 
-def _parse(line: Any, default_custom_id: str, allow_unknown: bool, defaults: Mapping[str, Any]) -> ParsedLine:
+def _an_object(line: Any) -> dict[str, Any]:
     if type(line) is not dict:
         raise RequestError(f"a line must be a JSON object, not {checks.show(line)}", code="invalid_type")
+    return line
+
+
+def _parse(line: Any, default_custom_id: str, allow_unknown: bool, defaults: Mapping[str, Any]) -> ParsedLine:
+    line = _an_object(line)
     if checks.is_deeper_than(line, MAX_DEPTH):
         raise RequestError(f"the line is nested more than {MAX_DEPTH} levels deep", code="too_deep")
     if error := foreign_line(line):

@@ -83,6 +83,14 @@ def choices_of(line: Any) -> tuple[dict[str, Any], ...]:
     return tuple(choice for choice in choices if isinstance(choice, dict)) if isinstance(choices, list) else ()
 
 
+def seed_of(line: Any, choice: Any) -> int | None:
+    """The seed of one choice of an output line: its own, or that of the request; `None` where it isn't known."""
+    value = _at(choice, "seed")
+    if choice and value is None:
+        value = _at(line, "response", "body", "mlxq", "seed")
+    return value if type(value) is int else None
+
+
 def stop_details_of(line: Any) -> tuple[dict[str, Any], ...]:
     """The `stop_details` of every choice of an output line. Plain objects, since a newer worker may know more."""
     details = (_at(choice, "stop_details") for choice in choices_of(line))

@@ -18,15 +18,15 @@ from typing import Any
 import click
 
 from mlxq.cli import options
+from mlxq.cli.options.reading import Reading, reading
+from mlxq.cli.options.writing import Writing
+from mlxq.cli.options.writing import fields as fields_option
 from mlxq.cli.progress import Display, progress
 from mlxq.cli.report import EMPTY_HINT, finish
 from mlxq.cli.signals import StopRequest
 from mlxq.cli.terminal import tell
 from mlxq.errors import QueueNotReady, QueueUnavailable
 from mlxq.files import bulk
-from mlxq.files.input import InputFormat, read_requests
-from mlxq.files.paths import count_lines, refuse_same_file, source_name
-from mlxq.files.sink import default_error_file
 from mlxq.files.tally import Summary, Tally
 from mlxq.queue import durability
 from mlxq.queue.client import Client
@@ -43,9 +43,10 @@ RESUME_HINT = "Run the same command again to go on from here."
 
 
 @click.command(context_settings=options.SETTINGS)
-@options.input_file(required=True)
-@options.output
+@reading(required=True)
+@options.output(required=True)
 @options.error_file
+@fields_option
 @worker_option("model", default="demo")
 @click.option("--url", envvar=options.URL_VARIABLES, help="Use this Redis instead of a private one.")
 @options.queue
@@ -59,29 +60,22 @@ RESUME_HINT = "Run the same command again to go on from here."
 @click.option("--workers", type=click.IntRange(0), default=1, help="Worker processes; 0 leaves the work to others.")
 @click.option("--resume/--no-resume", default=True, help="Skip requests whose answer is in the output already.")
 @options.ordered
-@options.input_format
-@options.chat
-@options.settings
-@options.allow_unknown_params
 @worker_option("extra_eos_tokens")
 @worker_option("allow_no_eos")
 @worker_option("tool_call_parser")
 @worker_option("reasoning_parser")
 @click.option("-v", "--verbose", is_flag=True, help="Show what the worker writes.")
 def run(
-    input_path: Path,
+    reading: Reading,
     output: Path,
     error_file: Path | None,
+    fields: str | None,
     url: str | None,
     queue: str,
     max_inflight: int,
     workers: int,
     resume: bool,
     ordered: bool,
-    input_format: InputFormat | None,
-    chat: bool,
-    defaults: dict[str, Any],
-    allow_unknown_params: bool,
     verbose: bool,
     **worker_options: Any,
 ) -> None:
@@ -94,15 +88,15 @@ def run(
     """
     if not (workers or url):
         raise click.UsageError("--workers 0 leaves the work to the workers of a Redis that they know: give its --url")
-    error_file = error_file or default_error_file(output)
-    refuse_same_file({"--input": input_path, "--output": output, "--error-file": error_file})
-    lines = read_requests(
-        input_path,
-        input_format=input_format,
-        chat_text=chat,
-        allow_unknown=allow_unknown_params,
-        defaults=defaults,
+    writing = Writing.of(
+        output,
+        error_file,
+        fields,
+        kept=reading.columns.keep,
+        kept_types=reading.kept_types(),
+        inputs=reading.paths,
     )
+    lines = reading.requests()
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         is_shared = bool(url)
@@ -119,7 +113,7 @@ def run(
             )
             for _ in range(workers)
         ]
-        display = stack.enter_context(progress(count_lines(input_path)))
+        display = stack.enter_context(progress(reading.count()))
         turn = _Turn(client, processes, dead_workers, display, stop)
         try:
             for finding in _findings(client) if is_shared else ():
@@ -127,27 +121,30 @@ def run(
             summary = bulk.process(
                 client,
                 lines,
-                output,
-                error_file,
+                writing.answers,
+                writing.errors,
                 on_turn=turn,
                 max_inflight=max_inflight,
                 resume=resume,
                 ordered=ordered,
                 # A Redis of others comes back some day; one of our own has nothing to come back with.
                 tell=tell if is_shared else None,
-                source=source_name(input_path),
+                source=reading.source,
                 default_max_tokens=(worker_options["default_max_tokens"] or DEFAULT_MAX_TOKENS) if workers else None,
+                table=writing.table,
             )
         except QueueUnavailable as error:
             whose = "" if is_shared else "The Redis that this run had started is gone. "
             raise type(error)(f"{str(error).rstrip('.')}. {whose}{RESUME_HINT}") from error
     if summary.interrupted:
         tell(f"Interrupted. {RESUME_HINT}")
+        if writing.table:
+            tell(f"The answers so far are in {writing.answers}; the table is made when all are there.")
     elif summary.total == 0:
         tell(EMPTY_HINT)
     if workers:
         _warn_of_other_models(summary, worker_options["model"])
-    finish(summary, error_file, stop)
+    finish(summary, writing.errors, stop)
 
 
 def _findings(client: Client) -> list[str]:

@@ -7,17 +7,20 @@ failed is tried again, and its new outcome takes the place of the old one. Knows
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from mlxq.files.error_file import ErrorFile
 from mlxq.files.input import BadLine
-from mlxq.files.paths import count_lines
-from mlxq.files.result_file import Done, check_result_file, done_by, load_done, open_writer, order_file
+from mlxq.files.output.done import Done, done_by, load_done
+from mlxq.files.output.error_file import ErrorFile
+from mlxq.files.output.result_file import check_result_file, open_writer
+from mlxq.files.output.rewriting import order_file
 from mlxq.files.tally import Summary, Tally
+from mlxq.formats.names import TABLES, named
+from mlxq.id_table import IdTable
 from mlxq.requests.normal_form import spelled_hash
 from mlxq.requests.openai import ParsedLine
 from mlxq.results.read_back import is_success
@@ -27,8 +30,11 @@ SYNC_S = 1.0
 
 
 def default_error_file(output: Path) -> Path:
-    """``out.jsonl`` -> ``out.errors.jsonl``."""
-    return output.with_name(f"{output.stem}.errors{output.suffix or '.jsonl'}")
+    """``out.jsonl``, ``out.jsonl.gz`` and ``out.csv`` -> ``out.errors.jsonl``."""
+    name = named(output)
+    plain = output.with_suffix("") if name.packing else output
+    suffix = ".jsonl" if name.format in TABLES else plain.suffix
+    return plain.with_name(f"{plain.stem}.errors{suffix or '.jsonl'}")
 
 
 class Sink:
@@ -56,8 +62,8 @@ class Sink:
     ) -> None:
         self.tally = Tally()
         self._output_path = output
-        self._order: Sequence[str] = ()
-        self._dropped: set[str] = set()
+        self._order: Iterable[str] | None = None
+        self._dropped = IdTable()
         self._num_asked = 0
         self._default_max_tokens = default_max_tokens
         self._synced = time.monotonic()
@@ -65,9 +71,9 @@ class Sink:
         with ExitStack() as stack:
             self._output = stack.enter_context(open_writer(output, keep=resume))
             self._errors = stack.enter_context(ErrorFile(error_file, keep=resume, source=source))
-            self._done = load_done(output) if output.is_file() else {}
+            self._done = load_done(output)
             # A run that was killed may have left two lines for one id.
-            self._needs_rewrite = output.is_file() and count_lines(output) != len(self._done)
+            self._needs_rewrite = self._done.num_lines != len(self._done)
             self._writers = stack.pop_all()
 
     def skip_if_done(self, custom_id: str, content_hash: str | None) -> bool:
@@ -111,7 +117,7 @@ class Sink:
             self._needs_rewrite |= custom_id in self._done
             self._output.append(line)
             self._errors.settle(custom_id)
-            self._done[custom_id] = answer
+            self._done.put(custom_id, answer)
         return True
 
     def write(self, line: Mapping[str, Any], place: str | None = None) -> None:
@@ -130,7 +136,7 @@ class Sink:
 
     def refuse(self, bad: BadLine) -> None:
         """Write the failure of an input line that was refused."""
-        line, place = failure_line(bad.failure()), f"line {bad.line_number}"
+        line, place = failure_line(bad.failure()), bad.place
         if bad.owns_id:
             self._num_asked += bad.custom_id in self._done
             self.write(line, place)
@@ -161,15 +167,15 @@ class Sink:
         unasked_failures = 0 if interrupted else self._errors.num_unsettled
         return self.tally.summary(interrupted=interrupted, unasked=unasked, unasked_failures=unasked_failures)
 
-    def order_by(self, custom_ids: Sequence[str]) -> None:
+    def order_by(self, custom_ids: Iterable[str]) -> None:
         """Have `close` rewrite the output file in this order; other ids follow behind."""
         self._order = custom_ids
 
     def close(self) -> None:
         """Sync, and rewrite the files where they are to be ordered or have stale lines."""
         self._writers.close()
-        if self._needs_rewrite or self._order:
-            order_file(self._output_path, self._order, without=self._dropped)
+        if self._needs_rewrite or self._order is not None:
+            order_file(self._output_path, self._order or (), without=self._dropped)
 
     def __enter__(self) -> Self:
         return self
