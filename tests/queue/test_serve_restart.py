@@ -12,17 +12,19 @@ import msgspec
 import pytest
 from redis import Redis
 from tests.support.fake_worker import FakeWorker, echo
+from tests.support.redis_fixture import MortalRedis
 from tests.support.served import begun, chat_line, ended, ids_of, openai_client, service
 from tests.support.waiting import wait_until
 
 from mlxq import keys
 from mlxq.contract import Request
-from mlxq.errors import ConfigError
+from mlxq.errors import ConfigError, FileInUse, InputFileError
 from mlxq.files.bulk import LeftToOthers
 from mlxq.queue.client import Client
 from mlxq.serve.store.database import Database
 from mlxq.serve.store.disk import DataDirectory
 from mlxq.serve.store.records import BatchRecord
+from mlxq.serve.work import dispatcher
 from mlxq.serve.work.batch_run import BatchRun, Rules
 from mlxq.serve.work.leases import BatchLeases
 
@@ -102,6 +104,41 @@ def test_an_address_that_is_taken_is_a_wrong_option(redis_url: str, tmp_path: Pa
         port = int(url.rpartition(":")[2])
         with pytest.raises(ConfigError, match="can't listen on"), service(redis_url, tmp_path, port=port):
             pass
+
+
+def test_a_redis_that_goes_away_is_waited_for_and_clients_hear_nothing_of_it(
+    mortal_redis: MortalRedis, tmp_path: Path
+) -> None:
+    with service(mortal_redis.url, tmp_path) as url:
+        client = openai_client(url)
+        running = begun(client, LINES).id
+        wait_until(lambda: Client(mortal_redis.url).queue_length() == 40, "the lines to be queued")
+        mortal_redis.kill()
+        waiting = begun(client, LINES).id
+        assert {batch.status for batch in client.batches.list()} <= {"validating", "in_progress"}
+        mortal_redis.start()  # and all that was in it is lost
+        with FakeWorker(mortal_redis.url):
+            for batch_id in (running, waiting):
+                done = ended(client, batch_id)
+                assert (done.status, ids_of(client, done.output_file_id)) == ("completed", ALL)
+
+
+def test_a_batch_that_something_is_in_the_way_of_is_tried_again(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, errors = BatchRun.run, iter([InputFileError("the disk is full"), FileInUse("x"), ZeroDivisionError("a bug")])
+
+    def run_at_last(self: BatchRun) -> None:
+        if error := next(errors, None):
+            raise error
+        run(self)
+
+    monkeypatch.setattr(BatchRun, "run", run_at_last)
+    monkeypatch.setattr(dispatcher, "FIRST_PAUSE_S", 0.01)
+    with service(redis_url, tmp_path) as url, FakeWorker(redis_url):
+        client = openai_client(url)
+        assert ended(client, begun(client, LINES).id).status == "completed"
+    assert next(errors, None) is None
 
 
 # --- One batch, step by step ----------------------------------------------------------------------------------
