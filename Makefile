@@ -16,7 +16,7 @@ WITHOUT_DEPS := axolotl==0.19.0 llm-router-utils==0.8.1
 # files come in their order, which begins with the longest.
 SIDE_BY_SIDE = --numprocesses $$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 )) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test test-quick parity compat bench mac faults clean need-python need-openblas
+.PHONY: help install demo test test-quick thorough parity compat bench mac faults clean need-python need-openblas
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -45,6 +45,9 @@ test: $(INSTALLED) need-openblas ## lint, types, and every test
 
 test-quick: $(INSTALLED) need-openblas ## the tests that take no more than a few seconds each
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m 'not slow'
+
+thorough: $(INSTALLED) need-openblas ## the tests that try samples, on far more than a sample: half an hour
+	MLXQ_THOROUGH=1 $(BIN)/pytest $(SIDE_BY_SIDE) -m thorough
 
 # Beside the packages of .venv and not among them: with torch there, transformers takes three times as long to import.
 parity: $(INSTALLED) need-openblas ## compare with transformers' beam search, SGLang's tool parsers, axolotl's templates

@@ -8,9 +8,9 @@ Beside them stand, per queue and per batch:
     mlxq:pulse:{queue}              hash    whether silent workers can be told from those that Redis kept from beating
         beat                        float   when a worker of the queue beat last, Redis's clock in Unix seconds
         trusted_from                float   from when on a lease that has run out tells of a death
-    mlxq:pulse:{queue}              hash    when Redis took the last beat of a worker of the queue
-        beat                        float   Unix seconds by Redis's clock
-        trusted_from                float   until then nobody's silence tells of a death
+        refusals                    int     how often Redis had refused beats by then, since it started
+    mlxq:excused:{queue}            zset    leases of workers that Redis kept from beating, and that haven't since ->
+                                            when that was seen; they cost no strike
     mlxq:batches                    zset    batch id -> created, Unix seconds
     mlxq:batch:{batch}              hash    the batch and its counts
         queue                       str     the RQ queue its jobs are in
@@ -90,6 +90,11 @@ def batch_id_of(job_id: str) -> str:
 def pulse(queue: str) -> str:
     """The hash that says when workers of a queue last beat."""
     return f"mlxq:pulse:{queue}"
+
+
+def excused(queue: str) -> str:
+    """The sorted set of the leases that may have run out because Redis took no beats."""
+    return f"mlxq:excused:{queue}"
 
 
 def delayed(queue: str) -> str:

@@ -49,6 +49,11 @@ class Worker(FakeWorker):
             self.error = error
 
 
+@pytest.fixture(autouse=True)
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlxq_worker.jobs.mending.LOOK_S", 0.1)
+
+
 @contextmanager
 def working(connection: Redis) -> Iterator[Thread]:
     """A worker of two queues at work in a thread."""

@@ -20,8 +20,11 @@ from mlxq.cli.streams import open_closed_streams
 from mlxq.errors import ConfigError, MlxqError
 from mlxq.printable import printable_lines
 
-SERVE_PACKAGES = frozenset({"anyio", "h11", "python_multipart", "starlette", "uvicorn"})
-"""What the extra ``serve`` brings, and its own needs."""
+EXTRAS = {
+    "prometheus_client": "metrics",
+    **dict.fromkeys(("anyio", "h11", "python_multipart", "starlette", "uvicorn"), "serve"),
+}
+"""Which extra brings a package, where it isn't `worker`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,5 +111,5 @@ def missing_package(error: ModuleNotFoundError) -> click.ClickException | None:
     """The error of a package that `pip install mlxq` leaves out; `None` if it is one of ours, which is a bug."""
     if (error.name or "mlxq").startswith("mlxq"):
         return None
-    extra = "serve" if str(error.name).partition(".")[0] in SERVE_PACKAGES else "worker"
+    extra = EXTRAS.get((error.name or "").partition(".")[0], "worker")
     return click.ClickException(f'this command needs {error.name}: install "mlxq[{extra}]"')
