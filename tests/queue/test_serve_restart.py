@@ -26,10 +26,27 @@ from mlxq.serve.store.disk import DataDirectory
 from mlxq.serve.store.records import BatchRecord
 from mlxq.serve.work import dispatcher
 from mlxq.serve.work.batch_run import BatchRun, Rules
+from mlxq.serve.work.dispatcher import Dispatcher
 from mlxq.serve.work.leases import BatchLeases
 
 LINES = [chat_line(f"r{i}") for i in range(40)]
 ALL = sorted(f"r{i}" for i in range(40))
+
+
+def batch_record(number: int, owner: str, created_at: int = 0) -> BatchRecord:
+    input_id, output_id, error_id = (f"file-{number:016x}{i:016x}" for i in range(3))
+    return BatchRecord(
+        id=f"batch_{number:032x}",
+        owner=owner,
+        endpoint="/v1/chat/completions",
+        input_file_id=input_id,
+        input_name="in.jsonl",
+        completion_window="24h",
+        created_at=created_at,
+        expires_at=created_at + 24 * 3600,
+        output_id=output_id,
+        error_id=error_id,
+    )
 
 
 def answers_until(limit: int, more: threading.Event) -> Callable[[Request, str], dict[str, Any]]:
@@ -123,6 +140,26 @@ def test_a_redis_that_goes_away_is_waited_for_and_clients_hear_nothing_of_it(
                 assert (done.status, ids_of(client, done.output_file_id)) == ("completed", ALL)
 
 
+def test_the_one_batch_of_a_key_does_not_wait_for_the_many_of_another(connection: Redis, tmp_path: Path) -> None:
+    disk = DataDirectory(tmp_path)
+    database = Database(disk.records)
+    records = [batch_record(i, owner) for i, owner in enumerate(["alice", "alice", "alice", "bob", "carol"])]
+    for record in records:
+        database.add_batch(record)
+    begun: list[str] = []
+    may_end = threading.Event()
+
+    def work(batch_id: str, is_ours: Callable[[], bool]) -> None:
+        begun.append(batch_id)
+        may_end.wait(60)
+
+    with Dispatcher(database, disk, BatchLeases(connection, 60), work, lease_s=60, max_running=3, tell=lambda _: None):
+        wait_until(lambda: len(begun) == 3, "three batches to be taken up")
+        may_end.set()
+
+    assert sorted(begun[:3]) == [records[i].id for i in (0, 3, 4)]
+
+
 def test_a_batch_that_something_is_in_the_way_of_is_tried_again(
     redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -147,30 +184,16 @@ def test_a_batch_that_something_is_in_the_way_of_is_tried_again(
 class Scene:
     """A batch in its records, without any service: each `run` is one process's turn at it."""
 
-    def __init__(self, redis_url: str, data: Path, num_lines: int = 40) -> None:
+    def __init__(self, redis_url: str, data: Path) -> None:
         self.client = Client(redis_url)
         self.disk = DataDirectory(data)
         self.database = Database(self.disk.records)
         self.now = time.time()
-        created = int(self.now)
-        self.id = "batch_" + "0" * 32
-        file_ids = [f"file-{i:032x}" for i in range(3)]
-        self.disk.file(file_ids[0]).write_bytes(b"".join(map(_line, LINES[:num_lines])))
-        assert self.disk.begin_batch(self.id, file_ids[0])
-        self.database.add_batch(
-            BatchRecord(
-                id=self.id,
-                owner="",
-                endpoint="/v1/chat/completions",
-                input_file_id=file_ids[0],
-                input_name="in.jsonl",
-                completion_window="24h",
-                created_at=created,
-                expires_at=created + 24 * 3600,
-                output_id=file_ids[1],
-                error_id=file_ids[2],
-            )
-        )
+        record = batch_record(0, "", created_at=int(self.now))
+        self.id = record.id
+        self.disk.file(record.input_file_id).write_bytes(b"".join(map(_line, LINES)))
+        assert self.disk.begin_batch(self.id, record.input_file_id)
+        self.database.add_batch(record)
 
     def run(self, is_ours: Callable[[], bool] = lambda: True) -> BatchRecord:
         rules = Rules(max_inflight=10)

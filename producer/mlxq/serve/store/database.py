@@ -124,11 +124,10 @@ class Database:
         """A key's batches, the newest first, from the one behind `after` on."""
         return self._page("batches", BatchRecord, owner, limit, after, "desc", None)
 
-    def open_batches(self) -> list[str]:
-        """The ids of everybody's batches that have not ended, oldest first."""
+    def open_batches(self) -> dict[str, str]:
+        """The ids of everybody's batches that have not ended, oldest first, and whose each is."""
         with self._reading() as connection:
-            rows = connection.execute("SELECT id FROM batches WHERE is_open ORDER BY seq").fetchall()
-        return [batch_id for (batch_id,) in rows]
+            return dict(connection.execute("SELECT id, owner FROM batches WHERE is_open ORDER BY seq").fetchall())
 
     def num_open_batches(self, owner: str) -> int:
         """How many of a key's batches have not ended."""

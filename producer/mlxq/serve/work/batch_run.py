@@ -30,6 +30,8 @@ from mlxq.serve.work.results import CANCELLED, EXPIRED, Reason, settle
 
 LOOK_S = 0.5
 """How often a batch that is being answered is looked at in the records, and its counts are written there."""
+DEFAULT_MAX_INFLIGHT = 1024
+"""Fewer than in a run of its own: whoever comes later waits behind all that others have queued."""
 _REASONS: dict[Outcome, Reason | None] = {"completed": None, "expired": EXPIRED, "cancelled": CANCELLED}
 
 
@@ -37,7 +39,7 @@ _REASONS: dict[Outcome, Reason | None] = {"completed": None, "expired": EXPIRED,
 class Rules:
     """What holds for every batch. `max_inflight` are the requests of one that are queued at a time."""
 
-    max_inflight: int = bulk.DEFAULT_MAX_INFLIGHT
+    max_inflight: int = DEFAULT_MAX_INFLIGHT
     max_requests: int = 500_000
     allow_unknown: bool = False
 
