@@ -56,7 +56,7 @@ parity: $(INSTALLED) need-openblas ## compare with transformers' beam search, SG
 	PYTHONPATH=$(PARITY) $(BIN)/pytest tests/parity
 
 # They need older versions of redis-py and RQ than ours.
-compat: $(INSTALLED) need-openblas ## try rq-dashboard and rq-exporter on our jobs
+compat: $(INSTALLED) need-openblas ## try rq-dashboard and rq-exporter on our jobs, litellm and instructor on mlxq serve
 	@[ -x $(COMPAT)/bin/rq-exporter ] || { $(PYTHON) -m venv $(COMPAT) && \
 	  $(COMPAT)/bin/pip install --quiet --upgrade 'pip>=25.1' && $(COMPAT)/bin/pip install --quiet --group compat; }
 	MLXQ_COMPAT=$(CURDIR)/$(COMPAT)/bin $(BIN)/pytest tests/compat
