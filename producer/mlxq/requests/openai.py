@@ -11,7 +11,7 @@ import contextlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -40,12 +40,14 @@ class ParsedLine:
 
     `payload` is what travels to the worker, which parses it again to an equal `request`: the canonical object
     ``{"custom_id", "url", "body"}``, its body as it was written, less nulls and permitted unknown fields. `dropped`
-    names these, each once: the fields that were left out though they say something.
+    names these, each once: the fields that were left out though they say something. `num_bytes` is how long the line
+    was, where it was one: about what it takes in memory and in Redis.
     """
 
     request: Request
     payload: dict[str, Any]
     dropped: tuple[str, ...] = ()
+    num_bytes: int = field(default=0, compare=False)
 
 
 def parse_line(
@@ -69,7 +71,7 @@ def parse_line(
     raw = _encoded(data)
     if len(raw) > MAX_LINE_BYTES:
         raise line_too_long(MAX_LINE_BYTES)
-    return _parse(_decoded(raw), default_custom_id, allow_unknown, defaults or {})
+    return replace(_parse(_decoded(raw), default_custom_id, allow_unknown, defaults or {}), num_bytes=len(raw))
 
 
 def parse_object(

@@ -37,9 +37,11 @@ _REASONS: dict[Outcome, Reason | None] = {"completed": None, "expired": EXPIRED,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What holds for every batch. `max_inflight` are the requests of one that are queued at a time."""
+    """What holds for every batch. `max_inflight` are the requests of one that are queued at a time, about
+    `max_inflight_bytes` long together."""
 
     max_inflight: int = DEFAULT_MAX_INFLIGHT
+    max_inflight_bytes: int = 16 * 2**20
     max_requests: int = 500_000
     allow_unknown: bool = False
 
@@ -138,6 +140,7 @@ class BatchRun:
                 errors,
                 on_turn=on_turn,
                 max_inflight=self._rules.max_inflight,
+                max_inflight_bytes=self._rules.max_inflight_bytes,
                 tell=self._tell,
                 batch_id=self._id,
             )
