@@ -24,6 +24,7 @@ from mlxq.cli.progress import Display, progress
 from mlxq.cli.report import EMPTY_HINT, finish
 from mlxq.cli.signals import StopRequest
 from mlxq.cli.terminal import tell
+from mlxq.cli.validate import validate
 from mlxq.errors import QueueNotReady, QueueUnavailable
 from mlxq.files import bulk
 from mlxq.files.tally import Summary, Tally
@@ -43,7 +44,7 @@ RESUME_HINT = "Run the same command again to go on from here."
 
 @click.command(context_settings=options.SETTINGS)
 @reading(required=True)
-@options.output(required=True)
+@options.output(required=False)
 @options.error_file
 @fields_option
 @worker_option("model", default="demo")
@@ -63,10 +64,11 @@ RESUME_HINT = "Run the same command again to go on from here."
 @worker_option("allow_no_eos")
 @worker_option("tool_call_parser")
 @worker_option("reasoning_parser")
+@click.option("--validate-only", is_flag=True, help="List the lines that can't be used, and run nothing.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what the worker writes.")
 def run(
     reading: Reading,
-    output: Path,
+    output: Path | None,
     error_file: Path | None,
     fields: str | None,
     url: str | None,
@@ -75,6 +77,7 @@ def run(
     workers: int,
     resume: bool,
     ordered: bool,
+    validate_only: bool,
     verbose: bool,
     **worker_options: Any,
 ) -> None:
@@ -85,6 +88,10 @@ def run(
     goes away is waited for. Answers of another model count as done, too: give each model its own --output and, on a
     shared Redis, its own --queue.
     """
+    if validate_only:
+        validate(reading)
+    if output is None:
+        raise click.UsageError("Missing option '-o' / '--output'.")
     if not (workers or url):
         raise click.UsageError("--workers 0 leaves the work to the workers of a Redis that they know: give its --url")
     writing = Writing.of(
