@@ -55,6 +55,12 @@ class ParsedLine:
         request = msgspec.structs.replace(self.request, custom_id=custom_id)
         return replace(self, request=request, payload={**self.payload, "custom_id": custom_id})
 
+    def with_max_tokens(self, limit: int) -> ParsedLine:
+        """The same request with another limit."""
+        body = {name: value for name, value in self.payload["body"].items() if name != "max_completion_tokens"}
+        line = {**self.payload, "body": {**body, "max_tokens": limit}}
+        return replace(parse_object(line, default_custom_id=self.request.custom_id), kept=self.kept)
+
 
 def parse_line(
     data: bytes | str,
