@@ -18,6 +18,7 @@ from mlxq.errors import BatchNotFound, InputFileError, QueueError, QueueUnavaila
 from mlxq.files.input import BadLine
 from mlxq.files.outages import Outages, Tell
 from mlxq.files.output.answer_table import AnswerTable, InputRow, input_row
+from mlxq.files.output.retry import Retry
 from mlxq.files.output.sink import Sink
 from mlxq.files.read_ahead import ReadAhead
 from mlxq.files.stale_batches import batch_prefix, clear
@@ -28,6 +29,7 @@ from mlxq.queue.client import Client
 from mlxq.requests.openai import ParsedLine
 from mlxq.results.answer import Answer
 from mlxq.results.read_back import content_hash_of
+from mlxq.results.result_lines import retried_line
 from mlxq.spool import Spool
 
 DEFAULT_MAX_INFLIGHT = 4096
@@ -61,6 +63,8 @@ def process(
     default_max_tokens: int | None = None,
     batch_id: str | None = None,
     table: AnswerTable | None = None,
+    retry: Retry | None = None,
+    model: str | None = None,
 ) -> Summary:
     """Have every line answered: each becomes one line of the output file or of the error file.
 
@@ -85,15 +89,26 @@ def process(
         batch_id: of the batch that all runs over this input and into this output file go on with: requests that an
             earlier one has left in the queue are not cancelled, their answers and failures are taken as they come.
         table: at the end, and only if the run comes to it, the answers are written as this table, too.
+        retry: which whole answers are asked for again.
+        model: whose answers are to be gone on from; any, if none is named.
 
     Raises:
         InputFileError: a file can't be read or written.
+        ConfigError: the output file holds answers by another model.
         QueueUnavailable: Redis can't be reached.
         QueueError: somebody has cancelled the batch `batch_id`.
     """
     outages = Outages(tell, has_been_there=False)
     keeps_answers = resume and output.exists()
-    with Sink(output, error_file, resume=resume, source=source, default_max_tokens=default_max_tokens) as sink:
+    with Sink(
+        output,
+        error_file,
+        resume=resume,
+        source=source,
+        default_max_tokens=default_max_tokens,
+        retry=retry,
+        model=model,
+    ) as sink:
         prefix = batch_prefix(output)
         batch = client.open(batch_id, prefix=prefix)
         left: set[str] = set()
@@ -235,6 +250,7 @@ class _Bulk:
         self._tell = tell
         self._refill = min(keys.CHUNK, max(1, max_inflight // 4))
         self._inflight: dict[str, ParsedLine] = {}  # by job id
+        self._raised: dict[str, tuple[str, int]] = {}  # of those: the request's own hash, and the limit it has instead
         self._unsynced: list[Answer] = []
         self._input_ended = False
         self._has_batch = False
@@ -294,7 +310,7 @@ class _Bulk:
     def _submit(self, count: int) -> None:
         lines = self._lines.read(count)
         self._input_ended = self._lines.has_ended
-        requests = [line for line in lines if self._is_to_run(line)]
+        requests = [self._as_asked(line) for line in lines if self._is_to_run(line)]
         # Before they are queued, since they are read only once.
         self._inflight.update((self._batch.job_id(line.request.custom_id), line) for line in requests)
         self._inflight_bytes += sum(map(_num_bytes, requests))
@@ -329,6 +345,14 @@ class _Bulk:
             return False
         return not self._sink.skip_request(line)
 
+    def _as_asked(self, line: ParsedLine) -> ParsedLine:
+        """The line itself, or one with a larger limit, whose answer will be one to the line itself."""
+        limit = self._sink.limit_of_retry(line.request.custom_id)
+        if limit is None:
+            return line
+        self._raised[self._batch.job_id(line.request.custom_id)] = (line.request.content_hash, limit)
+        return line.with_max_tokens(limit)
+
     def _collect(self, block_s: float) -> bool:
         """Write what has ended. Returns whether anything has."""
         num_before = len(self._unsynced)
@@ -347,7 +371,9 @@ class _Bulk:
         line = self._inflight.pop(answer.job_id, None)
         if line is not None:
             self._inflight_bytes -= line.num_bytes
-            self._sink.write({**answer.line, "custom_id": line.request.custom_id})
+            output = {**answer.line, "custom_id": line.request.custom_id}
+            raised = self._raised.pop(answer.job_id, None)
+            self._sink.write(output if raised is None else retried_line(output, *raised))
         elif answer.job_id in self._left:
             self._left.remove(answer.job_id)
             self._write_early(answer)
