@@ -244,6 +244,9 @@ def test_the_factor_of_yarns_attention_is_said_as_mlx_lm_computes_it() -> None:
         ({"model_type": "qwen2", "sliding_window": 16, "layer_types": ["full_attention"]}, None),
         ({"model_type": "qwen2", "sliding_window": 16, "layer_types": ["full_attention", "sliding_attention"]}, 16),
         ({"model_type": "gemma3_text", "sliding_window": 16}, None),
+        ({"model_type": "mistral", "sliding_window": 16}, 16),
+        ({"model_type": "mistral", "sliding_window": None}, None),
+        ({"model_type": "llama", "sliding_window": 16}, None),
     ],
 )
 def test_a_window_that_mlx_lm_does_not_keep_is_known(more: dict[str, Any], window: int | None) -> None:
