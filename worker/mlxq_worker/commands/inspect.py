@@ -48,7 +48,7 @@ def inspect(
 
     try:
         described = load_tokenizer_only(model, extra_eos_tokens=extra_eos_token, allow_no_eos=allow_no_eos)
-        found = _as_object(described, tool_call_parser, reasoning_parser, with_sample=with_sample)
+        found = model_as_object(described, tool_call_parser, reasoning_parser, with_sample=with_sample)
     except MlxqError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
@@ -57,9 +57,14 @@ def inspect(
         _print(found)
 
 
-def _as_object(
-    described: DescribedModel, tool_call_parser: str | None, reasoning_parser: str | None, *, with_sample: bool
+def model_as_object(
+    described: DescribedModel, tool_call_parser: str | None, reasoning_parser: str | None, *, with_sample: bool = False
 ) -> dict[str, Any]:
+    """What is printed, as JSON has it.
+
+    Raises:
+        MlxqError: a parser isn't known.
+    """
     from mlxq_worker.commands import sample_chats
     from mlxq_worker.dialects.reasoning import reasoning_markers_of
     from mlxq_worker.dialects.tool_format import tool_format_of
