@@ -50,13 +50,13 @@ thorough: $(INSTALLED) need-openblas ## the tests that try samples, on far more 
 	MLXQ_THOROUGH=1 $(BIN)/pytest $(SIDE_BY_SIDE) -m thorough
 
 # Beside the packages of .venv and not among them: with torch there, transformers takes three times as long to import.
-parity: $(INSTALLED) need-openblas ## compare with transformers' beam search, SGLang's tool parsers, axolotl's templates
-	@[ -d $(PARITY)/orjson ] || $(BIN)/pip install --quiet --target $(PARITY) --group parity
+parity: $(INSTALLED) need-openblas ## compare with transformers' beam search, SGLang's tool parsers, openai-harmony, axolotl's templates
+	@[ -d $(PARITY)/openai_harmony ] || $(BIN)/pip install --quiet --target $(PARITY) --group parity
 	@[ -d $(PARITY)/axolotl ] || $(BIN)/pip install --quiet --no-deps --target $(PARITY) $(WITHOUT_DEPS)
 	PYTHONPATH=$(PARITY) $(BIN)/pytest tests/parity
 
 # They need older versions of redis-py and RQ than ours.
-compat: $(INSTALLED) need-openblas ## try rq-dashboard and rq-exporter on our jobs
+compat: $(INSTALLED) need-openblas ## try rq-dashboard and rq-exporter on our jobs, litellm and instructor on mlxq serve
 	@[ -x $(COMPAT)/bin/rq-exporter ] || { $(PYTHON) -m venv $(COMPAT) && \
 	  $(COMPAT)/bin/pip install --quiet --upgrade 'pip>=25.1' && $(COMPAT)/bin/pip install --quiet --group compat; }
 	MLXQ_COMPAT=$(CURDIR)/$(COMPAT)/bin $(BIN)/pytest tests/compat
@@ -71,9 +71,10 @@ alerts: ## have promtool try each alert (it comes with Prometheus: apt-get insta
 mac: $(INSTALLED) ## on a Mac: parity, launches, benchmark and wired limits, into mac-report.md; an hour
 	$(BIN)/python -m tests.bench.mac --model $(MODEL)
 
-faults: $(INSTALLED) need-openblas ## kill workers, Redis and mlxq run, then have Redis answer with errors: five minutes each
+faults: $(INSTALLED) need-openblas ## kill workers, Redis, mlxq run and mlxq serve, and have Redis answer with errors: 15 minutes
 	$(BIN)/python -m tests.faults --seconds 300 --requests 3000 --workers 3 --seed $(SEED)
 	$(BIN)/python -m tests.faults --redis-errors --seconds 375 --requests 3000 --workers 3 --seed $(SEED)
+	$(BIN)/python -m tests.faults.served --seconds 180 --clients 50 --batches 200 --lines 100 --seed $(SEED)
 
 clean: ## remove .venv, the demo's files and every cache
 	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -11,6 +11,7 @@ import yaml
 
 from mlxq.metrics.metric import Metric
 from mlxq.metrics.queue_table import QUEUE_METRICS
+from mlxq.metrics.serve_table import SERVE_METRICS
 from mlxq_worker.metrics.table import ENGINE_METRICS, JOB_METRICS, SUPERVISOR_METRICS, WORKER_METRICS
 
 ROOT = Path(__file__).parents[2]
@@ -21,9 +22,10 @@ PARTS = {
     "Requests and jobs": JOB_METRICS,
     "The process": SUPERVISOR_METRICS,
     "The queues": QUEUE_METRICS,
+    "The Batch API": SERVE_METRICS,
 }
 """By the heading that each stands under."""
-ALL_METRICS = (*WORKER_METRICS, *QUEUE_METRICS)
+ALL_METRICS = (*WORKER_METRICS, *QUEUE_METRICS, *SERVE_METRICS)
 
 
 def markdown(metrics: Sequence[Metric]) -> str:

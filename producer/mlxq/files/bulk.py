@@ -31,6 +31,9 @@ from mlxq.results.read_back import content_hash_of
 from mlxq.spool import Spool
 
 DEFAULT_MAX_INFLIGHT = 4096
+DEFAULT_MAX_INFLIGHT_BYTES = 256 * 2**20
+MAX_AHEAD_BYTES = 16 * 2**20
+"""Of the lines that are read ahead; at least one is."""
 POLL_S = 0.5
 """How long a turn waits for an answer at most: `on_turn` is called about that often."""
 
@@ -50,6 +53,7 @@ def process(
     *,
     on_turn: OnTurn,
     max_inflight: int = DEFAULT_MAX_INFLIGHT,
+    max_inflight_bytes: int = DEFAULT_MAX_INFLIGHT_BYTES,
     resume: bool = True,
     ordered: bool = False,
     tell: Tell | None = None,
@@ -67,7 +71,9 @@ def process(
 
     Args:
         lines: what `mlxq.files.input.read_requests` yields.
-        max_inflight: requests in the queue at a time; bounds memory here and in Redis.
+        max_inflight: requests in the queue at a time.
+        max_inflight_bytes: no more are added while those in the queue were so long in the input; with `max_inflight` it
+            bounds memory here and in Redis.
         resume: skip requests whose answer is in the output file already; otherwise both files start empty.
         ordered: at the end, rewrite the output file in the order of the input. The error file stays as it ended.
         tell: hears that Redis went away, and the run waits until it is back; without it, that ends the run. Redis
@@ -101,7 +107,7 @@ def process(
             if not on_turn(sink.tally):
                 return sink.summary(interrupted=True)
         rows = Spool[InputRow](output.parent) if ordered or table else None
-        with _Bulk(batch, lines, sink, max_inflight, tell, left, rows) as bulk:
+        with _Bulk(batch, lines, sink, max_inflight, max_inflight_bytes, tell, left, rows) as bulk:
             while on_turn(sink.tally) and not bulk.is_done:
                 sink.tally.is_waiting = not outages.attempt(bulk.turn)
         if bulk.is_done:
@@ -150,6 +156,10 @@ def collect(
             rows.append(InputRow(custom_id, {}))
         table.write(rows, output, error_file)
     return sink.summary(interrupted=not collection.is_done)
+
+
+def _num_bytes(line: ParsedLine | BadLine) -> int:
+    return line.num_bytes if isinstance(line, ParsedLine) else 0
 
 
 def _note_left(batch: Batch, left: set[str]) -> None:
@@ -201,6 +211,7 @@ class _Bulk:
         lines: Iterable[ParsedLine | BadLine],
         sink: Sink,
         max_inflight: int,
+        max_inflight_bytes: int,
         tell: Tell | None,
         left: set[str],
         rows: Spool[InputRow] | None,
@@ -211,9 +222,16 @@ class _Bulk:
         self._written_early: set[str] = set()  # job ids, of lines that are yet to be read
         self._has_unclaimed = False
         self._collector = batch.collector()
-        self._lines = ReadAhead(lines, ahead=min(keys.CHUNK, max_inflight))
+        self._lines = ReadAhead(
+            lines,
+            ahead=min(keys.CHUNK, max_inflight),
+            weigh=_num_bytes,
+            max_weight=min(MAX_AHEAD_BYTES, max_inflight_bytes),
+        )
         self._sink = sink
         self._max_inflight = max_inflight
+        self._max_inflight_bytes = max_inflight_bytes
+        self._inflight_bytes = 0
         self._tell = tell
         self._refill = min(keys.CHUNK, max(1, max_inflight // 4))
         self._inflight: dict[str, ParsedLine] = {}  # by job id
@@ -237,7 +255,8 @@ class _Bulk:
             self._enqueue_lost()
         self._is_unsure = True
         room = self._max_inflight - len(self._inflight)
-        can_submit = not self._input_ended and room >= self._refill
+        has_room = room >= self._refill and self._inflight_bytes < self._max_inflight_bytes
+        can_submit = not self._input_ended and has_room
         if can_submit:
             self._submit(min(room, keys.CHUNK))
         self._collect(0.0 if can_submit else POLL_S)
@@ -278,6 +297,7 @@ class _Bulk:
         requests = [line for line in lines if self._is_to_run(line)]
         # Before they are queued, since they are read only once.
         self._inflight.update((self._batch.job_id(line.request.custom_id), line) for line in requests)
+        self._inflight_bytes += sum(map(_num_bytes, requests))
         self._left.difference_update(self._inflight)
         self._sink.tally.num_inflight = len(self._inflight)
         self._enqueue(requests)
@@ -326,6 +346,7 @@ class _Bulk:
         # A job may end twice, say when a lost worker comes back; its first answer is on its way to the disk.
         line = self._inflight.pop(answer.job_id, None)
         if line is not None:
+            self._inflight_bytes -= line.num_bytes
             self._sink.write({**answer.line, "custom_id": line.request.custom_id})
         elif answer.job_id in self._left:
             self._left.remove(answer.job_id)
