@@ -27,10 +27,10 @@ from mlxq import keys
 from mlxq.contract import Request
 from mlxq.errors import InputFileError, ModelError, QueueUnavailable
 from mlxq.files.bulk import collect, process
-from mlxq.files.error_file import ErrorFile
 from mlxq.files.input import BadLine, read_requests
-from mlxq.files.result_file import ResultWriter
-from mlxq.files.sink import Sink
+from mlxq.files.output.error_file import ErrorFile
+from mlxq.files.output.result_file import ResultWriter
+from mlxq.files.output.sink import Sink
 from mlxq.files.tally import StopTextCount, Summary, Tally
 from mlxq.queue.answers import Collector, EndedJob
 from mlxq.queue.client import Client
@@ -137,7 +137,7 @@ def test_a_killed_run_leaves_its_failures_behind_the_old_ones(tmp_path: Path) ->
     path = tmp_path / "errors.jsonl"
     path.write_text(failure_line("a") + failure_line("other"))
     killed = (
-        "import json, os, pathlib, sys; from mlxq.files.error_file import ErrorFile;"
+        "import json, os, pathlib, sys; from mlxq.files.output.error_file import ErrorFile;"
         " ErrorFile(pathlib.Path(sys.argv[1]), keep=True).append(json.loads(sys.argv[2])); os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", killed, str(path), failure_line("a")], check=True)
@@ -524,7 +524,7 @@ def test_answers_are_on_the_disk_before_their_jobs_are_deleted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     order: list[str] = []
-    monkeypatch.setattr("mlxq.files.sink.Sink.sync", lambda self: order.append("sync"))
+    monkeypatch.setattr("mlxq.files.output.sink.Sink.sync", lambda self: order.append("sync"))
     monkeypatch.setattr("mlxq.queue.answers.Collector.forget", lambda self, answers: order.append("forget"))
     files.write_numbered(1)
     with FakeWorker(redis_url):

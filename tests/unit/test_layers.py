@@ -31,9 +31,12 @@ ENGINE_BUILDER = "mlxq_worker.backend"
 
 FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
     "mlxq": (
-        frozenset({"contract", "errors", "jobs", "keys", "logs", "machine", "passing", "printable", "sentinel"}),
-        frozenset({"requests", "results"}),
-        frozenset({"queue"}),
+        frozenset(
+            {"contract", "errors", "id_table", "jobs", "keys", "logs", "machine", "passing", "printable", "sentinel"}
+            | {"spool"}
+        ),
+        frozenset({"deploying", "formats", "requests", "results"}),
+        frozenset({"queue", "tables"}),
         frozenset({"files", "metrics"}),
         frozenset({"serve"}),
         frozenset({"cli"}),
@@ -509,7 +512,7 @@ def test_an_engine_module_may_import_its_own_folder_and_lower_floors() -> None:
     ("name", "upwards"),
     [
         ("mlxq.requests.fields", "mlxq.results"),
-        ("mlxq.queue.batch", "mlxq.files.sink"),
+        ("mlxq.queue.batch", "mlxq.files.output.sink"),
         ("mlxq.files.bulk", "mlxq.cli.progress"),
         ("mlxq_worker.messages", "mlxq_worker.jobs.store"),
         ("mlxq_worker.text.prompt", "mlxq_worker.jobs.endings"),

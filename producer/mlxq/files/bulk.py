@@ -6,7 +6,7 @@ process nor Redis grows with the file. Knows nothing of who answers the jobs, no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -17,15 +17,20 @@ from mlxq import keys
 from mlxq.errors import BatchNotFound, InputFileError, QueueError, QueueUnavailable
 from mlxq.files.input import BadLine
 from mlxq.files.outages import Outages, Tell
+from mlxq.files.output.answer_table import AnswerTable, InputRow, input_row
+from mlxq.files.output.retry import Retry
+from mlxq.files.output.sink import Sink
 from mlxq.files.read_ahead import ReadAhead
-from mlxq.files.sink import Sink
 from mlxq.files.stale_batches import batch_prefix, clear
 from mlxq.files.tally import Summary, Tally
+from mlxq.id_table import IdTable
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.requests.openai import ParsedLine
 from mlxq.results.answer import Answer
 from mlxq.results.read_back import content_hash_of
+from mlxq.results.result_lines import retried_line
+from mlxq.spool import Spool
 
 DEFAULT_MAX_INFLIGHT = 4096
 DEFAULT_MAX_INFLIGHT_BYTES = 256 * 2**20
@@ -57,6 +62,9 @@ def process(
     source: str | None = None,
     default_max_tokens: int | None = None,
     batch_id: str | None = None,
+    table: AnswerTable | None = None,
+    retry: Retry | None = None,
+    model: str | None = None,
 ) -> Summary:
     """Have every line answered: each becomes one line of the output file or of the error file.
 
@@ -80,15 +88,27 @@ def process(
             another is to something else.
         batch_id: of the batch that all runs over this input and into this output file go on with: requests that an
             earlier one has left in the queue are not cancelled, their answers and failures are taken as they come.
+        table: at the end, and only if the run comes to it, the answers are written as this table, too.
+        retry: which whole answers are asked for again.
+        model: whose answers are to be gone on from; any, if none is named.
 
     Raises:
         InputFileError: a file can't be read or written.
+        ConfigError: the output file holds answers by another model.
         QueueUnavailable: Redis can't be reached.
         QueueError: somebody has cancelled the batch `batch_id`.
     """
     outages = Outages(tell, has_been_there=False)
     keeps_answers = resume and output.exists()
-    with Sink(output, error_file, resume=resume, source=source, default_max_tokens=default_max_tokens) as sink:
+    with Sink(
+        output,
+        error_file,
+        resume=resume,
+        source=source,
+        default_max_tokens=default_max_tokens,
+        retry=retry,
+        model=model,
+    ) as sink:
         prefix = batch_prefix(output)
         batch = client.open(batch_id, prefix=prefix)
         left: set[str] = set()
@@ -101,13 +121,16 @@ def process(
             sink.tally.is_waiting = True
             if not on_turn(sink.tally):
                 return sink.summary(interrupted=True)
-        with _Bulk(batch, lines, sink, max_inflight, max_inflight_bytes, tell, left) as bulk:
+        rows = Spool[InputRow](output.parent) if ordered or table else None
+        with _Bulk(batch, lines, sink, max_inflight, max_inflight_bytes, tell, left, rows) as bulk:
             while on_turn(sink.tally) and not bulk.is_done:
                 sink.tally.is_waiting = not outages.attempt(bulk.turn)
         if bulk.is_done:
             sink.settle_source()
-        if ordered and bulk.is_done:
-            sink.order_by(bulk.custom_ids)
+        if rows is not None and ordered and bulk.is_done:
+            sink.order_by(row.custom_id for row in rows)
+    if rows is not None and table is not None and bulk.is_done:
+        table.write(rows, output, error_file)
     return sink.summary(interrupted=not bulk.is_done)
 
 
@@ -120,6 +143,7 @@ def collect(
     follow: bool = False,
     ordered: bool = False,
     tell: Tell | None = None,
+    table: AnswerTable | None = None,
 ) -> Summary:
     """Fetch the answers of a batch that somebody submitted; nothing is deleted from Redis.
 
@@ -127,6 +151,7 @@ def collect(
         follow: wait until the batch is done; otherwise take what has ended so far.
         ordered: at the end, rewrite the output file in the order of the batch.
         tell: hears that Redis went away, and the collection waits until it is back; without it, that ends it.
+        table: at the end, what has been collected is written as this table, too.
 
     Raises:
         InputFileError: a file can't be written.
@@ -139,7 +164,12 @@ def collect(
         while on_turn(sink.tally) and not collection.has_ended:
             sink.tally.is_waiting = not outages.attempt(collection.turn)
         if ordered and collection.has_ended:
-            sink.order_by(collection.custom_ids)
+            sink.order_by(collection.custom_ids())
+    if table is not None and collection.has_ended:
+        rows = Spool[InputRow](output.parent)
+        for custom_id in collection.custom_ids():
+            rows.append(InputRow(custom_id, {}))
+        table.write(rows, output, error_file)
     return sink.summary(interrupted=not collection.is_done)
 
 
@@ -153,10 +183,9 @@ def _note_left(batch: Batch, left: set[str]) -> None:
 
 
 class _Collection:
-    """One reading of a batch that others answer. `custom_ids` are in the order of the batch, once `has_ended`."""
+    """One reading of a batch that others answer."""
 
     def __init__(self, batch: Batch, sink: Sink, follow: bool) -> None:
-        self.custom_ids: list[str] = []
         self.is_done = False
         self.has_ended = False
         self._batch = batch
@@ -164,29 +193,31 @@ class _Collection:
         self._collector = batch.collector() if follow else batch.collector(reconcile_s=0.0)
         self._sink = sink
         self._follow = follow
-        self._custom_id_of: dict[str, str] = {}
+        self._custom_id_of = IdTable()  # by job id
 
     def turn(self) -> None:
         """Take what has ended; may be repeated after a `QueueUnavailable`."""
         num_before = len(self._custom_id_of)
         for answer in self._collector.next_answers(POLL_S if self._follow else 0.0):
-            self._custom_id_of[answer.job_id] = answer.custom_id
+            self._custom_id_of.put(answer.job_id, answer.custom_id)
             if not self._sink.skip_if_done(answer.custom_id, content_hash_of(answer.line)):
                 self._sink.write(answer.line)
         self._sink.sync_if_due()
         self.is_done = self._collector.is_done()
         if self.is_done or not (self._follow or len(self._custom_id_of) > num_before):
-            self.custom_ids = [self._custom_id_of[i] for i in self._batch.job_ids() if i in self._custom_id_of]
             self.has_ended = True
+
+    def custom_ids(self) -> Iterator[str]:
+        """The ids of what has been collected, in the order of the batch, once it `has_ended`."""
+        return (i for i in map(self._custom_id_of.get, self._batch.job_ids()) if i is not None)
 
 
 class _Bulk:
     """One run over one input; leaving it early keeps what has ended and cancels the rest.
 
-    `custom_ids` are those of the lines read so far, in their order.
-
     Args:
         left: the jobs that the batch had before, of requests that are yet to be read.
+        rows: takes what of the lines is needed at the end, in their order.
     """
 
     def __init__(
@@ -198,8 +229,9 @@ class _Bulk:
         max_inflight_bytes: int,
         tell: Tell | None,
         left: set[str],
+        rows: Spool[InputRow] | None,
     ) -> None:
-        self.custom_ids: list[str] = []
+        self._rows = rows
         self._batch = batch
         self._left = left
         self._written_early: set[str] = set()  # job ids, of lines that are yet to be read
@@ -218,6 +250,7 @@ class _Bulk:
         self._tell = tell
         self._refill = min(keys.CHUNK, max(1, max_inflight // 4))
         self._inflight: dict[str, ParsedLine] = {}  # by job id
+        self._raised: dict[str, tuple[str, int]] = {}  # of those: the request's own hash, and the limit it has instead
         self._unsynced: list[Answer] = []
         self._input_ended = False
         self._has_batch = False
@@ -277,7 +310,7 @@ class _Bulk:
     def _submit(self, count: int) -> None:
         lines = self._lines.read(count)
         self._input_ended = self._lines.has_ended
-        requests = [line for line in lines if self._is_to_run(line)]
+        requests = [self._as_asked(line) for line in lines if self._is_to_run(line)]
         # Before they are queued, since they are read only once.
         self._inflight.update((self._batch.job_id(line.request.custom_id), line) for line in requests)
         self._inflight_bytes += sum(map(_num_bytes, requests))
@@ -300,17 +333,25 @@ class _Bulk:
         return num_added
 
     def _is_to_run(self, line: ParsedLine | BadLine) -> TypeGuard[ParsedLine]:
+        if self._rows is not None:
+            self._rows.append(input_row(line))
         if isinstance(line, BadLine):
-            self.custom_ids.append(line.custom_id)
             self._sink.refuse(line)
             return False
-        self.custom_ids.append(line.request.custom_id)
         self._sink.tally.drop(line.dropped)
         job_id = self._batch.job_id(line.request.custom_id)
         if job_id in self._written_early:
             self._written_early.remove(job_id)
             return False
         return not self._sink.skip_request(line)
+
+    def _as_asked(self, line: ParsedLine) -> ParsedLine:
+        """The line itself, or one with a larger limit, whose answer will be one to the line itself."""
+        limit = self._sink.limit_of_retry(line.request.custom_id)
+        if limit is None:
+            return line
+        self._raised[self._batch.job_id(line.request.custom_id)] = (line.request.content_hash, limit)
+        return line.with_max_tokens(limit)
 
     def _collect(self, block_s: float) -> bool:
         """Write what has ended. Returns whether anything has."""
@@ -330,7 +371,9 @@ class _Bulk:
         line = self._inflight.pop(answer.job_id, None)
         if line is not None:
             self._inflight_bytes -= line.num_bytes
-            self._sink.write({**answer.line, "custom_id": line.request.custom_id})
+            output = {**answer.line, "custom_id": line.request.custom_id}
+            raised = self._raised.pop(answer.job_id, None)
+            self._sink.write(output if raised is None else retried_line(output, *raised))
         elif answer.job_id in self._left:
             self._left.remove(answer.job_id)
             self._write_early(answer)

@@ -19,6 +19,7 @@ import click
 from click.core import ParameterSource
 
 from mlxq.cli import options
+from mlxq.cli.options.reading import allow_unknown_params
 from mlxq.cli.signals import StopRequest
 from mlxq.cli.terminal import tell
 from mlxq.errors import QueueNotReady, QueueUnavailable, WorkerFailed
@@ -76,7 +77,7 @@ WORKER_LEASE_S = 30
     metavar="SECONDS",
     help="How long the batches of a process that was killed wait for another.",
 )
-@options.allow_unknown_params
+@allow_unknown_params
 @click.option("--with-worker", is_flag=True, help="Start a worker, too, and without --url a Redis.")
 @worker_option("model", help="With --with-worker: directory or Hub repository of the model.  [default: demo]")
 @worker_option("max_num_seqs")

@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mlxq.errors import ConfigError
-from mlxq.files.durable import force_to_disk, open_locked, sync_directory
+from mlxq.files.output.durable import force_to_disk, open_locked, sync_directory
 from mlxq.files.paths import file_errors
 
 _ID = re.compile(r"(file-|batch_)[0-9a-f]{32}")

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from mlxq import keys
 from mlxq.contract import Failure
-from mlxq.files.error_file import ErrorFile
 from mlxq.files.input import BadLine
+from mlxq.files.output.error_file import ErrorFile
+from mlxq.files.output.rewriting import order_file
+from mlxq.files.output.stored import read_lines
 from mlxq.files.paths import count_lines
-from mlxq.files.result_file import order_file, read_lines
 from mlxq.requests.openai import ParsedLine
 from mlxq.results import read_back
 from mlxq.results.result_lines import failure_line

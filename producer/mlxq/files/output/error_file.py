@@ -14,14 +14,17 @@ from types import TracebackType
 from typing import Any, Self
 
 from mlxq.errors import InputFileError
-from mlxq.files.result_file import drop_lines, open_writer, read_lines
+from mlxq.files.output.result_file import open_writer
+from mlxq.files.output.rewriting import drop_lines
+from mlxq.files.output.stored import read_lines
+from mlxq.id_table import IdTable
 from mlxq.results import read_back
 
 
 class ErrorFile:
     """Appends failures to a file; closing it removes the old ones that are settled. Use it as a context manager.
 
-    Of the old failures only the ids are kept in memory. What isn't a regular file has no old ones.
+    Of the old failures only the ids are kept, on the disk. What isn't a regular file has no old ones.
 
     Args:
         path: there is no such file afterwards if it would be empty.
@@ -35,11 +38,10 @@ class ErrorFile:
     def __init__(self, path: Path, *, keep: bool, source: str | None = None) -> None:
         self._path = path
         self._source = source
-        self._settled: set[str] = set()
+        self._num_old = 0
+        self._old, self._settled = IdTable(), IdTable()  # the old ones' values say whether they are of this source
         with ExitStack() as stack:
             self._writer = stack.enter_context(open_writer(path, keep=keep))
-            self._old_bytes = path.stat().st_size if path.is_file() else 0
-            self._old, self._old_of_source = set[str](), set[str]()
             for line in read_lines(path) if path.is_file() else ():
                 self._note_old(line)
             stack.pop_all()
@@ -61,7 +63,9 @@ class ErrorFile:
 
     def settle_source(self) -> None:
         """The input was read to its end, and all of it has an outcome: what is left of it was repaired or removed."""
-        self._settled |= self._old_of_source
+        for custom_id, is_of_source in self._old.items():
+            if is_of_source:
+                self._settled.add(custom_id)
 
     def sync(self) -> None:
         """Force what was written to the disk."""
@@ -70,15 +74,17 @@ class ErrorFile:
     def close(self) -> None:
         """Sync, and remove what is settled, in one atomic step."""
         self._writer.close()
-        if self._settled:
-            drop_lines(self._path, self._settled, before=self._old_bytes)
+        if len(self._settled):
+            drop_lines(self._path, self._settled, first=self._num_old)
         if self._path.is_file() and self._path.stat().st_size == 0:
             self._path.unlink()
 
     def _note_old(self, line: Mapping[str, Any]) -> None:
-        self._old.add(line["custom_id"])
+        self._num_old += 1
         if self._source is not None and read_back.input_of(line) == self._source:
-            self._old_of_source.add(line["custom_id"])
+            self._old.put(line["custom_id"], True)
+        else:
+            self._old.add(line["custom_id"], False)
 
     def __enter__(self) -> Self:
         return self

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import click
 from mlxq import keys
 from mlxq.queue.client import Client
 from mlxq.queue.connect import DEFAULT_URL, refuse_cluster
-from mlxq.requests.openai import check_defaults
 
 SETTINGS = {"auto_envvar_prefix": "MLXQ", "show_default": True}
 """For every command: the variable of an option is the same wherever the option appears.
@@ -24,12 +22,6 @@ URL_VARIABLES = ["MLXQ_URL", "REDIS_URL"]
 url = click.option("--url", envvar=URL_VARIABLES, help="Redis URL.  [default: redis://localhost:6379/0]")
 queue = click.option("--queue", default=keys.DEFAULT_QUEUE, help="RQ queue.")
 
-allow_unknown_params = click.option(
-    "--allow-unknown-params",
-    is_flag=True,
-    help="Drop fields that mlxq doesn't know, or that say how to serve, instead of refusing the line.",
-)
-chat = click.option("--chat", is_flag=True, help="Make plain text a chat message rather than a bare prompt.")
 ordered = click.option("--ordered", is_flag=True, help="In the end, put the output in the order of the input.")
 
 
@@ -73,14 +65,8 @@ class OnlyOnce(click.Option):
         """The one value, or `None`."""
         values = super().process_value(ctx, value)
         if values and len(values) > 1:
-            raise click.BadParameter(self._twice(values), ctx, self)
+            raise click.BadParameter("it can be given once", ctx, self)
         return values[0] if values else None
-
-    def _twice(self, values: tuple[Any, ...]) -> str:
-        if self.name == "input_path":
-            files = " ".join(map(str, values))
-            return f"it can be given once; for several files: cat {files} | mlxq ... -i -"
-        return "it can be given once"
 
 
 error_file = click.option(
@@ -89,49 +75,12 @@ error_file = click.option(
     type=ResultFile(),
     help="Where failed requests go.  [default: the output's name with .errors before the suffix]",
 )
-output = click.option("-o", "--output", cls=OnlyOnce, type=ResultFile(), required=True, help="JSONL file of answers.")
-input_file = partial(
+output = partial(
     click.option,
-    "-i",
-    "--input",
-    "input_path",
+    "-o",
+    "--output",
     cls=OnlyOnce,
-    envvar="MLXQ_INPUT",
-    type=click.Path(path_type=Path, dir_okay=False, allow_dash=True),
-    help="JSONL file of requests, or .txt with one prompt per line; - is stdin.",
+    type=ResultFile(),
+    help="File of answers: .jsonl, also .jsonl.gz and .jsonl.zst.",
 )
 """Called with `required`, since one command can do without it."""
-input_format = click.option(
-    "--format",
-    "input_format",
-    envvar="MLXQ_FORMAT",
-    type=click.Choice(["jsonl", "text"]),
-    help="What the input is; text has one prompt per line.  [default: text for .txt, else jsonl]",
-)
-
-
-def _read_settings(_ctx: click.Context, _param: click.Parameter, pairs: tuple[str, ...]) -> dict[str, Any]:
-    settings = dict(_read_setting(pair) for pair in pairs)
-    check_defaults(settings)
-    return settings
-
-
-def _read_setting(pair: str) -> tuple[str, Any]:
-    name, equals, text = pair.partition("=")
-    if not equals or not name:
-        raise click.BadParameter(f"{pair!r} is not NAME=VALUE, such as temperature=0")
-    try:
-        return name, json.loads(text)
-    except ValueError:
-        return name, text
-
-
-settings = click.option(
-    "--set",
-    "defaults",
-    envvar="MLXQ_SET",
-    multiple=True,
-    metavar="NAME=VALUE",
-    callback=_read_settings,
-    help="A body field, such as max_tokens=100, for every request that doesn't set it; may be repeated.",
-)

@@ -11,8 +11,9 @@ import os
 import shutil
 import stat
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from mlxq.errors import FileInUse, InputFileError
 from mlxq.files.paths import file_errors
@@ -62,23 +63,35 @@ def write_all(fd: int, data: bytes) -> None:
         written += os.write(fd, data[written:])
 
 
-def replace_file(target: Path, lines: Iterable[bytes]) -> None:
+def replace_file(target: Path, write: Callable[[BinaryIO], None]) -> None:
     """Replace a file's content in one atomic step, keeping its permissions; after a power cut it is the old or the new.
+    A file that isn't there comes into being.
 
     Args:
         target: no link, which would itself be replaced.
+        write: writes the new content.
     """
     with contextlib.ExitStack() as cleanup:
         # Made next to the target: a rename is atomic within one file system only.
         fd, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
         cleanup.callback(Path(name).unlink, missing_ok=True)
         with os.fdopen(fd, "wb") as out:
-            out.writelines(lines)
+            write(out)
             out.flush()
             force_to_disk(out.fileno())
-        shutil.copymode(target, name)
+        if target.exists():
+            shutil.copymode(target, name)
+        else:
+            Path(name).chmod(0o666 & ~_umask())
         Path(name).replace(target)
         sync_directory(target)
+
+
+def _umask() -> int:
+    """There is no way to ask for it but to set it."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 def sync_directory(path: Path) -> None:

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import msgspec
 
-from mlxq.files.paths import STDIN
+from mlxq.formats.names import Format
 
+STDIN = "-"
 HEAD_BYTES = 64 * 1024
 MIN_LINES = 3
 """So many lines of plain text, none of which begins like JSON, are no slip of the pen."""
@@ -42,8 +43,6 @@ _LINES = "write each element on a line of its own, for example: jq -c '.[]' {pat
 _ONE_LINE = "write each object on one line, for example: jq -c . {path}"
 
 _MAGIC: tuple[tuple[bytes, Kind], ...] = (
-    (b"\x1f\x8b", Kind("compressed with gzip", "unpack it: gunzip -c {path} | mlxq ... -i -")),
-    (b"\x28\xb5\x2f\xfd", Kind("compressed with Zstandard", "unpack it: zstd -dc {path} | mlxq ... -i -")),
     (b"BZh", Kind("compressed with bzip2", "unpack it with bunzip2")),
     (b"\xfd7zXZ\x00", Kind("compressed with xz", "unpack it with unxz")),
     (b"\x04\x22\x4d\x18", Kind("compressed with LZ4", "unpack it with lz4 -d")),
@@ -51,8 +50,8 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"PK\x03\x04", Kind("a zip archive, as .xlsx and .docx are too", "unpack it, or export a table as JSON lines")),
     (b"PK\x05\x06", Kind("an empty zip archive", JSONL_HINT)),
     (b"\xd0\xcf\x11\xe0", Kind("an old Excel or Word document", "export it as JSON lines")),
-    (b"PAR1", Kind("a Parquet file", _TABLE)),
-    (b"ARROW1", Kind("an Arrow file", _TABLE)),
+    (b"PAR1", Kind("a Parquet file", "call it .parquet, or add --format parquet")),
+    (b"ARROW1", Kind("an Arrow file", "call it .arrow, or add --format arrow")),
     (b"FEA1", Kind("a Feather file", _TABLE)),
     (b"ORC", Kind("an ORC file", _TABLE)),
     (b"Obj\x01", Kind("an Avro file", _TABLE)),
@@ -65,10 +64,16 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"\xff\xfe", Kind("UTF-16 text, as Windows tools write it", _UTF8)),
     (b"\xfe\xff", Kind("UTF-16 text, as Windows tools write it", _UTF8)),
 )
+_TABLE_MAGIC: tuple[tuple[bytes, Format], ...] = ((b"PAR1", "parquet"), (b"ARROW1", "arrow"))
 _PICKLE = re.compile(rb"\x80[\x02-\x05]")
 _HTML = re.compile(rb"\s*(<!doctype html|<html)", re.IGNORECASE)
 _XML = re.compile(rb"\s*<(\?xml|[A-Za-z][\w:.-]*[\s>/])")
 _DELIMITERS = {",": "CSV", "\t": "TSV", ";": "CSV with semicolons"}
+
+
+def arrow_format_of(head: bytes) -> Format | None:
+    """The format of a table that needs no name to be known by, by its first bytes."""
+    return next((table_format for magic, table_format in _TABLE_MAGIC if head.startswith(magic)), None)
 
 
 def kind_of(head: bytes, *, is_text: bool) -> Kind | None:
@@ -144,7 +149,8 @@ def _kind_of_table_or_text(lines: list[str]) -> Kind | None:
         for delimiter, name in _DELIMITERS.items():
             widths = {len(row) for row in csv.reader(lines[:20], delimiter=delimiter)}
             if len(widths) == 1 and widths != {1}:
-                return Kind(f"a table ({name})", _TABLE)
+                suffix = "tsv" if name == "TSV" else "csv"
+                return Kind(f"a table ({name})", f"call it .{suffix}, or add --format {suffix}")
     if len(lines) >= MIN_LINES and not begins_like_json and not any(line.lstrip()[0] == '"' for line in lines):
         return Kind("plain text", "for one prompt per line, add --format text or call it .txt")
     return None
