@@ -26,7 +26,8 @@ from tests.support.waiting import DEADLINE_S, wait_until
 from mlxq import keys
 from mlxq.contract import Request
 from mlxq.errors import InputFileError, ModelError, QueueUnavailable
-from mlxq.files.bulk import collect, process
+from mlxq.files.bulk import process
+from mlxq.files.collection import collect
 from mlxq.files.input import BadLine, read_requests
 from mlxq.files.output.error_file import ErrorFile
 from mlxq.files.output.result_file import ResultWriter

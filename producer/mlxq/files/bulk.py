@@ -6,7 +6,7 @@ process nor Redis grows with the file. Knows nothing of who answers the jobs, no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -22,13 +22,11 @@ from mlxq.files.output.retry import Retry
 from mlxq.files.output.sink import Sink
 from mlxq.files.read_ahead import ReadAhead
 from mlxq.files.stale_batches import batch_prefix, clear
-from mlxq.files.tally import Summary, Tally
-from mlxq.id_table import IdTable
+from mlxq.files.tally import POLL_S, OnTurn, Summary
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.requests.openai import ParsedLine
 from mlxq.results.answer import Answer
-from mlxq.results.read_back import content_hash_of
 from mlxq.results.result_lines import retried_line
 from mlxq.spool import Spool
 
@@ -36,11 +34,6 @@ DEFAULT_MAX_INFLIGHT = 4096
 DEFAULT_MAX_INFLIGHT_BYTES = 256 * 2**20
 MAX_AHEAD_BYTES = 16 * 2**20
 """Of the lines that are read ahead; at least one is."""
-POLL_S = 0.5
-"""How long a turn waits for an answer at most: `on_turn` is called about that often."""
-
-OnTurn = Callable[[Tally], bool]
-"""Sees the counts after every turn and says whether to go on; what it raises ends the run."""
 
 
 class LeftToOthers(Exception):
@@ -134,45 +127,6 @@ def process(
     return sink.summary(interrupted=not bulk.is_done)
 
 
-def collect(
-    batch: Batch,
-    output: Path,
-    error_file: Path,
-    *,
-    on_turn: OnTurn,
-    follow: bool = False,
-    ordered: bool = False,
-    tell: Tell | None = None,
-    table: AnswerTable | None = None,
-) -> Summary:
-    """Fetch the answers of a batch that somebody submitted; nothing is deleted from Redis.
-
-    Args:
-        follow: wait until the batch is done; otherwise take what has ended so far.
-        ordered: at the end, rewrite the output file in the order of the batch.
-        tell: hears that Redis went away, and the collection waits until it is back; without it, that ends it.
-        table: at the end, what has been collected is written as this table, too.
-
-    Raises:
-        InputFileError: a file can't be written.
-        BatchNotFound: the batch is gone.
-        QueueUnavailable: Redis can't be reached.
-    """
-    outages = Outages(tell)
-    with Sink(output, error_file) as sink:
-        collection = _Collection(batch, sink, follow)
-        while on_turn(sink.tally) and not collection.has_ended:
-            sink.tally.is_waiting = not outages.attempt(collection.turn)
-        if ordered and collection.has_ended:
-            sink.order_by(collection.custom_ids())
-    if table is not None and collection.has_ended:
-        rows = Spool[InputRow](output.parent)
-        for custom_id in collection.custom_ids():
-            rows.append(InputRow(custom_id, {}))
-        table.write(rows, output, error_file)
-    return sink.summary(interrupted=not collection.is_done)
-
-
 def _num_bytes(line: ParsedLine | BadLine) -> int:
     return line.num_bytes if isinstance(line, ParsedLine) else 0
 
@@ -180,36 +134,6 @@ def _num_bytes(line: ParsedLine | BadLine) -> int:
 def _note_left(batch: Batch, left: set[str]) -> None:
     """Note the jobs that an earlier run into the same file has left in the batch."""
     left.update(batch.job_ids())
-
-
-class _Collection:
-    """One reading of a batch that others answer."""
-
-    def __init__(self, batch: Batch, sink: Sink, follow: bool) -> None:
-        self.is_done = False
-        self.has_ended = False
-        self._batch = batch
-        # Who doesn't wait is to be told of all that has ended.
-        self._collector = batch.collector() if follow else batch.collector(reconcile_s=0.0)
-        self._sink = sink
-        self._follow = follow
-        self._custom_id_of = IdTable()  # by job id
-
-    def turn(self) -> None:
-        """Take what has ended; may be repeated after a `QueueUnavailable`."""
-        num_before = len(self._custom_id_of)
-        for answer in self._collector.next_answers(POLL_S if self._follow else 0.0):
-            self._custom_id_of.put(answer.job_id, answer.custom_id)
-            if not self._sink.skip_if_done(answer.custom_id, content_hash_of(answer.line)):
-                self._sink.write(answer.line)
-        self._sink.sync_if_due()
-        self.is_done = self._collector.is_done()
-        if self.is_done or not (self._follow or len(self._custom_id_of) > num_before):
-            self.has_ended = True
-
-    def custom_ids(self) -> Iterator[str]:
-        """The ids of what has been collected, in the order of the batch, once it `has_ended`."""
-        return (i for i in map(self._custom_id_of.get, self._batch.job_ids()) if i is not None)
 
 
 class _Bulk:
