@@ -16,7 +16,7 @@ WITHOUT_DEPS := axolotl==0.19.0 llm-router-utils==0.8.1
 # files come in their order, which begins with the longest.
 SIDE_BY_SIDE = --numprocesses $$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 )) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test test-quick parity compat bench mac faults clean need-python need-openblas
+.PHONY: help install demo test test-quick thorough parity compat bench mac faults clean need-python need-openblas
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -26,7 +26,7 @@ install: $(INSTALLED) ## make .venv and install mlxq, the worker and the tools f
 $(INSTALLED): pyproject.toml | need-python
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade 'pip>=25.1'
-	$(BIN)/pip install --quiet --editable '.[worker]' --group dev
+	$(BIN)/pip install --quiet --editable '.[worker,serve]' --group dev
 	@touch $@
 
 demo: $(INSTALLED) ## answer 240 mixed requests with the demo model and show why two of them stopped
@@ -45,6 +45,9 @@ test: $(INSTALLED) need-openblas ## lint, types, and every test
 
 test-quick: $(INSTALLED) need-openblas ## the tests that take no more than a few seconds each
 	$(BIN)/pytest $(SIDE_BY_SIDE) -m 'not slow'
+
+thorough: $(INSTALLED) need-openblas ## the tests that try samples, on far more than a sample: half an hour
+	MLXQ_THOROUGH=1 $(BIN)/pytest $(SIDE_BY_SIDE) -m thorough
 
 # Beside the packages of .venv and not among them: with torch there, transformers takes three times as long to import.
 parity: $(INSTALLED) need-openblas ## compare with transformers' beam search, SGLang's tool parsers, axolotl's templates

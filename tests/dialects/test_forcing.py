@@ -125,7 +125,7 @@ def test_a_named_tool_is_called_once_and_no_other(dialect: Dialect) -> None:
 
 
 def _told_from_text(dialect: Dialect) -> bool:
-    return ToolFormat.of(dialect, tokenizer(dialect.name)).can_be_told_from_text
+    return not dialect.is_channelled
 
 
 @pytest.mark.parametrize("dialect", [each for each in FORCED if _told_from_text(each)], ids=lambda each: each.name)

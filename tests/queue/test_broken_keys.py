@@ -32,7 +32,9 @@ STRINGS = ("rq:suspended", "rq:clean_registries:{}", "rq:clean_groups", "rq:sche
 """Keys of RQ that hold strings."""
 NOT_KEYS = ("rq:pubsub:{}",)
 """A channel."""
-TEMPLATES = [template for template in templates() if template not in NOT_KEYS]
+NOT_OF_WORKERS = ("mlxq:serve:{}",)
+"""What no worker looks at; tests/queue/test_serve_restart.py has it."""
+TEMPLATES = [template for template in templates() if template not in (*NOT_KEYS, *NOT_OF_WORKERS)]
 
 
 class Worker(FakeWorker):
@@ -45,6 +47,11 @@ class Worker(FakeWorker):
             self.work()
         except BaseException as error:  # noqa: BLE001 - for the test to look at
             self.error = error
+
+
+@pytest.fixture(autouse=True)
+def quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlxq_worker.jobs.mending.LOOK_S", 0.1)
 
 
 @contextmanager

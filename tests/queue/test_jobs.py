@@ -645,6 +645,61 @@ def test_jobs_of_a_dead_worker_go_back_to_the_front_in_their_order_with_a_strike
     assert connection.exists("rq:worker:dead:executions") == 0
 
 
+def lose_leases(connection: Redis, how: str) -> None:
+    """As a stranger does who takes RQ's keys for its own."""
+    connection.delete("rq:wip:mlxq")
+    if how == "overwritten":
+        connection.set("rq:wip:mlxq", "a stranger's")
+
+
+@pytest.mark.parametrize("how", ["overwritten", "deleted"])
+def test_a_worker_whose_leases_a_stranger_took_has_them_again(connection: Redis, how: str) -> None:
+    batch = submit(connection, "a", "b", "c")
+    worker = store(connection)
+    claimed = worker.claim(3, now()).jobs
+    connection.delete(f"rq:execution:{claimed[2].job_id}:{claimed[2].execution_id}")  # its time was up, too
+
+    lose_leases(connection, how)
+
+    assert worker.beat(claimed, now() + 1) == ["held"] * 3
+    lose_leases(connection, how)
+    worker.release(claimed[:1], now() + 2)
+    assert worker.end([finished(job) for job in claimed[1:]], now() + 3) == [True, True]
+    assert [status(connection, job_id) for job_id in batch.job_ids()] == ["queued", "finished", "finished"]
+    assert connection.zcard("rq:wip:mlxq") == 0
+
+
+@pytest.mark.parametrize("how", ["overwritten", "deleted"])
+def test_what_a_worker_held_that_died_without_its_leases_is_taken_over(connection: Redis, how: str) -> None:
+    batch = submit(connection, "a", "b")
+    store(connection, "dead").claim(2, now())
+    connection.sadd("rq:workers:mlxq", "rq:worker:dead", "rq:worker:another")
+    lose_leases(connection, how)
+
+    neighbour = store(connection, "neighbour")
+    early = neighbour.recover_expired(now() + 1).num_requeued
+    late = neighbour.recover_expired(now() + LEASE_S + 2).num_requeued
+
+    assert (early, late) == (0, 2)
+    assert [job.job_id for job in neighbour.claim(2, now() + 2 * LEASE_S).jobs] == list(batch.job_ids())
+
+
+def test_a_worker_holds_nothing_in_a_queue_that_it_has_not_claimed_it_from(connection: Redis) -> None:
+    """A job may lie in another queue than the one that it was made for."""
+    [job_id] = submit(connection, "a").job_ids()
+    connection.rename("rq:queue:mlxq", "rq:queue:other")
+    connection.sadd("rq:workers:mlxq", "rq:worker:w")
+    worker = JobStore(connection, "w", ["mlxq", "other"], lease_s=LEASE_S, lease_clock="caller")
+    claimed = worker.claim(1, now()).jobs
+
+    for seconds in range(0, 200, 20):
+        worker.beat(claimed, now() + seconds)
+        store(connection, "neighbour").recover_expired(now() + seconds)
+
+    assert status(connection, job_id) == "started"
+    assert connection.zcard("rq:wip:mlxq") == 0
+
+
 def test_a_job_with_strikes_is_tried_again_after_a_delay_that_doubles_and_has_a_ceiling(connection: Redis) -> None:
     job = enqueue_plain(connection)
     worker, moment, delays = store(connection), now(), []

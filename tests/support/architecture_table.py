@@ -65,7 +65,7 @@ The layers' kinds: *full* attention, *sliding* windows, a recurrent or convoluti
 
 def table() -> str:
     """The document."""
-    packed = [f"| `{name}` | {_layers(name)} | {_WAYS[_way(name)]} |" for name in PACKED]
+    packed = [f"| `{name}` | {_layers_and_way(name)} |" for name in PACKED]
     others = [
         f"| `{name}` | {how} | {reason} |"
         for how, reasons in (("padded", PADDED), ("one row at a time", ALONE), ("not tried", ELSEWHERE))
@@ -85,16 +85,13 @@ def way(name: str) -> Way | None:
     return find_packing(build(name)).way
 
 
-def _way(name: str) -> Way:
-    found = way(name)
+def _layers_and_way(name: str) -> str:
+    """How many layers there are of each kind, and how a model of them attends."""
+    model = build(name)
+    found = find_packing(model).way
     assert found is not None, f"{name} isn't packed"
-    return found
-
-
-def _layers(name: str) -> str:
-    """How many layers there are of each kind."""
-    kinds = Counter(map(_kind, make_prompt_cache(build(name))))
-    return ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+    kinds = Counter(map(_kind, make_prompt_cache(model)))
+    return ", ".join(f"{number} {kind}" for kind, number in kinds.items()) + f" | {_WAYS[found]}"
 
 
 def _kind(cache: Any) -> str:

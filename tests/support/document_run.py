@@ -1,7 +1,8 @@
 """Runs the blocks of one document, as a reader would who types them one after the other into one folder.
 
 `mlxq`, `python` and `rq` are those of this process. A Redis at the address that the documents name is the test's own;
-only `mlxq run` isn't told of it, since it has one for itself where no variable is set.
+only `mlxq run` isn't told of it, since it has one for itself where no variable is set. What `mlxq serve` listens on is
+a free port, whatever a document calls it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import socket
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -20,6 +22,9 @@ from tests.support.processes import ended, run, running
 
 ADDRESS = "redis://localhost:6379/0"
 """What documents call the Redis on the reader's machine."""
+
+SERVED = "127.0.0.1:8080"
+"""Where `mlxq serve` is, if no option says otherwise."""
 
 PYTHON = shlex.quote(sys.executable)
 PROGRAMS = {
@@ -38,6 +43,11 @@ def path_with_programs(folder: Path) -> str:
     return os.pathsep.join((str(folder), os.environ["PATH"]))
 
 
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        return int(bound.getsockname()[1])
+
+
 class Reader:
     """Somebody with a folder, a shell, and a Redis at `redis_url`. Keeps what the last command has printed."""
 
@@ -45,10 +55,13 @@ class Reader:
         self.folder = folder / "work"
         self.folder.mkdir()
         self._redis_url = redis_url
+        port = free_port()
+        self._served = f"127.0.0.1:{port}"
         self._variables = {
             "PATH": path_with_programs(folder / "bin"),
             "TEST_REDIS_URL": redis_url,
             "COLUMNS": "120",
+            "MLXQ_PORT": str(port),
         }
         self._printed = ""
 
@@ -93,7 +106,7 @@ class Reader:
         self._printed = done.stdout
 
     def _of_the_test(self, code: str) -> str:
-        return code.replace(ADDRESS, self._redis_url)
+        return code.replace(ADDRESS, self._redis_url).replace(SERVED, self._served)
 
 
 def is_part(shown: Any, whole: Any) -> bool:

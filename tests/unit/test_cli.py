@@ -200,6 +200,14 @@ def test_without_the_worker_packages_the_remedy_is_named(monkeypatch: pytest.Mon
     assert "Traceback" not in result.stderr
 
 
+def test_without_the_packages_of_serve_its_own_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ModuleNotFoundError("No module named 'starlette'", name="starlette.applications")
+    monkeypatch.setattr(Entry, "load", lambda self: failing_command(error))
+    result = CliRunner().invoke(lazy_group(Entry("a:b", "Do.")), ["do"])
+    assert result.exit_code == 1
+    assert 'install "mlxq[serve]"' in result.stderr
+
+
 def test_another_missing_module_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Entry, "load", lambda self: failing_command(ModuleNotFoundError(name="mlxq.typo")))
     result = CliRunner().invoke(lazy_group(Entry("a:b", "Do.")), ["do"])

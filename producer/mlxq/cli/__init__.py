@@ -14,10 +14,12 @@ COMMANDS = {
     "run": Entry("mlxq_worker.commands.run:run", "Answer a file of requests: queue, worker and results in one."),
     "enqueue": Entry("mlxq.cli.enqueue:enqueue", "Put requests in the queue and print their batch id."),
     "worker": Entry("mlxq_worker.commands.worker:worker", "Serve queues with a model until stopped."),
+    "serve": Entry("mlxq_worker.commands.serve:serve", "Offer OpenAI's Files and Batches API over the queue."),
     "status": Entry("mlxq.cli.status:status", "Show batches: how far, how fast, and why answers stopped."),
     "collect": Entry("mlxq.cli.collect:collect", "Write a batch's answers to a file."),
     "cancel": Entry("mlxq.cli.cancel:cancel", "Cancel a batch or a single job."),
     "delete": Entry("mlxq.cli.delete:delete", "Delete a batch and its answers."),
+    "metrics": Entry("mlxq.cli.operations.metrics:metrics", "Serve the state of the queues to Prometheus."),
     "inspect": Entry("mlxq_worker.commands.inspect:inspect", "Print what a model's files say, and what is refused."),
     "eos": Entry("mlxq_worker.commands.eos:eos", "Print the tokens that end a model's answers."),
 }

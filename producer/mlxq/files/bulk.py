@@ -40,6 +40,10 @@ OnTurn = Callable[[Tally], bool]
 """Sees the counts after every turn and says whether to go on; what it raises ends the run."""
 
 
+class LeftToOthers(Exception):
+    """What `on_turn` raises to end a run that another will go on with: its requests stay in the queue."""
+
+
 def process(
     client: Client,
     lines: Iterable[ParsedLine | BadLine],
@@ -53,6 +57,7 @@ def process(
     tell: Tell | None = None,
     source: str | None = None,
     default_max_tokens: int | None = None,
+    batch_id: str | None = None,
     table: AnswerTable | None = None,
     retry: Retry | None = None,
     model: str | None = None,
@@ -75,6 +80,8 @@ def process(
             of none of its requests any more are removed.
         default_max_tokens: the limit of a request that sets none, if all workers have the same: an answer that kept to
             another is to something else.
+        batch_id: of the batch that all runs over this input and into this output file go on with: requests that an
+            earlier one has left in the queue are not cancelled, their answers and failures are taken as they come.
         table: at the end, and only if the run comes to it, the answers are written as this table, too.
         retry: which whole answers are asked for again.
         model: whose answers are to be gone on from; any, if none is named.
@@ -83,6 +90,7 @@ def process(
         InputFileError: a file can't be read or written.
         ConfigError: the output file holds answers by another model.
         QueueUnavailable: Redis can't be reached.
+        QueueError: somebody has cancelled the batch `batch_id`.
     """
     outages = Outages(tell, has_been_there=False)
     keeps_answers = resume and output.exists()
@@ -96,14 +104,19 @@ def process(
         model=model,
     ) as sink:
         prefix = batch_prefix(output)
-        if prefix is not None:
-            clear_leftovers = partial(clear, client, prefix, sink, keeps_answers=keeps_answers)
-            while not outages.attempt(clear_leftovers):
-                sink.tally.is_waiting = True
-                if not on_turn(sink.tally):
-                    return sink.summary(interrupted=True)
+        batch = client.open(batch_id, prefix=prefix)
+        left: set[str] = set()
+        prepare: Callable[[], None] | None = None
+        if batch_id is not None:
+            prepare = partial(_note_left, batch, left)
+        elif prefix is not None:
+            prepare = partial(clear, client, prefix, sink, keeps_answers=keeps_answers)
+        while prepare is not None and not outages.attempt(prepare):
+            sink.tally.is_waiting = True
+            if not on_turn(sink.tally):
+                return sink.summary(interrupted=True)
         rows = Spool[InputRow](output.parent) if ordered or table else None
-        with _Bulk(client.open(prefix=prefix), lines, sink, max_inflight, tell, rows) as bulk:
+        with _Bulk(batch, lines, sink, max_inflight, tell, left, rows) as bulk:
             while on_turn(sink.tally) and not bulk.is_done:
                 sink.tally.is_waiting = not outages.attempt(bulk.turn)
         if bulk.is_done:
@@ -154,6 +167,11 @@ def collect(
     return sink.summary(interrupted=not collection.is_done)
 
 
+def _note_left(batch: Batch, left: set[str]) -> None:
+    """Note the jobs that an earlier run into the same file has left in the batch."""
+    left.update(batch.job_ids())
+
+
 class _Collection:
     """One reading of a batch that others answer."""
 
@@ -187,7 +205,9 @@ class _Collection:
 class _Bulk:
     """One run over one input; leaving it early keeps what has ended and cancels the rest.
 
-    `rows` takes what of the lines is needed at the end, in their order.
+    Args:
+        left: the jobs that the batch had before, of requests that are yet to be read.
+        rows: takes what of the lines is needed at the end, in their order.
     """
 
     def __init__(
@@ -197,10 +217,14 @@ class _Bulk:
         sink: Sink,
         max_inflight: int,
         tell: Tell | None,
+        left: set[str],
         rows: Spool[InputRow] | None,
     ) -> None:
         self._rows = rows
         self._batch = batch
+        self._left = left
+        self._written_early: set[str] = set()  # job ids, of lines that are yet to be read
+        self._has_unclaimed = False
         self._collector = batch.collector()
         self._lines = ReadAhead(lines, ahead=min(keys.CHUNK, max_inflight))
         self._sink = sink
@@ -244,8 +268,8 @@ class _Bulk:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._lines.close()
-        if isinstance(error, QueueUnavailable):
-            return  # the next run into the same file clears the queue
+        if isinstance(error, QueueUnavailable | LeftToOthers):
+            return  # the next run into the same file clears the queue, or goes on with what is there
         with suppress(QueueUnavailable) if error else nullcontext():  # the first error is the one to hear of
             self._leave(keeps=not isinstance(error, QueueError | InputFileError))
 
@@ -259,7 +283,7 @@ class _Bulk:
             if keeps:
                 self._keep()
         finally:
-            if self._inflight:
+            if self._inflight or self._left:
                 self._cancel()
         if keeps:
             self._clear()
@@ -270,6 +294,7 @@ class _Bulk:
         requests = [self._as_asked(line) for line in lines if self._is_to_run(line)]
         # Before they are queued, since they are read only once.
         self._inflight.update((self._batch.job_id(line.request.custom_id), line) for line in requests)
+        self._left.difference_update(self._inflight)
         self._sink.tally.num_inflight = len(self._inflight)
         self._enqueue(requests)
 
@@ -294,6 +319,10 @@ class _Bulk:
             self._sink.refuse(line)
             return False
         self._sink.tally.drop(line.dropped)
+        job_id = self._batch.job_id(line.request.custom_id)
+        if job_id in self._written_early:
+            self._written_early.remove(job_id)
+            return False
         return not self._sink.skip_request(line)
 
     def _as_asked(self, line: ParsedLine) -> ParsedLine:
@@ -311,16 +340,32 @@ class _Bulk:
             self._write(answer)
             self._unsynced.append(answer)
         self._sink.tally.num_inflight = len(self._inflight)
-        return len(self._unsynced) > num_before
+        has_ended = len(self._unsynced) > num_before
+        if self._has_unclaimed:
+            self._sink.sync()
+            self._forget()
+        return has_ended
 
     def _write(self, answer: Answer) -> None:
         # A job may end twice, say when a lost worker comes back; its first answer is on its way to the disk.
         line = self._inflight.pop(answer.job_id, None)
-        if line is None:
+        if line is not None:
+            output = {**answer.line, "custom_id": line.request.custom_id}
+            raised = self._raised.pop(answer.job_id, None)
+            self._sink.write(output if raised is None else retried_line(output, *raised))
+        elif answer.job_id in self._left:
+            self._left.remove(answer.job_id)
+            self._write_early(answer)
+
+    def _write_early(self, answer: Answer) -> None:
+        """Write the answer to a request that an earlier run has asked, and that this one has yet to read."""
+        if self._sink.adopt(answer.line):  # counted when its line is read
             return
-        output = {**answer.line, "custom_id": line.request.custom_id}
-        raised = self._raised.pop(answer.job_id, None)
-        self._sink.write(output if raised is None else retried_line(output, *raised))
+        if answer.job_id == self._batch.job_id(answer.custom_id):
+            self._sink.write(answer.line)
+            self._written_early.add(answer.job_id)
+        else:  # what is left of the job doesn't say whose it was: its line will ask again
+            self._has_unclaimed = True  # once it is forgotten, which must not come after that
 
     def _keep(self) -> None:
         while not self.is_done and self._collect(0.0):
@@ -331,6 +376,7 @@ class _Bulk:
     def _forget(self) -> None:
         self._collector.forget(self._unsynced)
         self._unsynced = []
+        self._has_unclaimed = False
 
     def _cancel(self) -> None:
         with suppress(BatchNotFound):  # nothing of it had reached Redis yet

@@ -154,6 +154,12 @@ def usage_of(line: Any) -> tuple[int, int]:
     return prompt, completion
 
 
+def reasoning_tokens_of(line: Any) -> int:
+    """The tokens of an output line's thoughts; zero where it says none."""
+    value = _at(line, "response", "body", "usage", "completion_tokens_details", "reasoning_tokens")
+    return value if type(value) is int else 0
+
+
 def _at(value: Any, *path: str) -> Any:
     for name in path:
         if not isinstance(value, dict):

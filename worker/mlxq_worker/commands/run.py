@@ -7,6 +7,7 @@ display. Never imports mlx itself.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -138,7 +139,7 @@ def run(
             for _ in range(workers)
         ]
         display = stack.enter_context(progress(reading.count()))
-        turn = _Turn(client, processes, display, stop)
+        turn = _Turn(client, processes, dead_workers, display, stop)
         try:
             for finding in _findings(client) if is_shared else ():
                 tell(f"Warning: {finding}")
@@ -204,6 +205,7 @@ class _Turn:
 
     client: Client
     processes: Sequence[WorkerProcess]
+    dead_workers: DeadWorkers
     display: Display
     stop: StopRequest
 
@@ -212,6 +214,7 @@ class _Turn:
         if tally.num_inflight and not tally.is_waiting:
             for process in self.processes:
                 process.check()
+            self.dead_workers.release_if_due(time.monotonic())
         self.display.update(tally, partial(self._note, tally))
         return not self.stop
 

@@ -92,10 +92,10 @@ class JsonSyntax:
     Args:
         start: a regular expression that matches where calls begin, JSON following.
         end: one for what closes them.
-        is_closed: the end may be left out only where the text ends.
         is_list: JSON is one list of calls, or a single call; otherwise values follow each other, maybe with `between`.
         is_last: nothing but blanks may follow.
         call: makes a call of a JSON value.
+        marker, openers, line_openers: as in `CallSyntax`.
     """
 
     start: str
@@ -105,6 +105,8 @@ class JsonSyntax:
     between: str = r"\s*"
     call: Callable[[Any, Offered], Call | None] = named_call
     marker: str = ""
+    openers: tuple[str, ...] = ()
+    line_openers: tuple[str, ...] = ()
 
     def syntax(self) -> CallSyntax:
         start = re.compile(self.start)
@@ -128,7 +130,9 @@ class JsonSyntax:
                 return None
             return Found(calls, position)
 
-        return CallSyntax(opener=start, read=read, marker=self.marker)
+        return CallSyntax(
+            opener=start, read=read, marker=self.marker, openers=self.openers, line_openers=self.line_openers
+        )
 
     def _values(
         self, text: str, position: int, offered: Offered, between: re.Pattern[str]

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mlxq_worker.dialects.calls import Call, Found, Offered, skip
+from mlxq_worker.dialects.json_calls import value_at
 
 _BLANKS = re.compile(r"\s*")
 _NAME = re.compile(r"\s*([A-Za-z_][\w./:-]*)\s*\(")
@@ -105,11 +106,14 @@ def _end_of_value(text: str, position: int) -> int | None:
 
 
 def _literal(source: str) -> Any:
-    """The value of a literal as JSON has it.
+    """The value of a literal, JSON's or else Python's.
 
     Raises:
         ValueError: it is none.
     """
+    decoded = value_at(source, 0)
+    if decoded is not None and not source[decoded[1] :].strip():
+        return decoded[0]
     source = "".join(_with_python_words(source)).strip()
     try:
         with warnings.catch_warnings():

@@ -24,6 +24,7 @@ from mlxq_worker.dialects.families import (
 
 DIALECTS: Sequence[Dialect] = (
     harmony.HARMONY,
+    deepseek.GIGACHAT35,
     deepseek.DEEPSEEK_V4,
     deepseek.DEEPSEEK_V32,
     deepseek.DEEPSEEK_V3,

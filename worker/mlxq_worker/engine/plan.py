@@ -62,6 +62,15 @@ class Plan:
     resting: tuple[Row, ...] = ()
 
     @property
+    def is_decoding_alone(self) -> bool:
+        """Whether nothing is prefilled or forked."""
+        return not (self.prefill or self.prefixes or self.forks)
+
+    def goes_on(self, before: Plan) -> bool:
+        """Whether the same rows decode and rest as on the step before."""
+        return self.decoding == before.decoding and self.resting == before.resting
+
+    @property
     def num_prefilled(self) -> int:
         """How many tokens of prompts are prefilled."""
         return sum(len(chunk) for chunk in self.prefill) + sum(len(chunk) for chunk in self.prefixes)

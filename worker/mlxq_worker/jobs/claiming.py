@@ -158,7 +158,7 @@ class Claiming:
         except RequestError as error:
             self._completion.end(endings.rejected(job, error))
         except Exception as error:  # noqa: BLE001 - whatever it is, it costs this job only
-            logger.error("Job %s can't be prepared: %s", job.job_id, trace_of(error))
+            logger.error("Job %s can't be prepared: %s", job.job_id, trace_of(error), extra=job.log_fields())
             self._completion.end(endings.gave_up(job, "internal_error", f"the request can't be prepared: {error}"))
         else:
             self._active.open_rows(active, prepared)

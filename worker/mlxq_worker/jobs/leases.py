@@ -9,6 +9,7 @@ import logging
 
 from rq.worker import WorkerStatus
 
+from mlxq.logs import fields
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.jobs.active import ActiveJob, ActiveJobs
 from mlxq_worker.jobs.cancelled_batches import CancelledBatches
@@ -18,6 +19,7 @@ from mlxq_worker.jobs.outbox import Outbox
 from mlxq_worker.jobs.presence import Command, Presence
 from mlxq_worker.jobs.store import COME_BACK_S, JobStore
 from mlxq_worker.messages import Cancel, Channel, StopWorker
+from mlxq_worker.metrics.job_figures import JobFigures
 from mlxq_worker.timing import Every
 
 logger = logging.getLogger("rq.worker")
@@ -48,6 +50,7 @@ class Leases:
         batches: CancelledBatches,
         channel: Channel,
         config: WorkerConfig,
+        figures: JobFigures,
     ) -> None:
         self._store = store
         self._presence = presence
@@ -56,6 +59,7 @@ class Leases:
         self._completion = completion
         self._batches = batches
         self._channel = channel
+        self._figures = figures
         self._num_doubtful = 0
         self._lease_s = config.lease_s
         self._beat_timer = Every(min(BEAT_S, config.lease_s / 4))
@@ -110,11 +114,20 @@ class Leases:
         come_back_s = min(COME_BACK_S, self._lease_s)
         recovered = self._store.recover_expired(now, only_abandoned=self._store.uptime_s() < come_back_s)
         self._num_doubtful = recovered.num_doubtful
+        self._figures.recovered(recovered.num_requeued)
         if recovered.num_requeued:
-            logger.warning("Requeued %d jobs of a worker that died", recovered.num_requeued)
+            num_jobs = recovered.num_requeued
+            logger.warning("Requeued %d jobs of a worker that died", num_jobs, extra=fields(num_jobs=num_jobs))
+        if recovered.num_excused:
+            num_jobs = recovered.num_excused
+            logger.warning(
+                "Requeued %d jobs, without a strike, of a worker that was gone when Redis took writes again",
+                num_jobs,
+                extra=fields(num_jobs=num_jobs),
+            )
         for job in recovered.struck_out:
             self._completion.end_struck_out(job)
-        return recovered.num_requeued
+        return recovered.num_requeued + recovered.num_excused
 
     def reconnected(self, now: float, away_s: float) -> None:
         """Redis was away for `away_s`. The other workers' leases may have run out meanwhile, though they live: before
@@ -124,7 +137,10 @@ class Leases:
         self._recovery_timer.postpone(now, min(COME_BACK_S, self._lease_s, 2 * away_s + COME_BACK_MARGIN_S))
 
     def _lose(self, active: ActiveJob) -> None:
-        logger.warning("Job %s isn't ours any more: its lease is gone", active.job.job_id)
+        logger.warning(
+            "Job %s isn't ours any more: its lease is gone", active.job.job_id, extra=active.job.log_fields()
+        )
+        self._figures.lost()
         self._active.forget(active.job)
         self._channel.to_decode.put(Cancel(active.row_ids))
 

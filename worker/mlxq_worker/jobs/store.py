@@ -65,10 +65,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """Jobs of workers that died: how many went back, and those that are ours now because they have to fail. Of
-    `num_doubtful` more nobody knows yet whether their workers live."""
+    """Jobs of workers that are gone: how many went back with a strike, and how many without since Redis kept their
+    workers from saying how they ended; and those that are ours now because they have to fail. Of `num_doubtful` more
+    nobody knows yet whether their workers live."""
 
     num_requeued: int
+    num_excused: int
     struck_out: list[ClaimedJob]
     num_doubtful: int
 
@@ -195,19 +197,26 @@ class JobStore:
             return float("inf")
 
     def recover_expired(self, now: float, *, only_abandoned: bool = False) -> Recovered:
-        """Take back the jobs whose lease ran out, each with a strike; see `Recovered`. With `only_abandoned` those of
-        workers that are known to be dead, see `abandon`."""
+        """Take back the jobs whose lease ran out, each with a strike or an excuse; see `Recovered`. With
+        `only_abandoned` those of workers that are known to be dead, see `abandon`."""
         parameters: dict[str, Any] = {"max_strikes": MAX_STRIKES, "limit": RECOVER_LIMIT, "seed": uuid4().hex}
         parameters["only_abandoned"] = only_abandoned
         reply = self._recover(args=self._args(now, queues=self._queues, **parameters))
-        num_requeued, struck_out, num_doubtful = cast("tuple[int, list[list[bytes | None]], int]", reply)
-        return Recovered(num_requeued, [ClaimedJob.read(job, now) for job in struck_out], num_doubtful)
+        num_struck, num_excused, struck_out, num_doubtful = cast(
+            "tuple[int, int, list[list[bytes | None]], int]", reply
+        )
+        return Recovered(num_struck, num_excused, [ClaimedJob.read(job, now) for job in struck_out], num_doubtful)
 
-    def abandon(self, worker_name: str, now: float, *, has_died: bool = True) -> list[str]:
+    def abandon(self, worker_name: str, now: float, *, has_died: bool = True, is_seen: bool = True) -> list[str]:
         """End the leases of all jobs of a worker, for it is gone. If it has died, the next `recover_expired`,
         anybody's, takes its jobs; if it has ended in peace, they are back in their queues. Returns their ids. A worker
-        that lives after all registers again with its next beat."""
-        parameters: dict[str, Any] = {"queues": self._queues, "dead": worker_name, "has_died": has_died}
+        that lives after all registers again with its next beat.
+
+        Args:
+            is_seen: whether somebody saw how it ended; else Redis's own refusals are an excuse.
+        """
+        parameters: dict[str, Any] = {"queues": self._queues, "dead": worker_name}
+        parameters |= {"has_died": has_died, "is_seen": is_seen}
         jobs = cast("list[bytes]", self._abandon(args=self._args(now, **parameters)))
         return [job.decode(errors="replace") for job in jobs]
 

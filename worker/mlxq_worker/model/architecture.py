@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from mlxq.errors import ModelError
 from mlxq_worker.blas import preload_openblas
-from mlxq_worker.model.load import config_overrides
+from mlxq_worker.model.config_json.build import build, config_overrides
+from mlxq_worker.model.config_json.rope_check import check_scaling
 
 Batching = Literal["packed", "padded", "one at a time"]
 
@@ -32,12 +33,11 @@ def batch_kind_of(config: Mapping[str, Any]) -> BatchKind:
     """
     preload_openblas()
     from mlx_lm.models.cache import KVCache, make_prompt_cache
-    from mlx_lm.utils import _get_classes
 
     try:
         full = {**config, **config_overrides(config)}
-        model_class, args_class = _get_classes(full)
-        model = model_class(args_class.from_dict(full))
+        model = build(full)
+        check_scaling(model, full, build)
         caches = make_prompt_cache(model)
     except ModelError:
         raise

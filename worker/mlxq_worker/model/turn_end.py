@@ -38,8 +38,9 @@ _CONVERSATIONS: Mapping[str, tuple[Conversation, ...]] = {
 }
 _CALL_ENDS = (("<|call|>", "<|channel|>"), ("<|tool_response>", "<|tool_call>"))
 """Tokens with which a model hands over to a tool, and one that tells such a model: no template ends a message so."""
-_PART_ENDS = (("<|end|>", "<|channel|>"),)
-"""Tokens that end a part of an answer, and a token that tells such a model: ends of channels are none of turns."""
+_PART_ENDS = (("<|end|>", "<|channel|>"), ("<|message_sep|>", "function call"))
+"""Tokens that end a part of an answer, and a text that tells such a model: ends of channels are none of turns, and
+GigaChat's calls are messages behind its answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ def _judged(end: TurnEnd, closing_thoughts: frozenset[str], tokenizer: Tokenizer
     if end.reason is not None:
         return end
     if end.token in _present(_PART_ENDS, tokenizer):
-        return TurnEnd(end.token, end.where, "it ends every channel, not only the last")
+        return TurnEnd(end.token, end.where, "it ends every part of an answer, not only the last")
     if end.token in closing_thoughts:
         return TurnEnd(end.token, end.where, "it closes the thought as well")
     return end

@@ -122,6 +122,13 @@ def _read_template(_ctx: click.Context, _param: click.Parameter, given: str | No
         return PromptTemplate(Path(given).read_text(encoding="utf-8"))
 
 
+allow_unknown_params = click.option(
+    "--allow-unknown-params",
+    is_flag=True,
+    help="Drop fields that mlxq doesn't know, or that say how to serve, instead of refusing the line.",
+)
+
+
 def _options(required: bool) -> list[Callable[[Any], Any]]:
     option = click.option
     return [
@@ -176,11 +183,7 @@ def _options(required: bool) -> list[Callable[[Any], Any]]:
             callback=_read_settings,
             help="A body field, such as top_k=5, for every request that doesn't set it; may be repeated.",
         ),
-        option(
-            "--allow-unknown-params",
-            is_flag=True,
-            help="Drop fields that mlxq doesn't know, or that say how to serve, instead of refusing the line.",
-        ),
+        allow_unknown_params,
     ]
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from mlxq.errors import InputFileError
+from mlxq.errors import FileInUse, InputFileError
 from mlxq.files.paths import file_errors
 
 
@@ -27,7 +27,8 @@ def open_locked(path: Path, flags: int) -> int:
         flags: those of `os.open`.
 
     Raises:
-        InputFileError: the file can't be opened, or another run is using it.
+        FileInUse: another run is using the file.
+        InputFileError: it can't be opened.
     """
     with file_errors(path, "open"):
         fd = os.open(path, flags, 0o666)
@@ -44,7 +45,7 @@ def _lock(fd: int, path: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise InputFileError(f"{path} is in use by another run") from error
+        raise FileInUse(f"{path} is in use by another run") from error
     # `replace_file` of another run may have put a new file in its place between opening and locking.
     if os.fstat(fd).st_ino != path.stat().st_ino:
         raise InputFileError(f"{path} was replaced by another run just now; try again")

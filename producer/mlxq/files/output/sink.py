@@ -145,14 +145,18 @@ class Sink:
         self._errors.settle(custom_id)
         return True
 
-    def adopt(self, line: Mapping[str, Any]) -> None:
-        """Write an answer that an earlier run had asked for; it counts as skipped when its request comes."""
+    def adopt(self, line: Mapping[str, Any]) -> bool:
+        """Write an answer that an earlier run had asked for; it counts as skipped when its request comes. `False` if it
+        isn't a whole one, and so is not written."""
         custom_id, answer = line["custom_id"], done_by(line)
-        if answer is not None and not answer.is_cut and self._done.get(custom_id) != answer:
+        if answer is None or answer.is_cut:
+            return False
+        if self._done.get(custom_id) != answer:
             self._needs_rewrite |= custom_id in self._done
             self._output.append(line)
             self._errors.settle(custom_id)
             self._done.put(custom_id, answer)
+        return True
 
     def write(self, line: Mapping[str, Any], place: str | None = None) -> None:
         """Write one output line. It stands, after `close`, for all that the output file held under its id. `place` is

@@ -24,6 +24,8 @@ LLAMA_JSON = Dialect(
         between=r"\s*[;,]?\s*",
         is_last=True,
         call=with_arguments,
+        openers=(r"<\|python_(tag|start|end)\|>",),
+        line_openers=(r"[\[{]",),
     ).syntax(),
     forced=ForcedSyntax(before='{{"name": "{name}", "parameters": ', after="}}"),
 )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import wraps
-from itertools import groupby
 from typing import Any
 
 import mlx.core as mx
@@ -20,11 +19,10 @@ from mlx_lm.models.cache import ArraysCache
 
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import Changes, Slot
-from mlxq_worker.engine.kvcache.slots import Write
 from mlxq_worker.engine.kvcache.states import State, States
 from mlxq_worker.engine.plan import PrefixChunk
 from mlxq_worker.engine.runners.groups import Group, Grouping, by_slab, by_state
-from mlxq_worker.engine.runners.layout import Layout, Span
+from mlxq_worker.engine.runners.layout import Layout
 from mlxq_worker.engine.runners.slot_cache import InSlots, SlotMask, one_window
 
 
@@ -191,32 +189,14 @@ class SlotView:
             self._slots.extend_prefix(source.prefix, keys, values)
             return self._slots.read_prefix(source.prefix)
         if source.source and self._group.parts[0].start == 0:
-            self._write([source], range(len(source.source)), *self._slots.read_prefix(source.source))
+            self._slots.copy_prefix(source.source, [source.slot])
         kept = self._group.results
         own = (keys, values) if kept is None else (keys[kept], values[kept])
-        spans = [part.source for part in self._group.real if isinstance(part.source, Span)]
-        self._write(spans, None, *own)
+        self._slots.write(self._group.places, *map(_token_by_token, own))
         if self._group.is_fresh:
             return keys, values
         first = 0 if self._group.window else source.slot.index
         return self._slots.read(source.slot.slab, first, first + len(self._group.parts), self._num_columns)
-
-    def _write(self, spans: Sequence[Span], columns: range | None, keys: mx.array, values: mx.array) -> None:
-        """Write each span's tokens, (n, H, T, D), to its own columns or to these."""
-        length, indices = keys.shape[2], range(len(spans))
-        flat = [array.swapaxes(1, 2).reshape(-1, array.shape[1], array.shape[3]) for array in (keys, values)]
-        writes = []
-        by_slab_index = sorted(indices, key=lambda index: spans[index].slot.slab)
-        for slab, group in groupby(by_slab_index, key=lambda index: spans[index].slot.slab):
-            own = list(group)
-            tokens = [index * length + token for index in own for token in range(length)]
-            written = [column for index in own for column in columns or spans[index].columns]
-            is_all = len(own) == len(spans)
-            slots = [spans[index].slot.index for index in own for _ in range(length)]
-            writes.append(
-                Write(slab, None if is_all else _indices(tokens), _indices(slots)[:, None], _indices(written)[:, None])
-            )
-        self._slots.write(writes, flat[0], flat[1])
 
     @property
     def _num_columns(self) -> int:
@@ -345,5 +325,6 @@ def _flat(views: Any) -> Iterator[Any]:
             yield view
 
 
-def _indices(values: Sequence[int]) -> mx.array:
-    return mx.array(list(values), dtype=mx.uint32)
+def _token_by_token(rows: mx.array) -> mx.array:
+    """(B, H, T, D) to (B * T, H, 1, D)."""
+    return rows.swapaxes(1, 2).flatten(0, 1)[:, :, None]

@@ -15,6 +15,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxq_worker.engine.kvcache.places import Places
 from mlxq_worker.engine.plan import PrefixChunk
 from mlxq_worker.engine.runners.layout import Layout, Span, Window
 
@@ -78,6 +79,12 @@ class Group:
     def spans(self) -> tuple[Span, ...]:
         """What the rows are of, where that is not a prefix."""
         return tuple(part.source for part in self.parts if isinstance(part.source, Span))
+
+    @cached_property
+    def places(self) -> Places:
+        """Where the tokens of the rows that count are written."""
+        spans = (part.source for part in self.real if isinstance(part.source, Span))
+        return Places.of((span.slot, span.columns) for span in spans)
 
     @cached_property
     def rows(self) -> mx.array:

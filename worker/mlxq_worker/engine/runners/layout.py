@@ -7,16 +7,19 @@ Knows nothing of keys and values: `kvcache/slots` holds those.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import accumulate, chain, groupby
 from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
+from mlxq_worker.engine.kvcache.places import Places
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import Slot
-from mlxq_worker.engine.kvcache.slots import Write
 from mlxq_worker.engine.plan import PrefixChunk
 from mlxq_worker.engine.runners.attention import CAUSAL_BLOCK, is_fused
 
@@ -54,6 +57,10 @@ class Span:
     def columns(self) -> range:
         return range(self.start, self.stop)
 
+    def later(self, num_steps: int) -> Span:
+        """The same one so many tokens further, of a row that decodes."""
+        return replace(self, start=self.start + num_steps, stop=self.stop + num_steps)
+
     @property
     def packing_size(self) -> int:
         """Prompts of the same size are packed and attend together; 0 for what attends by itself."""
@@ -80,7 +87,8 @@ class Layout:
 
     Attributes:
         windows: those of all decoding rows; `whole_windows` of rows that attend to their slots and nothing else,
-            `shared_windows` of those in `sharing`.
+            `shared_windows` of those in `sharing`; `lone_window` the only one, where there are no other tokens in the
+            step than the rows' that attend to it.
         num_rows: one more than the highest number of a row in the batch.
         sharing: how tokens attend to shared prefixes, if any does. The decoding rows' do so together; where attention
             is done in parts anyway, those without a prefix and prompts' join them.
@@ -96,7 +104,8 @@ class Layout:
         resting: Sequence[int] = (),
     ) -> None:
         in_slots = (*decoding, *spans)
-        self.decoding, self.spans, self.prefixes = tuple(decoding), tuple(spans), tuple(prefixes)
+        self._first_decoding, self._num_later = tuple(decoding), 0
+        self.spans, self.prefixes = tuple(spans), tuple(prefixes)
         self.resting = tuple(resting)
         self.num_rows = 1 + max((*resting, *(span.row for span in in_slots)), default=-1)
         self._derived: dict[Callable[[Layout], Any], Any] = {}
@@ -104,14 +113,12 @@ class Layout:
         for span in spans:
             if span.source is not None and span.prefix is None:
                 self.copied_prefixes.setdefault(span.source, []).append(span.slot)
-        self.windows = _windows(decoding)
-        shared = (window.rows.start for window in self.windows if any(span.prefix for span in decoding[window.rows]))
+        windows = _windows(decoding)
+        shared = (window.rows.start for window in windows if any(span.prefix for span in decoding[window.rows]))
         first_shared = next(shared, len(decoding)) if is_fused() else 0
         sharing = decoding[first_shared:] if is_fused() else in_slots
         self.sharing = Sharing(sharing) if any(span.prefix for span in sharing) else None
         self.num_whole = first_shared if self.sharing else len(decoding)
-        self.whole_windows = [window for window in self.windows if window.rows.start < self.num_whole]
-        self.shared_windows = self.windows[len(self.whole_windows) :]
         grouped = _grouped(spans)
         self.joined = grouped if self.sharing and not is_fused() else ()
         self.segments: tuple[Segment, ...] = (*(() if self.joined else grouped), *prefixes)
@@ -120,8 +127,38 @@ class Layout:
         positions = [position for span in in_slots for position in span.positions]
         positions += [position for chunk in prefixes for position in range(chunk.start, chunk.stop)]
         self.num_tokens = len(positions)
-        self.positions = mx.array(positions)  # (N,)
-        self.writes = _writes(in_slots)
+        self._positions = np.array(positions, dtype=np.int32)
+        self.positions = mx.array(self._positions)  # (N,)
+        self.places = Places.of((span.slot, span.columns) for span in in_slots)
+        self._set_windows(windows)
+
+    @cached_property
+    def decoding(self) -> tuple[Span, ...]:
+        """The decoding rows' tokens."""
+        return tuple(span.later(self._num_later) for span in self._first_decoding)
+
+    def next(self) -> Layout:
+        """The same decoding rows one token further, in the same slots: made of this one, not anew, as most steps are.
+
+        There must be no other tokens in this step.
+        """
+        later = copy(self)
+        later.__dict__.pop("decoding", None)
+        later._num_later += 1
+        later._derived = {}
+        later._positions = self._positions + 1
+        later.positions = mx.array(later._positions)
+        later.places = self.places.next()
+        later.sharing = self.sharing.next() if self.sharing else None
+        later._set_windows(tuple(window.next() for window in self.windows))
+        return later
+
+    def _set_windows(self, windows: tuple[Window, ...]) -> None:
+        self.windows = windows
+        self.whole_windows = [window for window in windows if window.rows.start < self.num_whole]
+        self.shared_windows = windows[len(self.whole_windows) :]
+        is_all = len(self.whole_windows) == 1 and self.num_whole == self.num_tokens
+        self.lone_window = self.whole_windows[0] if is_all else None
 
     def derived(self, make: Callable[[Layout], D]) -> D:
         """What `make` makes of this step: the same for every layer, made when it is first asked for."""
@@ -175,31 +212,6 @@ def _grouped(spans: Sequence[Span]) -> tuple[Span | PackedPrompts, ...]:
     return tuple(groups)
 
 
-def _writes(in_slots: Sequence[Span]) -> tuple[Write, ...]:
-    """One write for each slab."""
-    first, starts = 0, []
-    for span in in_slots:
-        starts.append((span, first))
-        first += len(span)
-    starts.sort(key=lambda each: each[0].slot.slab)
-    grouped = {slab: list(group) for slab, group in groupby(starts, key=lambda each: each[0].slot.slab)}
-    return tuple(
-        Write(
-            slab,
-            None if len(grouped) == 1 else _taken([start + i for span, start in group for i in range(len(span))]),
-            _indices(span.slot.index for span, _ in group for _ in range(len(span)))[:, None],
-            _indices(chain.from_iterable(span.columns for span, _ in group))[:, None],
-        )
-        for slab, group in grouped.items()
-    )
-
-
-def _taken(tokens: Sequence[int]) -> mx.array | slice:
-    """These tokens of a step, in rising order: as a slice where they lie side by side, which takes no kernel."""
-    first, last = tokens[0], tokens[-1]
-    return slice(first, last + 1) if last - first + 1 == len(tokens) else _indices(tokens)
-
-
 def _indices(values: Iterable[int]) -> mx.array:
     """Unsigned, since mlx takes a quarter longer to scatter where an index might count from the end."""
     return mx.array(list(values), dtype=mx.uint32)
@@ -221,13 +233,21 @@ class Window:
         self.slab = slab
         self.rows, self.num_rows = slice(first, first + len(lengths)), len(lengths)
         self.num_slots = max(lengths) + 1
-        self._lengths = [lengths.get(slot, 1) for slot in range(self.num_slots)]
+        self._lengths = np.array([lengths.get(slot, 1) for slot in range(self.num_slots)])
+        self._grows = np.array([slot in lengths for slot in range(self.num_slots)], dtype=np.int64)
         self._views: dict[int | None, View] = {}
         has_holes = len(lengths) < self.num_slots
         rows = {slot: index for index, slot in enumerate(lengths)}
         # (S,) which decoding row stands in for each slot: its own, or any for a slot that is empty
         self.query_rows = mx.array([rows.get(slot, 0) for slot in range(self.num_slots)]) if has_holes else None
         self.result_rows = mx.array(list(lengths)) if has_holes else None  # (B,) where each row's result stands
+
+    def next(self) -> Window:
+        """The same rows one column further."""
+        later = copy(self)
+        later._lengths = self._lengths + self._grows
+        later._views = {}
+        return later
 
     def view(self, sliding: int | None) -> View:
         """What is seen of the slab where a token sees itself and so many columns less one before it; `None`: all."""
@@ -240,22 +260,22 @@ class View:
     """Columns `first` to `last` of a slab's first S slots, and which of them count.
 
     Args:
-        lengths: how many columns of each slot are in use.
+        lengths: (S,) how many columns of each slot are in use.
         sliding: how many of them the last one's token sees, `None` for all.
 
     Attributes:
         mask: (S, 1, 1, last - first), true where a column counts; `None` where all of them do.
     """
 
-    def __init__(self, lengths: Sequence[int], sliding: int | None) -> None:
-        starts = [0 if sliding is None else max(0, length - sliding) for length in lengths]
-        self.first, self.last = min(starts), max(lengths)
+    def __init__(self, lengths: NDArray[np.int64], sliding: int | None) -> None:
+        starts = np.zeros_like(lengths) if sliding is None else np.maximum(lengths - sliding, 0)
+        self.first, self.last = int(starts.min()), int(lengths.max())
         self.mask: mx.array | None = None
-        if min(lengths) < self.last or max(starts) > self.first:
+        if lengths.min() < self.last or starts.max() > self.first:
             # Made by the host: a few thousand booleans, instead of kernels that make them.
             columns = np.arange(self.first, self.last)
-            seen = (columns < np.array(lengths)[:, None]) & (columns >= np.array(starts)[:, None])
-            self.mask = mx.array(seen)[:, None, None]
+            seen = (columns < lengths[:, None]) & (columns >= starts[:, None])
+            self.mask = mx.array(seen[:, None, None])
         self._full_mask: mx.array | None = None
 
     def mask_of(self, num_heads: int) -> mx.array | None:
@@ -291,6 +311,10 @@ class Sharers:
         self.tokens = tokens
         self._columns = columns
         self._masks: dict[int, mx.array | None] = {}
+
+    def next(self) -> Sharers:
+        """The same tokens' next ones."""
+        return Sharers(self.prefix, self.tokens, [column + 1 for column in self._columns])
 
     def first_seen(self, sliding: int | None) -> int:
         """The first token of the prefix that any of them sees, each of which sees so many tokens, itself the last; the
@@ -334,3 +358,9 @@ class Sharing:
         order = [*grouped, *alone]
         in_order = order == sorted(order)
         self.order = None if in_order else mx.array(sorted(range(len(order)), key=order.__getitem__))
+
+    def next(self) -> Sharing:
+        """The same tokens' next ones."""
+        later = copy(self)
+        later.groups = tuple(group.next() for group in self.groups)
+        return later

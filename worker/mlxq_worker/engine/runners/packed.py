@@ -8,7 +8,7 @@ For every model that computes on slots what it computes on mlx-lm's caches (`tri
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,16 @@ _EVAL_INTERVAL = 64
 """Steps between two evaluations of what no token may depend on: its graph would otherwise grow without end."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """A plan with its `decoding` rows by their slots and its prompts by how they are packed, and where their tokens
+    go."""
+
+    plan: Plan
+    decoding: tuple[Row, ...]
+    layout: Layout
+
+
 class PackedRunner:
     """A batch in slots.
 
@@ -36,7 +46,6 @@ class PackedRunner:
         model: an mlx-lm model that can be packed.
         way: how it attends.
         max_num_seqs: the number of slots.
-        max_num_batched_tokens: how many tokens go through the model in one step.
         max_prefix_tokens: how many tokens of shared prefixes are kept.
         new_sampler: makes what picks the tokens of an empty batch.
     """
@@ -47,7 +56,6 @@ class PackedRunner:
         way: Way,
         *,
         max_num_seqs: int,
-        max_num_batched_tokens: int,
         max_prefix_tokens: int,
         new_sampler: Callable[[], BatchSampler],
     ) -> None:
@@ -55,7 +63,6 @@ class PackedRunner:
         self._new_sampler = new_sampler
         self.max_prefix_tokens = max_prefix_tokens
         self.max_num_seqs = max_num_seqs
-        self.max_num_batched_tokens = max_num_batched_tokens
         self.clear()
 
     @property
@@ -71,6 +78,7 @@ class PackedRunner:
         self._arranged: tuple[Row, ...] = ()  # who had slots given, and for how many more steps those will do
         self._num_passed = self._num_steady = 0
         self._numbers: dict[Row, int] = {}  # of rows in the batch: unlike its slot a row's number stays
+        self._last: _Step | None = None
         self._indices: tuple[tuple[Row, ...], mx.array] = (), mx.array([], dtype=mx.uint32)
         self._newest = mx.zeros((self.max_num_seqs,), dtype=mx.uint32)  # (max_num_seqs,) newest token, computed or not
         self._sampler = self._new_sampler()
@@ -79,12 +87,34 @@ class PackedRunner:
 
     def launch(self, plan: Plan) -> Launched | None:
         """Bring the slots to `plan` and start computing it. Nothing is launched if no row is due a token."""
-        self._arrange(plan)
+        is_steady = self._arrange(plan)
         if plan.forks:
             self._fork(plan.forks)
         if not (plan.rows or plan.prefixes):
             return None
-        decoding = sorted(plan.decoding, key=self._slots.__getitem__)
+        step = self._last = self._next_step(plan) if is_steady else self._new_step(plan)
+        decoding, plan, layout = step.decoding, step.plan, step.layout
+        hidden = self._packed.hidden(self._tokens(decoding, plan), layout)
+        self._num_steps += 1
+        if self._num_steps % _EVAL_INTERVAL == 0:
+            mx.async_eval(hidden, self._packed.arrays)
+        self._score_prompts(plan.prefill, hidden, len(decoding))
+        rows, sampled = _sampled(decoding, plan, hidden)
+        if not rows:
+            # One number of it is enough to have all keys and values computed.
+            mx.async_eval(hidden[-1, -1, -1], self._packed.arrays)
+            return None
+        return Launched(rows, self._packed.logits(sampled), self._sampler, partial(self._keep_newest, rows))
+
+    def _next_step(self, plan: Plan) -> _Step:
+        """A step whose rows lie where they did on the last one: as a rule that one again, a token further."""
+        last = self._last
+        if last is None or not (plan.is_decoding_alone and last.plan.is_decoding_alone and plan.goes_on(last.plan)):
+            return self._new_step(plan)
+        return _Step(plan, last.decoding, last.layout.next())
+
+    def _new_step(self, plan: Plan) -> _Step:
+        decoding = tuple(sorted(plan.decoding, key=self._slots.__getitem__))
         plan = replace(plan, prefill=tuple(sorted(plan.prefill, key=self._packing_size)))
         in_step = set(plan.rows)
         layout = Layout(
@@ -93,18 +123,7 @@ class PackedRunner:
             plan.prefixes,
             [number for row, number in self._numbers.items() if row not in in_step],
         )
-        hidden = self._packed.hidden(self._tokens(decoding, plan), layout)
-        self._num_steps += 1
-        if self._num_steps % _EVAL_INTERVAL == 0:
-            mx.async_eval(hidden, self._packed.arrays)
-        self._score_prompts(plan.prefill, hidden, len(decoding))
-        rows, indices = _sampled_rows(decoding, plan)
-        if not rows:
-            # One number of it is enough to have all keys and values computed.
-            mx.async_eval(hidden[-1, -1, -1], self._packed.arrays)
-            return None
-        sampled = hidden if len(indices) == hidden.shape[0] else hidden[mx.array(indices)]
-        return Launched(rows, self._packed.logits(sampled), self._sampler, partial(self._keep_newest, rows))
+        return _Step(plan, decoding, layout)
 
     def _span(self, row: Row, start: int, stop: int) -> Span:
         """Positions `start` to `stop` of a row's sequence as columns of its slot."""
@@ -121,11 +140,11 @@ class PackedRunner:
     def _packing_size(self, chunk: PrefillChunk) -> int:
         return self._span(chunk.row, chunk.start, chunk.stop).packing_size
 
-    def _tokens(self, decoding: Sequence[Row], plan: Plan) -> mx.array:
+    def _tokens(self, decoding: tuple[Row, ...], plan: Plan) -> mx.array:
         """The step's tokens (N,): the decoding rows' newest, then the prompts' chunks, then the prefixes'."""
         chunks: tuple[PrefillChunk | PrefixChunk, ...] = (*plan.prefill, *plan.prefixes)
         prompt_ids = [token_id for chunk in chunks for token_id in chunk.token_ids]
-        newest = self._newest[self._indices_of(tuple(decoding))]
+        newest = self._newest[self._indices_of(decoding)]
         return mx.concatenate([newest, mx.array(prompt_ids, dtype=mx.uint32)]) if prompt_ids else newest
 
     def _keep_newest(self, rows: tuple[Row, ...], tokens: mx.array) -> None:
@@ -145,14 +164,18 @@ class PackedRunner:
                 score_chunk(chunk.row, chunk.start, hidden[start : start + len(chunk)], self._packed.logits)
             start += len(chunk)
 
-    def _arrange(self, plan: Plan) -> None:
-        """Give the plan's rows their slots. A row whose prefix is still being prefilled has none yet."""
+    def _arrange(self, plan: Plan) -> bool:
+        """Give the plan's rows their slots. A row whose prefix is still being prefilled has none yet.
+
+        Returns:
+            Whether they are the rows of the step before, where they were.
+        """
         for prefix in plan.evicted:
             self._packed.evict(prefix)
         rows = (*plan.rows, *plan.resting)
         if rows == self._arranged and self._num_passed < self._num_steady:
             self._num_passed += 1
-            return
+            return True
         self._slots.passed(self._num_passed)
         columns = {row: _num_columns(row) - self._num_before(row) for row in rows}
         self._arranged, self._num_passed, self._num_steady = rows, 0, num_steady_steps(columns.values())
@@ -162,12 +185,12 @@ class PackedRunner:
         if changes.moves or changes.wiped or changes.sizes != self._sizes:
             self._packed.arrange(changes)
             self._sizes = changes.sizes
-        if self._numbers.keys() == columns.keys():
-            return
-        self._indices = (), mx.array([], dtype=mx.uint32)
-        self._numbers = {row: index for row, index in self._numbers.items() if row in columns}
-        free = iter(sorted(set(range(self.max_num_seqs)) - set(self._numbers.values())))
-        self._numbers |= {row: next(free) for row in columns if row not in self._numbers}
+        if self._numbers.keys() != columns.keys():
+            self._indices = (), mx.array([], dtype=mx.uint32)
+            self._numbers = {row: index for row, index in self._numbers.items() if row in columns}
+            free = iter(sorted(set(range(self.max_num_seqs)) - set(self._numbers.values())))
+            self._numbers |= {row: next(free) for row in columns if row not in self._numbers}
+        return False
 
     def _fork(self, forks: Sequence[Fork]) -> None:
         """Give rows what others have computed, and the tokens to go on with."""
@@ -187,8 +210,10 @@ def _num_columns(row: Row) -> int:
     return max(len(row.spec.prompt_ids), row.decode_position + 1)
 
 
-def _sampled_rows(decoding: Sequence[Row], plan: Plan) -> tuple[tuple[Row, ...], list[int]]:
-    """The rows that get a token from this step, and the index of each one's last token in it."""
+def _sampled(decoding: tuple[Row, ...], plan: Plan, hidden: mx.array) -> tuple[tuple[Row, ...], mx.array]:
+    """The rows that get a token from this step, and what is left in it of each one's last token: (B, 1, E)."""
+    if not any(chunk.is_last for chunk in plan.prefill):
+        return decoding, hidden[: len(decoding)]
     rows, indices = list(decoding), list(range(len(decoding)))
     end = len(decoding)
     for chunk in plan.prefill:
@@ -196,4 +221,4 @@ def _sampled_rows(decoding: Sequence[Row], plan: Plan) -> tuple[tuple[Row, ...],
         if chunk.is_last:
             rows.append(chunk.row)
             indices.append(end - 1)
-    return tuple(rows), indices
+    return tuple(rows), hidden if len(indices) == hidden.shape[0] else hidden[mx.array(indices)]

@@ -67,18 +67,13 @@ class SlotCache(InSlots):
     def __init__(self, sliding: int | None = None) -> None:
         super().__init__()
         self._sliding = sliding
-        self._layout: Layout | None = None
         self._newest: tuple[mx.array, mx.array] | None = None
+        self.layout = Layout([])
         self.offset = mx.array([])
         """(N,) the position of every token of the step in its own sequence: what RoPE rotates by"""
 
     def __repr__(self) -> str:
         return f"SlotCache({self.slots!r})"
-
-    @property
-    def layout(self) -> Layout:
-        assert self._layout is not None, "begin_step comes first"
-        return self._layout
 
     @property
     def arrays(self) -> list[mx.array]:
@@ -87,7 +82,7 @@ class SlotCache(InSlots):
 
     def begin_step(self, layout: Layout) -> None:
         """Say where the tokens of the next forward pass go."""
-        self._layout = layout
+        self.layout = layout
         self.offset = layout.positions
 
     def make_mask(self, *_: Any, window_size: int | None = None, **__: Any) -> SlotMask:
@@ -96,17 +91,25 @@ class SlotCache(InSlots):
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write the step's keys and values, each (N, H, 1, D), where they belong; the model gets them back as is."""
+        layout = self.layout
+        if layout.prefixes or layout.copied_prefixes:
+            self._write_beside_prefixes(keys, values)
+        else:
+            self.slots.write(layout.places, keys, values)
+        self._newest = keys, values
+        _layers.get({})[id(keys)] = self
+        return keys, values
+
+    def _write_beside_prefixes(self, keys: mx.array, values: mx.array) -> None:
+        """Write what belongs to slots there and what to prefixes behind what there is of them; then copy prefixes to
+        the slots of rows that begin with them."""
         end = self.layout.num_in_slots
-        own = (keys, values) if end == keys.shape[0] else (keys[:end], values[:end])
-        self.slots.write(self.layout.writes, own[0].squeeze(2), own[1].squeeze(2))
+        self.slots.write(self.layout.places, keys[:end], values[:end])
         for chunk in self.layout.prefixes:
             start, end = end, end + len(chunk)
             self.slots.extend_prefix(chunk.prefix, _side_by_side(keys[start:end]), _side_by_side(values[start:end]))
         for prefix, slots in self.layout.copied_prefixes.items():
             self.slots.copy_prefix(prefix, slots)
-        self._newest = keys, values
-        _layers.get({})[id(keys)] = self
-        return keys, values
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
         """The step's keys and values, for a later layer that has none of its own."""
@@ -129,6 +132,8 @@ class SlotCache(InSlots):
         if mask is not None and not isinstance(mask, SlotMask):
             raise NotImplementedError("the model masks by itself")
         sliding = one_window(self._sliding, mask.sliding if mask else None)
+        if (window := self.layout.lone_window) is not None:
+            return _attend_in_window(self.slots, window, queries, scale, sliding, sinks)
         return _Attention(self.layout, self.slots, scale, sliding, sinks).of(queries, keys, values)
 
 
@@ -163,7 +168,10 @@ class _Attention:
     def of(self, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
         """(N, heads, 1, D)."""
         layout, end = self.layout, self.layout.num_whole
-        parts = [self._window(queries, window) for window in layout.whole_windows]
+        parts = [
+            _attend_in_window(self.slots, window, queries[window.rows], self.scale, self.sliding, self.sinks)
+            for window in layout.whole_windows
+        ]
         if layout.sharing is not None:
             start, end = end, end + layout.sharing.num_tokens
             parts.append(self._sharing(queries, keys, values, layout.sharing, slice(start, end)))
@@ -171,11 +179,6 @@ class _Attention:
             start, end = end, end + len(segment)
             parts.append(self._segment(segment, queries[start:end], keys[start:end], values[start:end]))
         return parts[0] if len(parts) == 1 else mx.concatenate(parts)
-
-    def _window(self, queries: mx.array, window: Window) -> mx.array:
-        own, keys, values, view = self._seen_in(window, queries)
-        result = attend(own, keys, values, self.scale, view.mask_of(own.shape[1]), sinks=self.sinks)
-        return result if window.result_rows is None else result[window.result_rows]
 
     def _sharing(
         self, queries: mx.array, keys: mx.array, values: mx.array, sharing: Sharing, tokens: slice
@@ -192,7 +195,7 @@ class _Attention:
 
     def _parts_in_slots(self, queries: mx.array, keys: mx.array, values: mx.array) -> Iterator[Partial]:
         for window in self.layout.shared_windows:
-            own, seen_keys, seen_values, view = self._seen_in(window, queries)
+            own, seen_keys, seen_values, view = _seen_in(self.slots, window, queries[window.rows], self.sliding)
             part = attend_in_part(own, seen_keys, seen_values, self.scale, view.mask)
             yield part if window.result_rows is None else part[window.result_rows]
         end = self.layout.num_decoding
@@ -201,16 +204,6 @@ class _Attention:
             sides = self._side_by_side(segment, queries[start:end], keys[start:end], values[start:end])
             for part in attend_causally_in_parts(*sides, self.scale, self.sliding):
                 yield _kept(segment, part.taken_apart())
-
-    def _seen_in(self, window: Window, queries: mx.array) -> tuple[mx.array, mx.array, mx.array, View]:
-        """The window's queries out of those of the step, the keys and values that they see, and which those are."""
-        own = queries if window.num_rows == queries.shape[0] else queries[window.rows]
-        own = own if window.query_rows is None else own[window.query_rows]  # (S, heads, 1, D)
-        view = window.view(self.sliding)
-        keys, values = self.slots.read(window.slab, 0, window.num_slots, view.last)
-        if view.first:
-            keys, values = keys[:, :, view.first :], values[:, :, view.first :]
-        return own, keys, values, view
 
     def _prefix(self, queries: mx.array, sharers: Sharers) -> Partial:
         """All tokens of a group at once, as if they were one row with many queries: (n, heads, 1, D)."""
@@ -244,6 +237,25 @@ class _Attention:
         """A row's keys and values behind its prefix up to the end of a span, (1, H, columns, D) each."""
         index = span.slot.index
         return self.slots.read(span.slot.slab, index, index + 1, span.stop)
+
+
+def _attend_in_window(
+    slots: Slots, window: Window, queries: mx.array, scale: float, sliding: int | None, sinks: mx.array | None
+) -> mx.array:
+    """Attention of a slab's decoding rows (B, heads, 1, D) to what is in their slots."""
+    own, keys, values, view = _seen_in(slots, window, queries, sliding)
+    result = attend(own, keys, values, scale, view.mask_of(own.shape[1]), sinks=sinks)
+    return result if window.result_rows is None else result[window.result_rows]
+
+
+def _seen_in(
+    slots: Slots, window: Window, queries: mx.array, sliding: int | None
+) -> tuple[mx.array, mx.array, mx.array, View]:
+    """The queries of a slab's decoding rows as rows of its slots (S, heads, 1, D), the keys and values that they see,
+    and which those are."""
+    view = window.view(sliding)
+    keys, values = slots.read(window.slab, 0, window.num_slots, view.last, view.first)
+    return queries if window.query_rows is None else queries[window.query_rows], keys, values, view
 
 
 R = TypeVar("R", mx.array, Partial)

@@ -1,0 +1,59 @@
+"""The tables of docs/metrics.md, made from those of the code; ``python -m tests.support.metric_table`` writes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mlxq.metrics.metric import Metric
+from mlxq.metrics.queue_table import QUEUE_METRICS
+from mlxq_worker.metrics.table import ENGINE_METRICS, JOB_METRICS, SUPERVISOR_METRICS, WORKER_METRICS
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
+PARTS = {
+    "The engine": ENGINE_METRICS,
+    "Requests and jobs": JOB_METRICS,
+    "The process": SUPERVISOR_METRICS,
+    "The queues": QUEUE_METRICS,
+}
+"""By the heading that each stands under."""
+ALL_METRICS = (*WORKER_METRICS, *QUEUE_METRICS)
+
+
+def markdown(metrics: Sequence[Metric]) -> str:
+    """One line for each metric."""
+    return "\n".join(["| Metric | Kind | Labels | What it says |", "|---|---|---|---|", *map(_line, metrics)])
+
+
+def semconv_markdown() -> str:
+    """One line for each metric that OpenTelemetry has, too."""
+    lines = [f"| `{metric.full_name}` | `{metric.semconv}` |" for metric in ALL_METRICS if metric.semconv]
+    return "\n".join(["| Here | There |", "|---|---|", *lines])
+
+
+def written(text: str) -> str:
+    """The document with its tables as they should be."""
+    for heading, metrics in PARTS.items():
+        text = _replaced(text, heading, markdown(metrics))
+    return _replaced(text, "In OpenTelemetry's words", semconv_markdown())
+
+
+def _replaced(text: str, heading: str, table: str) -> str:
+    """With this as the first table under that heading."""
+    return re.sub(
+        rf"(^## {re.escape(heading)}\n(?:[^|#\n].*\n|\n)*)(?:\|.*\n)+",
+        lambda found: f"{found[1]}{table}\n",
+        text,
+        count=1,
+        flags=re.MULTILINE,
+    )
+
+
+def _line(metric: Metric) -> str:
+    labels = ", ".join(f"`{label}`" for label in metric.labels)
+    return f"| `{metric.full_name}` | {metric.kind} | {labels} | {metric.help} |"
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(written(DOCUMENT.read_text(encoding="utf-8")), encoding="utf-8")

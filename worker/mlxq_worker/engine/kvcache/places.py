@@ -1,0 +1,81 @@
+"""Where in a layer's pool the numbers of a token lie: slabs one after another, in each of them slots, heads, columns.
+
+A pool is one long array, so that the tokens of a step are written at once, whatever slabs their slots are in: what it
+takes is one index for each token and head. Those are made once a step and pool shape, for all layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
+from typing import Self
+
+import mlx.core as mx
+import numpy as np
+from numpy.typing import NDArray
+
+from mlxq_worker.engine.kvcache.slot_allocator import SlabSize, Slot
+
+Numbers = NDArray[np.int64]
+
+
+class PoolShape:
+    """How H heads of slabs of these sizes lie in one array of R rows.
+
+    Attributes:
+        key: the same for pools of the same shape.
+        starts: the first row of each slab.
+        num_rows: R.
+    """
+
+    def __init__(self, num_heads: int, sizes: Mapping[int, SlabSize]) -> None:
+        self.num_heads = num_heads
+        self.sizes = dict(sorted(sizes.items()))
+        ends = list(accumulate((num_heads * size.area for size in self.sizes.values()), initial=0))
+        self.starts = dict(zip(self.sizes, ends, strict=False))
+        self.num_rows = ends[-1]
+        self.key = (num_heads, *((slab, size.num_slots, size.num_columns) for slab, size in self.sizes.items()))
+
+    def rows_of(self, slabs: Numbers, slots: Numbers, columns: Numbers) -> Numbers:
+        """Rows of places (m,): those of all heads, place after place (m * H,)."""
+        starts, widths = np.zeros((2, max(self.sizes) + 1), dtype=np.int64)
+        for slab, size in self.sizes.items():
+            starts[slab], widths[slab] = self.starts[slab], size.num_columns
+        width = widths[slabs]
+        first = starts[slabs] + slots * (self.num_heads * width) + columns  # (m,) of the first head
+        rows: Numbers = (first[:, None] + np.arange(self.num_heads) * width[:, None]).reshape(-1)
+        return rows
+
+
+class Places:
+    """Columns of slots, m of them: where a step's tokens are written, in their order."""
+
+    def __init__(self, slabs: Numbers, slots: Numbers, columns: Numbers) -> None:
+        self._slabs, self._slots, self._columns = slabs, slots, columns
+        self._rows: dict[tuple[object, ...], mx.array] = {}
+
+    @classmethod
+    def of(cls, runs: Iterable[tuple[Slot, range]]) -> Self:
+        """Columns of one slot after another."""
+        runs = list(runs)
+        lengths = np.array([len(columns) for _, columns in runs], dtype=np.int64)
+        slabs = np.array([slot.slab for slot, _ in runs], dtype=np.int64)
+        slots = np.array([slot.index for slot, _ in runs], dtype=np.int64)
+        columns = np.array([column for _, columns in runs for column in columns], dtype=np.int64)
+        return cls(np.repeat(slabs, lengths), np.repeat(slots, lengths), columns)
+
+    def __len__(self) -> int:
+        return len(self._slabs)
+
+    def rows(self, shape: PoolShape) -> mx.array:
+        """(m * H,) where the tokens' heads go in a pool of this shape, token after token. Unsigned, since mlx takes a
+        quarter longer to scatter where an index might count from the end."""
+        rows = self._rows.get(shape.key)
+        if rows is None:
+            numbers = shape.rows_of(self._slabs, self._slots, self._columns)
+            rows = self._rows[shape.key] = mx.array(numbers.astype(np.uint32))
+        return rows
+
+    def next(self) -> Places:
+        """One column further, in the same slots."""
+        return Places(self._slabs, self._slots, self._columns + 1)

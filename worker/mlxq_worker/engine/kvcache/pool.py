@@ -1,0 +1,117 @@
+"""One layer's slabs, one after another in one long array of keys and one of values.
+
+Everything is written by scatter, not by slice assignment: mlx does it in place while the step before is still being
+computed, where a slice assignment copies all that is there. Slabs are moved about only when one of them gets another
+size. Knows nothing of rows; `slot_allocator` says who lies where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Self
+
+import mlx.core as mx
+
+from mlxq_worker.engine.kvcache.places import Places, PoolShape
+from mlxq_worker.engine.kvcache.slot_allocator import SlabSize, Slot
+
+
+class Pool:
+    """H heads of keys and values, T columns in a slab's slots, D numbers a head (which may differ between keys and
+    values), R rows in all.
+
+    Args:
+        shape: how the slabs lie in it.
+        keys: (R, D).
+        values: (R, D).
+    """
+
+    def __init__(self, shape: PoolShape, keys: mx.array, values: mx.array) -> None:
+        self._shape = shape
+        self._keys = keys
+        self._values = values
+
+    def __repr__(self) -> str:
+        return ", ".join(f"{size.num_slots} slots of {size.num_columns} columns" for size in self.sizes.values())
+
+    @classmethod
+    def empty(cls, sizes: Mapping[int, SlabSize], keys: mx.array, values: mx.array) -> Self:
+        """A pool for keys and values like these, (m, H, 1, D)."""
+        shape = PoolShape(keys.shape[1], sizes)
+        return cls(
+            shape,
+            mx.zeros((shape.num_rows, keys.shape[3]), keys.dtype),
+            mx.zeros((shape.num_rows, values.shape[3]), values.dtype),
+        )
+
+    @property
+    def arrays(self) -> tuple[mx.array, mx.array]:
+        """Keys and values, (R, D) each."""
+        return self._keys, self._values
+
+    @property
+    def sizes(self) -> Mapping[int, SlabSize]:
+        return self._shape.sizes
+
+    def write(self, places: Places, keys: mx.array, values: mx.array) -> None:
+        """Write m tokens' keys and values, each (m, H, 1, D), to their places."""
+        rows = places.rows(self._shape)
+        self._keys[rows] = keys.flatten(0, 2)
+        self._values[rows] = values.flatten(0, 2)
+
+    def read(
+        self, slab: int, first: int, last: int, num_columns: int, first_column: int = 0
+    ) -> tuple[mx.array, mx.array]:
+        """Keys and values of slots `first` to `last` of a slab, each (last - first, H, columns, D): of so many columns
+        without those before the first one."""
+        where = slab, slice(first, last), slice(first_column, num_columns)
+        return self._part(self._keys, *where), self._part(self._values, *where)
+
+    def copy(self, pairs: Sequence[tuple[Slot, Slot]]) -> None:
+        """Copy all columns of slots to other slots, over all of theirs; none is copied from a slot that another is
+        copied to, and all sources lie in one slab, as all targets do."""
+        sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
+        num_columns = min(self.sizes[slot.slab].num_columns for slot in (sources[0], targets[0]))
+        from_rows = Places.of((slot, range(num_columns)) for slot in sources).rows(self._shape)
+        to_rows = Places.of((slot, range(num_columns)) for slot in targets).rows(self._shape)
+        self._keys[to_rows] = self._keys[from_rows]
+        self._values[to_rows] = self._values[from_rows]
+        self.wipe((target, range(num_columns, self.sizes[target.slab].num_columns)) for target in targets)
+
+    def wipe(self, runs: Iterable[tuple[Slot, range]]) -> None:
+        """Forget what rows that have left wrote in these columns: a masked key counts for nothing, but a masked value
+        is multiplied by zero, and that would pass on a NaN."""
+        if len(places := Places.of(runs)):
+            self._values[places.rows(self._shape)] = mx.zeros((1,), self._values.dtype)
+
+    def resize(self, sizes: Mapping[int, SlabSize]) -> None:
+        """Have slabs of these sizes, with what is there of them, and no others."""
+        if self.sizes != dict(sizes):
+            shape = PoolShape(self._shape.num_heads, sizes)
+            self._keys, self._values = self._resized(self._keys, shape), self._resized(self._values, shape)
+            self._shape = shape
+
+    def _resized(self, array: mx.array, shape: PoolShape) -> mx.array:
+        parts = [self._slab_resized(array, slab, size) for slab, size in shape.sizes.items()]
+        # What is only cut off would keep all of the buffer that it is cut from.
+        return mx.contiguous(parts[0]) if len(parts) == 1 else mx.concatenate(parts)
+
+    def _slab_resized(self, array: mx.array, slab: int, size: SlabSize) -> mx.array:
+        """A slab's rows in another size: cut off or filled up with zeros."""
+        num_heads, old = self._shape.num_heads, self.sizes.get(slab)
+        if old is None:
+            return mx.zeros((size.area * num_heads, array.shape[1]), array.dtype)
+        num_slots, num_columns = min(size.num_slots, old.num_slots), min(size.num_columns, old.num_columns)
+        kept = self._part(array, slab, slice(num_slots), slice(num_columns))
+        more_slots, more_columns = size.num_slots - num_slots, size.num_columns - num_columns
+        if more_slots or more_columns:
+            kept = mx.pad(kept, [(0, more_slots), (0, 0), (0, more_columns), (0, 0)])
+        return kept.flatten(0, 2)
+
+    def _part(self, array: mx.array, slab: int, slots: slice, columns: slice) -> mx.array:
+        """(slots, H, columns, D) of one slab."""
+        shape, size = self._shape, self.sizes[slab]
+        if len(shape.sizes) > 1:
+            array = array[shape.starts[slab] : shape.starts[slab] + shape.num_heads * size.area]
+        apart = array.reshape(size.num_slots, shape.num_heads, size.num_columns, array.shape[1])
+        return apart[slots, :, columns]
