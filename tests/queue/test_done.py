@@ -13,7 +13,7 @@ from tests.support.file_runs import Files, go_on, prompt, run
 
 from mlxq.contract import Request
 from mlxq.errors import ConfigError
-from mlxq.files.bulk import collect
+from mlxq.files.collection import collect
 from mlxq.files.input import read_requests
 from mlxq.files.output.retry import Retry
 from mlxq.files.output.stored import read_lines

@@ -42,8 +42,8 @@ class IoRig:
             close_s=close_s,
         )
 
-    def start(self) -> None:
-        self._channel.to_io.put(Ready(FakePreparer()))
+    def start(self, preparer: FakePreparer | None = None) -> None:
+        self._channel.to_io.put(Ready(preparer or FakePreparer()))
         self._thread.start()
 
     def decode(self, num_requests: int) -> None:

@@ -6,7 +6,7 @@ process nor Redis grows with the file. Knows nothing of who answers the jobs, no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -22,22 +22,18 @@ from mlxq.files.output.retry import Retry
 from mlxq.files.output.sink import Sink
 from mlxq.files.read_ahead import ReadAhead
 from mlxq.files.stale_batches import batch_prefix, clear
-from mlxq.files.tally import Summary, Tally
-from mlxq.id_table import IdTable
+from mlxq.files.tally import POLL_S, OnTurn, Summary
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.requests.openai import ParsedLine
 from mlxq.results.answer import Answer
-from mlxq.results.read_back import content_hash_of
 from mlxq.results.result_lines import retried_line
 from mlxq.spool import Spool
 
 DEFAULT_MAX_INFLIGHT = 4096
-POLL_S = 0.5
-"""How long a turn waits for an answer at most: `on_turn` is called about that often."""
-
-OnTurn = Callable[[Tally], bool]
-"""Sees the counts after every turn and says whether to go on; what it raises ends the run."""
+DEFAULT_MAX_INFLIGHT_BYTES = 256 * 2**20
+MAX_AHEAD_BYTES = 16 * 2**20
+"""Of the lines that are read ahead; at least one is."""
 
 
 class LeftToOthers(Exception):
@@ -52,6 +48,7 @@ def process(
     *,
     on_turn: OnTurn,
     max_inflight: int = DEFAULT_MAX_INFLIGHT,
+    max_inflight_bytes: int = DEFAULT_MAX_INFLIGHT_BYTES,
     resume: bool = True,
     ordered: bool = False,
     tell: Tell | None = None,
@@ -71,7 +68,9 @@ def process(
 
     Args:
         lines: what `mlxq.files.input.read_requests` yields.
-        max_inflight: requests in the queue at a time; bounds memory here and in Redis.
+        max_inflight: requests in the queue at a time.
+        max_inflight_bytes: no more are added while those in the queue were so long in the input; with `max_inflight` it
+            bounds memory here and in Redis.
         resume: skip requests whose answer is in the output file already; otherwise both files start empty.
         ordered: at the end, rewrite the output file in the order of the input. The error file stays as it ended.
         tell: hears that Redis went away, and the run waits until it is back; without it, that ends the run. Redis
@@ -116,7 +115,7 @@ def process(
             if not on_turn(sink.tally):
                 return sink.summary(interrupted=True)
         rows = Spool[InputRow](output.parent) if ordered or table else None
-        with _Bulk(batch, lines, sink, max_inflight, tell, left, rows) as bulk:
+        with _Bulk(batch, lines, sink, max_inflight, max_inflight_bytes, tell, left, rows) as bulk:
             while on_turn(sink.tally) and not bulk.is_done:
                 sink.tally.is_waiting = not outages.attempt(bulk.turn)
         if bulk.is_done:
@@ -128,78 +127,13 @@ def process(
     return sink.summary(interrupted=not bulk.is_done)
 
 
-def collect(
-    batch: Batch,
-    output: Path,
-    error_file: Path,
-    *,
-    on_turn: OnTurn,
-    follow: bool = False,
-    ordered: bool = False,
-    tell: Tell | None = None,
-    table: AnswerTable | None = None,
-) -> Summary:
-    """Fetch the answers of a batch that somebody submitted; nothing is deleted from Redis.
-
-    Args:
-        follow: wait until the batch is done; otherwise take what has ended so far.
-        ordered: at the end, rewrite the output file in the order of the batch.
-        tell: hears that Redis went away, and the collection waits until it is back; without it, that ends it.
-        table: at the end, what has been collected is written as this table, too.
-
-    Raises:
-        InputFileError: a file can't be written.
-        BatchNotFound: the batch is gone.
-        QueueUnavailable: Redis can't be reached.
-    """
-    outages = Outages(tell)
-    with Sink(output, error_file) as sink:
-        collection = _Collection(batch, sink, follow)
-        while on_turn(sink.tally) and not collection.has_ended:
-            sink.tally.is_waiting = not outages.attempt(collection.turn)
-        if ordered and collection.has_ended:
-            sink.order_by(collection.custom_ids())
-    if table is not None and collection.has_ended:
-        rows = Spool[InputRow](output.parent)
-        for custom_id in collection.custom_ids():
-            rows.append(InputRow(custom_id, {}))
-        table.write(rows, output, error_file)
-    return sink.summary(interrupted=not collection.is_done)
+def _num_bytes(line: ParsedLine | BadLine) -> int:
+    return line.num_bytes if isinstance(line, ParsedLine) else 0
 
 
 def _note_left(batch: Batch, left: set[str]) -> None:
     """Note the jobs that an earlier run into the same file has left in the batch."""
     left.update(batch.job_ids())
-
-
-class _Collection:
-    """One reading of a batch that others answer."""
-
-    def __init__(self, batch: Batch, sink: Sink, follow: bool) -> None:
-        self.is_done = False
-        self.has_ended = False
-        self._batch = batch
-        # Who doesn't wait is to be told of all that has ended.
-        self._collector = batch.collector() if follow else batch.collector(reconcile_s=0.0)
-        self._sink = sink
-        self._follow = follow
-        self._custom_id_of = IdTable()  # by job id
-
-    def turn(self) -> None:
-        """Take what has ended; may be repeated after a `QueueUnavailable`."""
-        num_before = len(self._custom_id_of)
-        for answer in self._collector.next_answers(POLL_S if self._follow else 0.0):
-            self._custom_id_of.put(answer.job_id, answer.custom_id)
-            if not self._sink.skip_if_done(answer.custom_id, content_hash_of(answer.line)):
-                self._sink.write(answer.line)
-        self._sink.sync_if_due()
-        self.is_done = self._collector.is_done()
-        if self.is_done or not (self._follow or len(self._custom_id_of) > num_before):
-            self.has_ended = True
-
-    def custom_ids(self) -> Iterator[str]:
-        """The ids of what has been collected, in the order of the batch, once it `has_ended`."""
-        return (i for i in map(self._custom_id_of.get, self._batch.job_ids()) if i is not None)
 
 
 class _Bulk:
@@ -216,6 +150,7 @@ class _Bulk:
         lines: Iterable[ParsedLine | BadLine],
         sink: Sink,
         max_inflight: int,
+        max_inflight_bytes: int,
         tell: Tell | None,
         left: set[str],
         rows: Spool[InputRow] | None,
@@ -226,9 +161,16 @@ class _Bulk:
         self._written_early: set[str] = set()  # job ids, of lines that are yet to be read
         self._has_unclaimed = False
         self._collector = batch.collector()
-        self._lines = ReadAhead(lines, ahead=min(keys.CHUNK, max_inflight))
+        self._lines = ReadAhead(
+            lines,
+            ahead=min(keys.CHUNK, max_inflight),
+            weigh=_num_bytes,
+            max_weight=min(MAX_AHEAD_BYTES, max_inflight_bytes),
+        )
         self._sink = sink
         self._max_inflight = max_inflight
+        self._max_inflight_bytes = max_inflight_bytes
+        self._inflight_bytes = 0
         self._tell = tell
         self._refill = min(keys.CHUNK, max(1, max_inflight // 4))
         self._inflight: dict[str, ParsedLine] = {}  # by job id
@@ -253,7 +195,8 @@ class _Bulk:
             self._enqueue_lost()
         self._is_unsure = True
         room = self._max_inflight - len(self._inflight)
-        can_submit = not self._input_ended and room >= self._refill
+        has_room = room >= self._refill and self._inflight_bytes < self._max_inflight_bytes
+        can_submit = not self._input_ended and has_room
         if can_submit:
             self._submit(min(room, keys.CHUNK))
         self._collect(0.0 if can_submit else POLL_S)
@@ -294,6 +237,7 @@ class _Bulk:
         requests = [self._as_asked(line) for line in lines if self._is_to_run(line)]
         # Before they are queued, since they are read only once.
         self._inflight.update((self._batch.job_id(line.request.custom_id), line) for line in requests)
+        self._inflight_bytes += sum(map(_num_bytes, requests))
         self._left.difference_update(self._inflight)
         self._sink.tally.num_inflight = len(self._inflight)
         self._enqueue(requests)
@@ -350,6 +294,7 @@ class _Bulk:
         # A job may end twice, say when a lost worker comes back; its first answer is on its way to the disk.
         line = self._inflight.pop(answer.job_id, None)
         if line is not None:
+            self._inflight_bytes -= line.num_bytes
             output = {**answer.line, "custom_id": line.request.custom_id}
             raised = self._raised.pop(answer.job_id, None)
             self._sink.write(output if raised is None else retried_line(output, *raised))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -163,3 +163,10 @@ class Tally:
 def _label(stop: Mapping[str, Any]) -> str | None:
     label = stop.get("token") or stop.get("string")
     return None if label is None else str(label)
+
+
+POLL_S = 0.5
+"""How long a turn of a run waits for an answer at most: its `OnTurn` is called about that often."""
+
+OnTurn = Callable[[Tally], bool]
+"""Sees the counts after every turn of a run and says whether to go on; what it raises ends the run."""

@@ -42,13 +42,15 @@ class ParsedLine:
     `payload` is what travels to the worker, which parses it again to an equal `request`: the canonical object
     ``{"custom_id", "url", "body"}``, its body as it was written, less nulls and permitted unknown fields. `dropped`
     names these, each once: the fields that were left out though they say something. `kept` is the user's own, which
-    goes from the input to the output and nowhere else.
+    goes from the input to the output and nowhere else. `num_bytes` is how long the line was, where it was one: about
+    what it takes in memory and in Redis.
     """
 
     request: Request
     payload: dict[str, Any]
     dropped: tuple[str, ...] = ()
     kept: Mapping[str, Any] = field(default_factory=dict)
+    num_bytes: int = field(default=0, compare=False)
 
     def called(self, custom_id: str) -> ParsedLine:
         """The same request under another id."""
@@ -85,7 +87,8 @@ def parse_line(
     raw = _encoded(data)
     if len(raw) > MAX_LINE_BYTES:
         raise line_too_long(MAX_LINE_BYTES)
-    return _parse(_decoded(raw), default_custom_id, _Known(allow_unknown), defaults or {}, system)
+    parsed = _parse(_decoded(raw), default_custom_id, _Known(allow_unknown), defaults or {}, system)
+    return replace(parsed, num_bytes=len(raw))
 
 
 def parse_object(

@@ -8,6 +8,7 @@ channel. Never blocks, and never touches an engine. Times are Unix seconds.
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager
 
 from redis.exceptions import ResponseError
 from rq.worker import WorkerStatus
@@ -76,9 +77,11 @@ class Consumer:
         self.outbox = Outbox(store, figures)
         batches = CancelledBatches(store)
         self._completion = Completion(self._active, self.outbox, batches, channel)
-        self._claiming = Claiming(store, self._active, self._completion, batches, channel, config)
         self._leases = Leases(
             store, presence, self._active, self.outbox, self._completion, batches, channel, config, figures
+        )
+        self._claiming = Claiming(
+            store, self._active, self._completion, batches, channel, config, self._leases_kept_meanwhile
         )
 
     def __repr__(self) -> str:
@@ -176,6 +179,9 @@ class Consumer:
         if self._burst and nothing_left and not self._leases.has_doubts and not self.reconcile(now):
             self._channel.to_decode.put(Drained())
             self._claiming.stop()
+
+    def _leases_kept_meanwhile(self) -> AbstractContextManager[None]:
+        return self._leases.kept_meanwhile(self._state(), self._working_time.seconds)
 
     def _recycle_if_due(self) -> None:
         limit = self._max_jobs

@@ -6,7 +6,12 @@ Claims nothing by itself, and builds no answers. Times are Unix seconds.
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import Event, Thread
 
+from redis.exceptions import RedisError
 from rq.worker import WorkerStatus
 
 from mlxq.logs import fields
@@ -26,6 +31,7 @@ logger = logging.getLogger("rq.worker")
 
 BEAT_S = 1.0
 """Between two looks at leases and cancellations."""
+MAX_KEPT_S = 300.0
 COME_BACK_MARGIN_S = 2.0
 """What another worker may have noticed later than we that Redis was away."""
 
@@ -62,7 +68,8 @@ class Leases:
         self._figures = figures
         self._num_doubtful = 0
         self._lease_s = config.lease_s
-        self._beat_timer = Every(min(BEAT_S, config.lease_s / 4))
+        self._beat_s = min(BEAT_S, config.lease_s / 4)
+        self._beat_timer = Every(self._beat_s)
         self._recovery_timer = Every(config.maintenance_s)
 
     @property
@@ -101,6 +108,29 @@ class Leases:
         for active in self._active:
             if active.job.batch in self._batches:
                 self._cancel(active, "canceled")
+
+    @contextmanager
+    def kept_meanwhile(self, state: WorkerStatus, worked_s: float) -> Iterator[None]:
+        """Beats in a thread of its own while the block runs, for one that may take longer than a lease. Nothing else
+        may touch jobs or Redis meanwhile; what a beat tells of them, the next one of `beat_if_due` tells again. Gives
+        up after five minutes: what takes longer hangs."""
+        end_s = time.monotonic() + MAX_KEPT_S
+        jobs = [active.job for active in self._active] + self._outbox.jobs()
+        is_over = Event()
+
+        def beat() -> None:
+            while not is_over.wait(self._beat_s) and time.monotonic() < end_s:
+                with suppress(RedisError):
+                    self._store.beat(jobs, time.time())
+                    self._presence.beat(state, worked_s)
+
+        thread = Thread(target=beat, name="mlxq-beat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
 
     def is_recovery_due(self, now: float) -> bool:
         """Whether it is time to look for the jobs of the dead; asking counts as looking."""

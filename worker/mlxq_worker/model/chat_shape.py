@@ -174,6 +174,10 @@ class Mark:
     text: str
 
 
+_MARK = re.compile(r"mlxq(?:text|name|value)[0-9x]+end")
+"""Found in one pass: a conversation may have as many as there is room for."""
+
+
 @dataclass(frozen=True, slots=True)
 class MarkedChat:
     """A conversation of the same form, in which every part is a text that stands nowhere else."""
@@ -188,7 +192,7 @@ class MarkedChat:
 
     def dropped_from(self, text: str) -> list[str]:
         """The params of what a rendering of it lacks."""
-        shown = text.lower()  # a template may write all in lower case
+        shown = set(_MARK.findall(text.lower()))  # a template may write all in lower case
         return [mark.param for mark in self.marks if mark.text.lower() not in shown]
 
 
