@@ -1,8 +1,8 @@
 """One layer's slabs, one after another in one long array of keys and one of values.
 
 Everything is written by scatter, not by slice assignment: mlx does it in place while the step before is still being
-computed, where a slice assignment copies all that is there. Only where a slab gets another size all is copied, once. Knows
-nothing of rows; `slot_allocator` says who lies where.
+computed, where a slice assignment copies all that is there. Only where a slab gets another size all is copied, once.
+Knows nothing of rows; `slot_allocator` says who lies where.
 """
 
 from __future__ import annotations
