@@ -7,12 +7,15 @@ the programs that it is about.
 
 `make test` runs several files at once, each in a process that has a Redis of its own (`-n`, `--dist loadfile`). There
 BLAS takes one thread in each, and in what they start: with more, the threads of all of them get into each other's way.
+
+What a shell starts in the background ignores SIGINT, and so does all that it starts, unless somebody asks for it again.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import signal
 import sys
 from importlib.util import find_spec
 
@@ -20,6 +23,8 @@ from hypothesis import settings
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 if sys.platform == "linux":
     ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)

@@ -3,6 +3,7 @@
     MlxqError
     ├── RequestError            one request is wrong: fix that line (names the field)
     ├── InputFileError          a whole file can't be read or written: fix the path or the options
+    │   └── FileInUse           another run has it: wait for that one
     ├── ConfigError             an option or a variable has a bad value: fix it and start again
     ├── ModelError              the model can't be loaded or used: choose another
     │   └── EosError            its end-of-sequence ids are missing or impossible
@@ -49,6 +50,10 @@ class RequestError(MlxqError):
 
 class InputFileError(MlxqError):
     """A file as a whole can't be read or written."""
+
+
+class FileInUse(InputFileError):
+    """Another run has the file open."""
 
 
 class ConfigError(MlxqError):

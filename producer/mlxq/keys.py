@@ -8,9 +8,9 @@ Beside them stand, per queue and per batch:
     mlxq:pulse:{queue}              hash    whether silent workers can be told from those that Redis kept from beating
         beat                        float   when a worker of the queue beat last, Redis's clock in Unix seconds
         trusted_from                float   from when on a lease that has run out tells of a death
-    mlxq:pulse:{queue}              hash    when Redis took the last beat of a worker of the queue
-        beat                        float   Unix seconds by Redis's clock
-        trusted_from                float   until then nobody's silence tells of a death
+        refusals                    int     how often Redis had refused beats by then, since it started
+    mlxq:excused:{queue}            zset    leases of workers that Redis kept from beating, and that haven't since ->
+                                            when that was seen; they cost no strike
     mlxq:batches                    zset    batch id -> created, Unix seconds
     mlxq:batch:{batch}              hash    the batch and its counts
         queue                       str     the RQ queue its jobs are in
@@ -26,6 +26,7 @@ Beside them stand, per queue and per batch:
         job                         str     job id
         status                      str     finished | failed | cancelled
         code                        str     job_lost where the job was deleted before it had ended, else absent
+    mlxq:serve:{batch}              str     the `mlxq serve` process that works on a batch; expires with its lease
     mlxq:broken                     hash    key that held something else than it should -> what about it; until a worker
                                             has logged it
     mlxq:broken:{key}               any     what was moved away from there, for 30 days
@@ -91,6 +92,11 @@ def pulse(queue: str) -> str:
     return f"mlxq:pulse:{queue}"
 
 
+def excused(queue: str) -> str:
+    """The sorted set of the leases that may have run out because Redis took no beats."""
+    return f"mlxq:excused:{queue}"
+
+
 def delayed(queue: str) -> str:
     """The sorted set of the jobs of a queue that wait before they are tried again."""
     return f"mlxq:delayed:{queue}"
@@ -109,6 +115,11 @@ def batch_jobs(batch_id: str) -> str:
 def batch_events(batch_id: str) -> str:
     """The stream of a batch's ended jobs."""
     return f"mlxq:batch:{batch_id}:events"
+
+
+def serve_lease(batch_id: str) -> str:
+    """The lease on one of `mlxq serve`'s batches."""
+    return f"mlxq:serve:{batch_id}"
 
 
 def moved(key: str) -> str:

@@ -4,6 +4,8 @@ mlx-lm has no word for is refused."""
 from __future__ import annotations
 
 import importlib
+import json
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -11,7 +13,11 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
 from mlxq.errors import ModelError
-from mlxq_worker.model.load import config_overrides
+from mlxq_worker.model.config_json.architectures import words_of
+from mlxq_worker.model.config_json.build import config_overrides, window_not_kept
+from mlxq_worker.model.config_json.words import in_mlx_lm_words
+
+CORPUS = Path(__file__).parents[1] / "corpus"
 
 SMALL: dict[str, Any] = {
     "vocab_size": 64,
@@ -161,6 +167,20 @@ def test_gemmas_two_kinds_of_layers_have_parameters_of_their_own_in_a_nested_con
 @pytest.mark.parametrize(
     ("architecture", "more", "said"),
     [
+        ("llama", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ("qwen3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ("llama", {"hidden_act": "relu"}, "hidden_act is relu, and mlx-lm computes silu"),
+        ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+        ("olmoe", {**MOE, "clip_qkv": 8.0}, "clip_qkv"),
+        ("glm", {"partial_rotary_factor": 0.25}, "goes by 0.5"),
+        ("recurrent_gemma", {"rope_parameters": {"rope_theta": 5.0}}, "rope_theta is 5.0, and mlx-lm goes by 10000"),
+        ("phi", {"rope_scaling": LINEAR}, "rope_scaling is of the type linear"),
+        (
+            "gemma4_text",
+            {"layer_types": ["full_attention"], "per_layer_config": {"0": {"top_k": 3}}},
+            "a top_k of its own",
+        ),
+        ("exaone_moe", {"rope_parameters": {"rope_theta": 1.0}}, "does not say is_moe_layer, layer_types"),
         ("starcoder2", {"rope_parameters": {"rope_theta": 1.0, **YARN}}, "yarn"),
         ("llama", {"rope_parameters": {"rope_theta": 1.0, "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
         (
@@ -176,6 +196,67 @@ def test_what_mlx_lm_has_no_word_for_is_refused(architecture: str, more: dict[st
         config_overrides({"model_type": architecture, **SMALL, **more})
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"use_bidirectional_attention": False, "attn_logit_softcapping": None, "hidden_act": "silu"},
+        {"use_bidirectional_attention": "vision", "hidden_act": "swish", "clip_qkv": None},
+        {"rope_parameters": {"rope_theta": 1.0, "rope_type": "default", "mrope_section": [1, 1, 2]}},
+    ],
+)
+def test_what_changes_nothing_for_text_is_not_refused(more: dict[str, Any]) -> None:
+    config_overrides({"model_type": "qwen2", **SMALL, **more})
+
+
+def test_a_number_is_found_under_any_of_its_names() -> None:
+    config = {"model_type": "qwen3_moe", **SMALL, **MOE, "decoder_sparse_step": 1, "mlp_only_layers": []}
+    said = config_overrides({**config, "norm_topk_prob": True, "rope_theta": 1.0, "num_experts": None})
+
+    assert said["num_experts"] == 4
+
+
+@pytest.mark.parametrize(
+    ("mlp_layer_types", "architecture", "word", "value"),
+    [
+        (["dense", "sparse", "sparse"], "deepseek_v3", "first_k_dense_replace", 1),
+        (["dense", "sparse", "sparse"], "afmoe", "num_dense_layers", 1),
+        (["sparse", "dense", "sparse"], "step3p5", "moe_layers_enum", "0,2"),
+        (["sparse", "dense", "sparse"], "qwen3_next", "mlp_only_layers", [1]),
+    ],
+)
+def test_layers_with_experts_are_said_in_the_words_that_are_read(
+    mlp_layer_types: list[str], architecture: str, word: str, value: Any
+) -> None:
+    words = words_of({"model_type": architecture}).top
+
+    assert in_mlx_lm_words({"mlp_layer_types": mlp_layer_types}, words)[word] == value
+
+
+def test_the_factor_of_yarns_attention_is_said_as_mlx_lm_computes_it() -> None:
+    yarn = {**YARN, "attention_factor": 1.3}
+    model = model_of({"model_type": "llama", **SMALL, "rope_parameters": {"rope_theta": 1.0e4, **yarn}})
+
+    assert model.layers[0].self_attn.rope.mscale == pytest.approx(1.3)
+
+
+@pytest.mark.parametrize(
+    ("more", "window"),
+    [
+        ({"model_type": "gemma2", "sliding_window": 16}, 16),
+        ({"model_type": "mistral3", "text_config": {"model_type": "qwen2", "sliding_window": 16}}, None),
+        ({"model_type": "qwen2", "sliding_window": 16, "use_sliding_window": False}, None),
+        ({"model_type": "qwen2", "sliding_window": 16, "layer_types": ["full_attention"]}, None),
+        ({"model_type": "qwen2", "sliding_window": 16, "layer_types": ["full_attention", "sliding_attention"]}, 16),
+        ({"model_type": "gemma3_text", "sliding_window": 16}, None),
+        ({"model_type": "mistral", "sliding_window": 16}, 16),
+        ({"model_type": "mistral", "sliding_window": None}, None),
+        ({"model_type": "llama", "sliding_window": 16}, None),
+    ],
+)
+def test_a_window_that_mlx_lm_does_not_keep_is_known(more: dict[str, Any], window: int | None) -> None:
+    assert window_not_kept(more) == window
+
+
 def test_an_architecture_that_reads_the_new_words_keeps_them() -> None:
     config = {"model_type": "qwen3", **SMALL, "rope_parameters": {"rope_theta": THETA, "rope_type": "default"}}
 
@@ -186,3 +267,28 @@ def test_mlx_lm_has_every_architecture_of_the_table() -> None:
     for architecture, _, _ in CASES.values():
         if architecture != "mistral":
             importlib.import_module(f"mlx_lm.models.{architecture}")
+
+
+PUBLISHED: dict[str, dict[str, Any]] = json.loads((CORPUS / "published_configs.json").read_text(encoding="utf-8"))
+"""What models on the Hub say, most of them with fewer layers."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_published_models_say_is_not_refused(name: str) -> None:
+    config_overrides(PUBLISHED[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("internlm3-8b", "rope_scaling", None),  # never felt below max_position_embeddings
+        ("granite-4.0-h-tiny", "time_step_limit", (0.0, float("inf"))),
+        ("Qwen3-30B-A3B", "num_experts", 128),
+        ("MiniMax-M2", "rotary_dim", 64),
+        ("gemma-2b", "rope_theta", 10000.0),
+    ],
+)
+def test_published_models_are_read_as_they_mean_it(name: str, key: str, value: Any) -> None:
+    config = PUBLISHED[name]
+
+    assert {**config, **config_overrides(config)}[key] == value

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.thorough import sample_of
 
 from mlxq_worker.dialects.calls import Call, Offered, pieces
 from mlxq_worker.dialects.dialect import Dialect
@@ -121,7 +122,7 @@ def test_a_call_that_was_cut_off_is_whole_or_none(dialect: Dialect) -> None:
 
 
 @EACH
-def test_an_answer_full_of_openings_is_read_without_trying_each_to_the_end(dialect: Dialect) -> None:
+def test_an_answer_full_of_opening_markers_is_read_without_trying_each_to_the_end(dialect: Dialect) -> None:
     opening = dialect.write([PARIS]).partition("get_weather")[0]
 
     assert read(dialect, opening * 3000)[0] == []
@@ -178,8 +179,9 @@ def holds(value: Any, mark: str) -> bool:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @EACH
-@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=sample_of(1000, 50), deadline=None, suppress_health_check=list(HealthCheck))
 @given(name=_NAMES, arguments=_ARGUMENTS)
 def test_a_generated_call_is_read_to_exactly_what_was_written(
     dialect: Dialect, name: str, arguments: dict[str, Any]

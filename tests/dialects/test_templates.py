@@ -14,6 +14,7 @@ from tests.support.scripted_models import Folder, preparer_of, request_of
 from tokenizers import normalizers
 
 from mlxq.errors import RequestError
+from mlxq_worker.model.load import load_tokenizer_only
 
 USER = {"role": "user", "content": "hi"}
 CALL = {"id": "call_1", "type": "function", "function": {"name": "f", "arguments": '{"a": "b"}'}}
@@ -226,7 +227,7 @@ def test_templates_have_the_helpers_that_transformers_gives_them(tmp_path: Path)
     assert text in {f"{datetime.now(UTC).year + change}hi" for change in (-1, 0, 1)}
 
 
-def test_a_class_that_reads_texts_otherwise_than_its_file_is_warned_of(
+def test_a_class_that_reads_texts_otherwise_than_its_file_is_warned_of_and_not_followed(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     raw = Folder(template=EACH).tokenizer()
@@ -242,6 +243,41 @@ def test_a_class_that_reads_texts_otherwise_than_its_file_is_warned_of(
         folder={"files": files, "tokenizer_config": {"tokenizer_class": "Qwen2Tokenizer"}},
     )
     assert "Qwen2Tokenizer reads texts otherwise" in caplog.text
+    tokenizer = load_tokenizer_only(str(tmp_path / "other")).tokenizer
+    assert tokenizer.encode("ABC", add_special_tokens=False) == raw.encode("abc").ids
+
+
+@pytest.mark.parametrize("tokenizer_class", ["GemmaTokenizer", "MistralCommonBackend"])
+def test_a_class_that_can_not_be_made_of_the_file_is_not_needed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, tokenizer_class: str
+) -> None:
+    folder = Folder(template=EACH, tokenizer_config={"tokenizer_class": tokenizer_class})
+
+    tokenizer = load_tokenizer_only(str(folder.write(tmp_path))).tokenizer
+
+    assert tokenizer.encode("ABC", add_special_tokens=False) == folder.tokenizer().encode("ABC").ids
+    assert "can't make its own tokenizer" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"tokenizer_class": "TokenizersBackend", "backend": "tokenizers", "is_local": True},
+        {"extra_special_tokens": ["<|a|>", "<image>"]},
+        {"extra_special_tokens": {"image_token": "<image>"}, "additional_special_tokens": ["<|a|>"]},
+        {"tokenizer_class": "NoSuchTokenizerFast", "auto_map": {"AutoTokenizer": ["its_own.Code", None]}},
+    ],
+    ids=["a backend", "a list of special tokens", "a dict of them", "a class of its own"],
+)
+def test_a_tokenizer_is_the_same_in_either_transformers_words(tmp_path: Path, words: dict[str, Any]) -> None:
+    folder = Folder(template=EACH, special=("<|a|>", "<image>"), tokenizer_config=words)
+    text = "<|a|>Ab  1<image>"
+
+    tokenizer = load_tokenizer_only(str(folder.write(tmp_path))).tokenizer
+    ids = tokenizer.encode(text, add_special_tokens=False)
+
+    assert ids == folder.tokenizer().encode(text).ids
+    assert tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False) == "Ab  1"
 
 
 def test_tools_reach_a_template_that_reads_them_in_the_system_message(tmp_path: Path) -> None:

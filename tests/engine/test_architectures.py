@@ -1,14 +1,15 @@
 """Every architecture that can be packed gives each row exactly the tokens that mlx-lm gives it alone.
 
-Greedy and in float32, over a tiny random model of each; `test_parity` goes further for a few of them. Prompts on which
-a choice is a near-tie are left out, since there another right computation may choose otherwise.
+Greedy and in float32, over a tiny random model of each; `test_parity` goes further for a few of them. Prompts are drawn
+anew where a choice is a near-tie, since there another right computation may choose otherwise.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import astuple, dataclass
 from functools import cache
-from itertools import product
+from itertools import combinations, product
 from random import Random
 from typing import Any
 
@@ -16,21 +17,56 @@ import mlx.core as mx
 import pytest
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
-from tests.support.architecture_table import ALONE, PACKED, PADDED, TABLE_PATH, table, way
+from tests.support.architecture_table import PACKED, TABLE_PATH, table, way
 from tests.support.architectures import VOCAB_SIZE, build
 from tests.support.engine_runs import decode, run
 from tests.support.rounding import smallest_gap
 from tests.support.row_specs import name_of, row_spec
+from tests.support.thorough import sample_of
 
 from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.kvcache.prefix import BLOCK
+from mlxq_worker.model.architecture import ALONE, PADDED
 
 _SHARED_LENGTH = 70
-_LENGTHS = (1, 12, 23, 40)
-_BEHIND = (1, 9, 20, 33)
+_FEW = (1, 12), (1, 9)
+_MANY = (1, 12, 23, 40), (1, 9, 20, 33)
+"""Lengths of prompts that share nothing, and of what is behind the tokens that others begin with."""
 _LIMIT = 9
-_FEWEST = 5
+_MAX_DRAWS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """How an engine is set up, and whether it gets one row before every step instead of all at once."""
+
+    width: int
+    chunk: int
+    pipelined: bool
+    shares: bool
+    staggered: bool
+
+    def __str__(self) -> str:
+        words = ("pipelined", self.pipelined), ("shares", self.shares), ("staggered", self.staggered)
+        return "-".join([str(self.width), str(self.chunk), *(word for word, is_so in words if is_so)])
+
+
+EVERY_SETTING = [Setting(*each) for each in product((1, 3, 8), (1, 6, 512), *[(True, False)] * 3)]
+SETTINGS = [
+    Setting(1, 1, True, True, False),
+    Setting(1, 6, True, True, True),
+    Setting(1, 512, False, False, True),
+    Setting(3, 1, False, True, True),
+    Setting(3, 6, True, True, True),
+    Setting(3, 512, True, False, False),
+    Setting(8, 1, True, False, True),
+    Setting(8, 6, False, False, False),
+    Setting(8, 512, False, True, False),
+]
+"""Every pair of values is in one of them. All combinations are for `make thorough`."""
+HARDEST = Setting(3, 6, True, True, True)
+ANY_BATCH = [HARDEST, Setting(8, 512, False, True, False), Setting(1, 1, False, False, False)]
 
 
 @dataclass(frozen=True)
@@ -41,50 +77,55 @@ class Reference:
     specs: tuple[RowSpec, ...]
     expected: dict[str, tuple[int, ...]]
 
-    @property
-    def num_alike(self) -> int:
-        """How many prompts begin with the same tokens."""
-        return sum(len(spec.prompt_ids) > _SHARED_LENGTH for spec in self.specs)
-
 
 @cache
-def reference(architecture: str) -> Reference:
+def reference(architecture: str, lengths: tuple[Sequence[int], Sequence[int]]) -> Reference:
     model, random = build(architecture), Random(3)
 
     def ids(length: int) -> tuple[int, ...]:
         return tuple(random.randrange(VOCAB_SIZE) for _ in range(length))
 
-    shared = ids(_SHARED_LENGTH)
-    prompts = [*map(ids, _LENGTHS), *(shared + ids(length) for length in _BEHIND)]
+    def clear(before: tuple[int, ...], length: int, limit: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """A prompt that begins like this, and an answer no token of which hangs on rounding."""
+        for _ in range(_MAX_DRAWS):
+            prompt = before + ids(length)
+            answer = tuple(int(token_id) for token_id, _ in generate_step(mx.array(prompt), model, max_tokens=limit))
+            if smallest_gap(model, prompt, answer) > 2:
+                return prompt, answer
+        raise AssertionError(f"{architecture} answers {_MAX_DRAWS} prompts of {len(prompt)} tokens with near-ties")
+
+    alone, behind = lengths
+    shared, _ = clear((), _SHARED_LENGTH, 1)
     specs, expected = [], {}
-    for index, prompt in enumerate(prompts):
+    for index, (before, length) in enumerate([*(((), each) for each in alone), *((shared, each) for each in behind)]):
         limit = 3 + index * 5 % (_LIMIT - 2)
-        answer = tuple(int(token_id) for token_id, _ in generate_step(mx.array(prompt), model, max_tokens=limit))
-        if smallest_gap(model, prompt, answer) > 2:
-            specs.append(row_spec(row_id=str(index), prompt_ids=prompt, max_tokens=limit))
-            expected[str(index)] = answer
-    assert len(specs) >= _FEWEST, f"only {len(specs)} prompts whose answers can be compared"
+        prompt, expected[str(index)] = clear(before, length, limit)
+        specs.append(row_spec(row_id=str(index), prompt_ids=prompt, max_tokens=limit))
     return Reference(model, tuple(specs), expected)
 
 
-def assert_same(architecture: str, width: int, chunk: int, *, pipelined: bool, shares: bool, staggered: bool) -> None:
-    given = reference(architecture)
+def assert_same(given: Reference, setting: Setting) -> None:
     engine = BatchEngine(
         given.model,
         decode,
-        max_num_seqs=width,
-        max_num_batched_tokens=chunk,
-        pipelined=pipelined,
-        max_prefix_bytes=None if shares else 0,
+        max_num_seqs=setting.width,
+        max_num_batched_tokens=setting.chunk,
+        pipelined=setting.pipelined,
+        max_prefix_bytes=None if setting.shares else 0,
     )
 
-    outcome = run(engine, given.specs, one_per_step=staggered)
+    outcome = run(engine, given.specs, one_per_step=setting.staggered)
 
     assert {name_of(spec.row_id) for spec in given.specs} == outcome.tokens.keys()
     assert outcome.tokens == given.expected
-    num_shared = _SHARED_LENGTH // BLOCK * BLOCK * (given.num_alike - 1) if shares else 0
-    num_prompt_tokens = sum(len(spec.prompt_ids) for spec in given.specs)
-    assert sum(report.num_prefilled for report in outcome.reports) == num_prompt_tokens - num_shared
+    lengths = [len(spec.prompt_ids) for spec in given.specs]
+    num_alike = sum(length > _SHARED_LENGTH for length in lengths)
+    # Where a step has room for all rows and a whole prompt, the first of those that begin alike is through before the
+    # engine knows of another one: its prefix is made with the second, and those behind that share it.
+    is_roomy = setting.width >= len(lengths) and setting.chunk >= len(lengths) + max(lengths)
+    num_sharing = num_alike - (2 if setting.staggered and is_roomy else 1)
+    num_shared = _SHARED_LENGTH // BLOCK * BLOCK * num_sharing if setting.shares else 0
+    assert sum(report.num_prefilled for report in outcome.reports) == sum(lengths) - num_shared
 
 
 KINDS = (
@@ -103,28 +144,29 @@ KINDS = (
     "kimi_linear",
 )
 """One of each kind of layers, of each way to attend, and of those that mix them."""
-WIDTHS, CHUNKS = (1, 3, 8), (1, 6, 512)
-
-
-@pytest.mark.parametrize("architecture", KINDS)
-def test_rows_are_as_if_alone(architecture: str) -> None:
-    assert_same(architecture, 3, 6, pipelined=True, shares=True, staggered=True)
-    assert_same(architecture, 8, 512, pipelined=False, shares=True, staggered=False)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", PACKED)
-def test_rows_of_every_architecture_are_as_if_alone(architecture: str) -> None:
-    for index, (width, chunk) in enumerate([(3, 6), (8, 512), (1, 1)]):
-        assert_same(architecture, width, chunk, pipelined=index == 0, shares=index < 2, staggered=index == 0)
+@pytest.mark.thorough
+@pytest.mark.parametrize("setting", sample_of(EVERY_SETTING, SETTINGS), ids=str)
+@pytest.mark.parametrize("architecture", KINDS)
+def test_rows_are_as_if_alone_however_they_are_run(architecture: str, setting: Setting) -> None:
+    assert_same(reference(architecture, sample_of(_MANY, _FEW) if setting.chunk == 1 else _MANY), setting)
+
+
+def test_every_pair_of_values_is_in_a_setting() -> None:
+    def pairs(settings: list[Setting]) -> set[Any]:
+        return {pair for each in settings for pair in combinations(enumerate(astuple(each)), 2)}
+
+    assert pairs(SETTINGS) == pairs(EVERY_SETTING)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", KINDS)
-def test_rows_are_as_if_alone_however_they_are_run(architecture: str) -> None:
-    for each in product(WIDTHS, CHUNKS, (True, False), (True, False), (True, False)):
-        width, chunk, pipelined, shares, staggered = each
-        assert_same(architecture, width, chunk, pipelined=pipelined, shares=shares, staggered=staggered)
+@pytest.mark.thorough
+@pytest.mark.parametrize("setting", sample_of(ANY_BATCH, [HARDEST]), ids=str)
+@pytest.mark.parametrize("architecture", [name for name in PACKED if name not in KINDS])
+def test_rows_of_every_architecture_are_as_if_alone(architecture: str, setting: Setting) -> None:
+    assert_same(reference(architecture, sample_of(_MANY, _FEW)), setting)
 
 
 def test_the_table_of_architectures_is_up_to_date() -> None:

@@ -23,6 +23,7 @@ from mlxq_worker.engine.kvcache.slot_allocator import Slot
 from mlxq_worker.engine.runners.layout import Layout
 from mlxq_worker.engine.runners.slot_cache import SlotCache
 from mlxq_worker.engine.runners.trial import NUM_TRIAL_STEPS, packs
+from mlxq_worker.engine.scheduling.step_size import StepSize
 
 
 class Altered:
@@ -329,11 +330,26 @@ def test_a_step_is_as_large_as_was_measured_where_nobody_says(
 ) -> None:
     caplog.set_level("INFO")
     specs = [row_spec(row_id=str(index), prompt_ids=(index,) * 60, max_tokens=3) for index in range(20)]
-    engine = BatchEngine(build("llama"), decode, max_num_seqs=4, max_num_batched_tokens=None)
+    model, step_size = build("llama"), StepSize()
+
+    def tokens(max_num_batched_tokens: int | StepSize = 512) -> object:
+        engine = BatchEngine(model, decode, max_num_seqs=4, max_num_batched_tokens=max_num_batched_tokens)
+        return run(engine, specs).tokens
+
+    choosing = tokens(step_size)
     seen = len(layouts)
+    knowing = tokens(step_size)
 
-    outcome = run(engine, specs)
-
-    chosen = int(re.findall(r"a step takes up to (\d+) tokens: 4 tokens .* ms, 128 tokens", caplog.text)[0])
+    [chosen] = map(int, re.findall(r"a step takes up to (\d+) tokens: 4 tokens .* ms, 128 tokens", caplog.text))
+    assert step_size.known == chosen
     assert max(layout.positions.size for layout in layouts[seen:]) <= chosen
-    assert outcome.tokens == run(BatchEngine(build("llama"), decode, max_num_seqs=4), specs).tokens
+    assert choosing == knowing == tokens()
+
+
+def test_no_step_is_measured_where_prompts_never_fill_one() -> None:
+    step_size = StepSize()
+    engine = BatchEngine(build("llama"), decode, max_num_seqs=4, max_num_batched_tokens=step_size)
+
+    run(engine, [row_spec(row_id=str(index), prompt_ids=(index,) * 30, max_tokens=9) for index in range(4)])
+
+    assert step_size.known is None

@@ -18,6 +18,7 @@ from tests.support.engine_runs import run
 from tests.support.random_schemas import Schema, random_schema
 from tests.support.row_specs import row_spec
 from tests.support.small_tokenizers import real_tokenizer
+from tests.support.thorough import sample_of
 from tests.support.tiny_models import build
 
 from mlxq.contract import Request, SamplingParams, Structure, ToolChoice
@@ -28,7 +29,7 @@ from mlxq_worker.model.load import load_model
 from mlxq_worker.text.answer_parts import AnswerReader
 from mlxq_worker.text.structure import StructureCompiler
 
-SCHEMAS = 200
+SCHEMAS = sample_of(200, 60)
 MAX_TOKENS = 120
 ENOUGH = 0.5
 """The part of the answers that must have come to an end by themselves, for the proof to say something."""
@@ -109,6 +110,7 @@ def ended(results: dict[str, RowResult]) -> dict[str, RowResult]:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 @SCENES
 def test_every_answer_that_ends_by_itself_fits_its_random_schema(scene: Callable[[], Scene]) -> None:
     made, random = scene(), Random(20)

@@ -26,11 +26,12 @@ from tests.support.waiting import DEADLINE_S, wait_until
 from mlxq import keys
 from mlxq.contract import Request
 from mlxq.errors import InputFileError, ModelError, QueueUnavailable
-from mlxq.files.bulk import collect, process
-from mlxq.files.error_file import ErrorFile
+from mlxq.files.bulk import process
+from mlxq.files.collection import collect
 from mlxq.files.input import BadLine, read_requests
-from mlxq.files.result_file import ResultWriter
-from mlxq.files.sink import Sink
+from mlxq.files.output.error_file import ErrorFile
+from mlxq.files.output.result_file import ResultWriter
+from mlxq.files.output.sink import Sink
 from mlxq.files.tally import StopTextCount, Summary, Tally
 from mlxq.queue.answers import Collector, EndedJob
 from mlxq.queue.client import Client
@@ -137,7 +138,7 @@ def test_a_killed_run_leaves_its_failures_behind_the_old_ones(tmp_path: Path) ->
     path = tmp_path / "errors.jsonl"
     path.write_text(failure_line("a") + failure_line("other"))
     killed = (
-        "import json, os, pathlib, sys; from mlxq.files.error_file import ErrorFile;"
+        "import json, os, pathlib, sys; from mlxq.files.output.error_file import ErrorFile;"
         " ErrorFile(pathlib.Path(sys.argv[1]), keep=True).append(json.loads(sys.argv[2])); os._exit(0)"
     )
     subprocess.run([sys.executable, "-c", killed, str(path), failure_line("a")], check=True)
@@ -181,6 +182,21 @@ def test_the_window_bounds_what_is_in_the_queue(redis_url: str, files: Files) ->
         process(Client(redis_url), lines, files.output, files.errors, max_inflight=20, on_turn=watch)
     assert 0 < max(seen) <= 20
     assert len(files.answers()) == 200
+
+
+def test_the_window_bounds_the_bytes_in_the_queue(redis_url: str, files: Files) -> None:
+    files.write_input(*(prompt(f"r{i}", "x" * 10_000) for i in range(60)))
+    seen: list[int] = []
+
+    def watch(tally: Tally) -> bool:
+        seen.append(tally.num_inflight)
+        return True
+
+    with FakeWorker(redis_url):
+        run(redis_url, files, max_inflight=50, max_inflight_bytes=100_000, on_turn=watch)
+
+    assert 0 < max(seen) <= 20  # as many as fill the window, and those that were read ahead
+    assert len(files.answers()) == 60
 
 
 def test_redis_is_empty_of_jobs_afterwards(connection: Redis, redis_url: str, files: Files) -> None:
@@ -509,7 +525,7 @@ def test_answers_are_on_the_disk_before_their_jobs_are_deleted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     order: list[str] = []
-    monkeypatch.setattr("mlxq.files.sink.Sink.sync", lambda self: order.append("sync"))
+    monkeypatch.setattr("mlxq.files.output.sink.Sink.sync", lambda self: order.append("sync"))
     monkeypatch.setattr("mlxq.queue.answers.Collector.forget", lambda self, answers: order.append("forget"))
     files.write_numbered(1)
     with FakeWorker(redis_url):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from queue import Empty
 from typing import Any
@@ -14,20 +15,22 @@ from redis import Redis
 from redis import exceptions as redis_errors
 from rq.job import Job
 from rq.registry import StartedJobRegistry
+from tests.support import io_rig
 from tests.support.fake_engine import FakeEngine, FakePreparer, FakeWorker
 from tests.support.queued_jobs import answer, enqueue_plain, events, queue_of, status, submit
 from tests.support.row_results import row_result
 from tests.support.row_specs import name_of
+from tests.support.waiting import wait_until
 
 from mlxq import keys
-from mlxq.contract import StopDetails, StopType
+from mlxq.contract import Request, StopDetails, StopType
 from mlxq_worker.config import EngineConfig, WorkerConfig
-from mlxq_worker.engine.api import RowError, RowId
+from mlxq_worker.engine.api import RowError, RowId, RowSpec
 from mlxq_worker.jobs.claimed import MAX_DATA_BYTES
 from mlxq_worker.jobs.consumer import Consumer
 from mlxq_worker.jobs.leases import COME_BACK_S
 from mlxq_worker.jobs.presence import Presence
-from mlxq_worker.jobs.store import Claim, JobStore
+from mlxq_worker.jobs.store import Claim, JobStore, Recovered
 from mlxq_worker.messages import Admit, Channel, Drained, Ready, RowEnded, ToDecode
 
 LEASE_S = 90.0
@@ -421,6 +424,41 @@ def test_jobs_of_sixty_megabytes_are_claimed_one_at_a_time_and_their_neighbours_
     assert [status(connection, job.id) for job in small] == ["finished"] * 3
     assert max(map(sum, claimed)) < 2 * 60_000_000
     assert sum(60_000_000 in sizes for sizes in claimed) == 4
+
+
+class SlowPreparer(FakePreparer):
+    """Takes longer than two leases for what isn't short; `look` is what others see then."""
+
+    def __init__(self, connection: Redis, look: Callable[[], object]) -> None:
+        self._redis = connection
+        self._look = look
+        self.seen: list[object] = []
+
+    def prepare(self, request: Request, request_id: str) -> tuple[RowSpec, ...]:
+        if len(str(request.prompt)) > 100:
+            first = self._lease_end()
+            wait_until(lambda: self._lease_end() > first + 2 * io_rig.LEASE_S, "beats")
+            self.seen.append(self._look())
+        return super().prepare(request, request_id)
+
+    def _lease_end(self) -> float:
+        return min(end for _, end in self._redis.zrange("rq:wip:mlxq", 0, -1, withscores=True))
+
+
+def test_a_job_that_takes_longer_than_a_lease_to_prepare_costs_nobody_its_lease(
+    connection: Redis, redis_url: str
+) -> None:
+    jobs = [enqueue_plain(connection), enqueue_plain(connection, random.Random(0).randbytes(30_000).hex())]
+    neighbour = JobStore(connection, "neighbour", ["mlxq"], lease_s=io_rig.LEASE_S)
+    preparer = SlowPreparer(connection, lambda: neighbour.recover_expired(time.time()))
+    rig = io_rig.IoRig(redis_url)
+
+    rig.start(preparer)
+    rig.decode(2)
+    rig.close()
+
+    assert preparer.seen == [Recovered(num_requeued=0, num_excused=0, struck_out=[], num_doubtful=0)]
+    assert [status(connection, job.id) for job in jobs] == ["finished", "finished"]
 
 
 def test_the_data_of_a_job_that_has_too_much_stays_in_redis(connection: Redis, ours: Rig) -> None:

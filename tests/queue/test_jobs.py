@@ -645,6 +645,94 @@ def test_jobs_of_a_dead_worker_go_back_to_the_front_in_their_order_with_a_strike
     assert connection.exists("rq:worker:dead:executions") == 0
 
 
+def lose_leases(connection: Redis, how: str) -> None:
+    """As a stranger does who takes RQ's keys for its own."""
+    connection.delete("rq:wip:mlxq")
+    if how == "overwritten":
+        connection.set("rq:wip:mlxq", "a stranger's")
+
+
+@pytest.mark.parametrize("how", ["overwritten", "deleted"])
+def test_a_worker_whose_leases_a_stranger_took_has_them_again(connection: Redis, how: str) -> None:
+    batch = submit(connection, "a", "b", "c")
+    worker = store(connection)
+    claimed = worker.claim(3, now()).jobs
+    connection.delete(f"rq:execution:{claimed[2].job_id}:{claimed[2].execution_id}")  # its time was up, too
+
+    lose_leases(connection, how)
+
+    assert worker.beat(claimed, now() + 1) == ["held"] * 3
+    lose_leases(connection, how)
+    worker.release(claimed[:1], now() + 2)
+    assert worker.end([finished(job) for job in claimed[1:]], now() + 3) == [True, True]
+    assert [status(connection, job_id) for job_id in batch.job_ids()] == ["queued", "finished", "finished"]
+    assert connection.zcard("rq:wip:mlxq") == 0
+
+
+@pytest.mark.parametrize("how", ["overwritten", "deleted"])
+def test_what_a_worker_held_that_died_without_its_leases_is_taken_over(connection: Redis, how: str) -> None:
+    batch = submit(connection, "a", "b")
+    store(connection, "dead").claim(2, now())
+    connection.sadd("rq:workers:mlxq", "rq:worker:dead", "rq:worker:another")
+    lose_leases(connection, how)
+
+    neighbour = store(connection, "neighbour")
+    early = neighbour.recover_expired(now() + 1).num_requeued
+    late = neighbour.recover_expired(now() + LEASE_S + 2).num_requeued
+
+    assert (early, late) == (0, 2)
+    assert [job.job_id for job in neighbour.claim(2, now() + 2 * LEASE_S).jobs] == list(batch.job_ids())
+
+
+@pytest.mark.parametrize("job_id", ["mail:er:1", ":", "a:", ":b", "two\nlines"])
+@pytest.mark.parametrize("how", ["silent", "seen to die", "ended in peace", "a lost claim"])
+def test_what_older_producers_call_their_jobs_comes_back_from_dead_workers_too(
+    connection: Redis, job_id: str, how: str
+) -> None:
+    """RQ allowed any id before it allowed only letters, digits, dashes and underscores."""
+    [made] = submit(connection, "a").job_ids()
+    connection.rename(f"rq:job:{made}", f"rq:job:{job_id}")
+    connection.delete("rq:queue:mlxq")
+    connection.lpush("rq:queue:mlxq", job_id)
+    worker, neighbour = store(connection, "dead"), store(connection, "neighbour")
+    assert len(worker.claim(1, now()).jobs) == 1
+
+    if how == "a lost claim":
+        worker.release_strays([], now())
+    elif how != "silent":
+        neighbour.abandon("dead", now(), has_died=how == "seen to die")
+    neighbour.recover_expired(now() + LEASE_S + 1)
+
+    assert [job.job_id for job in neighbour.claim(1, now() + 2 * LEASE_S).jobs] == [job_id]
+
+
+@pytest.mark.parametrize("key", ["rq:workers:mlxq", "rq:finished:mlxq", "rq:failed:mlxq", "rq:ready:mlxq"])
+def test_cleaning_passes_over_names_that_are_no_text(connection: Redis, key: str) -> None:
+    add = connection.sadd if key == "rq:workers:mlxq" else lambda key, name: connection.zadd(key, {name: 1})
+    add(key, b"rq:worker:\xff")
+
+    for worker in (store(connection, "w1"), store(connection, "w2")):
+        worker.clean_registries()
+
+    assert not connection.exists(key) or key == "rq:ready:mlxq"  # RQ itself can't read that one
+
+
+def test_a_worker_holds_nothing_in_a_queue_that_it_has_not_claimed_it_from(connection: Redis) -> None:
+    """A job may lie in another queue than the one that it was made for."""
+    [job_id] = submit(connection, "a").job_ids()
+    connection.rename("rq:queue:mlxq", "rq:queue:other")
+    connection.sadd("rq:workers:mlxq", "rq:worker:w")
+    worker = JobStore(connection, "w", ["mlxq", "other"], lease_s=LEASE_S, lease_clock="caller")
+    claimed = worker.claim(1, now()).jobs
+
+    for seconds in range(0, 200, 20):
+        worker.beat(claimed, now() + seconds)
+        store(connection, "neighbour").recover_expired(now() + seconds)
+
+    assert status(connection, job_id) == "started"
+    assert connection.zcard("rq:wip:mlxq") == 0
+
+
 def test_a_job_with_strikes_is_tried_again_after_a_delay_that_doubles_and_has_a_ceiling(connection: Redis) -> None:
     job = enqueue_plain(connection)
     worker, moment, delays = store(connection), now(), []

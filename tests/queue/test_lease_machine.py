@@ -25,6 +25,7 @@ from hypothesis.stateful import (
 )
 from redis import Redis
 from tests.support.queued_jobs import answer, events, status
+from tests.support.thorough import sample_of
 
 from mlxq import keys
 from mlxq.queue.client import Client
@@ -34,14 +35,14 @@ from mlxq_worker.jobs.claimed import ClaimedJob
 from mlxq_worker.jobs.endings import Ending
 from mlxq_worker.jobs.store import FIRST_DELAY_S, MAX_STRIKES, SUSPECT_STRIKES, JobStore, LeaseState
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
 LEASE_S = 90.0
 DELAYED = keys.delayed(keys.DEFAULT_QUEUE)
 
 # Not shrunk: that takes minutes. Ask for it with `Phase.shrink` when a story is hard to read.
 SETTINGS = settings(
-    max_examples=100,
+    max_examples=sample_of(400, 40),
     stateful_step_count=30,
     deadline=None,
     derandomize=True,

@@ -18,6 +18,7 @@ from redis import Redis
 from redis.exceptions import ResponseError
 from tests.support.fake_engine import FakeWorker
 from tests.support.queued_jobs import answer, status
+from tests.support.thorough import sample_of
 
 from mlxq import keys
 from mlxq.queue.batch import Batch
@@ -26,10 +27,10 @@ from mlxq.requests.fields import FIELDS
 from mlxq.requests.openai import text_request
 from mlxq_worker.config import EngineConfig, WorkerConfig
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.thorough]
 
-NUM_DAMAGED = 5000
-NUM_AT_ONCE = 1400
+NUM_DAMAGED = sample_of(5000, 1000)
+NUM_AT_ONCE = sample_of(1400, 600)
 NEIGHBOUR_EVERY = 10
 
 Dice = random.Random

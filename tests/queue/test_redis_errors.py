@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -13,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import ResponseError
 from tests.support.fake_engine import FakeWorker
 from tests.support.fake_worker import FakeWorker as EchoWorker
 from tests.support.io_rig import LEASE_S, IoRig
@@ -130,6 +133,96 @@ def test_what_a_worker_could_not_give_back_when_it_ended_gets_a_strike_only_if_i
     waiting = redis.connection.lrange("rq:queue:mlxq", 0, -1) + redis.connection.zrange("mlxq:delayed:mlxq", 0, -1)
     assert [job.decode() for job in waiting] == list(batch.job_ids()) or has_died
     assert (len(waiting), num_strikes(redis.connection)) == (3, strikes)
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_a_worker_that_nobody_looks_after_and_that_is_stopped_meanwhile_costs_its_jobs_no_strike(
+    redis: FailingRedis, error: str
+) -> None:
+    # given one of which nothing is left but leases that run out, since it could give nothing back
+    stopped = IoRig(redis.url, close_s=0.0)
+    stopped.start()
+    batch = submit(redis.connection, "hello", "hello", "hello")
+    wait_until(lambda: claimed_by(stopped, redis), "the claim")
+
+    redis.errors.begin(error)
+    stopped.close()
+    redis.errors.end()
+    neighbour = IoRig(redis.url)
+    neighbour.start()
+    neighbour.decode(3)
+    wait_until(lambda: batch.counts().is_done, "the answers")
+    neighbour.close()
+
+    assert (batch.counts().num_finished, num_strikes(redis.connection)) == (3, 0)
+
+
+class Ended:
+    """A worker that had a job when Redis began to refuse its beats, and was gone some time later; and a neighbour."""
+
+    def __init__(self, redis: FailingRedis, *, could_beat: bool) -> None:
+        self._redis = redis.connection
+        submit(redis.connection, "hello")
+        worker, self._now = self.store("ended"), time.time()
+        claimed = worker.claim(1, self._now).jobs
+        worker.beat(claimed, self._now)
+        redis.errors.begin("MISCONF")
+        with pytest.raises(ResponseError, match="MISCONF"):
+            worker.beat(claimed, self._now)
+        redis.errors.end()
+        if could_beat:
+            worker.beat(claimed, self._now)
+
+    def store(self, name: str) -> JobStore:
+        return JobStore(self._redis, name, ["mlxq"], lease_clock="caller")
+
+    def runs_out(self) -> int:
+        """Its lease does, under the eyes of the neighbour; returns the strikes that the job has then."""
+        for seconds in range(0, 200, 2):
+            self.store("neighbour").beat([], self._now + seconds)
+            self.store("neighbour").recover_expired(self._now + seconds)
+        assert self._redis.llen("rq:queue:mlxq") + self._redis.zcard("mlxq:delayed:mlxq") == 1
+        return num_strikes(self._redis)
+
+
+@pytest.mark.parametrize("could_beat", [True, False])
+def test_redis_is_an_excuse_for_those_only_who_have_not_been_heard_of_since(
+    redis: FailingRedis, could_beat: bool
+) -> None:
+    assert Ended(redis, could_beat=could_beat).runs_out() == could_beat
+
+
+@pytest.mark.parametrize("is_seen", [True, False])
+def test_redis_is_no_excuse_for_a_worker_that_was_seen_to_die(redis: FailingRedis, is_seen: bool) -> None:
+    """By its own supervisor. Another one, of the same machine, can't tell how it ended."""
+    ended = Ended(redis, could_beat=False)
+
+    ended.store("supervisor").abandon("ended", time.time(), is_seen=is_seen)
+
+    assert ended.runs_out() == is_seen
+
+
+def test_a_run_gives_back_what_its_dead_worker_held_once_redis_lets_it(redis: FailingRedis, tmp_path: Path) -> None:
+    # given a run whose worker dies while Redis takes no writes
+    lines = [json.dumps({"id": f"r{i}", "prompt": "Count to 40", "max_tokens": 200}) for i in range(40)]
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    files = ("-i", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"))
+    with running(*MLXQ, "run", "--max-num-seqs", "2", *files, MLXQ_URL=redis.url, MLXQ_LEASE_S="90") as run:
+        wait_until(lambda: redis.connection.zcard("rq:wip:mlxq"), "the claim")
+        [worker] = redis.connection.smembers("rq:workers:mlxq")
+        pid = int(redis.connection.hget(worker, "pid"))
+
+        os.kill(pid, signal.SIGSTOP)  # no more answers: the run has nothing to write, and only sees its worker die
+        redis.errors.begin("MISCONF")
+        os.kill(pid, signal.SIGKILL)
+        assert run.stdout is not None
+        said = next(line for line in run.stdout if "MISCONF" in line)
+        redis.errors.end()
+        said += ended(run)
+
+    assert run.returncode == 0, said
+    assert "died with" in said, "else their leases were waited for"
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 40
 
 
 @pytest.mark.parametrize("error", ERRORS)

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,7 +52,7 @@ class NoDeadWorkers(DeadWorkers):
     def release(self, worker_name: str, has_died: bool = True) -> None:
         self.released.append(worker_name)
 
-    def release_silent(self) -> None:
+    def release_if_due(self, now: float) -> None:
         pass
 
 
@@ -182,6 +182,36 @@ def test_what_a_reboot_left_behind_is_found_and_given_back_at_once(
     assert status(connection, job_id) == "queued"
     assert Worker.all(connection=connection) == []
     assert not connection.exists("rq:worker:left-behind", "rq:worker:left-behind:executions")
+
+
+STRANGER = "rq:worker:a-stranger"
+WRITTEN_BY_STRANGERS: dict[str, Callable[[Redis], object]] = {
+    "a worker of another type": lambda redis: (redis.delete(STRANGER), redis.set(STRANGER, "x")),
+    "executions of another type": lambda redis: redis.set(f"{STRANGER}:executions", "x"),
+    "workers of another type": lambda redis: redis.set("rq:workers:first", "x"),
+    "a name that is no text": lambda redis: redis.sadd("rq:workers:mlxq", b"rq:worker:a\xff"),
+    "no names of workers": lambda redis: redis.sadd("rq:workers:mlxq", "", "worker", "rq:worker:", "rq:job:x"),
+    "a name of two lines": lambda redis: redis.sadd("rq:workers:mlxq", "rq:worker:a\nb"),
+    "a host that is no text": lambda redis: redis.hset(STRANGER, "hostname", b"\xff"),
+    "a machine that is no text": lambda redis: redis.hset(STRANGER, MACHINE, b"\xff"),
+    "a pid that only looks like a number": lambda redis: redis.hset(STRANGER, "pid", "²"),
+    "a pid beyond all pids": lambda redis: redis.hset(STRANGER, "pid", "9" * 40),
+    "a beat that is no date": lambda redis: redis.hset(STRANGER, "last_heartbeat", "yesterday"),
+}
+
+
+@pytest.mark.parametrize("write", WRITTEN_BY_STRANGERS.values(), ids=WRITTEN_BY_STRANGERS)
+def test_what_strangers_have_written_among_the_workers_costs_none_of_them(
+    connection: Redis, write: Callable[[Redis], object]
+) -> None:
+    a_dead_worker(connection, "left-behind")
+    connection.hset(STRANGER, mapping=connection.hgetall("rq:worker:left-behind"))
+    connection.sadd("rq:workers:mlxq", STRANGER)
+    write(connection)
+
+    DeadWorkers(connection, ["first", "mlxq"]).release_silent()
+
+    assert recover(connection) == 1
 
 
 @pytest.mark.parametrize(

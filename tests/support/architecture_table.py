@@ -15,20 +15,10 @@ from tests.support.architectures import OWN, build
 
 from mlxq_worker.engine.runners.packed_model import Way
 from mlxq_worker.engine.runners.trial import find_packing
+from mlxq_worker.model.architecture import ALONE, PADDED
 
 TABLE_PATH = Path(__file__).parents[2] / "docs" / "architectures.md"
 
-PADDED: Mapping[str, str] = {
-    "afm7": "later layers take their queries' positions from how many keys an earlier layer hands them",
-    "gpt_bigcode": "its positions are counted outside MLX, from one offset for all rows",
-    "longcat_flash_ngram": "its state has another shape until a row has a few tokens",
-    "plamo3": "its masks have windows one token longer than its caches",
-}
-"""Why each of those that can't be packed can't."""
-ALONE: Mapping[str, str] = {
-    "llama4": "its layers attend in chunks, with a cache that mlx-lm can't batch either",
-}
-"""Why each of those that run one row at a time do."""
 ELSEWHERE: Mapping[str, str] = {"bitnet": "its kernels need a GPU by Apple"}
 """Why each of those that can't be tried out here can't."""
 
@@ -65,7 +55,7 @@ The layers' kinds: *full* attention, *sliding* windows, a recurrent or convoluti
 
 def table() -> str:
     """The document."""
-    packed = [f"| `{name}` | {_layers(name)} | {_WAYS[_way(name)]} |" for name in PACKED]
+    packed = [f"| `{name}` | {_layers_and_way(name)} |" for name in PACKED]
     others = [
         f"| `{name}` | {how} | {reason} |"
         for how, reasons in (("padded", PADDED), ("one row at a time", ALONE), ("not tried", ELSEWHERE))
@@ -85,16 +75,13 @@ def way(name: str) -> Way | None:
     return find_packing(build(name)).way
 
 
-def _way(name: str) -> Way:
-    found = way(name)
+def _layers_and_way(name: str) -> str:
+    """How many layers there are of each kind, and how a model of them attends."""
+    model = build(name)
+    found = find_packing(model).way
     assert found is not None, f"{name} isn't packed"
-    return found
-
-
-def _layers(name: str) -> str:
-    """How many layers there are of each kind."""
-    kinds = Counter(map(_kind, make_prompt_cache(build(name))))
-    return ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+    kinds = Counter(map(_kind, make_prompt_cache(model)))
+    return ", ".join(f"{number} {kind}" for kind, number in kinds.items()) + f" | {_WAYS[found]}"
 
 
 def _kind(cache: Any) -> str:

@@ -1,7 +1,8 @@
 """Runs the blocks of one document, as a reader would who types them one after the other into one folder.
 
 `mlxq`, `python` and `rq` are those of this process. A Redis at the address that the documents name is the test's own;
-only `mlxq run` isn't told of it, since it has one for itself where no variable is set.
+only `mlxq run` isn't told of it, since it has one for itself where no variable is set. What `mlxq serve` listens on is
+a free port, whatever a document calls it.
 """
 
 from __future__ import annotations
@@ -17,9 +18,13 @@ from typing import Any
 
 from tests.support.documents import BACKGROUND, EXIT_CODE, FILE, NOT_RUN, OUTPUT, PART_OF, Block
 from tests.support.processes import ended, run, running
+from tests.support.queued_jobs import free_port
 
 ADDRESS = "redis://localhost:6379/0"
 """What documents call the Redis on the reader's machine."""
+
+SERVED = "127.0.0.1:8080"
+"""Where `mlxq serve` is, if no option says otherwise."""
 
 PYTHON = shlex.quote(sys.executable)
 PROGRAMS = {
@@ -45,10 +50,13 @@ class Reader:
         self.folder = folder / "work"
         self.folder.mkdir()
         self._redis_url = redis_url
+        port = free_port()
+        self._served = f"127.0.0.1:{port}"
         self._variables = {
             "PATH": path_with_programs(folder / "bin"),
             "TEST_REDIS_URL": redis_url,
             "COLUMNS": "120",
+            "MLXQ_PORT": str(port),
         }
         self._printed = ""
 
@@ -93,7 +101,7 @@ class Reader:
         self._printed = done.stdout
 
     def _of_the_test(self, code: str) -> str:
-        return code.replace(ADDRESS, self._redis_url)
+        return code.replace(ADDRESS, self._redis_url).replace(SERVED, self._served)
 
 
 def is_part(shown: Any, whole: Any) -> bool:

@@ -131,6 +131,9 @@ class FakeEngine:
     def limit_rows(self, max_running: int | None) -> None:
         self.max_running = max_running
 
+    def kv_usage(self) -> float:
+        return self.num_running / self.max_num_seqs
+
     def _start_rows(self) -> None:
         width = self.max_num_seqs if self.max_running is None else min(self.max_num_seqs, self.max_running)
         waiting = [row for row in self.rows.values() if not row.has_started]

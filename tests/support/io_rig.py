@@ -20,7 +20,7 @@ LEASE_S = 1.0
 class IoRig:
     """A worker's I/O thread, and the test in place of its decode thread."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, close_s: float = 5.0) -> None:
         config = WorkerConfig(model="fake", engine=EngineConfig(max_num_seqs=4), lease_s=LEASE_S, maintenance_s=0.1)
         self._redis = Redis.from_url(url)
         self.worker = FakeWorker(["mlxq"], connection=self._redis, serializer="json", config=config)
@@ -34,11 +34,16 @@ class IoRig:
             config,
         )
         self._thread = IoThread(
-            self.consumer, self._channel, StepWatch(DEADLINE_S), lease_s=LEASE_S, first_backoff_s=0.001
+            self.consumer,
+            self._channel,
+            StepWatch(DEADLINE_S),
+            lease_s=LEASE_S,
+            first_backoff_s=0.00001,
+            close_s=close_s,
         )
 
-    def start(self) -> None:
-        self._channel.to_io.put(Ready(FakePreparer()))
+    def start(self, preparer: FakePreparer | None = None) -> None:
+        self._channel.to_io.put(Ready(preparer or FakePreparer()))
         self._thread.start()
 
     def decode(self, num_requests: int) -> None:

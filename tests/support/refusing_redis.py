@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import socketserver
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -25,20 +25,24 @@ _TEXTS = (b"$", b"=", b"!")
 
 @dataclass(slots=True)
 class Refusal:
-    """Commands that `matches` are answered with `error`, the first `times` of them; with `at_exec` one in a transaction
-    is queued as if all were well, and EXEC is refused."""
+    """The first commands that `matches` are answered with `errors`, each with the next one; with `at_exec` one in a
+    transaction is queued as if all were well, and EXEC is refused."""
 
     matches: Callable[[Command], bool]
-    error: str
-    times: int
+    errors: Sequence[str]
     at_exec: bool = False
     num_refused: int = 0
 
-    def takes(self, command: Command) -> bool:
-        if self.num_refused >= self.times or not self.matches(command):
-            return False
+    @property
+    def was_used_up(self) -> bool:
+        return self.num_refused == len(self.errors)
+
+    def error_for(self, command: Command) -> str | None:
+        """What refuses this command, if anything does."""
+        if self.was_used_up or not self.matches(command):
+            return None
         self.num_refused += 1
-        return True
+        return self.errors[self.num_refused - 1]
 
 
 class RefusingRedis:
@@ -56,11 +60,9 @@ class RefusingRedis:
         self._server = _Server(("127.0.0.1", 0), Handler)
         self.url = f"redis://127.0.0.1:{self._server.server_address[1]}"
 
-    def refuse(
-        self, matches: Callable[[Command], bool], error: str, *, times: int = 1, at_exec: bool = False
-    ) -> Refusal:
-        """Refuse these commands from now on, in place of what was refused before."""
-        self._refusal = Refusal(matches, error, times, at_exec)
+    def refuse(self, matches: Callable[[Command], bool], errors: Sequence[str], *, at_exec: bool = False) -> Refusal:
+        """Refuse these commands from now on, once for each error, in place of what was refused before."""
+        self._refusal = Refusal(matches, errors, at_exec)
         return self._refusal
 
     def __enter__(self) -> RefusingRedis:
@@ -77,10 +79,12 @@ class RefusingRedis:
             with upstream.makefile("rb") as replies:
                 _Session(self, client, answers, upstream, replies).run()
 
-    def refusal_of(self, command: Command) -> Refusal | None:
-        """What refuses this command, if anything does."""
+    def refuses(self, command: Command) -> tuple[str, bool] | None:
+        """The error that this command is to get, if any, and whether only at EXEC."""
         refusal = self._refusal
-        return refusal if refusal is not None and refusal.takes(command) else None
+        if refusal is None or (error := refusal.error_for(command)) is None:
+            return None
+        return error, refusal.at_exec
 
 
 class _Server(socketserver.ThreadingTCPServer):
@@ -115,11 +119,12 @@ class _Session:
             aborted, self._abort, self._is_in_transaction = self._abort, None, False
             self._ask(b"*1\r\n$7\r\nDISCARD\r\n")
             return f"-EXECABORT Transaction discarded because of{aborted}\r\n".encode()
-        if (refusal := self._relay.refusal_of(command)) is not None:
+        if (refused := self._relay.refuses(command)) is not None:
+            error, at_exec = refused
             if self._is_in_transaction:
-                self._abort = f": {refusal.error}" if refusal.at_exec else " previous errors."
-            if not refusal.at_exec:
-                return f"-{refusal.error}\r\n".encode()
+                self._abort = f": {error}" if at_exec else " previous errors."
+            if not at_exec:
+                return f"-{error}\r\n".encode()
         if command[0] in (b"MULTI", b"EXEC", b"DISCARD"):
             self._is_in_transaction = command[0] == b"MULTI"
         return self._ask(raw)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mlxq.files.result_file import ResultWriter
+from mlxq.files.output.result_file import ResultWriter
 
 
 def request_file(path: Path, content: bytes | str, name: str = "in.jsonl") -> Path:

@@ -6,12 +6,13 @@ import subprocess
 import sys
 
 import pytest
+from tests.support.engine_runs import run
+from tests.support.row_specs import row_spec
 from tests.support.waiting import DEADLINE_S
 
 from mlxq_worker.backend import load_backend
 from mlxq_worker.config import WorkerConfig
-from mlxq_worker.engine import engine
-from mlxq_worker.engine.engine import BatchEngine
+from mlxq_worker.engine.scheduling import step_size
 
 LOAD_AND_TELL = """
 import sys
@@ -42,10 +43,10 @@ def test_the_step_size_is_measured_once_however_many_engines_follow(monkeypatch:
         measured.append(num_rows)
         return 128
 
-    monkeypatch.setattr(engine, "find_size", measure)
+    monkeypatch.setattr(step_size, "find_size", measure)
     backend = load_backend(WorkerConfig(model="demo"))
 
-    engines = [backend.new_engine() for _ in range(3)]
+    for _ in range(3):
+        run(backend.new_engine(), [row_spec(prompt_ids=(1,) * 300, max_tokens=1)])
 
     assert measured == [32]
-    assert [each.max_num_batched_tokens for each in engines if isinstance(each, BatchEngine)] == [128, 128, 128]

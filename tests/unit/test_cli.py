@@ -200,6 +200,14 @@ def test_without_the_worker_packages_the_remedy_is_named(monkeypatch: pytest.Mon
     assert "Traceback" not in result.stderr
 
 
+def test_without_the_packages_of_serve_its_own_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    error = ModuleNotFoundError("No module named 'starlette'", name="starlette.applications")
+    monkeypatch.setattr(Entry, "load", lambda self: failing_command(error))
+    result = CliRunner().invoke(lazy_group(Entry("a:b", "Do.")), ["do"])
+    assert result.exit_code == 1
+    assert 'install "mlxq[serve]"' in result.stderr
+
+
 def test_another_missing_module_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Entry, "load", lambda self: failing_command(ModuleNotFoundError(name="mlxq.typo")))
     result = CliRunner().invoke(lazy_group(Entry("a:b", "Do.")), ["do"])
@@ -278,7 +286,8 @@ def test_collect_never_sees_the_lines_that_enqueue_refused(redis_url: str, tmp_p
     mlxq("enqueue", "-i", "-", "--batch-id", "b1", "--url", redis_url, input='{"prompt": "hello"}\nnot json\n')
     with FakeWorker(redis_url):
         result = mlxq("collect", "b1", "-o", tmp_path / "out.jsonl", "--follow", "--url", redis_url)
-    assert (result.exit_code, custom_ids(tmp_path / "out.jsonl")) == (0, ["line-1"])
+    [custom_id] = custom_ids(tmp_path / "out.jsonl")
+    assert (result.exit_code, custom_id.partition("-")[0]) == (0, "row")
     assert not (tmp_path / "out.errors.jsonl").exists()
 
 
@@ -508,9 +517,9 @@ def test_run_answers_a_file_with_nothing_else_started(monkeypatch: pytest.Monkey
     out = tmp_path / "out.jsonl"
     file = write_prompts(tmp_path / "in.jsonl", 5)
 
-    first = mlxq("run", "-i", file, "-o", out, "--ordered")
+    first = mlxq("run", "-i", file, "-o", out, "--model", "echo", "--ordered")
     use_worker(monkeypatch, "raise SystemExit('no worker is needed to do nothing')")
-    again = mlxq("run", "-i", file, "-o", out)
+    again = mlxq("run", "-i", file, "-o", out, "--model", "echo")
 
     assert (first.exit_code, first.stdout) == (0, "")
     assert custom_ids(out) == [f"r{i}" for i in range(5)]
@@ -608,11 +617,14 @@ def test_a_run_warns_of_answers_by_another_model(monkeypatch: pytest.MonkeyPatch
     use_worker(monkeypatch, stand_in("echo"))
     arguments = ["run", "-i", write_prompts(tmp_path / "in.jsonl", 2), "-o", tmp_path / "out.jsonl"]
     shared_queue = mlxq(*arguments, "--model", "org/other")  # whose worker calls its model echo
-    old_answers = mlxq(*arguments)
+    old_answers = mlxq(*arguments, "--accept-model-change")
+    refused = mlxq(*arguments)
     right_model = mlxq(*arguments, "--model", "echo")
     assert "2 of the answers are by echo, not by org/other." in shared_queue.stderr
     assert "2 of the answers are by echo, not by mlxq-demo." in old_answers.stderr
     assert "Warning" not in right_model.stderr
+    assert refused.exit_code == 2
+    assert "holds 2 answers by echo, not by mlxq-demo" in " ".join(refused.stderr.split())
 
 
 def test_a_password_in_the_url_stays_off_the_worker_command_line() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bz2
 import csv
-import gzip
 import io
 import json
 import lzma
@@ -50,20 +49,17 @@ def database(directory: Path) -> bytes:
 
 
 WHOLE_FILES: dict[str, tuple[bytes, str]] = {
-    "gzip": (gzip.compress(JSONL.encode()), "gzip.*gunzip -c"),
     "bzip2": (bz2.compress(JSONL.encode()), "bzip2"),
     "xz": (lzma.compress(JSONL.encode()), "xz"),
-    "Zstandard": (b"\x28\xb5\x2f\xfd\x04\x58" + bytes(range(200)), "Zstandard"),
     "zip": (zipped("in.jsonl"), "zip"),
     "Excel": (zipped("xl/workbook.xml"), "xlsx"),
-    "Parquet": (b"PAR1\x15\x04\x15" + bytes(range(200)), "Parquet.*lines=True"),
-    "Arrow": (b"ARROW1\x00\x00" + bytes(range(200)), "Arrow"),
+    "Feather of pandas before 2020": (b"FEA1" + bytes(range(200)), "Feather"),
     "pickle": (pickle.dumps(REQUESTS), "pickle"),
     "UTF-16": (JSONL.encode("utf-16"), "UTF-16.*save it as UTF-8"),
     "UTF-16 without a mark": (JSONL.encode("utf-16-le"), "UTF-16"),
     "a program": (b"\x7fELF\x02\x01\x01" + bytes(9) + b'a "quoted" word' + bytes(range(200)), "binary data"),
     "UTF-32": (JSONL.encode("utf-32"), "UTF-32"),
-    "CSV": (table(","), r"table \(CSV\).*lines=True"),
+    "CSV": (table(","), r"table \(CSV\).*call it \.csv, or add --format csv"),
     "CSV with a mark, from Excel": (b"\xef\xbb\xbf" + table(";"), "CSV with semicolons"),
     "TSV": (table("\t"), "TSV"),
     "json.dump": (json.dumps(REQUESTS).encode(), r"a JSON array.*jq -c '\.\[\]'"),
@@ -100,7 +96,7 @@ def test_a_database_is_named(tmp_path: Path) -> None:
         read_requests(request_file(tmp_path, database(tmp_path)))
 
 
-@pytest.mark.parametrize("kind", ["gzip", "CSV", "json.dump", "prompts"])
+@pytest.mark.parametrize("kind", ["bzip2", "CSV", "json.dump", "prompts"])
 def test_standard_input_of_another_kind_is_one_error_too(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     content, said = WHOLE_FILES[kind]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
@@ -134,7 +130,7 @@ def test_prompts_may_begin_as_they_like(text: str, tmp_path: Path) -> None:
     assert [item.request.prompt for item in items if isinstance(item, ParsedLine)] == text.split("\n")
 
 
-@pytest.mark.parametrize("kind", ["gzip", "zip", "Excel", "Parquet", "UTF-16", "xz"])
+@pytest.mark.parametrize("kind", ["bzip2", "zip", "Excel", "Feather of pandas before 2020", "UTF-16", "xz"])
 def test_prompts_that_are_no_text_are_one_error(kind: str, tmp_path: Path) -> None:
     with pytest.raises(InputFileError, match=" is "):
         read_requests(request_file(tmp_path, WHOLE_FILES[kind][0], "in.txt"))

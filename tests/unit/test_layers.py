@@ -31,16 +31,27 @@ ENGINE_BUILDER = "mlxq_worker.backend"
 
 FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
     "mlxq": (
-        frozenset({"contract", "errors", "jobs", "keys", "machine", "passing", "printable", "sentinel"}),
-        frozenset({"requests", "results"}),
-        frozenset({"queue"}),
-        frozenset({"files"}),
+        frozenset(
+            {"contract", "errors", "id_table", "jobs", "keys", "logs", "machine", "passing", "printable", "sentinel"}
+            | {"spool"}
+        ),
+        frozenset({"deploying", "formats", "requests", "results"}),
+        frozenset({"queue", "tables"}),
+        frozenset({"files", "metrics"}),
+        frozenset({"serve"}),
         frozenset({"cli"}),
         frozenset({"__main__"}),
     ),
+    "mlxq.serve": (
+        frozenset({"store"}),
+        frozenset({"work"}),
+        frozenset({"api"}),
+        frozenset({"http_server"}),
+        frozenset({"server"}),
+    ),
     "mlxq_worker": (
-        frozenset({"blas", "engine", "exits", "processes", "schema", "step_watch", "timing", "traces"}),
-        frozenset({"demo", "messages"}),
+        frozenset({"blas", "engine", "exits", "processes", "schema", "slow_states", "step_watch", "timing", "traces"}),
+        frozenset({"demo", "messages", "metrics"}),
         frozenset({"decoding", "model"}),
         frozenset({"dialects"}),
         frozenset({"config", "text"}),
@@ -84,7 +95,9 @@ WITHOUT_MLX = frozenset(
         "mlxq_worker.demo.tasks",
         "mlxq_worker.model.chat",
         "mlxq_worker.model.chat_shape",
-        "mlxq_worker.model.config_words",
+        "mlxq_worker.model.config_json.layers",
+        "mlxq_worker.model.config_json.rope",
+        "mlxq_worker.model.config_json.words",
         "mlxq_worker.model.eos",
         "mlxq_worker.model.safetensors",
         "mlxq_worker.model.turn_end",
@@ -499,7 +512,7 @@ def test_an_engine_module_may_import_its_own_folder_and_lower_floors() -> None:
     ("name", "upwards"),
     [
         ("mlxq.requests.fields", "mlxq.results"),
-        ("mlxq.queue.batch", "mlxq.files.sink"),
+        ("mlxq.queue.batch", "mlxq.files.output.sink"),
         ("mlxq.files.bulk", "mlxq.cli.progress"),
         ("mlxq_worker.messages", "mlxq_worker.jobs.store"),
         ("mlxq_worker.text.prompt", "mlxq_worker.jobs.endings"),

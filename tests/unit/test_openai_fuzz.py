@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.thorough import sample_of
 
 from mlxq.contract import CHAT
 from mlxq.errors import RequestError
@@ -19,7 +20,9 @@ from mlxq.requests.openai import LINE_FIELDS, ParsedLine
 from mlxq.requests.structures import JSON_SCHEMA_FIELDS, RESPONSE_FORMAT_FIELDS, STRUCTURED_OUTPUTS_FIELDS
 from mlxq.results import read_back
 
-quick = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+pytestmark = pytest.mark.thorough
+
+quick = settings(max_examples=sample_of(1000, 100), deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 scalars = (
     st.none()

@@ -212,6 +212,14 @@ def test_an_effort_goes_to_a_template_that_reads_one_of_its_names(name: str, wri
     assert shown(tokenizer, only_row(preparer(tokenizer), request.request)) == f"{written}?"
 
 
+def test_more_messages_than_tokens_fit_are_refused_before_anything_is_rendered() -> None:
+    tokenizer = echo("{{ raise_exception('rendered') }}")
+
+    error = rejected(preparer(tokenizer, NO_EOS, context_length=8), chat(*[{"role": "user", "content": "a"}] * 8))
+
+    assert (error.param, error.code) == ("messages", "context_length_exceeded")
+
+
 def test_a_model_without_a_chat_template_refuses_messages_and_says_what_it_takes() -> None:
     error = rejected(preparer(llama_3(chat_template=None)), chat())
 

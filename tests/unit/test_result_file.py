@@ -15,8 +15,10 @@ from tests.support.result_files import file_size_limit, ids_in, output_line, req
 from tests.support.waiting import DEADLINE_S
 
 from mlxq.errors import InputFileError
+from mlxq.files.output.done import load_done
+from mlxq.files.output.result_file import ResultWriter
+from mlxq.files.output.rewriting import order_file
 from mlxq.files.paths import refuse_same_file
-from mlxq.files.result_file import ResultWriter, load_done, order_file
 
 
 def hashes(path: Path) -> dict[str, str]:
@@ -181,7 +183,8 @@ def test_a_second_writer_is_refused_until_the_first_closes(tmp_path: Path) -> No
 def test_the_lock_goes_with_a_killed_process(tmp_path: Path) -> None:
     # given a process that holds the file
     path = tmp_path / "out.jsonl"
-    code = f"import mlxq.files.result_file as f; w = f.ResultWriter({str(path)!r}); print('open', flush=True); input()"
+    opening = f"import mlxq.files.output.result_file as f; w = f.ResultWriter({str(path)!r})"
+    code = f"{opening}; print('open', flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=-1, stdout=-1) as holder:
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"open\n"

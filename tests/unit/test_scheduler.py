@@ -15,6 +15,7 @@ from tests.support.row_specs import name_of, row_named, row_spec
 
 from mlxq.contract import Beam
 from mlxq_worker.engine.api import RowResult
+from mlxq_worker.engine.kvcache.budget import KvBudget, KvCost
 from mlxq_worker.engine.plan import Plan
 from mlxq_worker.engine.rows.beam_group import new_group
 from mlxq_worker.engine.rows.group import RowGroup
@@ -431,3 +432,32 @@ def test_a_shared_prefix_is_prefilled_before_its_rows_and_a_prompt_under_way_goe
     used = {each.prefix for each in rows if each.prefix}
     bases = Counter(prefix.base for prefix in used)
     assert all(prefix.num_users == bases[prefix] for prefix in used)
+
+
+# --- For whoever watches --------------------------------------------------------------------------------------
+
+
+def test_what_a_prompt_shares_with_one_that_is_computed_counts_as_shared() -> None:
+    prompt = tuple(range(200))
+    scheduler = Scheduler(4, max_num_batched_tokens=1000, max_prefix_tokens=1000)
+    for name in "abc":
+        scheduler.add(new_group(row_spec(row_id=name, prompt_ids=(*prompt, ord(name))), decode))
+
+    scheduler.schedule(0.0)
+
+    # The first one computes it, for all.
+    assert (scheduler.admitted.num_tokens, scheduler.admitted.num_shared) == (3 * 201, 2 * 200)
+    scheduler.schedule(1.0)
+    assert scheduler.admitted.num_tokens == 0
+
+
+def test_the_budget_is_used_by_what_runs() -> None:
+    budget = KvBudget(KvCost(bytes_per_token=2), limit_bytes=1000)
+    scheduler = Scheduler(4, budget=budget)
+    before = scheduler.kv_usage()
+    scheduler.add(new_group(row_spec(max_tokens=99), decode))
+
+    waiting = scheduler.kv_usage()
+    scheduler.schedule(0.0)
+
+    assert (before, waiting, scheduler.kv_usage()) == (0.0, 0.0, 0.2)

@@ -14,6 +14,7 @@ from jsonschema import Draft4Validator, Draft202012Validator
 from jsonschema.validators import validator_for
 from tests.support.held_answers import demo, eos_ids, made, request
 from tests.support.random_walks import corpus_schemas, walk
+from tests.support.thorough import sample_of
 from tests.support.wild_schemas import wild_schema
 
 from mlxq.errors import RequestError
@@ -38,9 +39,9 @@ REFUSED = {
     "zod 4, input: xor of objects": "oneOf: .*coerce_one_of",
 }
 """What can't be enforced, by name, and what the refusal says."""
-WILD = 600
-WILD_IN_CI = 150
-WALKS = 4
+NUM_WILD = sample_of(1800, 150)
+"""Of 1,800 more than 500 are accepted."""
+WALKS = sample_of(4, 1)
 
 
 @contextmanager
@@ -91,6 +92,7 @@ def violations(schema: dict[str, Any], text: str) -> list[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.thorough
 def test_every_walk_through_what_generators_write_ends_in_an_answer_that_fits() -> None:
     random = Random(7)
     wrong: dict[str, Any] = {}
@@ -107,11 +109,12 @@ def test_every_walk_through_what_generators_write_ends_in_an_answer_that_fits() 
     assert num_complete > len(names) * WALKS / 2
 
 
-def walks_of_wild_schemas(seeds: range) -> tuple[dict[int, Any], int, int]:
-    """What went wrong by seed, how many schemas were accepted, and how many walks came to an end."""
+@pytest.mark.slow
+@pytest.mark.thorough
+def test_no_walk_through_a_wild_schema_comes_to_a_dead_end() -> None:
     wrong: dict[int, Any] = {}
     num_accepted = num_complete = 0
-    for seed in seeds:
+    for seed in range(NUM_WILD):
         random = Random(seed)
         schema = wild_schema(random)
         with refusals() as refused:
@@ -124,24 +127,10 @@ def walks_of_wild_schemas(seeds: range) -> tuple[dict[int, Any], int, int]:
             num_complete += end.end == "complete"
             if end.end == "dead" or (end.end == "complete" and violations(schema, end.text)):
                 wrong[seed] = (end, schema)
-    return wrong, num_accepted, num_complete
-
-
-def test_no_walk_through_a_wild_schema_comes_to_a_dead_end() -> None:
-    wrong, num_accepted, num_complete = walks_of_wild_schemas(range(WILD_IN_CI))
 
     assert wrong == {}
-    assert num_accepted > WILD_IN_CI / 3
+    assert num_accepted > sample_of(500, NUM_WILD / 3)
     assert num_complete > num_accepted * WALKS / 2
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_no_walk_through_more_than_500_accepted_schemas_comes_to_a_dead_end() -> None:
-    wrong, num_accepted, _ = walks_of_wild_schemas(range(1000, 1000 + 3 * WILD))
-
-    assert wrong == {}
-    assert num_accepted > 500
 
 
 # --- They can fail --------------------------------------------------------------------------------------------

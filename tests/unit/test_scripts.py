@@ -7,11 +7,17 @@ from pathlib import Path
 import pytest
 
 import mlxq.queue
+import mlxq.serve.work
 import mlxq_worker.jobs
 from mlxq.queue.scripts import SHARED, source
 
 WORKER = "mlxq_worker.jobs"
-FOLDERS = {SHARED: Path(mlxq.queue.__file__).parent / "lua", WORKER: Path(mlxq_worker.jobs.__file__).parent / "lua"}
+SERVE = "mlxq.serve.work"
+FOLDERS = {
+    SHARED: Path(mlxq.queue.__file__).parent / "lua",
+    WORKER: Path(mlxq_worker.jobs.__file__).parent / "lua",
+    SERVE: Path(mlxq.serve.work.__file__).parent / "lua",
+}
 SCRIPTS = [(file.stem, package) for package, folder in FOLDERS.items() for file in sorted(folder.glob("*.lua"))]
 
 

@@ -7,23 +7,30 @@ The one place where the queue side meets MLX; everything is imported late, so th
 from __future__ import annotations
 
 import logging
+import os
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlxq.errors import ModelError
 from mlxq_worker.blas import preload_openblas
 from mlxq_worker.config import EngineConfig, WorkerConfig
-from mlxq_worker.decoding.memory_watch import MemoryWatch, no_limit, resident_bytes
+from mlxq_worker.decoding.memory_watch import MemoryWatch, machine_bytes, no_limit, resident_bytes
 from mlxq_worker.engine.api import Engine
 from mlxq_worker.messages import Preparer
+from mlxq_worker.slow_states import Setting, slow_states, thread_limits
 
 if TYPE_CHECKING:
     from mlxq_worker.engine.kvcache.fit import Fit
     from mlxq_worker.model.load import LoadedModel
 
 logger = logging.getLogger("rq.worker")
+
+NVIDIA_DEVICE = Path("/proc/driver/nvidia/version")
+"""Is there where NVIDIA's driver is."""
 
 
 def _nothing() -> None:
@@ -68,7 +75,9 @@ class ModelEngines:
         self._used_bytes = used_bytes
         self._limit_bytes = limit_bytes
         told = config.max_num_batched_tokens
-        self._step_tokens = None if told == "auto" else told
+        from mlxq_worker.engine.scheduling.step_size import StepSize
+
+        self._step_size = StepSize(None if told == "auto" else told)
         if not self._room_bytes():
             raise ModelError(
                 f"with {loaded.name} loaded the worker takes {used_bytes() / 2**20:.0f} MiB, and it may take no more"
@@ -77,21 +86,18 @@ class ModelEngines:
             )
 
     def build(self) -> Engine:
-        """An empty engine, for the thread that calls. What size of a step is best is measured once: rows wait for an
-        engine that replaces another."""
+        """An empty engine, for the thread that calls. What size of a step is best is measured by one engine for all."""
         from mlxq_worker.engine.engine import BatchEngine
 
-        engine = BatchEngine(
+        return BatchEngine(
             self._loaded.model,
             self._decode,
             max_num_seqs=self._config.max_num_seqs,
-            max_num_batched_tokens=self._step_tokens,
+            max_num_batched_tokens=self._step_size,
             max_prefix_bytes=self._config.max_prefix_bytes,
             longest_first=self._config.longest_first,
             kv_bytes=self._room_bytes(),
         )
-        self._step_tokens = engine.max_num_batched_tokens
-        return engine
 
     def _room_bytes(self) -> int:
         from mlxq_worker.engine.kvcache.memory import room_for_rows
@@ -107,7 +113,7 @@ def load_backend(config: WorkerConfig) -> Backend:
             end.
         ConfigError: more memory is to be wired than Metal allows.
     """
-    preload_openblas()  # before the next line brings in mlx, which binds its BLAS as it loads
+    has_openblas = preload_openblas()  # before the next line brings in mlx, which binds its BLAS as it loads
 
     from mlxq_worker.dialects.reasoning import reasoning_markers_of
     from mlxq_worker.dialects.tool_format import tool_format_of
@@ -124,7 +130,7 @@ def load_backend(config: WorkerConfig) -> Backend:
         config.model,
         extra_eos_tokens=config.extra_eos_tokens,
         allow_no_eos=config.allow_no_eos,
-        before_weights=lambda model: _say_what_fits(model, config, limit_bytes),
+        before_weights=lambda model: _say_what_fits(model, config, limit_bytes, has_openblas=has_openblas),
     )
     preparer = ModelPreparer(
         loaded.tokenizer,
@@ -153,8 +159,8 @@ def load_backend(config: WorkerConfig) -> Backend:
         )
 
 
-def _say_what_fits(model: LoadedModel, config: WorkerConfig, limit_bytes: int) -> None:
-    """Log how many rows will fit beside the weights, which are not read yet.
+def _say_what_fits(model: LoadedModel, config: WorkerConfig, limit_bytes: int, *, has_openblas: bool) -> None:
+    """Log how many rows will fit beside the weights, which are not read yet, and warn of all that makes them slow.
 
     Raises:
         ModelError: not even the weights do.
@@ -166,6 +172,65 @@ def _say_what_fits(model: LoadedModel, config: WorkerConfig, limit_bytes: int) -
             f"than {limit_bytes / 2**20:,.0f} MiB: raise --memory-limit (MLXQ_MEMORY_LIMIT) or choose a smaller model"
         )
     logger.info("%s: %s", model.name, fit)
+    for state in slow_states(setting_of(model.path, fit, has_openblas=has_openblas)):
+        logger.warning("This worker will be slow: %s", state)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a worker would run on. `weights_bytes` are those of the model that was named, 0 for none;
+    `recommended_bytes` is what Metal recommends to use at most, `usable_bytes` what a worker takes at most unless it is
+    told otherwise."""
+
+    setting: Setting
+    machine_bytes: int
+    usable_bytes: int
+    recommended_bytes: int | None
+    weights_bytes: int
+
+
+def machine_of(folder: Path | None) -> Machine:
+    """The machine, and the model in that folder, without loading it.
+
+    Raises:
+        ModelError: the weights' files can't be read.
+    """
+    has_openblas = preload_openblas()
+
+    from mlxq_worker.engine.kvcache.device import Device
+    from mlxq_worker.engine.kvcache.memory import usable_bytes
+    from mlxq_worker.model.safetensors import weights_bytes
+
+    device = Device()
+    return Machine(
+        setting=setting_of(folder, has_openblas=has_openblas),
+        machine_bytes=machine_bytes(),
+        usable_bytes=usable_bytes(device),
+        recommended_bytes=device.recommended_bytes,
+        weights_bytes=weights_bytes(folder) if folder is not None else 0,
+    )
+
+
+def setting_of(folder: Path | None, fit: Fit | None = None, *, has_openblas: bool) -> Setting:
+    """What a model in that folder, if there is one, runs on here.
+
+    Args:
+        fit: how many rows fit beside it, if that is known.
+    """
+    from mlxq_worker.engine.kvcache.device import is_gpu
+    from mlxq_worker.model.safetensors import main_dtype
+
+    return Setting(
+        platform=sys.platform,
+        is_gpu=is_gpu(),
+        has_nvidia=NVIDIA_DEVICE.exists(),
+        has_openblas=has_openblas,
+        num_cores=os.cpu_count() or 1,
+        threads=thread_limits(dict(os.environ)),
+        dtype=main_dtype(folder) if folder is not None else None,
+        num_rows=fit.num_rows if fit else None,
+        max_num_seqs=fit.max_num_seqs if fit else 1,
+    )
 
 
 def what_fits(model: LoadedModel, config: WorkerConfig, limit_bytes: int) -> Fit:

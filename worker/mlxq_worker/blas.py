@@ -16,11 +16,14 @@ logger = logging.getLogger(__name__)
 LIBRARY = "libopenblas.so.0"
 
 
-def preload_openblas() -> None:
-    """Make OpenBLAS the BLAS of this process; does nothing where there is none, or outside Linux."""
+def preload_openblas() -> bool:
+    """Make OpenBLAS the BLAS of this process; does nothing where there is none, or outside Linux. Returns whether it
+    is, or need not be."""
     if sys.platform != "linux":
-        return
+        return True
     try:
         ctypes.CDLL(LIBRARY, mode=ctypes.RTLD_GLOBAL)
     except OSError as error:
         logger.debug("%s is not there, float32 on the CPU will be slow: %s", LIBRARY, error)
+        return False
+    return True

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 from mlxq import keys
 from mlxq.errors import ConfigError
+from mlxq.metrics.address import ADDRESS_FORM, Address
 from mlxq.queue.connect import DEFAULT_URL
 from mlxq_worker.decoding.memory_watch import machine_bytes
 
@@ -86,6 +87,8 @@ class WorkerConfig:
         parent_pid: the process that looks after this worker, which ends when that is gone; `None` to live on alone.
         name: the worker's name in Redis; a new one by default.
         ready_fd: a file descriptor to which a byte is written once the model is loaded.
+        reports_fd: a file descriptor to which the worker's figures are written, once a second.
+        metrics_address: where the process that looks after this worker serves its figures.
         engine: the batch.
 
     Raises:
@@ -113,6 +116,8 @@ class WorkerConfig:
     parent_pid: int | None = None
     name: str | None = None
     ready_fd: int | None = None
+    reports_fd: int | None = None
+    metrics_address: Address | None = None
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     def __post_init__(self) -> None:
@@ -244,6 +249,7 @@ _step_tokens = _value(to_step_tokens, "an integer or auto")
 _seconds = _value(float, "a number of seconds")
 _size = _value(to_bytes, SIZE_FORM)
 _wired_limit = _value(to_wired_limit, f"auto, off or {SIZE_FORM}")
+_address = _value(Address.read, ADDRESS_FORM)
 _flag = _value(_to_bool, "1 or 0")
 
 _VARIABLES: Mapping[str, tuple[str, _Parser]] = {
@@ -272,5 +278,7 @@ _VARIABLES: Mapping[str, tuple[str, _Parser]] = {
     "parent_pid": ("MLXQ_PARENT_PID", _integer),
     "name": ("MLXQ_NAME", _text),
     "ready_fd": ("MLXQ_READY_FD", _integer),
+    "reports_fd": ("MLXQ_REPORTS_FD", _integer),
+    "metrics_address": ("MLXQ_METRICS_PORT", _address),
 }
 """Field -> its variable and how that is read."""

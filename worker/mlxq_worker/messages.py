@@ -14,6 +14,7 @@ from typing import Protocol
 
 from mlxq.contract import Request, Result
 from mlxq.errors import RequestError
+from mlxq.metrics.figures import Snapshot
 from mlxq_worker.engine.api import RowId, RowResult, RowSpec
 
 
@@ -143,11 +144,18 @@ class StopClaiming:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """What the decode thread has recorded so far, for whoever watches this worker."""
+
+    figures: Snapshot
+
+
+@dataclass(frozen=True, slots=True)
 class Close:
     """Write what has ended, give everything else back, and end."""
 
 
-ToIo = Ready | RowEnded | Dropped | Refused | StepRaised | Returned | StopClaiming | Close
+ToIo = Ready | RowEnded | Dropped | Refused | StepRaised | Returned | StopClaiming | Measured | Close
 
 
 @dataclass(frozen=True, slots=True)

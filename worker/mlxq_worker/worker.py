@@ -27,6 +27,7 @@ from rq.worker import BaseWorker, DequeueStrategy
 
 from mlxq import keys
 from mlxq.errors import ConfigError
+from mlxq.logs import fields
 from mlxq.passing import is_refusal
 from mlxq.printable import log_printably
 from mlxq.queue.connect import refuse_cluster, takes_bytes
@@ -40,6 +41,8 @@ from mlxq_worker.jobs.mending import Mending
 from mlxq_worker.jobs.presence import Presence
 from mlxq_worker.jobs.store import JobStore
 from mlxq_worker.messages import Channel, Ready, Signalled
+from mlxq_worker.metrics.decode_figures import DecodeFigures
+from mlxq_worker.metrics.job_figures import JobFigures
 from mlxq_worker.processes import ParentWatch
 from mlxq_worker.step_watch import StepWatch
 
@@ -172,6 +175,8 @@ class BatchWorker(BaseWorker):
 
     def _configured(self, burst: bool, max_jobs: int | None) -> WorkerConfig:
         config = self._given_config or WorkerConfig.from_env(os.environ)
+        if config.metrics_address is not None and config.parent_pid is None:
+            raise ConfigError("metrics are served by `mlxq worker`: leave MLXQ_METRICS_PORT out under `rq worker`")
         return replace(
             config,
             burst=burst or config.burst,
@@ -180,16 +185,31 @@ class BatchWorker(BaseWorker):
         )
 
     def _serve(self, config: WorkerConfig, parent: ParentWatch | None) -> bool:
-        consumer = Consumer(self._store(config), Presence(self), self._channel, config)
+        figures = JobFigures()
+        consumer = Consumer(self._store(config), Presence(self), self._channel, config, figures)
         watch = StepWatch(config.step_timeout_s)
-        io_thread = IoThread(consumer, self._channel, watch, parent=parent, lease_s=config.lease_s)
+        io_thread = IoThread(
+            consumer,
+            self._channel,
+            watch,
+            parent=parent,
+            figures=figures,
+            reports_fd=config.reports_fd,
+            lease_s=config.lease_s,
+        )
         io_thread.start()
         try:
             self._decode(config, watch)
         finally:
             io_thread.close()
         done = consumer.outbox
-        logger.info("Worker %s ends: %d jobs ended, %d came too late", self.name, done.num_ended, done.num_late)
+        logger.info(
+            "Worker %s ends: %d jobs ended, %d came too late",
+            self.name,
+            done.num_ended,
+            done.num_late,
+            extra=fields(num_ended=done.num_ended, num_late=done.num_late),
+        )
         return done.num_ended > 0
 
     def _store(self, config: WorkerConfig) -> JobStore:
@@ -204,7 +224,13 @@ class BatchWorker(BaseWorker):
         )
 
     def _decode(self, config: WorkerConfig, watch: StepWatch) -> None:
+        began = time.monotonic()
         backend = self._load(config)
+        loaded_s = time.monotonic() - began
+        figures = None
+        if config.reports_fd is not None:
+            figures = DecodeFigures(config.engine.max_num_seqs)
+            figures.loaded(loaded_s)
         loop = DecodeLoop(
             backend.new_engine,
             self._channel,
@@ -213,6 +239,7 @@ class BatchWorker(BaseWorker):
             memory=backend.memory,
             max_generated_tokens=config.max_generated_tokens,
             grace_s=config.grace_s,
+            figures=figures,
         )
         self._channel.to_io.put(Ready(backend.preparer))
         if config.ready_fd is not None:
@@ -223,6 +250,7 @@ class BatchWorker(BaseWorker):
             backend.description,
             ", ".join(config.queues),
             config.engine.max_num_seqs,
+            extra=fields(model=config.model, queues=list(config.queues), seconds=round(loaded_s, 1)),
         )
         try:
             self._turn_until_over(loop)

@@ -6,24 +6,24 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
 
 from mlxq import keys
 from mlxq.cli import options
+from mlxq.cli.options.reading import Reading, reading
 from mlxq.cli.patience import ANSWER_S, Patience
 from mlxq.cli.report import EMPTY_HINT, counted, print_dropped, print_failures
 from mlxq.cli.terminal import show, tell
 from mlxq.errors import QueueUnavailable
 from mlxq.files.failures import Failures
-from mlxq.files.input import BadLine, InputFormat, read_requests
+from mlxq.files.input import BadLine
 from mlxq.files.read_ahead import ReadAhead
 from mlxq.queue.batch import POLL_S
 from mlxq.queue.client import Batch, Client
 from mlxq.queue.connect import DEFAULT_URL, refuse_cluster
-from mlxq.requests.openai import ParsedLine, text_request
+from mlxq.requests.openai import ParsedLine
 from mlxq.results.answer import Answer
 from mlxq.results.read_back import calls_of, choices_of, text_of
 
@@ -32,27 +32,17 @@ MAX_NAMED = 5
 
 
 @click.command(context_settings=options.SETTINGS)
-@options.input_file(required=False)
+@reading(required=False)
 @click.option("--prompt", help="One prompt, instead of a file.")
 @click.option("--wait", is_flag=True, help="With --prompt: wait for the answer and print it.")
-@click.option("--max-tokens", type=click.IntRange(1), help="The same as --set max_tokens=N.")
 @click.option("--batch-id", help="Complete this batch instead of making a new one.")
-@options.input_format
-@options.chat
-@options.settings
-@options.allow_unknown_params
 @options.url
 @options.queue
 def enqueue(
-    input_path: Path | None,
+    reading: Reading,
     prompt: str | None,
     wait: bool,
-    max_tokens: int | None,
     batch_id: str | None,
-    input_format: InputFormat | None,
-    chat: bool,
-    defaults: dict[str, Any],
-    allow_unknown_params: bool,
     url: str | None,
     queue: str,
 ) -> None:
@@ -62,34 +52,27 @@ def enqueue(
     are left out and counted. Lines that can't be used are named on stderr and left out; `mlxq collect` never sees them.
     If anything was left out, the exit code is 1. A Redis that goes away meanwhile, or is full, is waited for.
     """
-    _check_usage(input_path, prompt, wait)
-    if max_tokens is not None:
-        defaults = {**defaults, "max_tokens": max_tokens}
+    _check_usage(reading, prompt, wait)
     client = Client(url or DEFAULT_URL, queue)
     batch = client.open(batch_id)
     refuse_cluster(client.redis)
     if prompt is not None:
-        line = text_request(prompt, custom_id="prompt", chat=chat, defaults=defaults)
+        line = reading.prompt(prompt, custom_id="prompt")
         patience = Patience() if wait else Patience(ANSWER_S)
         patience(lambda: _submit_prompt(batch, line))
         if wait:
             _print_answer(client, batch, patience)
         else:
             show(batch.id)
-    elif input_path is not None:
-        lines = read_requests(
-            input_path,
-            input_format=input_format,
-            chat_text=chat,
-            allow_unknown=allow_unknown_params,
-            defaults=defaults,
-        )
-        _enqueue_file(batch, _GoodLines(lines))
+    else:
+        _enqueue_file(batch, _GoodLines(reading.requests()))
 
 
-def _check_usage(input_path: Path | None, prompt: str | None, wait: bool) -> None:
-    if (input_path is None) == (prompt is None):
+def _check_usage(reading: Reading, prompt: str | None, wait: bool) -> None:
+    if bool(reading.paths) == (prompt is not None):
         raise click.UsageError("give either --input or --prompt")
+    if reading.columns.keep:
+        raise click.UsageError("--keep goes with mlxq run, which writes the output, too")
     if wait and prompt is None:
         raise click.UsageError("--wait goes with --prompt; for a file, use `mlxq collect --follow`")
 
@@ -128,9 +111,9 @@ class _GoodLines:
     def _name(self, line: BadLine) -> None:
         self.num_bad += 1
         if self.num_bad <= MAX_NAMED:
-            tell(f"line {line.line_number}: {line.error.message}")
+            tell(f"{line.place}: {line.error.message}")
         else:
-            self.unnamed.add(line.error.code, line.error.message, f"line {line.line_number}")
+            self.unnamed.add(line.error.code, line.error.message, line.place)
 
 
 def _enqueue_file(batch: Batch, lines: _GoodLines) -> None:

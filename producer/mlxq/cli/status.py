@@ -72,19 +72,11 @@ def _queue(state: QueueState) -> dict[str, Any]:
 
 
 def _as_object(counts: BatchCounts) -> dict[str, Any]:
-    return {**asdict(counts), "state": _state(counts)}
+    return {**asdict(counts), "state": counts.state}
 
 
 def _print_json(report: dict[str, Any]) -> None:
     say(json.dumps(report))
-
-
-def _state(counts: BatchCounts) -> str:
-    if counts.cancelled:
-        return "cancelled"
-    if not counts.sealed:
-        return "open"
-    return "done" if counts.is_done else "running"
 
 
 def _print_queue(state: QueueState) -> None:
@@ -110,7 +102,7 @@ def _print_batches(found: Overview) -> None:
         age = duration(time.time() - counts.created)
         numbers = (counts.num_ended, counts.total, counts.num_failed, counts.num_cancelled)
         table.add_row(
-            cell(counts.batch_id), cell(counts.queue), _state(counts), *(f"{number:,}" for number in numbers), age
+            cell(counts.batch_id), cell(counts.queue), counts.state, *(f"{number:,}" for number in numbers), age
         )
     if found.batches:
         Console().print(table)
@@ -128,7 +120,7 @@ def _print_batches(found: Overview) -> None:
 
 
 def _print_batch(counts: BatchCounts, rate: float) -> None:
-    say(f"batch {counts.batch_id}: {_state(counts)}, {counts.num_ended:,} of {counts.total:,} ended")
+    say(f"batch {counts.batch_id}: {counts.state}, {counts.num_ended:,} of {counts.total:,} ended")
     say(
         f"{counts.num_finished:,} answered, {counts.num_failed:,} failed, {counts.num_cancelled:,} cancelled; "
         f"{rate:.1f} requests/s"

@@ -17,22 +17,27 @@ from mlxq import keys
 from mlxq.errors import BatchNotFound, InputFileError, QueueError, QueueUnavailable
 from mlxq.files.input import BadLine
 from mlxq.files.outages import Outages, Tell
+from mlxq.files.output.answer_table import AnswerTable, InputRow, input_row
+from mlxq.files.output.retry import Retry
+from mlxq.files.output.sink import Sink
 from mlxq.files.read_ahead import ReadAhead
-from mlxq.files.sink import Sink
 from mlxq.files.stale_batches import batch_prefix, clear
-from mlxq.files.tally import Summary, Tally
+from mlxq.files.tally import POLL_S, OnTurn, Summary
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.requests.openai import ParsedLine
 from mlxq.results.answer import Answer
-from mlxq.results.read_back import content_hash_of
+from mlxq.results.result_lines import retried_line
+from mlxq.spool import Spool
 
 DEFAULT_MAX_INFLIGHT = 4096
-POLL_S = 0.5
-"""How long a turn waits for an answer at most: `on_turn` is called about that often."""
+DEFAULT_MAX_INFLIGHT_BYTES = 256 * 2**20
+MAX_AHEAD_BYTES = 16 * 2**20
+"""Of the lines that are read ahead; at least one is."""
 
-OnTurn = Callable[[Tally], bool]
-"""Sees the counts after every turn and says whether to go on; what it raises ends the run."""
+
+class LeftToOthers(Exception):
+    """What `on_turn` raises to end a run that another will go on with: its requests stay in the queue."""
 
 
 def process(
@@ -43,11 +48,16 @@ def process(
     *,
     on_turn: OnTurn,
     max_inflight: int = DEFAULT_MAX_INFLIGHT,
+    max_inflight_bytes: int = DEFAULT_MAX_INFLIGHT_BYTES,
     resume: bool = True,
     ordered: bool = False,
     tell: Tell | None = None,
     source: str | None = None,
     default_max_tokens: int | None = None,
+    batch_id: str | None = None,
+    table: AnswerTable | None = None,
+    retry: Retry | None = None,
+    model: str | None = None,
 ) -> Summary:
     """Have every line answered: each becomes one line of the output file or of the error file.
 
@@ -58,7 +68,9 @@ def process(
 
     Args:
         lines: what `mlxq.files.input.read_requests` yields.
-        max_inflight: requests in the queue at a time; bounds memory here and in Redis.
+        max_inflight: requests in the queue at a time.
+        max_inflight_bytes: no more are added while those in the queue were so long in the input; with `max_inflight` it
+            bounds memory here and in Redis.
         resume: skip requests whose answer is in the output file already; otherwise both files start empty.
         ordered: at the end, rewrite the output file in the order of the input. The error file stays as it ended.
         tell: hears that Redis went away, and the run waits until it is back; without it, that ends the run. Redis
@@ -67,95 +79,69 @@ def process(
             of none of its requests any more are removed.
         default_max_tokens: the limit of a request that sets none, if all workers have the same: an answer that kept to
             another is to something else.
+        batch_id: of the batch that all runs over this input and into this output file go on with: requests that an
+            earlier one has left in the queue are not cancelled, their answers and failures are taken as they come.
+        table: at the end, and only if the run comes to it, the answers are written as this table, too.
+        retry: which whole answers are asked for again.
+        model: whose answers are to be gone on from; any, if none is named.
 
     Raises:
         InputFileError: a file can't be read or written.
+        ConfigError: the output file holds answers by another model.
         QueueUnavailable: Redis can't be reached.
+        QueueError: somebody has cancelled the batch `batch_id`.
     """
     outages = Outages(tell, has_been_there=False)
     keeps_answers = resume and output.exists()
-    with Sink(output, error_file, resume=resume, source=source, default_max_tokens=default_max_tokens) as sink:
+    with Sink(
+        output,
+        error_file,
+        resume=resume,
+        source=source,
+        default_max_tokens=default_max_tokens,
+        retry=retry,
+        model=model,
+    ) as sink:
         prefix = batch_prefix(output)
-        if prefix is not None:
-            clear_leftovers = partial(clear, client, prefix, sink, keeps_answers=keeps_answers)
-            while not outages.attempt(clear_leftovers):
-                sink.tally.is_waiting = True
-                if not on_turn(sink.tally):
-                    return sink.summary(interrupted=True)
-        with _Bulk(client.open(prefix=prefix), lines, sink, max_inflight, tell) as bulk:
+        batch = client.open(batch_id, prefix=prefix)
+        left: set[str] = set()
+        prepare: Callable[[], None] | None = None
+        if batch_id is not None:
+            prepare = partial(_note_left, batch, left)
+        elif prefix is not None:
+            prepare = partial(clear, client, prefix, sink, keeps_answers=keeps_answers)
+        while prepare is not None and not outages.attempt(prepare):
+            sink.tally.is_waiting = True
+            if not on_turn(sink.tally):
+                return sink.summary(interrupted=True)
+        rows = Spool[InputRow](output.parent) if ordered or table else None
+        with _Bulk(batch, lines, sink, max_inflight, max_inflight_bytes, tell, left, rows) as bulk:
             while on_turn(sink.tally) and not bulk.is_done:
                 sink.tally.is_waiting = not outages.attempt(bulk.turn)
         if bulk.is_done:
             sink.settle_source()
-        if ordered and bulk.is_done:
-            sink.order_by(bulk.custom_ids)
+        if rows is not None and ordered and bulk.is_done:
+            sink.order_by(row.custom_id for row in rows)
+    if rows is not None and table is not None and bulk.is_done:
+        table.write(rows, output, error_file)
     return sink.summary(interrupted=not bulk.is_done)
 
 
-def collect(
-    batch: Batch,
-    output: Path,
-    error_file: Path,
-    *,
-    on_turn: OnTurn,
-    follow: bool = False,
-    ordered: bool = False,
-    tell: Tell | None = None,
-) -> Summary:
-    """Fetch the answers of a batch that somebody submitted; nothing is deleted from Redis.
-
-    Args:
-        follow: wait until the batch is done; otherwise take what has ended so far.
-        ordered: at the end, rewrite the output file in the order of the batch.
-        tell: hears that Redis went away, and the collection waits until it is back; without it, that ends it.
-
-    Raises:
-        InputFileError: a file can't be written.
-        BatchNotFound: the batch is gone.
-        QueueUnavailable: Redis can't be reached.
-    """
-    outages = Outages(tell)
-    with Sink(output, error_file) as sink:
-        collection = _Collection(batch, sink, follow)
-        while on_turn(sink.tally) and not collection.has_ended:
-            sink.tally.is_waiting = not outages.attempt(collection.turn)
-        if ordered and collection.has_ended:
-            sink.order_by(collection.custom_ids)
-    return sink.summary(interrupted=not collection.is_done)
+def _num_bytes(line: ParsedLine | BadLine) -> int:
+    return line.num_bytes if isinstance(line, ParsedLine) else 0
 
 
-class _Collection:
-    """One reading of a batch that others answer. `custom_ids` are in the order of the batch, once `has_ended`."""
-
-    def __init__(self, batch: Batch, sink: Sink, follow: bool) -> None:
-        self.custom_ids: list[str] = []
-        self.is_done = False
-        self.has_ended = False
-        self._batch = batch
-        # Who doesn't wait is to be told of all that has ended.
-        self._collector = batch.collector() if follow else batch.collector(reconcile_s=0.0)
-        self._sink = sink
-        self._follow = follow
-        self._custom_id_of: dict[str, str] = {}
-
-    def turn(self) -> None:
-        """Take what has ended; may be repeated after a `QueueUnavailable`."""
-        num_before = len(self._custom_id_of)
-        for answer in self._collector.next_answers(POLL_S if self._follow else 0.0):
-            self._custom_id_of[answer.job_id] = answer.custom_id
-            if not self._sink.skip_if_done(answer.custom_id, content_hash_of(answer.line)):
-                self._sink.write(answer.line)
-        self._sink.sync_if_due()
-        self.is_done = self._collector.is_done()
-        if self.is_done or not (self._follow or len(self._custom_id_of) > num_before):
-            self.custom_ids = [self._custom_id_of[i] for i in self._batch.job_ids() if i in self._custom_id_of]
-            self.has_ended = True
+def _note_left(batch: Batch, left: set[str]) -> None:
+    """Note the jobs that an earlier run into the same file has left in the batch."""
+    left.update(batch.job_ids())
 
 
 class _Bulk:
     """One run over one input; leaving it early keeps what has ended and cancels the rest.
 
-    `custom_ids` are those of the lines read so far, in their order.
+    Args:
+        left: the jobs that the batch had before, of requests that are yet to be read.
+        rows: takes what of the lines is needed at the end, in their order.
     """
 
     def __init__(
@@ -164,17 +150,31 @@ class _Bulk:
         lines: Iterable[ParsedLine | BadLine],
         sink: Sink,
         max_inflight: int,
+        max_inflight_bytes: int,
         tell: Tell | None,
+        left: set[str],
+        rows: Spool[InputRow] | None,
     ) -> None:
-        self.custom_ids: list[str] = []
+        self._rows = rows
         self._batch = batch
+        self._left = left
+        self._written_early: set[str] = set()  # job ids, of lines that are yet to be read
+        self._has_unclaimed = False
         self._collector = batch.collector()
-        self._lines = ReadAhead(lines, ahead=min(keys.CHUNK, max_inflight))
+        self._lines = ReadAhead(
+            lines,
+            ahead=min(keys.CHUNK, max_inflight),
+            weigh=_num_bytes,
+            max_weight=min(MAX_AHEAD_BYTES, max_inflight_bytes),
+        )
         self._sink = sink
         self._max_inflight = max_inflight
+        self._max_inflight_bytes = max_inflight_bytes
+        self._inflight_bytes = 0
         self._tell = tell
         self._refill = min(keys.CHUNK, max(1, max_inflight // 4))
         self._inflight: dict[str, ParsedLine] = {}  # by job id
+        self._raised: dict[str, tuple[str, int]] = {}  # of those: the request's own hash, and the limit it has instead
         self._unsynced: list[Answer] = []
         self._input_ended = False
         self._has_batch = False
@@ -195,7 +195,8 @@ class _Bulk:
             self._enqueue_lost()
         self._is_unsure = True
         room = self._max_inflight - len(self._inflight)
-        can_submit = not self._input_ended and room >= self._refill
+        has_room = room >= self._refill and self._inflight_bytes < self._max_inflight_bytes
+        can_submit = not self._input_ended and has_room
         if can_submit:
             self._submit(min(room, keys.CHUNK))
         self._collect(0.0 if can_submit else POLL_S)
@@ -210,8 +211,8 @@ class _Bulk:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._lines.close()
-        if isinstance(error, QueueUnavailable):
-            return  # the next run into the same file clears the queue
+        if isinstance(error, QueueUnavailable | LeftToOthers):
+            return  # the next run into the same file clears the queue, or goes on with what is there
         with suppress(QueueUnavailable) if error else nullcontext():  # the first error is the one to hear of
             self._leave(keeps=not isinstance(error, QueueError | InputFileError))
 
@@ -225,7 +226,7 @@ class _Bulk:
             if keeps:
                 self._keep()
         finally:
-            if self._inflight:
+            if self._inflight or self._left:
                 self._cancel()
         if keeps:
             self._clear()
@@ -233,9 +234,11 @@ class _Bulk:
     def _submit(self, count: int) -> None:
         lines = self._lines.read(count)
         self._input_ended = self._lines.has_ended
-        requests = [line for line in lines if self._is_to_run(line)]
+        requests = [self._as_asked(line) for line in lines if self._is_to_run(line)]
         # Before they are queued, since they are read only once.
         self._inflight.update((self._batch.job_id(line.request.custom_id), line) for line in requests)
+        self._inflight_bytes += sum(map(_num_bytes, requests))
+        self._left.difference_update(self._inflight)
         self._sink.tally.num_inflight = len(self._inflight)
         self._enqueue(requests)
 
@@ -254,13 +257,25 @@ class _Bulk:
         return num_added
 
     def _is_to_run(self, line: ParsedLine | BadLine) -> TypeGuard[ParsedLine]:
+        if self._rows is not None:
+            self._rows.append(input_row(line))
         if isinstance(line, BadLine):
-            self.custom_ids.append(line.custom_id)
             self._sink.refuse(line)
             return False
-        self.custom_ids.append(line.request.custom_id)
         self._sink.tally.drop(line.dropped)
+        job_id = self._batch.job_id(line.request.custom_id)
+        if job_id in self._written_early:
+            self._written_early.remove(job_id)
+            return False
         return not self._sink.skip_request(line)
+
+    def _as_asked(self, line: ParsedLine) -> ParsedLine:
+        """The line itself, or one with a larger limit, whose answer will be one to the line itself."""
+        limit = self._sink.limit_of_retry(line.request.custom_id)
+        if limit is None:
+            return line
+        self._raised[self._batch.job_id(line.request.custom_id)] = (line.request.content_hash, limit)
+        return line.with_max_tokens(limit)
 
     def _collect(self, block_s: float) -> bool:
         """Write what has ended. Returns whether anything has."""
@@ -269,13 +284,33 @@ class _Bulk:
             self._write(answer)
             self._unsynced.append(answer)
         self._sink.tally.num_inflight = len(self._inflight)
-        return len(self._unsynced) > num_before
+        has_ended = len(self._unsynced) > num_before
+        if self._has_unclaimed:
+            self._sink.sync()
+            self._forget()
+        return has_ended
 
     def _write(self, answer: Answer) -> None:
         # A job may end twice, say when a lost worker comes back; its first answer is on its way to the disk.
         line = self._inflight.pop(answer.job_id, None)
         if line is not None:
-            self._sink.write({**answer.line, "custom_id": line.request.custom_id})
+            self._inflight_bytes -= line.num_bytes
+            output = {**answer.line, "custom_id": line.request.custom_id}
+            raised = self._raised.pop(answer.job_id, None)
+            self._sink.write(output if raised is None else retried_line(output, *raised))
+        elif answer.job_id in self._left:
+            self._left.remove(answer.job_id)
+            self._write_early(answer)
+
+    def _write_early(self, answer: Answer) -> None:
+        """Write the answer to a request that an earlier run has asked, and that this one has yet to read."""
+        if self._sink.adopt(answer.line):  # counted when its line is read
+            return
+        if answer.job_id == self._batch.job_id(answer.custom_id):
+            self._sink.write(answer.line)
+            self._written_early.add(answer.job_id)
+        else:  # what is left of the job doesn't say whose it was: its line will ask again
+            self._has_unclaimed = True  # once it is forgotten, which must not come after that
 
     def _keep(self) -> None:
         while not self.is_done and self._collect(0.0):
@@ -286,6 +321,7 @@ class _Bulk:
     def _forget(self) -> None:
         self._collector.forget(self._unsynced)
         self._unsynced = []
+        self._has_unclaimed = False
 
     def _cancel(self) -> None:
         with suppress(BatchNotFound):  # nothing of it had reached Redis yet

@@ -1,7 +1,7 @@
-"""Requests read from a file or a pipe, one line at a time, each with an id that a rerun knows again.
+"""Requests read from files and pipes, one at a time, each with an id that a rerun knows again.
 
-A line that can't be accepted becomes a `BadLine` and costs only itself. What a line means is
-`mlxq.requests.openai`'s business; nothing here knows of answers, queues or models.
+A record that can't be accepted becomes a `BadLine` and costs only itself. How a format is read is `mlxq.formats`'
+business, what a record means that of `mlxq.tables.requests`; nothing here knows of answers, queues or models.
 """
 
 from __future__ import annotations
@@ -9,36 +9,51 @@ from __future__ import annotations
 import contextlib
 import io
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, cast
+from typing import Any, cast
 
 from mlxq.contract import Failure
 from mlxq.errors import InputFileError, RequestError
-from mlxq.files.kinds import HEAD_BYTES, kind_of
-from mlxq.files.paths import STDIN, file_errors
+from mlxq.files.paths import STDIN, count_lines, file_errors
+from mlxq.formats.arrow import ArrowReader
+from mlxq.formats.delimited import DelimitedReader
+from mlxq.formats.kinds import HEAD_BYTES, arrow_format_of, kind_of
+from mlxq.formats.lines import read_lines
+from mlxq.formats.names import ARROW_FORMATS, TABLES, Format, named
+from mlxq.formats.packing import packing_of, unpacked
+from mlxq.formats.records import Record, Row, TableReader
+from mlxq.id_table import IdTable
 from mlxq.requests import openai
 from mlxq.requests.openai import ParsedLine
 from mlxq.results import read_back, result_lines
+from mlxq.tables.columns import Columns
+from mlxq.tables.requests import RequestMaker
 
-InputFormat = Literal["jsonl", "text"]
+ID_DIGITS = 16
 
-_BOM = b"\xef\xbb\xbf"
-
-_Parse = Callable[[bytes, str], ParsedLine]
+_Parse = Callable[[bytes | Row, str], ParsedLine]
+Paths = Path | str | Sequence[Path | str]
 
 
 @dataclass(frozen=True, slots=True)
 class BadLine:
-    """One refused input line. `line_number` counts from 1; `custom_id` is the line's own, or one made up from its
-    number if it has none that can be read. `owns_id` says that no other line can have it: it is neither made up nor a
-    second use."""
+    """One refused input line. `line_number` counts from 1 in its file, which is named in `source` where there are
+    several. `custom_id` is the line's own, or one made up from its number if it has none that can be read; `owns_id`
+    says that no other line can have it: it is neither made up nor a second use. `kept` is as in `ParsedLine`."""
 
     line_number: int
     custom_id: str
     error: RequestError
     owns_id: bool = True
+    source: str | None = None
+    kept: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def place(self) -> str:
+        """``line 7``, or ``line 7 of more.jsonl``."""
+        return _place(self.line_number, self.source)
 
     def failure(self) -> Failure:
         """The answer to this line."""
@@ -46,138 +61,240 @@ class BadLine:
 
 
 def read_requests(
-    path: Path | str,
+    paths: Paths,
     *,
-    input_format: InputFormat | None = None,
+    input_format: Format | None = None,
     chat_text: bool = False,
+    system: str | None = None,
+    columns: Columns | None = None,
     allow_unknown: bool = False,
     defaults: Mapping[str, Any] | None = None,
     max_line_bytes: int = openai.MAX_LINE_BYTES,
 ) -> Iterator[ParsedLine | BadLine]:
-    """Read a file of requests, one line at a time; of the lines before, only the ids are kept.
+    """Read files of requests, one line or row at a time; of those before, only the ids are kept, on the disk.
 
-    Blank lines are skipped, but counted. A request without an id is called ``line-{number}``, with a ``+`` if an
-    earlier line has that id.
+    Blank lines are skipped, but counted. A request without an id is called ``row-`` and a hash of its content, with
+    ``-2`` and so on for others that ask for the same. Packed files are unpacked, whatever they are called.
 
     Args:
-        path: the file, or ``-`` for standard input.
-        input_format: JSON lines, or text with one prompt per line; by default ``.txt`` is text.
-        chat_text: make each line of text a user message rather than a completion prompt.
+        paths: a file, several, or ``-`` for standard input.
+        input_format: what they are; by default what their names say, or else what they begin with, or JSON lines.
+        chat_text: make plain text a user message rather than a completion prompt.
+        system: a system message for every conversation that begins with none; makes plain text a user message, too.
+        columns: what the columns of tables, or the fields of lines that are data, are.
         allow_unknown: drop unknown fields instead of refusing them.
         defaults: body fields for every request that doesn't set them.
         max_line_bytes: a longer line is refused, and no more of it is kept in memory than tells that it is longer;
             at most `openai.MAX_LINE_BYTES`.
 
     Raises:
-        InputFileError: the file can't be read; raised when a line is asked for. It is something else as a whole, such
-            as answers, a table or an archive; raised at once, or of a pipe when a line is asked for.
-        ConfigError: a default can't be used; raised at once.
+        InputFileError: a file can't be read; raised when a line is asked for. It is something else as a whole, such as
+            answers or an archive, or lacks a column; raised at once, or of a pipe when a line is asked for.
+        ConfigError: a default can't be used, or a file needs a package that isn't there; raised at once.
     """
     openai.check_defaults(defaults or {})
-    read_limit = max_line_bytes + len(_BOM) + len(b"\r\n")
-    text = _is_text(path, input_format)
-    _refuse_other_kinds(path, text)
-    parse = _text_parser(chat_text, defaults) if text else _json_parser(allow_unknown, defaults)
-    return _requests(_numbered_lines(path, read_limit, text), _bounded(parse, max_line_bytes))
-
-
-def _requests(lines: Iterator[tuple[int, bytes]], parse: _Parse) -> Iterator[ParsedLine | BadLine]:
-    first_lines: dict[str, int] = {}
-    for number, line in lines:
-        if line.strip():
-            yield _refuse_second(_parsed(parse, line, number, first_lines), number, first_lines)
-
-
-def _refuse_other_kinds(path: Path | str, text: bool) -> None:
-    """One error for the whole file, rather than one per line, and before anything is started for it."""
-    if str(path) == STDIN or not Path(path).is_file():
-        return
-    with file_errors(path, "read"), Path(path).open("rb") as source:
-        head = source.read(HEAD_BYTES)
-        _refuse_other_kind(path, head, text)
-        source.seek(0)
-        if read_back.decode_output_line(source.readline(openai.MAX_LINE_BYTES)) is not None:
-            raise InputFileError(f"{path} is a file of answers, not of requests; are -i and -o swapped?")
-
-
-def _refuse_other_kind(path: Path | str, head: bytes, text: bool) -> None:
-    kind = kind_of(head, is_text=text)
-    if kind is not None:
-        raise InputFileError(kind.of(path))
-
-
-def _is_text(path: Path | str, input_format: InputFormat | None) -> bool:
-    return Path(path).suffix.lower() == ".txt" if input_format is None else input_format == "text"
-
-
-def _bounded(parse: _Parse, max_bytes: int) -> _Parse:
-    def parse_bounded(line: bytes, custom_id: str) -> ParsedLine:
-        if len(line) > max_bytes:
-            raise openai.line_too_long(max_bytes)
-        return parse(line, custom_id)
-
-    return parse_bounded
-
-
-def _json_parser(allow_unknown: bool, defaults: Mapping[str, Any] | None) -> _Parse:
-    return lambda line, custom_id: openai.parse_line(
-        line, default_custom_id=custom_id, allow_unknown=allow_unknown, defaults=defaults
+    maker = RequestMaker(
+        columns=columns or Columns(),
+        chat=chat_text,
+        system=system,
+        allow_unknown=allow_unknown,
+        defaults=defaults or {},
+        max_bytes=max_line_bytes,
     )
+    listed = list_paths(paths)
+    sources = [_Source(path, input_format, maker, is_one_of_several=len(listed) > 1) for path in listed]
+    for source in sources:
+        source.look()
+    return _requests(sources)
 
 
-def _text_parser(chat: bool, defaults: Mapping[str, Any] | None) -> _Parse:
-    return lambda line, custom_id: openai.text_request(
-        _decoded_text(line), custom_id=custom_id, chat=chat, defaults=defaults
-    )
+def list_paths(paths: Paths) -> list[Path | str]:
+    """The one path, or all of them."""
+    return [paths] if isinstance(paths, (str, Path)) else list(paths)
 
 
-def _decoded_text(line: bytes) -> str:
+def count_requests(paths: Paths, input_format: Format | None = None) -> int | None:
+    """How many lines or rows there are, blank ones too; `None` where only reading all of it would tell.
+
+    Raises:
+        InputFileError: a file can't be read.
+    """
+    counts = [_Source(path, input_format, RequestMaker()).count() for path in list_paths(paths)]
+    return None if None in counts else sum(count for count in counts if count is not None)
+
+
+def arrow_fields(paths: Paths, input_format: Format | None, columns: Sequence[str]) -> dict[str, Any]:
+    """pyarrow's descriptions of these columns, where all files are its own and agree.
+
+    Raises:
+        InputFileError: a file can't be read.
+    """
+    found: list[dict[str, Any]] = []
+    for path in list_paths(paths) if columns else ():
+        table = _Source(path, input_format, RequestMaker()).arrow_table()
+        if table is None:
+            return {}
+        found.append({name: table.schema.field(name) for name in columns if name in table.columns})
+    return found[0] if found and all(other == found[0] for other in found) else {}
+
+
+def _requests(sources: Sequence[_Source]) -> Iterator[ParsedLine | BadLine]:
+    taken = IdTable()
+    for source in sources:
+        for record in source.records():
+            parsed = _parsed(record, source, taken)
+            kept = {} if isinstance(record.value, RequestError) else source.maker.kept_of(record.value)
+            yield replace(parsed, kept=kept) if kept else parsed
+
+
+def _parsed(record: Record, source: _Source, taken: IdTable) -> ParsedLine | BadLine:
+    place = _place(record.number, source.name)
     try:
-        return line.decode()
-    except UnicodeDecodeError as error:
-        raise RequestError(f"the line is not UTF-8: {error}", code="invalid_encoding") from error
-
-
-def _parsed(parse: _Parse, line: bytes, number: int, taken: Collection[str]) -> ParsedLine | BadLine:
-    made_up = _made_up_id(number, taken)
-    try:
-        return parse(line, made_up)
+        if isinstance(record.value, RequestError):
+            raise record.value
+        parsed = source.parse(record.value, "")
     except RequestError as error:
-        own = openai.read_custom_id(line)
-        return BadLine(number, own or made_up, error, owns_id=own is not None)
+        own = None if isinstance(record.value, RequestError) else source.maker.id_in(record.value)
+        custom_id = own or _free_id(record.number, taken)
+        bad = BadLine(record.number, custom_id, error, owns_id=own is not None, source=source.name)
+        return bad if own is None else _refuse_second(bad, own, record.number, place, taken, source.name)
+    if not parsed.request.custom_id:
+        return parsed.called(_made_up_id(parsed.request.content_hash, place, taken))
+    return _refuse_second(parsed, parsed.request.custom_id, record.number, place, taken, source.name)
 
 
-def _made_up_id(number: int, taken: Collection[str]) -> str:
-    """The same in every run over a file that only grows: a rerun has to know the line again."""
+def _free_id(number: int, taken: IdTable) -> str:
+    """What a line is called that gets no answer and has no id: it takes that from nobody."""
     custom_id = f"line-{number}"
     while custom_id in taken:
         custom_id += "+"
     return custom_id
 
 
-def _refuse_second(parsed: ParsedLine | BadLine, number: int, first_lines: dict[str, int]) -> ParsedLine | BadLine:
-    """The line itself, or a `BadLine` if an earlier line has its id: answers are told apart by id alone.
+def _made_up_id(content_hash: str, place: str, taken: IdTable) -> str:
+    """The same in every run, wherever in the file the request stands: a rerun has to know it again."""
+    base = f"row-{content_hash[:ID_DIGITS]}"
+    custom_id, count = base, 1
+    while not taken.add(custom_id, place):
+        count = (taken.get(f"\0{base}") or 1) + 1  # no id of a line has this: where to go on counting
+        taken.put(f"\0{base}", count)
+        custom_id = f"{base}-{count}"
+    return custom_id
 
-    A made-up id of a line that gets no answer takes that id from nobody.
-    """
-    if isinstance(parsed, BadLine) and not parsed.owns_id:
+
+def _refuse_second(
+    parsed: ParsedLine | BadLine, custom_id: str, number: int, place: str, taken: IdTable, source: str | None = None
+) -> ParsedLine | BadLine:
+    """The line itself, or a `BadLine` if an earlier line has its id: answers are told apart by id alone."""
+    if taken.add(custom_id, place):
         return parsed
-    custom_id = parsed.custom_id if isinstance(parsed, BadLine) else parsed.request.custom_id
-    first = first_lines.setdefault(custom_id, number)
-    if first == number:
-        return parsed
-    message = f"line {number} has the custom_id of line {first}: every id must be used once"
-    if custom_id.rstrip("+") == f"line-{first}":
-        message += f", and a line without one, as line {first} may be, is called by its number"
+    message = f"{place} has the custom_id of {taken.get(custom_id)}: every id must be used once"
     error = RequestError(message, param="custom_id", code="duplicate_custom_id")
-    return BadLine(number, custom_id, error, owns_id=False)
+    return BadLine(number, custom_id, error, owns_id=False, source=source)
 
 
-def _numbered_lines(path: Path | str, read_limit: int, text: bool) -> Iterator[tuple[int, bytes]]:
-    with file_errors(path, "read"), _opened(path) as stream:
-        _refuse_other_kind(path, stream.peek(HEAD_BYTES), text)  # what has come of a pipe; it isn't waited for more
-        for number, line in enumerate(_bounded_lines(stream, read_limit), start=1):
-            yield number, (line.removeprefix(_BOM) if number == 1 else line).rstrip(b"\r\n")
+def _place(number: int, source: str | None) -> str:
+    return f"line {number} of {source}" if source else f"line {number}"
+
+
+class _Source:
+    """One file or pipe, and how its records become requests. `name` is there where several files have a line 7."""
+
+    def __init__(
+        self, path: Path | str, input_format: Format | None, maker: RequestMaker, *, is_one_of_several: bool = False
+    ) -> None:
+        self.name = Path(path).name if is_one_of_several else None
+        self.maker = maker
+        self._path = path
+        self._given = input_format
+        self._format: Format = input_format or named(path).format or "jsonl"
+
+    @property
+    def parse(self) -> _Parse:
+        """How this source's records are read."""
+        maker = self.maker
+        if self._format in TABLES:
+            return cast(_Parse, maker.of_row)
+        return cast(_Parse, maker.of_text if self._format == "text" else maker.of_json)
+
+    def look(self) -> None:
+        """One error for the whole file, rather than one per line, and before anything is started for it."""
+        if not self._is_file():
+            return
+        with file_errors(self._path, "read"), self._open() as stream:
+            self._decide(stream.peek(HEAD_BYTES))
+            if self._format == "text" and self.maker.columns.name_any:
+                raise InputFileError(f"{self._path} is plain text, and has no columns")
+            if self._format in TABLES:
+                self._table(stream)
+            elif read_back.decode_output_line(stream.readline(openai.MAX_LINE_BYTES)) is not None:
+                raise InputFileError(f"{self._path} is a file of answers, not of requests; are -i and -o swapped?")
+
+    def records(self) -> Iterator[Record]:
+        """All of them but blank lines, in their order."""
+        with file_errors(self._path, "read"), self._open() as stream:
+            self._decide(stream.peek(HEAD_BYTES))  # what has come of a pipe; it isn't waited for more
+            if self._format in TABLES:
+                yield from self._table(stream).rows()
+                return
+            for record in read_lines(stream, self.maker.max_bytes):
+                if isinstance(record.value, bytes) and record.value.strip():
+                    yield record
+
+    def count(self) -> int | None:
+        """How many records there are, at most; `None` where that is not known without reading them."""
+        if not self._is_file():
+            return count_lines(self._path)
+        with file_errors(self._path, "read"):
+            if (table := self.arrow_table()) is not None:
+                return table.num_rows()
+            return None if packing_of(self._head()) or self._format in TABLES else count_lines(self._path)
+
+    def arrow_table(self) -> ArrowReader | None:
+        """The file as a table of pyarrow's; `None` if it is something else."""
+        if not self._is_file():
+            return None
+        with file_errors(self._path, "read"):
+            self._format = self._given or arrow_format_of(self._head()) or self._format
+            return ArrowReader(self._path, self._format) if self._format in ARROW_FORMATS else None
+
+    def _head(self) -> bytes:
+        with io.FileIO(self._path) as raw:
+            return raw.read(HEAD_BYTES)
+
+    def _is_file(self) -> bool:
+        return str(self._path) != STDIN and Path(self._path).is_file()
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[io.BufferedReader]:
+        with _opened(self._path) as packed_stream:
+            packing = packing_of(packed_stream.peek(4))
+            yield packed_stream if packing is None else unpacked(packed_stream, packing, HEAD_BYTES)
+
+    def _decide(self, head: bytes) -> None:
+        """Settle the format, if neither the user nor the name has, and refuse what is none."""
+        if self._format != "text":
+            self._format = self._given or arrow_format_of(head) or self._format
+        if self._format not in TABLES and (kind := kind_of(head, is_text=self._format == "text")) is not None:
+            raise InputFileError(kind.of(self._path))
+
+    def _table(self, stream: io.BufferedReader) -> TableReader:
+        table: TableReader
+        if self._format in ARROW_FORMATS:
+            if not self._is_file():
+                raise InputFileError(f"{_shown(self._path)} is a pipe: Parquet and Arrow are read from files")
+            table = ArrowReader(self._path, self._format)
+        else:
+            table = DelimitedReader(stream, "\t" if self._format == "tsv" else None)
+        try:
+            self.maker.columns.check(table.columns, allow_unknown=self.maker.allow_unknown)
+        except InputFileError as error:
+            raise InputFileError(f"{_shown(self._path)}: {error}") from error
+        return table
+
+
+def _shown(path: Path | str) -> str:
+    return "standard input" if str(path) == STDIN else str(path)
 
 
 def _opened(path: Path | str) -> contextlib.AbstractContextManager[io.BufferedReader]:
@@ -194,11 +311,3 @@ def _standard_input() -> contextlib.AbstractContextManager[io.BufferedReader]:
         return io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False), HEAD_BYTES)
     except io.UnsupportedOperation:  # a stand-in that is no file
         return contextlib.nullcontext(io.BufferedReader(cast(io.RawIOBase, sys.stdin.buffer), HEAD_BYTES))
-
-
-def _bounded_lines(stream: BinaryIO, read_limit: int) -> Iterator[bytes]:
-    """Lines, cut off at the read limit: one endless line must not fill the memory."""
-    while line := stream.readline(read_limit):
-        yield line
-        while len(line) == read_limit and not line.endswith(b"\n"):
-            line = stream.readline(read_limit)

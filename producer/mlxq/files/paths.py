@@ -52,12 +52,13 @@ def count_lines(path: Path | str) -> int | None:
         return newlines + (not last.endswith(b"\n"))
 
 
-def source_name(path: Path | str) -> str | None:
-    """A name for an input that no other has and that tells nobody where it lies: ``in.jsonl-5f7c01ab``; `None` for
-    standard input, pipes and devices, which may be anything."""
-    if str(path) == STDIN or not Path(path).is_file():
+def source_name(*paths: Path | str) -> str | None:
+    """A name for an input, of one file or several, that no other has and that tells nobody where it lies:
+    ``in.jsonl-5f7c01ab``; `None` for standard input, pipes and devices, which may be anything."""
+    if not paths or any(str(path) == STDIN or not Path(path).is_file() for path in paths):
         return None
-    return f"{Path(path).name}-{hashlib.sha256(str(Path(path).resolve()).encode()).hexdigest()[:SOURCE_DIGITS]}"
+    places = "\0".join(str(Path(path).resolve()) for path in paths)
+    return f"{Path(paths[0]).name}-{hashlib.sha256(places.encode()).hexdigest()[:SOURCE_DIGITS]}"
 
 
 def refuse_same_file(paths: Mapping[str, Path | str]) -> None:

@@ -10,7 +10,7 @@ import hashlib
 import socket
 from pathlib import Path
 
-from mlxq.files.sink import Sink
+from mlxq.files.output.sink import Sink
 from mlxq.machine import MACHINE_ID, machine_id
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client

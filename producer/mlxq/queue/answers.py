@@ -23,6 +23,7 @@ from rq.registry import CanceledJobRegistry, FailedJobRegistry, FinishedJobRegis
 from mlxq import keys
 from mlxq.contract import Failure
 from mlxq.errors import BatchNotFound
+from mlxq.id_table import IdTable
 from mlxq.queue import rq_keys
 from mlxq.queue.broken_keys import kinds_of_batch, naming
 from mlxq.queue.connect import queue_errors, replies_to
@@ -68,7 +69,7 @@ class Collector:
         self._batch_id = batch_id
         self._queue = queue
         self._position = "0-0"
-        self._seen: set[str] = set()
+        self._seen = IdTable()
         self._noted: list[EndedJob] = []
         self._unfetched: list[EndedJob] = []
         self._reconcile_s = reconcile_s
@@ -141,7 +142,8 @@ class Collector:
         for chunk in chunked(answers, keys.CHUNK):
             with queue_errors(self._redis):
                 self._delete(chunk)
-            self._seen.difference_update(answer.job_id for answer in chunk)
+            for answer in chunk:
+                self._seen.discard(answer.job_id)
 
     def _read_events(self, block_s: float) -> list[EndedJob]:
         started = time.monotonic()
@@ -159,9 +161,7 @@ class Collector:
 
     def _note(self, ended: Iterable[EndedJob]) -> None:
         """Keep those that have not been seen before for whoever polls, now or after an error."""
-        fresh = {item.job_id: item for item in ended if item.job_id not in self._seen}
-        self._seen.update(fresh)
-        self._noted += fresh.values()
+        self._noted += [item for item in ended if self._seen.add(item.job_id)]
 
     def _reconcile(self) -> None:
         """Have the ends of jobs that left no event recorded, and read them."""

@@ -32,7 +32,7 @@ URL_HINT = (
 )
 
 _NO_WRITES = frozenset({"MISCONF", "NOREPLICAS", "OOM", "READONLY"})
-_OPTIONS = {
+_OPTIONS: Mapping[str, float] = {
     "socket_connect_timeout": CONNECT_TIMEOUT_S,
     "socket_timeout": SOCKET_TIMEOUT_S,
     "health_check_interval": HEALTH_CHECK_S,
@@ -43,8 +43,11 @@ _ADDRESS = re.compile(r"((?:\[[0-9a-fA-F:.]*\]|[^:?#]*)(?::\d*)?(?:/[^:?#]*)?)(?
 """Host, port and path. What stands after a colon and is no port may be a password that lacks its ``@``."""
 
 
-def connect(url: str) -> Redis:
+def connect(url: str, *, timeout_s: float | None = None) -> Redis:
     """A connection pool for `url`; nothing is sent yet.
+
+    Args:
+        timeout_s: for connecting, and for each reply; by default what the longest commands need.
 
     Raises:
         ConfigError: the URL has a scheme or a part that Redis clients don't know.
@@ -53,7 +56,10 @@ def connect(url: str) -> Redis:
         # What follows is part of a password that ends the address too early, and would be taken for a host or port.
         if "@" in "".join(urlsplit(url)[2:]):
             raise ValueError("an @ behind the address")
-        connection = (connect_through_sentinel if is_sentinel_url(url) else _connect_directly)(url, _OPTIONS)
+        options = dict(_OPTIONS)
+        if timeout_s is not None:
+            options |= {"socket_connect_timeout": timeout_s, "socket_timeout": timeout_s}
+        connection = (connect_through_sentinel if is_sentinel_url(url) else _connect_directly)(url, options)
         # Whoever else uses the URL may want text; what is in Redis isn't always some.
         connection.connection_pool.connection_kwargs["decode_responses"] = False
         # Made as the first command would, and thrown away: only this looks at what stands behind the question mark.

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from redis import Redis
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
@@ -15,6 +16,9 @@ from mlxq.errors import QueueError
 from mlxq.queue.connect import queue_errors, replies_to
 
 logger = logging.getLogger("mlxq")
+
+BatchState = Literal["open", "running", "done", "cancelled"]
+"""A batch is open while it is still being enqueued, and may run meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,15 @@ class BatchCounts:
     @property
     def is_done(self) -> bool:
         return self.sealed and self.num_ended >= self.total
+
+    @property
+    def state(self) -> BatchState:
+        """In one word."""
+        if self.cancelled:
+            return "cancelled"
+        if not self.sealed:
+            return "open"
+        return "done" if self.is_done else "running"
 
 
 def _counts(batch_id: str, fields: Mapping[str, str]) -> BatchCounts:

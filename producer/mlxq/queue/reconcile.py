@@ -62,8 +62,8 @@ def gone(connection: Redis | Pipeline, job_ids: Sequence[str]) -> list[str]:
     """Those of `job_ids` that Redis has no longer; one round trip."""
     if not job_ids:
         return []
-    places = cast("list[int]", connection.eval(source("gone"), len(job_ids), *map(Job.key_for, job_ids)))
-    return [job_ids[place] for place in places]
+    indices = cast("list[int]", connection.eval(source("gone"), len(job_ids), *map(Job.key_for, job_ids)))
+    return [job_ids[index] for index in indices]
 
 
 def ends_of(connection: Redis | Pipeline, batch_id: str, job_ids: Sequence[str]) -> dict[bytes, dict[bytes, bytes]]:

@@ -83,5 +83,7 @@ def _plain_numbers(value: Any) -> Any:
     if type(value) is dict:
         return {name: _plain_numbers(inner) for name, inner in value.items()}
     if type(value) in (list, tuple):
+        if set(map(type, value)) <= {int, str}:  # as a prompt of token ids is, and there may be millions
+            return list(value)
         return [_plain_numbers(inner) for inner in value]
     return value

@@ -71,6 +71,12 @@ def default_max_tokens_of(line: Any) -> int | None:
     return value if type(value) is int else None
 
 
+def raised_max_tokens_of(line: Any) -> int | None:
+    """The limit of a retry, which is larger than that of the request; `None` for an answer to the request as it is."""
+    value = _at(line, "response", "body", "mlxq", "raised_max_tokens")
+    return value if type(value) is int else None
+
+
 def model_of(line: Any) -> str | None:
     """The name of the model that gave the answer in an output line; `None` for one without an answer."""
     value = _at(line, "response", "body", "model")
@@ -81,6 +87,14 @@ def choices_of(line: Any) -> tuple[dict[str, Any], ...]:
     """The answers in an output line, in order; none if it holds an error."""
     choices = _at(line, "response", "body", "choices")
     return tuple(choice for choice in choices if isinstance(choice, dict)) if isinstance(choices, list) else ()
+
+
+def seed_of(line: Any, choice: Any) -> int | None:
+    """The seed of one choice of an output line: its own, or that of the request; `None` where it isn't known."""
+    value = _at(choice, "seed")
+    if choice and value is None:
+        value = _at(line, "response", "body", "mlxq", "seed")
+    return value if type(value) is int else None
 
 
 def stop_details_of(line: Any) -> tuple[dict[str, Any], ...]:
@@ -138,6 +152,12 @@ def usage_of(line: Any) -> tuple[int, int]:
     counts = (_at(line, "response", "body", "usage", name) for name in ("prompt_tokens", "completion_tokens"))
     prompt, completion = (count if isinstance(count, int) else 0 for count in counts)
     return prompt, completion
+
+
+def reasoning_tokens_of(line: Any) -> int:
+    """The tokens of an output line's thoughts; zero where it says none."""
+    value = _at(line, "response", "body", "usage", "completion_tokens_details", "reasoning_tokens")
+    return value if type(value) is int else 0
 
 
 def _at(value: Any, *path: str) -> Any:

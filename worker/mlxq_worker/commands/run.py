@@ -7,6 +7,7 @@ display. Never imports mlx itself.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -17,15 +18,17 @@ from typing import Any
 import click
 
 from mlxq.cli import options
+from mlxq.cli.options.reading import Reading, reading
+from mlxq.cli.options.writing import Writing
+from mlxq.cli.options.writing import fields as fields_option
 from mlxq.cli.progress import Display, progress
 from mlxq.cli.report import EMPTY_HINT, finish
 from mlxq.cli.signals import StopRequest
 from mlxq.cli.terminal import tell
+from mlxq.cli.validate import validate
 from mlxq.errors import QueueNotReady, QueueUnavailable
 from mlxq.files import bulk
-from mlxq.files.input import InputFormat, read_requests
-from mlxq.files.paths import count_lines, refuse_same_file, source_name
-from mlxq.files.sink import default_error_file
+from mlxq.files.output.retry import Retry
 from mlxq.files.tally import Summary, Tally
 from mlxq.queue import durability
 from mlxq.queue.client import Client
@@ -42,9 +45,10 @@ RESUME_HINT = "Run the same command again to go on from here."
 
 
 @click.command(context_settings=options.SETTINGS)
-@options.input_file(required=True)
-@options.output
+@reading(required=True)
+@options.output(required=False)
 @options.error_file
+@fields_option
 @worker_option("model", default="demo")
 @click.option("--url", envvar=options.URL_VARIABLES, help="Use this Redis instead of a private one.")
 @options.queue
@@ -57,30 +61,42 @@ RESUME_HINT = "Run the same command again to go on from here."
 @worker_option("wired_limit")
 @click.option("--workers", type=click.IntRange(0), default=1, help="Worker processes; 0 leaves the work to others.")
 @click.option("--resume/--no-resume", default=True, help="Skip requests whose answer is in the output already.")
+@click.option(
+    "--retry-finish-reason",
+    "retry_reasons",
+    envvar="MLXQ_RETRY_FINISH_REASON",
+    multiple=True,
+    type=click.Choice(["length", "repetition", "stop", "tool_calls"]),
+    help="Ask again for whole answers that are there and ended so; may be repeated.",
+)
+@click.option(
+    "--max-tokens-on-retry",
+    metavar="FACTORx[:MAX]",
+    help="Ask again for answers that hit their limit, with one so many times as large: 2x, or 2x:4096.",
+)
+@click.option("--accept-model-change", is_flag=True, help="Go on from answers of another model.")
 @options.ordered
-@options.input_format
-@options.chat
-@options.settings
-@options.allow_unknown_params
 @worker_option("extra_eos_tokens")
 @worker_option("allow_no_eos")
 @worker_option("tool_call_parser")
 @worker_option("reasoning_parser")
+@click.option("--validate-only", is_flag=True, help="List the lines that can't be used, and run nothing.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what the worker writes.")
 def run(
-    input_path: Path,
-    output: Path,
+    reading: Reading,
+    output: Path | None,
     error_file: Path | None,
+    fields: str | None,
     url: str | None,
     queue: str,
     max_inflight: int,
     workers: int,
     resume: bool,
+    retry_reasons: tuple[str, ...],
+    max_tokens_on_retry: str | None,
+    accept_model_change: bool,
     ordered: bool,
-    input_format: InputFormat | None,
-    chat: bool,
-    defaults: dict[str, Any],
-    allow_unknown_params: bool,
+    validate_only: bool,
     verbose: bool,
     **worker_options: Any,
 ) -> None:
@@ -88,20 +104,24 @@ def run(
 
     Starts a Redis and a worker for itself, and ends them. The output file is the only state: run the same command
     again after an interruption, or over a longer input, and only what is missing is done. With --url, a Redis that
-    goes away is waited for. Answers of another model count as done, too: give each model its own --output and, on a
-    shared Redis, its own --queue.
+    goes away is waited for. Give each model its own --output and, on a shared Redis, its own --queue.
     """
+    if validate_only:
+        validate(reading)
+    if output is None:
+        raise click.UsageError("Missing option '-o' / '--output'.")
     if not (workers or url):
         raise click.UsageError("--workers 0 leaves the work to the workers of a Redis that they know: give its --url")
-    error_file = error_file or default_error_file(output)
-    refuse_same_file({"--input": input_path, "--output": output, "--error-file": error_file})
-    lines = read_requests(
-        input_path,
-        input_format=input_format,
-        chat_text=chat,
-        allow_unknown=allow_unknown_params,
-        defaults=defaults,
+    writing = Writing.of(
+        output,
+        error_file,
+        fields,
+        kept=reading.columns.keep,
+        kept_types=reading.kept_types(),
+        inputs=reading.paths,
     )
+    retry = Retry.read(retry_reasons, max_tokens_on_retry)
+    lines = reading.requests()
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         is_shared = bool(url)
@@ -118,35 +138,40 @@ def run(
             )
             for _ in range(workers)
         ]
-        display = stack.enter_context(progress(count_lines(input_path)))
-        turn = _Turn(client, processes, display, stop)
+        display = stack.enter_context(progress(reading.count()))
+        turn = _Turn(client, processes, dead_workers, display, stop)
         try:
             for finding in _findings(client) if is_shared else ():
                 tell(f"Warning: {finding}")
             summary = bulk.process(
                 client,
                 lines,
-                output,
-                error_file,
+                writing.answers,
+                writing.errors,
                 on_turn=turn,
                 max_inflight=max_inflight,
                 resume=resume,
                 ordered=ordered,
                 # A Redis of others comes back some day; one of our own has nothing to come back with.
                 tell=tell if is_shared else None,
-                source=source_name(input_path),
+                source=reading.source,
                 default_max_tokens=(worker_options["default_max_tokens"] or DEFAULT_MAX_TOKENS) if workers else None,
+                table=writing.table,
+                retry=retry,
+                model=_model_to_go_on_from(worker_options["model"]) if workers and not accept_model_change else None,
             )
         except QueueUnavailable as error:
             whose = "" if is_shared else "The Redis that this run had started is gone. "
             raise type(error)(f"{str(error).rstrip('.')}. {whose}{RESUME_HINT}") from error
     if summary.interrupted:
         tell(f"Interrupted. {RESUME_HINT}")
+        if writing.table:
+            tell(f"The answers so far are in {writing.answers}; the table is made when all are there.")
     elif summary.total == 0:
         tell(EMPTY_HINT)
     if workers:
         _warn_of_other_models(summary, worker_options["model"])
-    finish(summary, error_file, stop)
+    finish(summary, writing.errors, stop)
 
 
 def _findings(client: Client) -> list[str]:
@@ -155,6 +180,12 @@ def _findings(client: Client) -> list[str]:
         return durability.warnings(client.redis)
     except QueueNotReady:
         return []
+
+
+def _model_to_go_on_from(model: str) -> str:
+    from mlxq_worker.model.load import name_of
+
+    return name_of(model)
 
 
 def _warn_of_other_models(summary: Summary, model: str) -> None:
@@ -174,6 +205,7 @@ class _Turn:
 
     client: Client
     processes: Sequence[WorkerProcess]
+    dead_workers: DeadWorkers
     display: Display
     stop: StopRequest
 
@@ -182,6 +214,7 @@ class _Turn:
         if tally.num_inflight and not tally.is_waiting:
             for process in self.processes:
                 process.check()
+            self.dead_workers.release_if_due(time.monotonic())
         self.display.update(tally, partial(self._note, tally))
         return not self.stop
 

@@ -10,18 +10,23 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from contextlib import suppress
-from typing import Any, NoReturn
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 from click.core import ParameterSource
 
 from mlxq.cli.lazy import missing_package
 from mlxq.errors import ConfigError, LoginRefused, MlxqError, QueueUnavailable
+from mlxq.logs import LogFormat, log_to_stderr
+from mlxq.passing import is_denial
 from mlxq.printable import log_printably, printable_lines
 from mlxq_worker import exits
 from mlxq_worker.commands.worker_options import WORKER, all_worker_options, no_kv_bits, words_of
 from mlxq_worker.config import KV_BITS, WorkerConfig
+
+if TYPE_CHECKING:
+    from mlxq_worker.supervision.totals import Totals
 
 
 @click.command()
@@ -34,17 +39,31 @@ from mlxq_worker.config import KV_BITS, WorkerConfig
     envvar="MLXQ_LOG_LEVEL",
     show_default=True,
 )
+@click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    envvar="MLXQ_LOG_FORMAT",
+    show_default=True,
+    help="Lines for people, or a JSON object a line.",
+)
 @click.option(KV_BITS[0], hidden=True, expose_value=False, callback=no_kv_bits)
 @click.pass_context
 def worker(
-    ctx: click.Context, /, log_level: str, queues: tuple[str, ...], extra_eos_tokens: tuple[str, ...], **given: Any
+    ctx: click.Context,
+    /,
+    log_level: str,
+    log_format: LogFormat,
+    queues: tuple[str, ...],
+    extra_eos_tokens: tuple[str, ...],
+    **given: Any,
 ) -> None:
     """Claim jobs from Redis and decode them in one batch.
 
     Ends on SIGTERM or SIGINT: running rows get their grace, everything else goes back to the queue. A second signal
     gives everything back at once. The model runs in a process of its own, which is started again when it dies.
     """
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S")  # to stderr, unlike RQ's own
+    log_to_stderr(log_format, worker=os.environ.get("MLXQ_NAME"))  # unlike RQ's own
     log_printably("mlxq.supervisor", "rq.worker")
     try:
         config = WorkerConfig.from_env(
@@ -53,7 +72,7 @@ def worker(
         if config.parent_pid is None:
             _supervise(config, options_given(ctx), log_level)
         else:
-            _end(_work(config, log_level))
+            _end(_work(config, log_level, log_format))
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
 
@@ -75,17 +94,47 @@ def _supervise(config: WorkerConfig, options: list[str], log_level: str) -> None
     dead_workers = DeadWorkers(connection, config.queues)
     command = [*WORKER, *options]
     try:
-        with WorkerProcess(
-            command, {"MLXQ_URL": config.url}, verbose=True, tell=logger.warning, on_end=dead_workers.release
-        ) as process:
-            Supervisor(process, dead_workers, config.grace_s).run()
+        with ExitStack() as stack:
+            totals = _served_totals(config, stack)
+            process = WorkerProcess(
+                command,
+                {"MLXQ_URL": config.url},
+                verbose=True,
+                tell=logger.warning,
+                on_end=dead_workers.release,
+                totals=totals,
+            )
+            Supervisor(stack.enter_context(process), dead_workers, config.grace_s, totals).run()
     except WorkerGaveUp as error:
         sys.exit(error.exit_code)  # it has said why, where we would
     finally:
         connection.close()
 
 
-def _work(config: WorkerConfig, log_level: str) -> int:
+def _served_totals(config: WorkerConfig, stack: ExitStack) -> Totals | None:
+    """What the worker's figures will add up to, served until the stack unwinds; `None` if nobody asked for that.
+
+    Raises:
+        ConfigError: nobody can listen there.
+    """
+    if config.metrics_address is None:
+        return None
+    from mlxq.metrics.queue_figures import SCRAPE_TIMEOUT_S, QueueFigures
+    from mlxq.queue.connect import connect
+    from mlxq_worker.supervision.metrics_port import open_port
+    from mlxq_worker.supervision.supervisor import logger
+    from mlxq_worker.supervision.totals import Totals
+
+    totals = Totals()
+    connection = stack.enter_context(connect(config.url, timeout_s=SCRAPE_TIMEOUT_S))
+    queue_figures = QueueFigures(connection, config.queues)
+    port = open_port(config.metrics_address, totals, queue_figures, model=config.model, queues=config.queues)
+    stack.enter_context(port)
+    logger.info("Metrics are served at http://%s/metrics", port.address)
+    return totals
+
+
+def _work(config: WorkerConfig, log_level: str, log_format: LogFormat) -> int:
     """Be the process that works; returns its exit code (`exits`)."""
     from mlxq.queue.connect import connect, queue_errors
 
@@ -103,16 +152,24 @@ def _work(config: WorkerConfig, log_level: str) -> int:
     except ModuleNotFoundError as error:
         if (missing := missing_package(error)) is None:
             raise
-        missing.show()
+        _say(missing, log_format)
         return exits.GAVE_UP
     except MlxqError as error:
-        click.ClickException(printable_lines(error)).show()
+        _say(click.ClickException(printable_lines(error)), log_format)
         return _exit_code(error)
     return batch_worker.exit_code
 
 
+def _say(error: click.ClickException, log_format: LogFormat) -> None:
+    """Why this process can't work, as click says it, or as the last line of its log."""
+    if log_format == "json":
+        logging.getLogger("rq.worker").error("%s", error.message)
+    else:
+        error.show()
+
+
 def _exit_code(error: MlxqError) -> int:
-    if isinstance(error, LoginRefused):
+    if isinstance(error, LoginRefused) or (error.__cause__ is not None and is_denial(error.__cause__)):
         return exits.NO_LOGIN
     return exits.NO_REDIS if isinstance(error, QueueUnavailable) else exits.GAVE_UP
 

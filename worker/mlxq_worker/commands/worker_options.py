@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
+from mlxq.cli.operations.address import AddressType
 from mlxq_worker.commands.size import Size, StepTokens, WiredLimit
 from mlxq_worker.config import KV_BITS, NO_KV_BITS, variable_of
 
@@ -41,7 +42,8 @@ WORKER_OPTIONS: Mapping[str, WorkerOption] = {
     "max_num_seqs": WorkerOption("--max-num-seqs", "Rows decoded at once.  [default: 32]", _COUNT),
     "max_num_batched_tokens": WorkerOption(
         "--max-num-batched-tokens",
-        "Tokens, of prompts and decoding rows together, that a step takes; auto measures it.  [default: auto]",
+        "Tokens, of prompts and decoding rows together, that a step takes; auto measures it once prompts fill one."
+        "  [default: auto]",
         {"type": StepTokens()},
     ),
     "max_prefix_bytes": WorkerOption(
@@ -87,6 +89,11 @@ WORKER_OPTIONS: Mapping[str, WorkerOption] = {
     "max_jobs": WorkerOption("--max-jobs", "Start a fresh process after so many jobs.", _COUNT),
     "max_generated_tokens": WorkerOption(
         "--max-generated-tokens", "Start a fresh process after so many tokens.", _COUNT
+    ),
+    "metrics_address": WorkerOption(
+        "--metrics-port",
+        "Serve /metrics, /health and /ready at this port of 127.0.0.1, or at HOST:PORT.  [default: not at all]",
+        {"type": AddressType()},
     ),
 }
 """By the field of `WorkerConfig`, or of the `EngineConfig` in it, that each sets."""

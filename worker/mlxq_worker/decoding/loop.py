@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from queue import Empty
 
 from mlxq.errors import RequestError
+from mlxq.logs import fields
 from mlxq_worker.decoding.lifecycle import Event, Lifecycle
 from mlxq_worker.decoding.memory_watch import MemoryWatch, is_allocation_failure, is_out_of_buffers, no_limit
 from mlxq_worker.decoding.width import Width
@@ -24,6 +25,7 @@ from mlxq_worker.messages import (
     Drained,
     Dropped,
     IoFailed,
+    Measured,
     Recycle,
     Refused,
     Returned,
@@ -34,6 +36,7 @@ from mlxq_worker.messages import (
     StopWorker,
     ToDecode,
 )
+from mlxq_worker.metrics.decode_figures import DecodeFigures
 from mlxq_worker.step_watch import StepWatch
 from mlxq_worker.traces import trace_of
 
@@ -50,6 +53,7 @@ class DecodeLoop:
         memory: asked before every step.
         max_generated_tokens: enough for one process.
         grace_s: how long rows in the engine may go on once the worker is told to stop.
+        figures: what is recorded; the I/O thread hears of it. `None`: nobody watches.
     """
 
     def __init__(
@@ -62,6 +66,7 @@ class DecodeLoop:
         memory: MemoryWatch | None = None,
         max_generated_tokens: int | None = None,
         grace_s: float = 30.0,
+        figures: DecodeFigures | None = None,
     ) -> None:
         self._new_engine = new_engine
         self._channel = channel
@@ -73,6 +78,7 @@ class DecodeLoop:
         self._rows: set[RowId] = set()  # in the engine, waiting or running
         self._num_running = 0  # after the last step
         self._grace_s = grace_s
+        self._figures = figures
         self.lifecycle = Lifecycle()
 
     def __repr__(self) -> str:
@@ -106,9 +112,13 @@ class DecodeLoop:
         if self._rows:
             self._engine.limit_rows(self._width.rows if self._width.is_shrunk else None)
             self._step(now)
+        if self._figures is not None and self._figures.is_due(now):
+            self._tell(self._figures)
 
     def close(self) -> None:
         """Drop all rows. The I/O side gives their jobs back when it closes."""
+        if self._figures is not None:
+            self._tell(self._figures)
         self._engine.close()
         self._rows.clear()
 
@@ -180,6 +190,8 @@ class DecodeLoop:
 
     def _step(self, now: float) -> None:
         self._watch.begin(now)
+        if self._figures is not None:
+            self._figures.begin(now)
         try:
             report = self._engine.step(now)
         except Exception as error:  # noqa: BLE001  whatever it was, the batch can't be used any more
@@ -187,6 +199,8 @@ class DecodeLoop:
             in_batch = self._rows.difference(spec.row_id for spec in waiting)
             if not in_batch:  # it raised before any of them had started, so any may be at fault; it must not go on so
                 waiting, in_batch = (), set(self._rows)
+            if self._figures is not None:
+                self._figures.raised()
             self._give_up_batch(in_batch, error, now)
         else:
             self._hand_over(report)
@@ -198,6 +212,8 @@ class DecodeLoop:
 
     def _hand_over(self, report: StepReport) -> None:
         self._num_running = report.num_running
+        if self._figures is not None:
+            self._figures.end(report)
         for result in report.finished:
             self._rows.discard(result.row_id)
             self._channel.to_io.put(RowEnded(result))
@@ -205,12 +221,27 @@ class DecodeLoop:
         if self._tokens_left <= 0:
             self._on(Event.RECYCLE, "it has generated as many tokens as it was to")
 
+    def _tell(self, figures: DecodeFigures) -> None:
+        snapshot = figures.snapshot(
+            is_idle=self.is_idle,
+            kv_usage=self._engine.kv_usage(),
+            width=self._width.rows,
+            memory_bytes=self._memory.last_bytes,
+            memory_limit_bytes=self._memory.limit_bytes,
+        )
+        self._channel.to_io.put(Measured(snapshot))
+
     def _give_up_batch(self, in_batch: set[RowId], error: Exception, now: float) -> None:
         """Say what becomes of the rows in it. Memory that ran out is nobody's fault while there are several jobs; one
         that is alone needs more than there is. A process that ran out of buffers is no use to anybody."""
         rows = tuple(in_batch)
         self._rows.difference_update(rows)
-        logger.error("A step of %d rows raised; starting over with an empty batch: %s", len(rows), trace_of(error))
+        logger.error(
+            "A step of %d rows raised; starting over with an empty batch: %s",
+            len(rows),
+            trace_of(error),
+            extra=fields(num_rows=len(rows), error=type(error).__name__),
+        )
         if is_out_of_buffers(error):
             self._channel.to_io.put(Returned(rows))
             self._on(Event.RECYCLE, "Metal has no more buffers for this process, which a fresh one has")

@@ -56,6 +56,11 @@ class MemoryWatch:
         self._timer = Every(LOOK_S)
         self.last_bytes = 0
 
+    @property
+    def limit_bytes(self) -> int | None:
+        """What may be used; `None` for no limit."""
+        return self._limit_bytes
+
     def __repr__(self) -> str:
         limit = "no limit" if self._limit_bytes is None else f"{self._limit_bytes / 2**20:.0f} MiB"
         return f"MemoryWatch({self.last_bytes / 2**20:.0f} MiB, {limit})"

@@ -73,11 +73,15 @@ class CallSyntax:
         opener: matches where calls may begin; the match's start is where `read` starts.
         read: reads them.
         marker: the text that tells that a call has begun, for answers that were cut off; empty if there is none.
+        openers: regular expressions without looks around for what else `opener` matches, and more.
+        line_openers: the same for what counts at the start of a line only, blanks before it aside.
     """
 
     opener: re.Pattern[str]
     read: Read
     marker: str = ""
+    openers: tuple[str, ...] = ()
+    line_openers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

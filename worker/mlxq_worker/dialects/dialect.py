@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlxq_worker.dialects.calls import Call, CallSyntax, IdStyle
-from mlxq_worker.dialects.forcing import ForcedSyntax
+from mlxq_worker.dialects.forcing import ForcedSyntax, TagArguments
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,22 +58,25 @@ class Dialect:
 
 def _written(forced: ForcedSyntax, calls: Sequence[Call]) -> str:
     between = forced.between if forced.between is not None else forced.after_all + forced.before_all
-    return forced.before_all + between.join(_one(forced, call) for call in calls) + forced.after_all
+    written = (_one(forced, call, index) for index, call in enumerate(calls))
+    return forced.before_all + between.join(written) + forced.after_all
 
 
-def _one(forced: ForcedSyntax, call: Call) -> str:
-    before, after = (text.format(name=call.name) for text in (forced.before, forced.after))
-    tags = forced.tags
-    if tags is None:
+def _one(forced: ForcedSyntax, call: Call, index: int) -> str:
+    before, after = (text.format(name=call.name, index=index) for text in (forced.before, forced.after))
+    if forced.tags is None:
         return before + as_json(call.arguments) + after
-    values = (tags.before.format(key=key) + bare(value) + tags.after for key, value in call.arguments.items())
-    return before + "".join(values) + after
+    tags = forced.tags
+    return before + tags.between.join(_argument(tags, *each) for each in call.arguments.items()) + after
+
+
+def _argument(tags: TagArguments, key: str, value: Any) -> str:
+    if isinstance(value, str) and tags.closing:
+        return tags.before.format(key=key) + value + tags.after.format(key=key)
+    before = tags.before if tags.before_other is None else tags.before_other
+    after = tags.after if tags.after_other is None else tags.after_other
+    return before.format(key=key) + as_json(value) + after.format(key=key)
 
 
 def as_json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
-
-
-def bare(value: Any) -> str:
-    """A value between tags: a text as it is, anything else as JSON."""
-    return value if isinstance(value, str) else as_json(value)

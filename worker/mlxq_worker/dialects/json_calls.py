@@ -20,6 +20,8 @@ _ARGUMENTS = ("arguments", "parameters", "args", "kwargs")
 _IDS = ("id", "call_id", "tool_call_id")
 _OTHERS = frozenset({"type", "index"})
 BLANKS = re.compile(r"\s*")
+_FENCE, _FENCE_END = re.compile(r"\s*```(?:json)?\s*"), re.compile(r"\s*```")
+"""Of Markdown, in which some models put their JSON."""
 
 
 def _no_constant(name: str) -> Any:
@@ -92,10 +94,10 @@ class JsonSyntax:
     Args:
         start: a regular expression that matches where calls begin, JSON following.
         end: one for what closes them.
-        is_closed: the end may be left out only where the text ends.
         is_list: JSON is one list of calls, or a single call; otherwise values follow each other, maybe with `between`.
         is_last: nothing but blanks may follow.
         call: makes a call of a JSON value.
+        marker, openers, line_openers: as in `CallSyntax`.
     """
 
     start: str
@@ -105,6 +107,8 @@ class JsonSyntax:
     between: str = r"\s*"
     call: Callable[[Any, Offered], Call | None] = named_call
     marker: str = ""
+    openers: tuple[str, ...] = ()
+    line_openers: tuple[str, ...] = ()
 
     def syntax(self) -> CallSyntax:
         start = re.compile(self.start)
@@ -128,12 +132,16 @@ class JsonSyntax:
                 return None
             return Found(calls, position)
 
-        return CallSyntax(opener=start, read=read, marker=self.marker)
+        return CallSyntax(
+            opener=start, read=read, marker=self.marker, openers=self.openers, line_openers=self.line_openers
+        )
 
     def _values(
         self, text: str, position: int, offered: Offered, between: re.Pattern[str]
     ) -> tuple[tuple[Call, ...], int] | None:
-        decoded = value_at(text, position)
+        start, position = position, skip(text, position, _FENCE)
+        is_fenced = position > start
+        decoded = value_at(text, position) or _in_two_braces(text, position)
         if decoded is None:
             return None
         values, position = (decoded[0] if isinstance(decoded[0], list) else [decoded[0]]), decoded[1]
@@ -143,7 +151,16 @@ class JsonSyntax:
             values, position = [*values, more[0]], more[1]
         calls = [self.call(value, offered) for value in values]
         known = tuple(call for call in calls if call is not None)
-        return (known, position) if known and len(known) == len(calls) else None
+        if not known or len(known) != len(calls):
+            return None
+        return known, skip(text, position, _FENCE_END) if is_fenced else position
+
+
+def _in_two_braces(text: str, position: int) -> tuple[Any, int] | None:
+    """Some models copy the doubled braces of an example."""
+    start = skip(text, position, BLANKS)
+    decoded = value_at(text, start + 1) if text.startswith("{{", start) else None
+    return (decoded[0], decoded[1] + 1) if decoded and text.startswith("}", decoded[1]) else None
 
 
 def _may_be_unclosed(text: str, position: int, start: re.Pattern[str]) -> bool:

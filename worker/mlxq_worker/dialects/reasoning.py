@@ -229,7 +229,7 @@ def _marked(spelling: Spelling, tokenizer: Tokenizer, name: str) -> ReasoningMar
             name,
             spelling.start,
             spelling.end,
-            (),
+            (_encode(tokenizer, spelling.start),),
             (),
             texts=texts,
             always_open=always_open,
@@ -302,6 +302,17 @@ def split_reasoning(reasoning: Reasoning | None, token_ids: Sequence[int], text:
     rest = text.removeprefix(decode(token_ids[: state.num_tokens]))
     behind = tuple(token_ids[state.num_tokens :])
     return ReasonedAnswer(thought.strip("\n"), rest.lstrip("\n"), behind, state.num_tokens)
+
+
+def unclosed_thought(reasoning: Reasoning | None, token_ids: Sequence[int], decode: Decode) -> str:
+    """The text of an answer that is all one thought, behind its start marker."""
+    if reasoning is not None and reasoning.texts is not None:
+        whole = decode(token_ids)
+        opened = whole.lstrip()
+        return opened.removeprefix(reasoning.texts.start) if opened.startswith(reasoning.texts.start) else whole
+    state = ReasoningState.after(reasoning, token_ids) if reasoning else None
+    start = state.num_opening or _repeated_start(reasoning, token_ids) if reasoning and state else 0
+    return decode(token_ids[start:])
 
 
 def _repeated_start(reasoning: Reasoning, token_ids: Sequence[int]) -> int:

@@ -15,6 +15,7 @@ from mlxq_worker.dialects.families import (
     harmony,
     kimi,
     llama,
+    minimax_m3,
     mistral,
     named_json,
     pythonic,
@@ -24,11 +25,13 @@ from mlxq_worker.dialects.families import (
 
 DIALECTS: Sequence[Dialect] = (
     harmony.HARMONY,
+    deepseek.GIGACHAT35,
     deepseek.DEEPSEEK_V4,
     deepseek.DEEPSEEK_V32,
     deepseek.DEEPSEEK_V3,
     deepseek.DEEPSEEK_V31,
     kimi.KIMI_K2,
+    minimax_m3.MINIMAX_M3,
     gemma.GEMMA4,
     gemma.FUNCTIONGEMMA,
     *named_json.DIALECTS,

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from mlxq.errors import ConfigError, RequestError
+from mlxq_worker.dialects.amid_text import text_or_calls
 from mlxq_worker.dialects.calls import Call, Offered, Piece, pieces
 from mlxq_worker.dialects.dialect import Dialect
-from mlxq_worker.dialects.forcing import ForcedCalls
+from mlxq_worker.dialects.forcing import ForcedCalls, ForcedSyntax
 from mlxq_worker.dialects.registry import DIALECTS, NAMES, dialect_named, dialects_told
 from mlxq_worker.model.chat import render, template_text
 from mlxq_worker.model.chat_shape import SHAPES
@@ -43,7 +44,7 @@ _SAMPLE_MESSAGES: tuple[dict[str, Any], ...] = (
         "content": "",
         "tool_calls": [
             {
-                "id": "call00001",
+                "id": "functions.mlxq_sample:0",  # Kimi reads the name there, and nobody else anything
                 "type": "function",
                 "function": {"name": _SAMPLE_CALL.name, "arguments": '{"city": "mlxqCityText"}'},
             }
@@ -90,42 +91,36 @@ class ToolFormat:
         Raises:
             RequestError: calls of this format can't be forced, or a tool's parameters can't be.
         """
-        if self.dialect.forced is None:
-            raise RequestError(
-                f"this model writes tool calls as {self.name} does, which can't be forced: use tool_choice auto",
-                param="tool_choice",
-                code="unsupported",
-            )
-        return ForcedCalls(self.dialect.forced, self.added).rules(tools, name=name, several=several)
+        return ForcedCalls(self._forced("tool_choice"), self.added).rules(tools, name=name, several=several)
 
-    @property
-    def can_be_told_from_text(self) -> bool:
-        """Whether a grammar can let the model choose between text and forced calls."""
-        forced = self.dialect.forced
-        if forced is None:
-            return False
-        if not self.start:
-            return not self.dialect.is_channelled
-        begins = f"{forced.before_all}{forced.before}"
-        return self.start in self.added and begins.startswith(self.start)
+    def amid_text(self, tools: Sequence[dict[str, Any]], *, name: str, several: bool, param: str) -> str:
+        """A grammar for an answer that is text or calls, all of which fit their tools; `name` is a rule's.
 
-    def text_or_calls(self, calls: str) -> str:
-        """Lark's start rule for an answer in which text is free, and calls are what the rule `calls` says.
-
-        A call begins with its marker, a token that text never gives; or the whole answer is calls or text, and text
-        doesn't begin as calls do.
+        Raises:
+            RequestError: that can't be said of this format, or of a tool's parameters; names `param`.
         """
-        if not self.start:
-            return f"start: {calls} | MLXQ_TEXT\nMLXQ_TEXT: /([^{{\\s](.|\\n)*)?/"
-        after = "MLXQ_TEXT" if self._ends_with_marker else ""
-        return f"start: MLXQ_TEXT | MLXQ_TEXT {calls} {after}\nMLXQ_TEXT: /(.|\\n)*/"
+        forced = self._forced(param)
+        if self.dialect.is_channelled:
+            raise self._unforced(param)
 
-    @property
-    def _ends_with_marker(self) -> bool:
-        forced = self.dialect.forced
-        assert forced is not None
-        ending = forced.after_all or forced.after.replace("}}", "")
-        return any(token in ending for token in self.added)
+        def calls(syntax: ForcedSyntax, several: bool) -> str:
+            return ForcedCalls(syntax, self.added).rules(tools, name=name, several=several)
+
+        return text_or_calls(self.dialect.syntax, forced, self.added, calls, name=name, several=several)
+
+    def _forced(self, param: str) -> ForcedSyntax:
+        if self.dialect.forced is None:
+            raise self._unforced(param)
+        return self.dialect.forced
+
+    def _unforced(self, param: str) -> RequestError:
+        way = "demand a call" if self.dialect.forced else "use tool_choice auto"
+        return RequestError(
+            f"{param} can't be kept to: this model writes tool calls as {self.name} does, which can't be forced so."
+            f" Leave it out, or {way}",
+            param=param,
+            code="unsupported",
+        )
 
 
 def tool_format_of(tokenizer: Any, name: str | None = None) -> ToolFormat | None:
@@ -171,9 +166,10 @@ def _told(tokenizer: Any) -> Dialect | None:
     if written is None:
         return told[0] if told else None
     reading = [each for each in told or DIALECTS if _reads(each, written)]
-    marked = (each for each in reading if each.syntax.marker and each.syntax.marker in written)
+    exact = [each for each in reading if each.write([_SAMPLE_CALL]).strip() == written.strip()]
+    marked = [each for each in reading if each.syntax.marker and each.syntax.marker in written]
     if reading:
-        return next(marked, reading[0])
+        return [*exact, *marked, *reading][0]
     # Calls that begin as this dialect's but are none that it reads are another's, which nobody here knows.
     is_another = not told or (told[0].syntax.marker and told[0].syntax.marker in written)
     return None if is_another else told[0]

@@ -32,7 +32,7 @@ class XmlSyntax:
         value_end: what closes a value, exactly.
         is_wrapped: values stand on lines of their own; the breaks around them are no part of them.
         may_lack_value_end: models leave `value_end` out before a further parameter or the call's end.
-        marker: the text that tells that a call has begun.
+        marker, openers: as in `CallSyntax`.
     """
 
     begin: str = ""
@@ -44,10 +44,13 @@ class XmlSyntax:
     is_wrapped: bool = False
     may_lack_value_end: bool = False
     marker: str
+    openers: tuple[str, ...] = ()
 
     def syntax(self) -> CallSyntax:
         opener = f"(?:{self.begin})|(?:{self.call})" if self.begin else self.call
-        return CallSyntax(opener=re.compile(opener), read=_XmlReader(self).read, marker=self.marker)
+        return CallSyntax(
+            opener=re.compile(opener), read=_XmlReader(self).read, marker=self.marker, openers=self.openers
+        )
 
 
 @dataclass(slots=True)
@@ -188,11 +191,17 @@ class _XmlReader:
 
 
 def _typed(value: _Value, schema: Schema) -> Any:
-    """By the schema; where that says nothing of the type, the tag may."""
+    """By the schema; where that says nothing of the type, or leaves it open, the tag may."""
     found = property_schema(schema, value.key)
+    if value.is_text and _may_be_text(found):
+        return value.text
     if value.is_text is False and not _states_type(found):
         return typed(value.text, {"type": ["null", "boolean", "integer", "number", "object", "array"]})
     return typed(value.text, found)
+
+
+def _may_be_text(schema: Schema) -> bool:
+    return fits("", {key: each for key, each in schema.items() if key not in ("enum", "const")})
 
 
 def _states_type(schema: Schema) -> bool:

@@ -185,8 +185,9 @@ class RowResult:
 class StepReport:
     """What one `Engine.step` did. `rows_computed` counts the rows of this step's decode batch and `rows_useful`
     the tokens that were kept on it; the quotient of their sums over a run is `row_efficiency`.
-    `num_prefilled` counts the tokens of prompts that it gave to the device. The engine is idle when no row runs or
-    waits."""
+    `num_prefilled` counts the tokens of prompts that it gave to the device, `num_prompt_tokens` those of the prompts
+    that entered the batch, and `num_shared_tokens` those of the latter that were computed for others already. The
+    engine is idle when no row runs or waits."""
 
     finished: tuple[RowResult, ...]
     num_running: int
@@ -194,6 +195,8 @@ class StepReport:
     rows_computed: int
     rows_useful: int
     num_prefilled: int = 0
+    num_prompt_tokens: int = 0
+    num_shared_tokens: int = 0
 
     @property
     def has_advanced(self) -> bool:
@@ -237,6 +240,9 @@ class Engine(Protocol):
     def limit_rows(self, max_running: int | None) -> None:
         """Let nobody into the batch while more rows run than this; `None` lifts the limit. Those that run go on, and
         what would be alone always gets in."""
+
+    def kv_usage(self) -> float:
+        """How much of the memory for keys and values those that run have reserved, 1 being all of it."""
 
     def close(self) -> None:
         """Drop all rows and free what the batch holds."""

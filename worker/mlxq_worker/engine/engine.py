@@ -17,7 +17,6 @@ from mlxq_worker.engine.kvcache.gpu_costs import parts_pay
 from mlxq_worker.engine.kvcache.memory import RELEASE_STEPS, in_flight_copies, measure_budget
 from mlxq_worker.engine.rows.beam_group import new_group
 from mlxq_worker.engine.runners.packed import PackedRunner
-from mlxq_worker.engine.runners.packed_model import Way
 from mlxq_worker.engine.runners.padded import PaddedRunner
 from mlxq_worker.engine.runners.runner import Launched, Runner
 from mlxq_worker.engine.runners.step_timing import step_seconds
@@ -26,7 +25,7 @@ from mlxq_worker.engine.sampling.batch_sampler import BatchSampler
 from mlxq_worker.engine.scheduling.admission import check_fits, check_width
 from mlxq_worker.engine.scheduling.run_ahead import RunAhead
 from mlxq_worker.engine.scheduling.scheduler import Scheduler
-from mlxq_worker.engine.scheduling.step_size import find_size
+from mlxq_worker.engine.scheduling.step_size import StepSize
 
 DEFAULT_STEP_TOKENS = 512
 
@@ -43,7 +42,8 @@ class BatchEngine:
         decode: token ids to text, special tokens left out.
         max_num_seqs: how many rows decode together at most; 1 for models whose caches can't be batched.
         max_num_batched_tokens: how many tokens, prompts' and decoding rows' together, go through the model in one step;
-            `None` to measure what is best.
+            longer prompts are prefilled over several steps. What is to be chosen here is shared by all engines of a
+            model.
         kv_bytes: how much memory keys and values may take; by default most of what the machine has left.
         max_prefix_bytes: how much of it prefixes that rows share may take, each of them once; 0 shares nothing, by
             default it is an eighth.
@@ -62,7 +62,7 @@ class BatchEngine:
         decode: Decode,
         *,
         max_num_seqs: int,
-        max_num_batched_tokens: int | None = DEFAULT_STEP_TOKENS,
+        max_num_batched_tokens: int | StepSize = DEFAULT_STEP_TOKENS,
         kv_bytes: int | None = None,
         max_prefix_bytes: int | None = None,
         longest_first: bool = False,
@@ -78,27 +78,30 @@ class BatchEngine:
         self._budget = measure_budget(
             model, kv_bytes, in_slabs=way is not None, copies_prefixes=bool(way and way.copies_prefixes)
         )
-        if max_num_batched_tokens is None:
-            max_num_batched_tokens = measure_step_size(model, way, max_num_seqs) if way else DEFAULT_STEP_TOKENS
-        self.max_num_batched_tokens = max_num_batched_tokens
+        if isinstance(max_num_batched_tokens, int):
+            max_num_batched_tokens = StepSize(max_num_batched_tokens)
+        self._step_size = max_num_batched_tokens
+        self._step_seconds = partial(step_seconds, model, way, num_rows=max_num_seqs) if way else None
+        max_num_tokens: int | None = None
         self._copies = in_flight_copies(model)
         self._runner: Runner
         if way:
+            max_num_tokens = self._step_size.tokens(max_num_seqs)
             self._runner = PackedRunner(
                 model,
                 way,
                 max_num_seqs=max_num_seqs,
-                max_num_batched_tokens=max_num_batched_tokens,
                 max_prefix_tokens=self._budget.prefix_tokens(max_prefix_bytes),
                 new_sampler=new_sampler,
             )
         else:
+            prefill_chunk = self._step_size.known or DEFAULT_STEP_TOKENS
             self._runner = PaddedRunner(
-                model, max_num_seqs=max_num_seqs, prefill_chunk=max_num_batched_tokens, new_sampler=new_sampler
+                model, max_num_seqs=max_num_seqs, prefill_chunk=prefill_chunk, new_sampler=new_sampler
             )
         self._scheduler = Scheduler(
             self._runner.max_num_seqs,
-            self._runner.max_num_batched_tokens,
+            max_num_tokens,
             self._runner.max_prefix_tokens,
             self._budget,
             copies_prefix=partial(copies_prefix, self._budget.cost.bytes_per_token / self._copies.num_layers),
@@ -139,6 +142,7 @@ class BatchEngine:
         self._num_steps += 1
         if self._num_steps % RELEASE_STEPS == 0:
             self._device.release_unused()
+        self._choose_step_size()
         plan, finished = self._scheduler.schedule(now)
         launched = self._runner.launch(plan)
         rows_computed = rows_useful = 0
@@ -163,13 +167,24 @@ class BatchEngine:
             rows_computed=rows_computed,
             rows_useful=rows_useful,
             num_prefilled=plan.num_prefilled,
+            num_prompt_tokens=self._scheduler.admitted.num_tokens,
+            num_shared_tokens=self._scheduler.admitted.num_shared,
         )
+
+    def _choose_step_size(self) -> None:
+        """Once prompts have filled a step, and none of an engine before has chosen."""
+        if self._step_seconds and self._step_size.known is None and self._scheduler.has_filled_step:
+            self._scheduler.max_num_batched_tokens = self._step_size.choose(self._step_seconds, self._max_num_seqs)
 
     def _landing(self, launched: Launched | None) -> list[Launched]:
         """The steps to look at now that `launched` is on its way: the one before it, and where running ahead doesn't
         pay, itself."""
         before, self._in_flight = self._in_flight, launched if self._run_ahead.pays else None
         return [step for step in (before, launched) if step is not None and step is not self._in_flight]
+
+    def kv_usage(self) -> float:
+        """How much of the memory for keys and values those that run have reserved, 1 being all of it."""
+        return self._scheduler.kv_usage()
 
     def close(self) -> None:
         """Drop all rows and free what the batch holds."""
@@ -182,8 +197,3 @@ def copies_prefix(layer_bytes_per_token: float, num_rows: int, num_tokens: int) 
     """Whether so many rows had better copy a prefix of so many tokens than read it together, which costs a GPU its
     fused attention."""
     return device.is_gpu() and not parts_pay(num_rows, num_tokens, layer_bytes_per_token)
-
-
-def measure_step_size(model: Any, way: Way, num_rows: int) -> int:
-    """How many tokens a step of a packed model should take beside up to `num_rows` decoding rows."""
-    return find_size(lambda num_tokens: step_seconds(model, way, num_tokens, num_rows), num_rows)

@@ -28,7 +28,8 @@ class Reasoning:
 
     With `is_open` the prompt has opened it already; otherwise the answer may begin with one of `starts`, `blank_ids`
     before it, and if it does not there is no such part. Any of `ends` closes it. Each is a sequence of ids, none is
-    empty. With `texts` the markers are those instead.
+    empty. With `texts` the markers are those instead, however they are spelled in tokens, and `starts` is how the
+    tokenizer spells the first.
     """
 
     starts: tuple[tuple[int, ...], ...] = ()
@@ -79,20 +80,16 @@ class ReasoningState:
     @property
     def next_start_ids(self) -> frozenset[int]:
         """The ids that would begin the reasoning part, or go on with its start marker."""
-        if not self._starting or self._reasoning.texts:
+        if not self._starting:
             return frozenset()
         place = len(self._begun)
         return frozenset(start[place] for start in self._reasoning.starts if start[:place] == self._begun)
 
     @property
-    def is_in_start_marker(self) -> bool:
-        """Whether a start marker of several tokens has begun and is still coming."""
-        return self._starting and bool(self._begun)
-
-    @property
-    def awaits_start(self) -> bool:
-        """Whether the answer has nothing yet but blanks, so that the reasoning part may still begin."""
-        return self._starting and not self._begun
+    def is_starting(self) -> bool:
+        """Whether the reasoning part may still begin: the answer has nothing yet but blanks and a part of a start
+        marker."""
+        return self._starting
 
     @property
     def has_begun(self) -> bool:
@@ -127,6 +124,8 @@ class ReasoningState:
         assert texts is not None
         self._begun = (*self._begun, token_id)
         text = texts.decode(self._begun).lstrip()
+        if not text:
+            self._begun = ()
         if not (text.startswith(texts.start) or texts.start.startswith(text)):
             self._starting, self.num_tokens = False, 0
             return False

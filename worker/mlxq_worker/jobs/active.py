@@ -116,7 +116,9 @@ class ActiveJob:
         try:
             return endings.answered(self.job, self.prepared.answer(self.job, results, now), self.cancelled_as)
         except Exception as error:  # noqa: BLE001 - whatever it is, it costs this job only
-            logger.error("The answer to job %s can't be built: %s", self.job.job_id, trace_of(error))
+            logger.error(
+                "The answer to job %s can't be built: %s", self.job.job_id, trace_of(error), extra=self.job.log_fields()
+            )
             return endings.gave_up(self.job, "internal_error", f"the answer can't be built: {error}")
 
 

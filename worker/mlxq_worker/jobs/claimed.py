@@ -18,6 +18,7 @@ from rq.utils import str_to_date
 
 from mlxq import keys
 from mlxq.errors import RequestError
+from mlxq.logs import fields
 from mlxq.requests import checks, openai
 
 NOT_JSON = "not_json"
@@ -76,6 +77,10 @@ class ClaimedJob:
             rq_features=tuple(what for what, num_bytes in zip(RQ_FEATURES, features, strict=True) if num_bytes),
             rq_timeout=_text(timeout),
         )
+
+    def log_fields(self) -> dict[str, Any]:
+        """Which job a log message is about, for its `extra`."""
+        return fields(job=self.job_id, batch=self.batch)
 
     def line(self) -> dict[str, Any]:
         """The request that the job carries, not validated any further.

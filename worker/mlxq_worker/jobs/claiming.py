@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from msgspec.structs import replace
 
@@ -30,6 +32,8 @@ POLL_S = 0.1
 """Between two looks at an empty queue."""
 PREPARE_SLICE_S = 0.01
 """What ended is written at least this often, however many jobs wait to be prepared."""
+HEAVY_BYTES = 16 * 1024
+"""Of data as it lies in Redis. What has more may be megabytes of JSON, and take seconds to read."""
 
 
 class Claiming:
@@ -41,6 +45,7 @@ class Claiming:
         active: claimed jobs are added here.
         completion: for those that end before they have rows, or go back.
         config: how many rows may be active.
+        kept_meanwhile: the leases are, while what it gives is entered.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class Claiming:
         batches: CancelledBatches,
         channel: Channel,
         config: WorkerConfig,
+        kept_meanwhile: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self._store = store
         self._active = active
@@ -58,6 +64,7 @@ class Claiming:
         self._batches = batches
         self._channel = channel
         self._config = config
+        self._kept_meanwhile = kept_meanwhile
         self._preparer: Preparer | None = None
         self._is_stopped = False
         self._num_queued = 0
@@ -105,7 +112,8 @@ class Claiming:
         started = time.perf_counter()
         room = self._config.max_active_rows - self._active.num_open_rows
         while room > 0 and (active := self._active.next_unprepared()):
-            self._prepare(active)
+            with self._kept_meanwhile() if active.job.num_data_bytes >= HEAVY_BYTES else nullcontext():
+                self._prepare(active)
             room -= active.num_open_rows
             if time.perf_counter() - started >= PREPARE_SLICE_S:
                 return
@@ -158,7 +166,7 @@ class Claiming:
         except RequestError as error:
             self._completion.end(endings.rejected(job, error))
         except Exception as error:  # noqa: BLE001 - whatever it is, it costs this job only
-            logger.error("Job %s can't be prepared: %s", job.job_id, trace_of(error))
+            logger.error("Job %s can't be prepared: %s", job.job_id, trace_of(error), extra=job.log_fields())
             self._completion.end(endings.gave_up(job, "internal_error", f"the request can't be prepared: {error}"))
         else:
             self._active.open_rows(active, prepared)

@@ -8,10 +8,12 @@ channel. Never blocks, and never touches an engine. Times are Unix seconds.
 from __future__ import annotations
 
 import logging
+from contextlib import AbstractContextManager
 
 from redis.exceptions import ResponseError
 from rq.worker import WorkerStatus
 
+from mlxq.logs import fields
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.jobs.active import ActiveJobs
 from mlxq_worker.jobs.cancelled_batches import CancelledBatches
@@ -27,6 +29,7 @@ from mlxq_worker.messages import (
     Close,
     Drained,
     Dropped,
+    Measured,
     Ready,
     Recycle,
     Refused,
@@ -36,6 +39,7 @@ from mlxq_worker.messages import (
     StopClaiming,
     ToIo,
 )
+from mlxq_worker.metrics.job_figures import JobFigures
 from mlxq_worker.timing import Every, WorkingTime
 
 logger = logging.getLogger("rq.worker")
@@ -49,9 +53,17 @@ class Consumer:
 
     Args:
         config: how much is claimed ahead, whether an empty queue is the end, how often dead workers are looked for.
+        figures: what is recorded for whoever watches.
     """
 
-    def __init__(self, store: JobStore, presence: Presence, channel: Channel, config: WorkerConfig) -> None:
+    def __init__(
+        self,
+        store: JobStore,
+        presence: Presence,
+        channel: Channel,
+        config: WorkerConfig,
+        figures: JobFigures | None = None,
+    ) -> None:
         self._store = store
         self._presence = presence
         self._mending = Mending(store)
@@ -61,14 +73,24 @@ class Consumer:
         self._clean_timer = Every(CLEAN_S)
         self._working_time = WorkingTime()
         self._active = ActiveJobs()
-        self.outbox = Outbox(store)
+        figures = figures or JobFigures()
+        self.outbox = Outbox(store, figures)
         batches = CancelledBatches(store)
         self._completion = Completion(self._active, self.outbox, batches, channel)
-        self._claiming = Claiming(store, self._active, self._completion, batches, channel, config)
-        self._leases = Leases(store, presence, self._active, self.outbox, self._completion, batches, channel, config)
+        self._leases = Leases(
+            store, presence, self._active, self.outbox, self._completion, batches, channel, config, figures
+        )
+        self._claiming = Claiming(
+            store, self._active, self._completion, batches, channel, config, self._leases_kept_meanwhile
+        )
 
     def __repr__(self) -> str:
         return f"Consumer({self._active!r}, ended={self.outbox.num_ended})"
+
+    @property
+    def num_active(self) -> int:
+        """How many jobs it has claimed and not ended."""
+        return len(self._active)
 
     def turn(self, now: float) -> float:
         """One iteration: beats, then writes what has ended, looks after the dead, prepares and claims.
@@ -86,7 +108,7 @@ class Consumer:
         if self._claiming.has_model and self._leases.is_recovery_due(now):
             self.reconcile(now)
             self._claiming.note_queued(self._leases.recover(now))
-        if self._clean_timer.is_due(now):
+        if self._claiming.has_model and self._clean_timer.is_due(now):  # not before the dead have been looked after
             self._store.clean_registries()
         self._claiming.prepare_some()
         self._claim(now)
@@ -115,7 +137,7 @@ class Consumer:
                 self._completion.give_back(self._active.of_rows(row_ids), strikes=0)
             case StopClaiming():
                 self._claiming.stop()
-            case Close():
+            case Measured() | Close():  # the thread's own
                 pass
 
     def reconcile(self, now: float) -> int:
@@ -145,18 +167,25 @@ class Consumer:
         """Write what has ended and give everything else back. May be called again if it raises."""
         self._claiming.stop()
         if self._active:
-            logger.info("Giving %d jobs back", len(self._active))
+            logger.info("Giving %d jobs back", len(self._active), extra=fields(num_jobs=len(self._active)))
             self._completion.give_back(self._active, strikes=0)
         self.outbox.write(now)
         self.reconcile(now)
         self._presence.beat(self._state(), self._working_time.seconds)
         self._presence.close()
 
+    def surrender(self, now: float) -> None:
+        """Give everything back, and what has ended and can't be written, too: it will be done again."""
+        self._store.release([active.job for active in self._active] + self.outbox.jobs(), now)
+
     def _claim(self, now: float) -> None:
         nothing_left = self._claiming.claim(now) and not self.outbox.has_endings
         if self._burst and nothing_left and not self._leases.has_doubts and not self.reconcile(now):
             self._channel.to_decode.put(Drained())
             self._claiming.stop()
+
+    def _leases_kept_meanwhile(self) -> AbstractContextManager[None]:
+        return self._leases.kept_meanwhile(self._state(), self._working_time.seconds)
 
     def _recycle_if_due(self) -> None:
         limit = self._max_jobs

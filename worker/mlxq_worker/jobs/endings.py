@@ -18,6 +18,7 @@ from mlxq.contract import ChoiceError, Failure, Request, Result, SamplingParams
 from mlxq.errors import RequestError
 from mlxq.results.result_lines import failure_line, rejection, result_line
 from mlxq_worker.jobs.claimed import NOT_JSON, ClaimedJob
+from mlxq_worker.metrics.job_figures import Times
 
 if TYPE_CHECKING:  # a supervisor, which writes endings too, need not load what the engine's constraints need
     from mlxq_worker.engine.api import RowError
@@ -34,7 +35,8 @@ _LIMITING_FIELDS = ("min_tokens", "allowed_token_ids", "bad_words", "logit_bias"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
     """How one job ended. `answer` is RQ's `return_value` (the output line) and `error` its `exc_string`, both
-    encoded and empty for none; `counts` is what the batch adds up."""
+    encoded and empty for none; `counts` is what the batch adds up. For whoever watches the worker: the `code` of a
+    failure, and of an answer the `finish_reasons` of its choices and the `times` that it took."""
 
     job: ClaimedJob
     outcome: Outcome
@@ -42,6 +44,9 @@ class Ending:
     answer: bytes
     error: bytes = b""
     counts: Mapping[str, int] = field(default_factory=dict)
+    code: str = ""
+    finish_reasons: tuple[str, ...] = ()
+    times: Times | None = None
 
 
 def answered(job: ClaimedJob, result: Result, cancelled_as: CancelledAs | None) -> Ending:
@@ -53,6 +58,8 @@ def answered(job: ClaimedJob, result: Result, cancelled_as: CancelledAs | None) 
         rq_status=(cancelled_as or "canceled") if was_cancelled else "finished",
         answer=_encode_line(result_line(result)),
         counts=_counts(result),
+        finish_reasons=tuple(choice.finish_reason for choice in result.choices),
+        times=Times(result.run.queue_s, result.run.prefill_s, result.run.decode_s),
     )
 
 
@@ -65,6 +72,7 @@ def rejected(job: ClaimedJob, error: RequestError) -> Ending:
         rq_status="failed",
         answer=b"" if error.code == NOT_JSON else _encode_line(line),
         error=_encode_error(f"RequestError: {error.message} ({error.code})"),
+        code=error.code or "invalid_request",
     )
 
 
@@ -76,6 +84,7 @@ def gave_up(job: ClaimedJob, code: str, message: str, details: str = "") -> Endi
         rq_status="failed",
         answer=_never_ran(job, code, message),
         error=_encode_error(details or f"{code}: {message}"),
+        code=code,
     )
 
 

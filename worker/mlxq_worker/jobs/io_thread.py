@@ -15,11 +15,14 @@ from threading import Thread
 
 from redis.exceptions import RedisError, ResponseError
 
-from mlxq.passing import is_refusal, passes
+from mlxq.logs import fields
+from mlxq.passing import is_denial, is_refusal, passes
 from mlxq.queue.broken_keys import is_wrong_type
 from mlxq_worker import exits
 from mlxq_worker.jobs.consumer import Consumer
-from mlxq_worker.messages import Channel, Close, IoFailed, StopWorker, ToIo
+from mlxq_worker.messages import Channel, Close, IoFailed, Measured, StopWorker, ToIo
+from mlxq_worker.metrics.job_figures import JobFigures
+from mlxq_worker.metrics.report import Reporter
 from mlxq_worker.processes import ParentWatch
 from mlxq_worker.step_watch import StepWatch
 
@@ -36,6 +39,8 @@ class IoThread(Thread):
     Args:
         watch: sees whether the decode thread hangs; leases would be extended for ever then.
         parent: sees whether the process is gone without which the worker is to stop.
+        figures: those that the consumer records, too.
+        reports_fd: a pipe through which they are told, ours to close; `None` if nobody wants them.
         lease_s: Redis is tried several times within one, so that leases outlive the last pause before it is back.
         first_backoff_s: the pause after a first try that failed; each one in a row doubles it.
         close_s: no try to write what is left starts later than that after `Close`.
@@ -49,6 +54,8 @@ class IoThread(Thread):
         watch: StepWatch,
         *,
         parent: ParentWatch | None = None,
+        figures: JobFigures | None = None,
+        reports_fd: int | None = None,
         lease_s: float = float("inf"),
         first_backoff_s: float = 0.2,
         close_s: float = 5.0,
@@ -59,6 +66,8 @@ class IoThread(Thread):
         self._channel = channel
         self._watch = watch
         self._parent = parent
+        self._figures = figures or JobFigures()
+        self._reporter = Reporter(reports_fd, lambda: self._figures.snapshot(consumer.num_active))
         self._first_backoff_s = first_backoff_s
         self._max_backoff_s = min(MAX_BACKOFF_S, lease_s / 4)
         self._close_s = close_s
@@ -72,6 +81,8 @@ class IoThread(Thread):
         try:
             self._work()
         except BaseException as error:  # noqa: BLE001  the decode thread raises it again
+            if is_denial(error):
+                self._give_back()
             self._error = error
             self._channel.to_decode.put(IoFailed(error))
 
@@ -94,7 +105,9 @@ class IoThread(Thread):
             self._watch_parent()
             self._watch_steps()
             wait_s = self._turn_when_due()
+            self._reporter.report_if_due(time.monotonic())
         self._close()
+        self._reporter.close()
 
     def _turn_when_due(self) -> float:
         """Returns how many seconds to wait for the next turn. A message ends that wait, but not the one for Redis:
@@ -122,6 +135,8 @@ class IoThread(Thread):
             while True:
                 if isinstance(message, Close):
                     return True
+                if isinstance(message, Measured):
+                    self._reporter.hear(message.figures)
                 self._consumer.receive(message, time.time())
                 message = self._channel.to_io.get_nowait()
         except Empty:
@@ -139,16 +154,20 @@ class IoThread(Thread):
                 self._away_since = began
             self._backoff_s = min(self._max_backoff_s, 2 * self._backoff_s or self._first_backoff_s)
             self._next_try = time.monotonic() + self._backoff_s
+            self._figures.redis_failed()
             what = "can't do this now" if is_refusal(error) else "doesn't answer"
-            logger.warning("Redis %s, next try in %.1f s: %s", what, self._backoff_s, error)
+            pause_s = self._backoff_s
+            logger.warning("Redis %s, next try in %.1f s: %s", what, pause_s, error, extra=fields(pause_s=pause_s))
             return None
         if self._backoff_s:
             logger.info("Redis answers again")
         self._backoff_s = 0.0
+        self._figures.redis_answers()
         return result
 
     def _close(self) -> None:
         last_try = time.monotonic() + self._close_s
+        self._backoff_s = 0.0  # the pauses begin anew: that Redis is there again for a moment will do
         while self._attempt(self._close_consumer) is None:
             if time.monotonic() + self._backoff_s > last_try:
                 logger.error("Redis is away: %s", _LEFT_BEHIND)
@@ -158,6 +177,13 @@ class IoThread(Thread):
     def _close_consumer(self) -> float:
         self._consumer.close(time.time())
         return 0.0
+
+    def _give_back(self) -> None:
+        """As far as Redis still allows it: that it doesn't allow all is no job's fault."""
+        try:
+            self._consumer.surrender(time.time())
+        except RedisError as error:
+            logger.error("Redis doesn't take the jobs back, either: %s", error)
 
     def _watch_parent(self) -> None:
         if self._parent is not None and self._parent.is_gone():

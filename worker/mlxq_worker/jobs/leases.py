@@ -6,9 +6,15 @@ Claims nothing by itself, and builds no answers. Times are Unix seconds.
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import Event, Thread
 
+from redis.exceptions import RedisError
 from rq.worker import WorkerStatus
 
+from mlxq.logs import fields
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.jobs.active import ActiveJob, ActiveJobs
 from mlxq_worker.jobs.cancelled_batches import CancelledBatches
@@ -18,12 +24,14 @@ from mlxq_worker.jobs.outbox import Outbox
 from mlxq_worker.jobs.presence import Command, Presence
 from mlxq_worker.jobs.store import COME_BACK_S, JobStore
 from mlxq_worker.messages import Cancel, Channel, StopWorker
+from mlxq_worker.metrics.job_figures import JobFigures
 from mlxq_worker.timing import Every
 
 logger = logging.getLogger("rq.worker")
 
 BEAT_S = 1.0
 """Between two looks at leases and cancellations."""
+MAX_KEPT_S = 300.0
 COME_BACK_MARGIN_S = 2.0
 """What another worker may have noticed later than we that Redis was away."""
 
@@ -48,6 +56,7 @@ class Leases:
         batches: CancelledBatches,
         channel: Channel,
         config: WorkerConfig,
+        figures: JobFigures,
     ) -> None:
         self._store = store
         self._presence = presence
@@ -56,9 +65,11 @@ class Leases:
         self._completion = completion
         self._batches = batches
         self._channel = channel
+        self._figures = figures
         self._num_doubtful = 0
         self._lease_s = config.lease_s
-        self._beat_timer = Every(min(BEAT_S, config.lease_s / 4))
+        self._beat_s = min(BEAT_S, config.lease_s / 4)
+        self._beat_timer = Every(self._beat_s)
         self._recovery_timer = Every(config.maintenance_s)
 
     @property
@@ -98,6 +109,29 @@ class Leases:
             if active.job.batch in self._batches:
                 self._cancel(active, "canceled")
 
+    @contextmanager
+    def kept_meanwhile(self, state: WorkerStatus, worked_s: float) -> Iterator[None]:
+        """Beats in a thread of its own while the block runs, for one that may take longer than a lease. Nothing else
+        may touch jobs or Redis meanwhile; what a beat tells of them, the next one of `beat_if_due` tells again. Gives
+        up after five minutes: what takes longer hangs."""
+        end_s = time.monotonic() + MAX_KEPT_S
+        jobs = [active.job for active in self._active] + self._outbox.jobs()
+        is_over = Event()
+
+        def beat() -> None:
+            while not is_over.wait(self._beat_s) and time.monotonic() < end_s:
+                with suppress(RedisError):
+                    self._store.beat(jobs, time.time())
+                    self._presence.beat(state, worked_s)
+
+        thread = Thread(target=beat, name="mlxq-beat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            is_over.set()
+            thread.join()
+
     def is_recovery_due(self, now: float) -> bool:
         """Whether it is time to look for the jobs of the dead; asking counts as looking."""
         return self._recovery_timer.is_due(now)
@@ -110,11 +144,20 @@ class Leases:
         come_back_s = min(COME_BACK_S, self._lease_s)
         recovered = self._store.recover_expired(now, only_abandoned=self._store.uptime_s() < come_back_s)
         self._num_doubtful = recovered.num_doubtful
+        self._figures.recovered(recovered.num_requeued)
         if recovered.num_requeued:
-            logger.warning("Requeued %d jobs of a worker that died", recovered.num_requeued)
+            num_jobs = recovered.num_requeued
+            logger.warning("Requeued %d jobs of a worker that died", num_jobs, extra=fields(num_jobs=num_jobs))
+        if recovered.num_excused:
+            num_jobs = recovered.num_excused
+            logger.warning(
+                "Requeued %d jobs, without a strike, of a worker that was gone when Redis took writes again",
+                num_jobs,
+                extra=fields(num_jobs=num_jobs),
+            )
         for job in recovered.struck_out:
             self._completion.end_struck_out(job)
-        return recovered.num_requeued
+        return recovered.num_requeued + recovered.num_excused
 
     def reconnected(self, now: float, away_s: float) -> None:
         """Redis was away for `away_s`. The other workers' leases may have run out meanwhile, though they live: before
@@ -124,7 +167,10 @@ class Leases:
         self._recovery_timer.postpone(now, min(COME_BACK_S, self._lease_s, 2 * away_s + COME_BACK_MARGIN_S))
 
     def _lose(self, active: ActiveJob) -> None:
-        logger.warning("Job %s isn't ours any more: its lease is gone", active.job.job_id)
+        logger.warning(
+            "Job %s isn't ours any more: its lease is gone", active.job.job_id, extra=active.job.log_fields()
+        )
+        self._figures.lost()
         self._active.forget(active.job)
         self._channel.to_decode.put(Cancel(active.row_ids))
 

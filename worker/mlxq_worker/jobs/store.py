@@ -9,6 +9,7 @@ clocks differ.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from rq.queue import Queue
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, ReadyJobRegistry
 from rq.serializers import JSONSerializer
 from rq.utils import utcformat
-from rq.worker_registration import clean_worker_registry
+from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from mlxq import keys
 from mlxq.passing import passes
@@ -33,6 +34,8 @@ from mlxq.queue import rq_keys, scripts
 from mlxq.queue.broken_keys import BrokenKey, mend
 from mlxq_worker.jobs.claimed import MAX_DATA_BYTES, ClaimedJob
 from mlxq_worker.jobs.endings import Ending
+
+logger = logging.getLogger("rq.worker")
 
 LeaseState = Literal["held", "canceled", "lost"]
 _LEASE_STATES: tuple[LeaseState, ...] = ("held", "canceled", "lost")
@@ -65,10 +68,12 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """Jobs of workers that died: how many went back, and those that are ours now because they have to fail. Of
-    `num_doubtful` more nobody knows yet whether their workers live."""
+    """Jobs of workers that are gone: how many went back with a strike, and how many without since Redis kept their
+    workers from saying how they ended; and those that are ours now because they have to fail. Of `num_doubtful` more
+    nobody knows yet whether their workers live."""
 
     num_requeued: int
+    num_excused: int
     struck_out: list[ClaimedJob]
     num_doubtful: int
 
@@ -177,7 +182,7 @@ class JobStore:
         strays = sorted(cast("set[bytes]", registered) - known)
         with self._redis.pipeline(transaction=False) as pipe:
             for stray in strays:
-                job_id, _, execution_id = stray.decode(errors="replace").partition(":")
+                job_id, _, execution_id = stray.decode(errors="replace").rpartition(":")
                 for queue in self._queues:
                     self._add_release(pipe, queue, job_id, execution_id, now, 0)
             return sum(pipe.execute())
@@ -195,19 +200,26 @@ class JobStore:
             return float("inf")
 
     def recover_expired(self, now: float, *, only_abandoned: bool = False) -> Recovered:
-        """Take back the jobs whose lease ran out, each with a strike; see `Recovered`. With `only_abandoned` those of
-        workers that are known to be dead, see `abandon`."""
+        """Take back the jobs whose lease ran out, each with a strike or an excuse; see `Recovered`. With
+        `only_abandoned` those of workers that are known to be dead, see `abandon`."""
         parameters: dict[str, Any] = {"max_strikes": MAX_STRIKES, "limit": RECOVER_LIMIT, "seed": uuid4().hex}
         parameters["only_abandoned"] = only_abandoned
         reply = self._recover(args=self._args(now, queues=self._queues, **parameters))
-        num_requeued, struck_out, num_doubtful = cast("tuple[int, list[list[bytes | None]], int]", reply)
-        return Recovered(num_requeued, [ClaimedJob.read(job, now) for job in struck_out], num_doubtful)
+        num_struck, num_excused, struck_out, num_doubtful = cast(
+            "tuple[int, int, list[list[bytes | None]], int]", reply
+        )
+        return Recovered(num_struck, num_excused, [ClaimedJob.read(job, now) for job in struck_out], num_doubtful)
 
-    def abandon(self, worker_name: str, now: float, *, has_died: bool = True) -> list[str]:
+    def abandon(self, worker_name: str, now: float, *, has_died: bool = True, is_seen: bool = True) -> list[str]:
         """End the leases of all jobs of a worker, for it is gone. If it has died, the next `recover_expired`,
         anybody's, takes its jobs; if it has ended in peace, they are back in their queues. Returns their ids. A worker
-        that lives after all registers again with its next beat."""
-        parameters: dict[str, Any] = {"queues": self._queues, "dead": worker_name, "has_died": has_died}
+        that lives after all registers again with its next beat.
+
+        Args:
+            is_seen: whether somebody saw how it ended; else Redis's own refusals are an excuse.
+        """
+        parameters: dict[str, Any] = {"queues": self._queues, "dead": worker_name}
+        parameters |= {"has_died": has_died, "is_seen": is_seen}
         jobs = cast("list[bytes]", self._abandon(args=self._args(now, **parameters)))
         return [job.decode(errors="replace") for job in jobs]
 
@@ -221,9 +233,23 @@ class JobStore:
         run the failure callbacks that jobs name; `recover_expired` does that work."""
         for name in self._queues:
             queue = self._queue(name)
-            for registry in (FinishedJobRegistry, FailedJobRegistry, ReadyJobRegistry):
-                registry(queue=queue, job_class=Job, serializer=JSONSerializer).cleanup()
-            clean_worker_registry(queue)
+            for registry_class in (FinishedJobRegistry, FailedJobRegistry, ReadyJobRegistry):
+                registry = registry_class(queue=queue, job_class=Job, serializer=JSONSerializer)
+                try:
+                    registry.cleanup()
+                except UnicodeDecodeError as error:
+                    logger.warning("RQ can't clean %s, where a stranger put what is no text: %s", registry.key, error)
+            self._clean_workers(WORKERS_BY_QUEUE_KEY % name)
+
+    def _clean_workers(self, workers_key: str) -> None:
+        """Strike those without an entry off a list of workers. RQ's own function ends on a name that is no text."""
+        listed = sorted(cast("set[bytes]", self._redis.smembers(workers_key)))
+        with self._redis.pipeline(transaction=False) as pipe:
+            for key in listed:
+                pipe.exists(key)
+            are_there = pipe.execute()
+        if gone := [key for key, is_there in zip(listed, are_there, strict=True) if not is_there]:
+            self._redis.srem(workers_key, *gone)
 
     def _args(self, now: float, **parameters: Any) -> list[str | bytes]:
         moment = datetime.fromtimestamp(now, UTC)

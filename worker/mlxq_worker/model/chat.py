@@ -27,6 +27,7 @@ from mlxq_worker.model.chat_shape import (
     marked_names,
     marked_tools,
     shaped,
+    shaped_tools,
     with_kimi_ids,
 )
 from mlxq_worker.model.tokenizer import Tokenizer
@@ -117,7 +118,7 @@ def render(
         text = str(
             tokenizer.apply_chat_template(
                 _with_thinking(shaped(messages, shape, tools), tokenizer),
-                tools=list(tools) if tools else ([] if shape.listed_tools else None),
+                tools=shaped_tools(tools, shape) if tools else ([] if shape.listed_tools else None),
                 add_generation_prompt=add_generation_prompt,
                 tokenize=False,
                 **kwargs,
@@ -272,7 +273,8 @@ class ChatRenderer:
         shapes = [
             shape
             for shape in SHAPES
-            if (has_calls or not (shape.text_arguments or shape.short_ids)) and (has_tools or not shape.system_tools)
+            if (has_calls or not (shape.text_arguments or shape.short_ids))
+            and (has_tools or not (shape.system_tools or shape.full_tools))
         ]
         if self._id_style == "nine":  # the ids that such a model has seen
             return sorted(shapes, key=lambda shape: not shape.short_ids)

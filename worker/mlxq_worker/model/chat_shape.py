@@ -32,6 +32,7 @@ class Shape:
         listed_tools: without tools there is an empty list of them, not none.
         short_ids: ids of calls are nine letters and digits.
         system_tools: tools stand in the system message too, which is added if there is none.
+        full_tools: a tool without parameters has some, an object of none.
     """
 
     text_arguments: bool = False
@@ -40,6 +41,7 @@ class Shape:
     listed_tools: bool = False
     short_ids: bool = False
     system_tools: bool = False
+    full_tools: bool = False
 
 
 USUAL = Shape()
@@ -56,6 +58,8 @@ SHAPES = (
     Shape(listed_tools=True, text_arguments=True),
     Shape(system_tools=True),
     Shape(system_tools=True, text_arguments=True),
+    Shape(full_tools=True),
+    Shape(full_tools=True, text_arguments=True),
 )
 """In the order in which they are tried."""
 
@@ -67,6 +71,16 @@ def shaped(
     if shape.system_tools and tools:
         messages = _with_system_tools(messages, tools)
     return [_shaped(message, shape) for message in messages]
+
+
+def shaped_tools(tools: Sequence[dict[str, Any]], shape: Shape) -> list[dict[str, Any]]:
+    """The tools as templates of this shape want them."""
+    return [_full(tool) for tool in tools] if shape.full_tools else list(tools)
+
+
+def _full(tool: dict[str, Any]) -> dict[str, Any]:
+    parameters = tool["function"].get("parameters") or {"type": "object", "properties": {}}
+    return {**tool, "function": {**tool["function"], "parameters": parameters}}
 
 
 def _with_system_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
@@ -160,6 +174,10 @@ class Mark:
     text: str
 
 
+_MARK = re.compile(r"mlxq(?:text|name|value)[0-9x]+end")
+"""Found in one pass: a conversation may have as many as there is room for."""
+
+
 @dataclass(frozen=True, slots=True)
 class MarkedChat:
     """A conversation of the same form, in which every part is a text that stands nowhere else."""
@@ -174,7 +192,7 @@ class MarkedChat:
 
     def dropped_from(self, text: str) -> list[str]:
         """The params of what a rendering of it lacks."""
-        shown = text.lower()  # a template may write all in lower case
+        shown = set(_MARK.findall(text.lower()))  # a template may write all in lower case
         return [mark.param for mark in self.marks if mark.text.lower() not in shown]
 
 
@@ -208,6 +226,10 @@ def _marked_call(call: Any, param: str, place: str) -> tuple[Any, tuple[Mark, ..
         return call, ()
     name, value = f"mlxqName{place}End", f"mlxqValue{place}End"
     marked = {**call, "function": {**function, "name": name, "arguments": json.dumps({MARKED_KEY: value})}}
+    if isinstance(call_id := call.get("id"), str) and function.get("name"):
+        marked["id"] = call_id.replace(
+            f"functions.{function['name']}:", f"functions.{name}:"
+        )  # where Kimi's names stand
     return marked, (Mark(param, name), Mark(param, value))
 
 

@@ -7,21 +7,20 @@ model. Knows nothing of requests or batches.
 
 from __future__ import annotations
 
-import importlib
-import json
 import logging
-import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mlxq.errors import ModelError
 from mlxq_worker.blas import preload_openblas
-from mlxq_worker.model.config_words import in_mlx_lm_words
+from mlxq_worker.model.config_json.build import build, config_overrides, untagged, window_not_kept
+from mlxq_worker.model.config_json.rope_check import check_scaling
 from mlxq_worker.model.eos import EosSet, resolve_eos
-from mlxq_worker.model.python_template import use_python_template
+from mlxq_worker.model.json_file import read_object
+from mlxq_worker.model.load_tokenizer import load_tokenizer
 from mlxq_worker.model.safetensors import WEIGHT_FILES
 from mlxq_worker.model.tokenizer import Tokenizer
 
@@ -36,9 +35,6 @@ _CONTEXT_LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_sequenc
 _LARGEST_STATED_LENGTH = 10**9
 
 logger = logging.getLogger("rq.worker")
-
-_TOKENIZED_SAMPLE = "The quick-brown Fox's 12345 jumps,  over\n\tthe lazy dog. École 北京 🌧 don't I'LL x=1;y+=2 "
-"""A bit of everything that tokenizers split in ways of their own."""
 
 _REPOSITORY_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
 _DESCRIPTION_FILES = ("*.json", "*.jsonl", "*.txt", "*.jinja", "tokenizer.model", "*.tiktoken")
@@ -174,8 +170,8 @@ def _download(repository: str, patterns: Sequence[str]) -> Path:
 def _describe(location: _Location, extra_eos_tokens: Sequence[int | str], allow_no_eos: bool) -> DescribedModel:
     config = _read_config(location.path)
     generation_file = location.path / "generation_config.json"
-    generation_config = _read_object(generation_file) if generation_file.exists() else {}
-    tokenizer = _load_tokenizer(location.path, config)
+    generation_config = read_object(generation_file) if generation_file.exists() else {}
+    tokenizer = load_tokenizer(location.path, config)
     vocab_size = vocab_size_of(config, tokenizer)
     eos = resolve_eos(
         tokenizer,
@@ -201,7 +197,7 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     file = path / "config.json"
     if not file.exists():
         raise ModelError(f"{path} has no config.json: it is not a model in Hugging Face layout")
-    config = _read_object(file)
+    config = read_object(file, object_hook=untagged)
     if not isinstance(config.get("model_type"), str):
         raise ModelError(f"{file} does not say which model_type this is")
     if config.get("model_file") is not None:
@@ -209,90 +205,26 @@ def _read_config(path: Path) -> Mapping[str, Any]:
     return config
 
 
-def _read_object(file: Path) -> Mapping[str, Any]:
-    try:
-        value = json.loads(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{file} can't be read as JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ModelError(f"{file} must hold a JSON object")
-    return value
-
-
-def _load_tokenizer(path: Path, config: Mapping[str, Any]) -> Tokenizer:
-    # mlx-lm's loader gives the same tokenizer inside a wrapper, but imports mlx and replaces EOS ids.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it would advise to install PyTorch
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(
-            path, config=_config_for_tokenizer(config), trust_remote_code=False
-        )
-    except Exception as error:  # the tokenizers library raises bare Exceptions on a damaged file
-        if not (path / "tokenizer.json").exists():  # what transformers says then is about packages
-            raise ModelError(f"{path} has no tokenizer.json, and no other tokenizer that can be loaded") from error
-        raise ModelError(f"the tokenizer in {path} can't be loaded: {error}") from error
-    use_python_template(tokenizer)
-    _add_processor_template(tokenizer, path)
-    _warn_of_tokenizer_class(tokenizer, path)
-    return tokenizer
-
-
-def _add_processor_template(tokenizer: Any, path: Path) -> None:
-    """The template of chat_template.json, where processors keep it: a tokenizer doesn't look there."""
-    file = path / "chat_template.json"
-    if tokenizer.chat_template is not None or not file.exists():
-        return
-    template = _read_object(file).get("chat_template")
-    if not isinstance(template, str):
-        raise ModelError(f"{file} must hold a text under chat_template")
-    tokenizer.chat_template = template
-
-
-def _warn_of_tokenizer_class(tokenizer: Any, path: Path) -> None:
-    """A class of transformers may lay rules of its own over tokenizer.json: splitting of words, a normalizer, added
-    tokens. The texts that it makes of the same words then differ from those that the model was trained on."""
-    from tokenizers import Tokenizer as RawTokenizer
-
-    file = path / "tokenizer.json"
-    if not file.exists():
-        return
-    try:
-        raw = RawTokenizer.from_file(str(file))
-    except Exception as error:  # the library raises bare Exceptions
-        raise ModelError(f"the tokenizer in {path} can't be loaded: {error}") from error
-    sample = _TOKENIZED_SAMPLE
-    if raw.encode(sample, add_special_tokens=False).ids != tokenizer.encode(sample, add_special_tokens=False):
-        logger.warning(
-            "transformers' %s reads texts otherwise than %s says: if that is not meant, set tokenizer_class in"
-            " tokenizer_config.json to PreTrainedTokenizerFast",
-            type(tokenizer).__name__,
-            file,
-        )
-
-
-def _config_for_tokenizer(config: Mapping[str, Any]) -> Any:
-    """What transformers chooses the tokenizer's class by. From the model's type alone: given the whole file, it
-    refuses fields that it does not like, an EOS that is a text or a nested list among them."""
-    from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
-
-    model_type = config["model_type"]
-    known = model_type in CONFIG_MAPPING  # mlx-lm has architectures that transformers has not
-    chosen = AutoConfig.for_model(model_type) if known else PreTrainedConfig()
-    chosen.tokenizer_class = config.get("tokenizer_class")
-    return chosen
-
-
 def _build(described: DescribedModel) -> Any:
     """The model with weights that are read when they are first used."""
     preload_openblas()
     from mlx_lm.utils import load_model as load_lazily
 
-    said = config_overrides(described.config)
     try:
+        said = config_overrides(described.config)
         model, _config = load_lazily(described.path, lazy=True, model_config=said)
+        check_scaling(model, {**described.config, **said}, build)
+    except ModelError:
+        raise
     except Exception as error:  # a wrong config fails anywhere inside the model's own code
         raise _cannot_load(described, error) from error
+    window = window_not_kept(described.config)
+    if window is not None and window < described.context_length:
+        logger.warning(
+            "config.json states a sliding window of %d tokens, but mlx-lm attends to everything for this model: longer"
+            " sequences get other answers than it was trained to give",
+            window,
+        )
     return model
 
 
@@ -308,33 +240,3 @@ def _read_weights(loaded: LoadedModel) -> None:
 def _cannot_load(described: DescribedModel, error: Exception) -> ModelError:
     kind = described.config["model_type"]
     return ModelError(f"mlx-lm can't load the {kind} model in {described.path}: {error}")
-
-
-def config_overrides(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What is laid over config.json for mlx-lm, which doesn't know all of transformers 5's words. Imports mlx.
-
-    Raises:
-        ModelError: it says something that mlx-lm's architecture has no word for.
-    """
-    words = _words_of(config.get("model_type"))
-    said = in_mlx_lm_words(config, words) if words else {}
-    text = config.get("text_config")
-    if not isinstance(text, Mapping):
-        return said
-    # Of the text model by itself if mlx-lm has that, else of the whole.
-    inner = _words_of(text.get("model_type")) or words
-    more = in_mlx_lm_words(text, inner, "config.json: text_config") if inner else {}
-    return {**said, "text_config": {**text, **more}} if more else said
-
-
-def _words_of(model_type: object) -> frozenset[str]:
-    """The keys that mlx-lm reads of an architecture's config; nothing if it has none of this name."""
-    from mlx_lm.utils import MODEL_REMAPPING
-
-    name = MODEL_REMAPPING.get(model_type, model_type) if isinstance(model_type, str) else ""
-    try:
-        module = importlib.import_module(f"mlx_lm.models.{name}")
-    except ImportError:
-        return frozenset()
-    classes = [getattr(module, each, None) for each in ("ModelArgs", "TextArgs", "TextConfig", "TextModelArgs")]
-    return frozenset(field.name for each in classes if is_dataclass(each) for field in fields(each))

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import struct
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mlxq.errors import ModelError
 
@@ -29,7 +32,26 @@ def weights_bytes(folder: Path) -> int:
     return sum(map(_data_bytes, files))
 
 
+def main_dtype(folder: Path) -> str | None:
+    """The type in which most bytes of the weights are stored, in the format's words such as ``BF16``; of packed
+    quantised weights it is that of their words, ``U32``. `None` if there are no weights.
+
+    Raises:
+        ModelError: a file's header can't be read.
+    """
+    num_bytes = Counter[str]()
+    for file in folder.glob(WEIGHT_FILES):
+        for entry in _tensors(file):
+            num_bytes[str(entry["dtype"])] += int(entry["data_offsets"][1]) - int(entry["data_offsets"][0])
+    return num_bytes.most_common(1)[0][0] if num_bytes else None
+
+
 def _data_bytes(file: Path) -> int:
+    return max((int(entry["data_offsets"][1]) for entry in _tensors(file)), default=0)
+
+
+def _tensors(file: Path) -> list[Mapping[str, Any]]:
+    """The entries of a file's header."""
     try:
         with file.open("rb") as stream:
             (header_bytes,) = struct.unpack("<Q", stream.read(8))
@@ -39,7 +61,9 @@ def _data_bytes(file: Path) -> int:
             if len(text) < header_bytes:
                 raise ValueError("its header is cut off")
             header = json.loads(text)
-        tensors = (entry for name, entry in header.items() if name != "__metadata__")
-        return max((int(entry["data_offsets"][1]) for entry in tensors), default=0)
+        tensors = [entry for name, entry in header.items() if name != "__metadata__"]
+        for entry in tensors:
+            int(entry["data_offsets"][0]), int(entry["data_offsets"][1]), str(entry["dtype"])
     except (OSError, struct.error, ValueError, AttributeError, TypeError, LookupError) as error:
         raise ModelError(f"{file} is not a safetensors file, or a part of one: {error}") from error
+    return tensors

@@ -14,14 +14,12 @@ from collections.abc import Callable
 from types import FrameType
 
 from mlxq_worker.supervision.dead_workers import DeadWorkers
+from mlxq_worker.supervision.totals import Totals
 from mlxq_worker.supervision.worker_process import WorkerProcess
-from mlxq_worker.timing import Every
 
 logger = logging.getLogger("mlxq.supervisor")
 
 POLL_S = 0.1
-LOOK_S = 10.0
-"""Between two looks for dead workers of this host."""
 STOP_MARGIN_S = 20.0
 """Beyond the grace period, for writing what has ended to a slow Redis. A worker that still lives then hangs."""
 
@@ -32,16 +30,19 @@ class Supervisor:
     Args:
         process: not started yet; whoever gives it ends it.
         grace_s: how long the worker may take to stop after the first signal.
+        totals: hears that we look around; `None` if nobody watches us.
     """
 
-    def __init__(self, process: WorkerProcess, dead_workers: DeadWorkers, grace_s: float) -> None:
+    def __init__(
+        self, process: WorkerProcess, dead_workers: DeadWorkers, grace_s: float, totals: Totals | None = None
+    ) -> None:
         self._process = process
         self._dead_workers = dead_workers
         self._grace_s = grace_s
+        self._totals = totals
         self._num_signals = 0
         self._num_passed_on = 0
         self._deadline = float("inf")
-        self._look_timer = Every(LOOK_S)
 
     def run(self, sleep: Callable[[float], object] = time.sleep) -> None:
         """Returns once the worker has ended in peace, or was asked to end.
@@ -59,10 +60,11 @@ class Supervisor:
 
     def turn(self, now: float) -> bool:
         """One iteration; returns whether there is nothing more to look after."""
+        if self._totals is not None:
+            self._totals.turned()
         if self._num_signals:
             return self._stop(now)
-        if self._look_timer.is_due(now):
-            self._dead_workers.release_silent()
+        self._dead_workers.release_if_due(now)
         return self._process.check(now)
 
     def request_stop(self) -> None:

@@ -20,8 +20,10 @@ from uuid import uuid4
 
 from mlxq.errors import WorkerFailed
 from mlxq_worker import exits
+from mlxq_worker.metrics.report import ReportReader
 from mlxq_worker.processes import end_process
 from mlxq_worker.supervision.restarts import Restarts
+from mlxq_worker.supervision.totals import RestartReason, Totals
 
 STOP_TIMEOUT_S = 15.0
 SHOWN_LINES = 10
@@ -49,14 +51,23 @@ class Life:
         command: what to run.
         variables: laid over this process's environment.
         output: where it writes, standard error included.
+        totals: hears its figures; `None` if nobody wants them.
     """
 
-    def __init__(self, command: Sequence[str], variables: Mapping[str, str], output: IO[bytes] | IO[str]) -> None:
+    def __init__(
+        self, command: Sequence[str], variables: Mapping[str, str], output: IO[bytes] | IO[str], totals: Totals | None
+    ) -> None:
         self.name = uuid4().hex
         self.ready_at: float | None = None
         self._ready_pipe, ready_fd = os.pipe()
         os.set_blocking(self._ready_pipe, False)
+        self._totals = totals
+        self._reports = ReportReader() if totals is not None else None
         supervision = {"MLXQ_PARENT_PID": str(os.getpid()), "MLXQ_NAME": self.name, "MLXQ_READY_FD": str(ready_fd)}
+        passed = [ready_fd]
+        if self._reports is not None:
+            passed.append(self._reports.writer_fd)
+            supervision["MLXQ_REPORTS_FD"] = str(self._reports.writer_fd)
         try:
             self.process = subprocess.Popen(
                 command,
@@ -64,21 +75,29 @@ class Life:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                pass_fds=(ready_fd,),
+                pass_fds=passed,
                 start_new_session=True,  # a terminal's Ctrl-C is ours to pass on, once
             )
         finally:
-            os.close(ready_fd)
+            for fd in passed:
+                os.close(fd)
 
     def look(self, now: float) -> int | None:
         """Its exit code once it has ended; notes when it is ready."""
         code = self.process.poll()
         if self.ready_at is None and self._says_ready():
             self.ready_at = now
+        if self._totals is not None and self._reports is not None:
+            self._totals.is_up(code is None and self.ready_at is not None)
+            if report := self._reports.read():
+                self._totals.reported(report)
         return code
 
     def close(self) -> None:
         os.close(self._ready_pipe)
+        if self._totals is not None and self._reports is not None:
+            self._reports.close()
+            self._totals.ended()
 
     def _says_ready(self) -> bool:
         try:
@@ -98,6 +117,7 @@ class WorkerProcess:
         on_end: called whenever a process that may have claimed jobs has ended, with the worker's name in Redis and
             whether it has died: then it was not asked to end, or didn't do so by itself.
         stop_timeout_s: how long `stop` waits before it kills.
+        totals: what its figures add up to; `None` if nobody wants them.
     """
 
     def __init__(
@@ -109,6 +129,7 @@ class WorkerProcess:
         tell: Callable[[str], object],
         on_end: Callable[[str, bool], object],
         stop_timeout_s: float = STOP_TIMEOUT_S,
+        totals: Totals | None = None,
     ) -> None:
         self._command = list(command)
         self._variables = dict(variables)
@@ -117,6 +138,7 @@ class WorkerProcess:
         self._tell = tell
         self._on_end = on_end
         self._stop_timeout_s = stop_timeout_s
+        self._totals = totals
         self._life: Life | None = None
         self._restarts = Restarts()
         self._was_ready = False
@@ -178,7 +200,7 @@ class WorkerProcess:
         if self._log is not None:
             self._log.seek(0)
             self._log.truncate()  # what the one before wrote must not pass for this one's last words
-        self._life = Life(self._command, self._variables, sys.stderr if self._log is None else self._log)
+        self._life = Life(self._command, self._variables, sys.stderr if self._log is None else self._log, self._totals)
 
     def _close(self, life: Life, now: float) -> None:
         life.look(now)
@@ -191,6 +213,7 @@ class WorkerProcess:
         self._was_ready |= life.ready_at is not None
         self._close(life, now)
         if code == exits.START_AGAIN:
+            self._count_restart("recycled")
             return False
         if code in (exits.USAGE, exits.GAVE_UP) or (code in exits.WAITS and not self._was_ready):
             gave_up = WorkerFoundNoRedis if code == exits.NO_REDIS else WorkerGaveUp
@@ -202,8 +225,13 @@ class WorkerProcess:
         pause_s = self._restarts.pause_s(ready_s, death)
         self._start_at = now + pause_s
         if code != exits.DONE:
+            self._count_restart("no_redis" if code in exits.WAITS else "died")
             self._tell(f"A worker ended with {_named(code)} and is started again; what it had in hand is done again.")
         return code == exits.DONE
+
+    def _count_restart(self, reason: RestartReason) -> None:
+        if self._totals is not None:
+            self._totals.restarts(reason)
 
     def _reason(self, code: int) -> str:
         return self._last_words().rpartition(ERROR)[2].strip() or f"it ended with {_named(code)}, and has said why"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from mlxq.contract import FINISH_REASONS, FinishReason, Request, StopDetails, ToolCall
 from mlxq_worker.dialects.calls import Offered
 from mlxq_worker.dialects.families.harmony import call_of, messages
-from mlxq_worker.dialects.reasoning import ReasonedAnswer, split_reasoning, unwrapped
+from mlxq_worker.dialects.reasoning import ReasonedAnswer, split_reasoning, unclosed_thought, unwrapped
 from mlxq_worker.dialects.tool_calls import ToolAnswer, as_tool_calls, begins_call, split_answer, without_specials
 from mlxq_worker.dialects.tool_format import ToolFormat
 from mlxq_worker.engine.api import Decode, RowResult, RowSpec
@@ -69,7 +69,7 @@ class AnswerReader:
         if self._tool_format is None or not _may_call(request):
             return bare
         if finish_reason == "stop":
-            return self._with_calls(request, bare, parts, ids, details, self._tool_format)
+            return self._with_calls(request, spec, bare, parts, ids, details, self._tool_format)
         raw = self._raw(parts.token_ids)
         is_cut_call = finish_reason == "length" and begins_call(raw, self._tool_format)
         return replace(bare, text=raw) if is_cut_call else bare
@@ -77,6 +77,7 @@ class AnswerReader:
     def _with_calls(
         self,
         request: Request,
+        spec: RowSpec,
         bare: AnswerParts,
         parts: ReasonedAnswer,
         ids: Sequence[int],
@@ -88,30 +89,8 @@ class AnswerReader:
             return replace(bare, text=answer.text, finish_reason="tool_calls", tool_calls=answer.calls)
         if parts.reasoning is None or parts.token_ids or parts.num_tokens != len(ids):
             return bare
-        return self._with_calls_of_thought(request, bare, ids, tool_format) or bare
-
-    def _with_calls_of_thought(
-        self, request: Request, bare: AnswerParts, ids: Sequence[int], tool_format: ToolFormat
-    ) -> AnswerParts | None:
-        """The calls in a thought that the model never closed: the first of them ends it."""
-        raw = self._raw(ids)
-        pieces = tool_format.pieces(raw, request.tools or ())
-        first = next((index for index, piece in enumerate(pieces) if piece.calls), None)
-        answer = _calls(raw, request, tool_format)
-        if first is None or answer is None:
-            return None
-        before = without_specials("".join(piece.text for piece in pieces[:first]), tool_format)
-        behind = without_specials("".join(piece.text for piece in pieces[first:]), tool_format)
-        thought = bare.reasoning_content or ""
-        # The raw text has the start marker where that is no special token, and the thought has not.
-        opened = before.find(thought[:32]) if thought else 0
-        return replace(
-            bare,
-            text=behind.strip(),
-            finish_reason="tool_calls",
-            tool_calls=answer.calls,
-            reasoning_content=before[max(0, opened) :].strip("\n"),
-        )
+        thought = unclosed_thought(spec.reasoning, ids, self._raw)
+        return _with_calls_of_thought(request, bare, thought, tool_format) or bare
 
     def _read_channels(
         self, request: Request, ids: Sequence[int], details: StopDetails, tool_format: ToolFormat
@@ -152,6 +131,26 @@ class AnswerReader:
     def _raw(self, token_ids: Sequence[int]) -> str:
         """The text with its special tokens."""
         return self._tokenizer.decode(list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def _with_calls_of_thought(
+    request: Request, bare: AnswerParts, thought: str, tool_format: ToolFormat
+) -> AnswerParts | None:
+    """The calls in a thought that the model never closed: the first of them ends it."""
+    pieces = tool_format.pieces(thought, request.tools or ())
+    first = next((index for index, piece in enumerate(pieces) if piece.calls), None)
+    answer = _calls(thought, request, tool_format)
+    if first is None or answer is None:
+        return None
+    before = without_specials("".join(piece.text for piece in pieces[:first]), tool_format)
+    behind = without_specials("".join(piece.text for piece in pieces[first:]), tool_format)
+    return replace(
+        bare,
+        text=behind.strip(),
+        finish_reason="tool_calls",
+        tool_calls=answer.calls,
+        reasoning_content=before.strip("\n"),
+    )
 
 
 def _may_call(request: Request) -> bool:

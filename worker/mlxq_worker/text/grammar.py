@@ -196,11 +196,5 @@ def _strict_calls(request: Request, tools: Sequence[dict[str, Any]], tool_format
     if first is None:
         return None
     param = f"tools[{first}].function.strict"
-    if not tool_format.can_be_told_from_text:
-        raise RequestError(
-            f"{param} can't be honoured where calls are this model's choice: leave it out, or demand a call",
-            param=param,
-            code="unsupported",
-        )
-    source = f"{tool_format.text_or_calls(_CALLS)}\n{_forced_calls(request, tool_format)}"
+    source = tool_format.amid_text(tools, name=_CALLS, several=request.tool_choice.parallel, param=param)
     return Grammar(source, param, "invalid_schema", _probes_of_tools(request))

@@ -84,6 +84,9 @@ class PromptReader:
                 code="no_chat_template",
             )
         self._check_effort(request)
+        # Each has a token at least, and a million of them take minutes to render.
+        if len(request.messages or ()) >= self._context_length:
+            raise self._too_long("messages", f"more than {self._context_length}")
         return self._chats.render(
             request.messages or (),
             tools=request.tools,

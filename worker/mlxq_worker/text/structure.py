@@ -7,6 +7,7 @@ no arrays but the masks.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -27,6 +28,8 @@ from mlxq_worker.text.grammar_trial import GrammarTrial
 if TYPE_CHECKING:  # it takes a second to import, which only a worker with such requests spends
     from llguidance import LLMatcher, LLTokenizer
 
+_TOKEN = re.compile(r"<\[(\d+)\]>")
+"""A token by its id, as grammars of calls have them."""
 _CACHED_GRAMMARS = 64
 _CACHED_CHARS = 512 * 1024
 """Of the sources of all cached grammars: compiled, a large one takes about a thousand times its length."""
@@ -90,8 +93,10 @@ class StructureCompiler:
             )
         if request.structure and request.structure.kind == "grammar":
             self._check_tokens(grammar, end_ids | self._eos_ids)
+        if request.tools:
+            self._check_calls(grammar, end_ids | self._eos_ids)
         state = ReasoningState(reasoning) if reasoning else None
-        return GrammarConstraint(self._matcher(grammar).deep_copy(), self._masks.bits(end_ids), state, self._masks)
+        return GrammarConstraint(self._matcher(grammar), self._masks.bits(end_ids), state, self._masks)
 
     def _check_tokens(self, grammar: Grammar, end_ids: frozenset[int]) -> None:
         """
@@ -103,6 +108,21 @@ class StructureCompiler:
                 raise grammar.error(
                     f"{name} ends the answer wherever it comes: leave it out, an answer ends where the grammar does"
                 )
+
+    def _check_calls(self, grammar: Grammar, end_ids: frozenset[int]) -> None:
+        """
+        Raises:
+            RequestError: the model writes a token in its calls that ends the row, which so could never be completed.
+        """
+        ends = end_ids.intersection(map(int, _TOKEN.findall(grammar.source)))
+        if ends:
+            token = self._tokenizer.decode([min(ends)], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            raise RequestError(
+                f"this model writes {token} in its calls, which ends its answers too, so {grammar.param} can't be kept"
+                " to: use tool_choice auto",
+                param=grammar.param,
+                code="unsupported",
+            )
 
     def _matcher(self, grammar: Grammar) -> LLMatcher:
         """The start state of a grammar, from the cache if it is there.
@@ -154,12 +174,14 @@ class StructureCompiler:
 class GrammarConstraint:
     """The state of one row's grammar, behind its reasoning part if it may have one. See `Constraint`."""
 
-    __slots__ = ("_end_words", "_matcher", "_reasoning", "batch")
+    __slots__ = ("_end_words", "_is_refuted", "_matcher", "_reasoning", "_start", "batch")
 
     def __init__(
         self, matcher: LLMatcher, end_words: Words, reasoning: ReasoningState | None, batch: GrammarMasks
     ) -> None:
-        self._matcher = matcher
+        self._start = matcher
+        self._matcher = matcher.deep_copy()
+        self._is_refuted = False
         self._end_words = end_words  # (W,)
         self._reasoning = reasoning
         self.batch = batch
@@ -170,14 +192,24 @@ class GrammarConstraint:
         return masks.astype("<u4").tobytes()
 
     def advance(self, token_id: int) -> None:
-        if self._reasoning is None or not self._is_thought(self._reasoning, token_id):
+        if self._reasoning is None:
+            self._matcher.consume_token(token_id)
+            return
+        was_starting = self._reasoning.is_starting
+        is_thought = self._reasoning.push(token_id)
+        if was_starting:
+            self._advance_start(token_id)
+        elif not is_thought:
             self._matcher.consume_token(token_id)
 
-    @staticmethod
-    def _is_thought(reasoning: ReasoningState, token_id: int) -> bool:
-        """A blank before anything else is the grammar's, which has allowed it."""
-        awaited = reasoning.awaits_start
-        return reasoning.push(token_id) and not (awaited and reasoning.awaits_start)
+    def _advance_start(self, token_id: int) -> None:
+        """What may still become the start of a thought, blanks or a part of its marker, may be the answer's too."""
+        if self._reasoning and self._reasoning.is_inside:
+            self._matcher, self._is_refuted = self._start.deep_copy(), False
+        elif not self._is_refuted and self._matcher.validate_tokens([token_id]) == 1:
+            self._matcher.consume_token(token_id)
+        else:
+            self._is_refuted = True
 
     @property
     def is_complete(self) -> bool:
@@ -196,11 +228,10 @@ class GrammarConstraint:
             words[:] = 0
         elif self._matcher.is_accepting():
             words |= self._end_words
-        if self._reasoning and (start_ids := self._reasoning.next_start_ids):
-            if self._reasoning.is_in_start_marker:  # a marker that has begun goes on
-                words[:] = 0
-            for start_id in start_ids:
-                words[start_id // 32] |= np.uint32(1 << start_id % 32)
+        if self._is_refuted:  # nothing but a thought begins so
+            words[:] = 0
+        for start_id in self._reasoning.next_start_ids if self._reasoning else ():
+            words[start_id // 32] |= np.uint32(1 << start_id % 32)
 
 
 class GrammarMasks:

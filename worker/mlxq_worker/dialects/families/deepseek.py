@@ -1,12 +1,13 @@
-"""DeepSeek: V3 and R1 write arguments in a fence of JSON, V3.1 as they are, V3.2 and V4 between tags."""
+"""DeepSeek: V3 and R1 write arguments in a fence of JSON, V3.1 as they are, V3.2 and V4 between tags, as
+GigaChat 3.5 does under another name."""
 
 from __future__ import annotations
 
 import re
 
 from mlxq_worker.dialects.calls import Call, CallSyntax, Found, Offered, skip
-from mlxq_worker.dialects.dialect import Dialect, Sign, as_json
-from mlxq_worker.dialects.forcing import ForcedSyntax
+from mlxq_worker.dialects.dialect import Dialect, Sign
+from mlxq_worker.dialects.forcing import ForcedSyntax, TagArguments
 from mlxq_worker.dialects.json_calls import as_object, value_at
 from mlxq_worker.dialects.xml_calls import XmlSyntax
 
@@ -33,7 +34,7 @@ def _read(text: str, position: int, offered: Offered) -> Found | None:
     return Found(tuple(calls), skip(text, position, _SECTION_END)) if calls else None
 
 
-_SYNTAX = CallSyntax(opener=re.compile(f"{_BEGIN_ALL}|{_BEGIN}"), read=_read, marker=_BEGIN_ALL)
+_SYNTAX = CallSyntax(opener=re.compile(f"{_BEGIN_ALL}|{_BEGIN}"), read=_read, marker=_BEGIN_ALL, openers=(_BEGIN,))
 
 DEEPSEEK_V3 = Dialect(
     name="deepseek_v3",
@@ -63,40 +64,45 @@ DEEPSEEK_V31 = Dialect(
     ),
 )
 
-_D = "｜DSML｜"
 
-
-def _dsml(section: str) -> XmlSyntax:
-    return XmlSyntax(
-        begin=rf"<{_D}{section}>",
-        end=rf"</{_D}{section}>",
-        call=rf'<{_D}invoke\s+name="(?P<name>[^"]+)"\s*/?>',
-        call_end=rf"</{_D}invoke>",
-        parameter=rf'<{_D}parameter\s+name="(?P<key>[^"]+)"(?:\s+string="(?P<string>true|false)")?\s*>',
-        value_end=f"</{_D}parameter>",
-        marker=f"<{_D}{section}>",
+def _tagged(name: str, mark: str, section: str, *, aliases: tuple[str, ...] = (), spoken_by: str) -> Dialect:
+    """Calls and values in tags with a mark, which say of each value whether it is a text."""
+    syntax = XmlSyntax(
+        begin=rf"<{mark}{section}>",
+        end=rf"</{mark}{section}>",
+        call=rf'<{mark}invoke\s+name="(?P<name>[^"]+)"\s*/?>',
+        call_end=rf"</{mark}invoke>",
+        parameter=rf'<{mark}parameter\s+name="(?P<key>[^"]+)"(?:\s+string="(?P<string>true|false)")?\s*>',
+        value_end=f"</{mark}parameter>",
+        marker=f"<{mark}{section}>",
+        openers=(rf"<{mark}invoke\s",),
     )
-
-
-def _written(section: str) -> Dialect:
-    def one(call: Call) -> str:
-        values = (
-            f'<{_D}parameter name="{key}" string="{"true" if isinstance(value, str) else "false"}">'
-            f"{value if isinstance(value, str) else as_json(value)}</{_D}parameter>\n"
-            for key, value in call.arguments.items()
-        )
-        return f'<{_D}invoke name="{call.name}">\n{"".join(values)}</{_D}invoke>\n'
-
-    is_v4 = section == "tool_calls"
     return Dialect(
-        name="deepseek_v4" if is_v4 else "deepseek_v32",
-        aliases=("deepseekv4", "deepseek_v41") if is_v4 else ("deepseekv32",),
-        spoken_by="DeepSeek V4" if is_v4 else "DeepSeek V3.2",
-        signs=(Sign(template=(_D, section)),),
-        syntax=_dsml(section).syntax(),
-        writes=lambda calls: f"<{_D}{section}>\n{''.join(map(one, calls))}</{_D}{section}>",
+        name=name,
+        aliases=aliases,
+        spoken_by=spoken_by,
+        signs=(Sign(template=(mark, section)),),
+        syntax=syntax.syntax(),
+        forced=ForcedSyntax(
+            before_all=f"<{mark}{section}>\n",
+            before=f'<{mark}invoke name="{{name}}">\n',
+            after=f"</{mark}invoke>\n",
+            after_all=f"</{mark}{section}>",
+            between="",
+            tags=TagArguments(
+                before=f'<{mark}parameter name="{{key}}" string="true">',
+                before_other=f'<{mark}parameter name="{{key}}" string="false">',
+                after=f"</{mark}parameter>\n",
+                closing=f"</{mark}parameter>",
+                keys=r'[^"\n]+',
+            ),
+        ),
     )
 
 
-DEEPSEEK_V32 = _written("function_calls")
-DEEPSEEK_V4 = _written("tool_calls")
+_DSML, _GCML = "｜DSML｜", "｜GCML｜"
+DEEPSEEK_V32 = _tagged("deepseek_v32", _DSML, "function_calls", aliases=("deepseekv32",), spoken_by="DeepSeek V3.2")
+DEEPSEEK_V4 = _tagged(
+    "deepseek_v4", _DSML, "tool_calls", aliases=("deepseekv4", "deepseek_v41"), spoken_by="DeepSeek V4"
+)
+GIGACHAT35 = _tagged("gigachat35", _GCML, "tool_calls", spoken_by="GigaChat 3.5")

@@ -9,6 +9,7 @@ from typing import Any
 
 from mlxq_worker.dialects.calls import Call, CallSyntax, Found, Offered, skip
 from mlxq_worker.dialects.dialect import Dialect, Sign
+from mlxq_worker.dialects.forcing import ForcedSyntax, TagArguments
 
 _BLANKS = re.compile(r"\s*")
 _NAME = re.compile(r"\s*call:\s*([\w./:-]+?)\s*\{")
@@ -56,6 +57,12 @@ class _GemmaReader:
         start = skip(self._text, position, _BLANKS)
         if self._text.startswith(self._quote, start):
             key, position = self._quoted(start)
+            if not self._text.startswith(":", position):
+                raise ValueError("no colon behind a key")
+            return key, position + 1
+        if self._text.startswith('"', start):
+            key, length = json.JSONDecoder(strict=False).raw_decode(self._text[start:])
+            position = skip(self._text, start + length, _BLANKS)
             if not self._text.startswith(":", position):
                 raise ValueError("no colon behind a key")
             return key, position + 1
@@ -141,6 +148,20 @@ def _dialect(name: str, spoken_by: str, start: str, end: str, quote: str) -> Dia
         spoken_by=spoken_by,
         signs=(Sign(template=(start, end)), Sign(tokens=(start, end))),
         syntax=CallSyntax(opener=re.compile(re.escape(start)), read=_read_calls(start, end, quote), marker=start),
+        forced=ForcedSyntax(
+            before=f"{start}call:{{name}}{{{{",
+            after=f"}}}}{end}",
+            between="",
+            tags=TagArguments(
+                before=f"{{key}}:{quote}",
+                after=quote,
+                closing=quote,
+                before_other="{key}:",
+                after_other="",
+                between=",",
+                keys=r"[^\s:{}\[\],\"]+",
+            ),
+        ),
         writes=_write_calls(start, end, quote),
     )
 

@@ -49,13 +49,15 @@ KIMI_K2 = Dialect(
         opener=re.compile(f"{_BEGIN.pattern}|<\\|tool_call_begin\\|>"),
         read=_read,
         marker="<|tool_calls_section_begin|>",
+        openers=(_BEGIN.pattern, r"<\|tool_call_begin\|>"),
     ),
-    # The index is every call's place in the conversation; where calls are forced nobody counts.
+    # The index is every call's place in the conversation; where calls are forced the model counts.
     forced=ForcedSyntax(
         before_all="<|tool_calls_section_begin|>",
-        before="<|tool_call_begin|>functions.{name}:0<|tool_call_argument_begin|>",
+        before="<|tool_call_begin|>functions.{name}:{index}<|tool_call_argument_begin|>",
         after="<|tool_call_end|>",
         after_all="<|tool_calls_section_end|>",
+        between="",
     ),
     id_style="kimi",
 )

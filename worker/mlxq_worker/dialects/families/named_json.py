@@ -10,7 +10,9 @@ from mlxq_worker.dialects.forcing import ForcedSyntax
 from mlxq_worker.dialects.json_calls import as_object, value_at
 
 
-def _syntax(*, call: str, end: str, marker: str, begin: str = "", end_all: str = "") -> CallSyntax:
+def _syntax(
+    *, call: str, end: str, marker: str, begin: str = "", end_all: str = "", openers: tuple[str, ...] = ()
+) -> CallSyntax:
     """`call` opens a call, its group ``name`` the function and ``id`` maybe its id; `end` closes it, `begin` and
     `end_all` stand around all of them."""
     opening, closing = re.compile(rf"\s*{call}"), re.compile(rf"\s*{end}")
@@ -29,13 +31,15 @@ def _syntax(*, call: str, end: str, marker: str, begin: str = "", end_all: str =
             position = skip(text, decoded[1], closing)
         return Found(tuple(calls), skip(text, position, ended)) if calls else None
 
-    return CallSyntax(opener=re.compile(f"{begin}|{call}" if begin else call), read=read, marker=marker)
+    return CallSyntax(
+        opener=re.compile(f"{begin}|{call}" if begin else call), read=read, marker=marker, openers=openers
+    )
 
 
 FUNCTIONARY = Dialect(
     name="functionary_v31",
     spoken_by="Functionary 3.1",
-    signs=(Sign(template=("<function=", "</function>", "example_function_name")),),
+    signs=(Sign(template=("<function=example_function_name>{",)),),
     syntax=_syntax(call=r"<function=(?P<name>[\w./:-]+)>", end="</function>", marker="<function="),
     forced=ForcedSyntax(before="<function={name}>", after="</function>", between=""),
 )
@@ -49,12 +53,14 @@ SOLAR = Dialect(
         end=r"<\|tool_call:end\|>",
         end_all=r"<\|calls\|>",
         marker="<|tool_calls|>",
+        openers=(r"<\|tool_call:begin\|>",),
     ),
     forced=ForcedSyntax(
         before_all="<|tool_calls|>",
-        before="<|tool_call:begin|>call_0<|tool_call:name|>{name}<|tool_call:args|>",
+        before="<|tool_call:begin|>call_{index}<|tool_call:name|>{name}<|tool_call:args|>",
         after="<|tool_call:end|>",
         after_all="<|calls|>",
+        between="",
     ),
 )
 

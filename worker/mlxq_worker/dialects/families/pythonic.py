@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from mlxq_worker.dialects.calls import Call, CallSyntax, Found, Offered, skip
 from mlxq_worker.dialects.dialect import Dialect, Sign
+from mlxq_worker.dialects.forcing import ForcedSyntax, TagArguments
 from mlxq_worker.dialects.json_calls import BLANKS, named_call, value_at
 from mlxq_worker.dialects.python_calls import calls_at
 
 
-def _written(start: str, end: str, *, is_list: bool = True) -> object:
+def _written(start: str, end: str, *, is_list: bool = True) -> Callable[[Sequence[Call]], str]:
     def one(call: Call) -> str:
         values = ", ".join(f"{key}={value!r}" for key, value in call.arguments.items())
         return f"{call.name}({values})"
@@ -23,7 +24,27 @@ def _written(start: str, end: str, *, is_list: bool = True) -> object:
     return write
 
 
-def _between(start: str, end: str, *, is_list: bool, is_last: bool = False, marker: str = "") -> CallSyntax:
+def _forced(start: str, end: str, between: str = ", ") -> ForcedSyntax:
+    return ForcedSyntax(
+        before_all=start,
+        before="{name}(",
+        after=")",
+        after_all=end,
+        between=between,
+        tags=TagArguments(before="{key}=", between=", ", keys=r"[^\W\d]\w*", is_python=True),
+    )
+
+
+def _between(
+    start: str,
+    end: str,
+    *,
+    is_list: bool,
+    is_last: bool = False,
+    marker: str = "",
+    openers: tuple[str, ...] = (),
+    line_openers: tuple[str, ...] = (),
+) -> CallSyntax:
     opener, closer = re.compile(start), re.compile(rf"\s*(?:{end})") if end else None
 
     def read(text: str, position: int, offered: Offered) -> Found | None:
@@ -40,7 +61,7 @@ def _between(start: str, end: str, *, is_list: bool, is_last: bool = False, mark
             return None
         return Found(found.calls, position)
 
-    return CallSyntax(opener=opener, read=read, marker=marker)
+    return CallSyntax(opener=opener, read=read, marker=marker, openers=openers, line_openers=line_openers)
 
 
 def _as_json(text: str, position: int, offered: Offered) -> Found | None:
@@ -62,14 +83,16 @@ LFM2 = Dialect(
         Sign(tokens=("<|tool_call_start|>", "<|tool_call_end|>")),
     ),
     syntax=_between(r"<\|tool_call_start\|>", r"<\|tool_call_end\|>", is_list=True, marker="<|tool_call_start|>"),
-    writes=_written("<|tool_call_start|>", "<|tool_call_end|>"),  # type: ignore[arg-type]
+    forced=_forced("<|tool_call_start|>[", "]<|tool_call_end|>"),
+    writes=_written("<|tool_call_start|>", "<|tool_call_end|>"),
 )
 OLMO3 = Dialect(
     name="olmo3",
     spoken_by="Olmo 3",
     signs=(Sign(template=("<function_calls>",)),),
     syntax=_between("<function_calls>", "</function_calls>", is_list=False, marker="<function_calls>"),
-    writes=_written("<function_calls>", "</function_calls>", is_list=False),  # type: ignore[arg-type]
+    forced=_forced("<function_calls>\n", "\n</function_calls>", "\n"),
+    writes=_written("<function_calls>", "</function_calls>", is_list=False),
 )
 PYTHONIC = Dialect(
     name="pythonic",
@@ -81,12 +104,15 @@ PYTHONIC = Dialect(
         Sign(template=("```tool_code",)),
     ),
     syntax=_between(
-        r"<\|python_start\|>(?=\s*\[)|(?:\A|(?<=\n))[ \t]*(?:```(?:tool_code|tool_call|python)\s*)?(?=\[[A-Za-z_])",
+        r"<\|python_start\|>(?=\s*\[)|(?:\A|(?<=\n))[ \t]*(?:```(?:tool_code|tool_call|python)\s*)?(?=\[[^\W\d])",
         r"<\|python_end\|>|```",
         is_list=True,
         is_last=True,
+        openers=(r"<\|python_start\|>",),
+        line_openers=(r"(```(tool_code|tool_call|python)\s*)?\[[^\W\d]",),
     ),
-    writes=_written("", ""),  # type: ignore[arg-type]
+    forced=_forced("[", "]"),
+    writes=_written("", ""),
 )
 
 DIALECTS = (LFM2, OLMO3)

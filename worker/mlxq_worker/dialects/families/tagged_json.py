@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mlxq_worker.dialects.dialect import Dialect, Sign
 from mlxq_worker.dialects.forcing import ForcedSyntax
 from mlxq_worker.dialects.json_calls import JsonSyntax, single_key_call
@@ -18,7 +20,13 @@ HERMES = Dialect(
         Sign(template=('<tool_call>\n{"name"',)),
         Sign(template=('<tool_call>{"name"',)),
     ),
-    syntax=JsonSyntax(start="<tool_call>", end=r"\}*\s*</tool_call>", marker="<tool_call>").syntax(),
+    # Qwen 2.5 Coder writes the tag in which tools are listed to it.
+    syntax=JsonSyntax(
+        start=r"<tool_call>|<tools>(?=\s*\{)",
+        end=r"\}*\s*</(?:tool_call|tools)>",
+        marker="<tool_call>",
+        openers=(r"<tools>\s*\{",),
+    ).syntax(),
     forced=ForcedSyntax(
         before='<tool_call>\n{{"name": "{name}", "arguments": ', after="}}\n</tool_call>", between="\n"
     ),
@@ -57,7 +65,11 @@ GRANITE = Dialect(
         Sign(template=("<|tool_call|>", "granite")),
     ),
     syntax=JsonSyntax(
-        start=r"<\|tool_call\|>|<tool_call>(?=\s*\[)", end=r"(\s*</tool_call>)?", is_list=True, marker="<|tool_call|>"
+        start=r"<\|tool_call\|>|<tool_call>(?=\s*\[)",
+        end=r"(\s*</tool_call>)?",
+        is_list=True,
+        marker="<|tool_call|>",
+        openers=(r"<tool_call>\s*\[",),
     ).syntax(),
     forced=ForcedSyntax(
         before='{{"name": "{name}", "arguments": ',
@@ -84,10 +96,12 @@ PHI4_MINI = Dialect(
         Sign(tokens=("<|tool_call|>", "<|/tool_call|>")),
     ),
     syntax=JsonSyntax(
-        start=r"functools(?=\s*\[)|<\|tool_call\|>|(?:\A|(?<=\n))[ \t]*(?=\{\"name\")",
+        start=r"functools(?=\s*\[)|<\|tool_call\|>|(?:\A|(?<=\n))[ \t]*(?=(?:```(?:json)?\s*)?\{\"name\")",
         end=r"(\s*<\|/tool_call\|>)?",
         is_list=True,
         marker="functools[",
+        openers=(r"functools\s*\[", r"<\|tool_call\|>"),
+        line_openers=(r"(```(json)?\s*)?\{\"name\"",),
     ).syntax(),
     forced=ForcedSyntax(
         before='{{"name": "{name}", "arguments": ', after="}}", before_all="functools[", after_all="]", between=", "
@@ -160,7 +174,11 @@ COMMAND_R = Dialect(
     spoken_by="Command R and R+",
     signs=(Sign(template=("Action:", "json-formatted list")), Sign(template=("Action:```json",))),
     syntax=JsonSyntax(
-        start=r"Action:\s*```(?:json)?\s*", end=r"\s*```", is_list=True, marker="Action: ```json"
+        start=r"Action:\s*```(?:json)?\s*",
+        end=r"\s*```",
+        is_list=True,
+        marker="Action: ```json",
+        openers=(r"Action:\s*```",),
     ).syntax(),
     forced=ForcedSyntax(
         before='    {{\n        "tool_name": "{name}",\n        "parameters": ',
@@ -171,13 +189,27 @@ COMMAND_R = Dialect(
     ),
 )
 
+_GIGACHAT = JsonSyntax(
+    start=r"(?:<\|message_sep\|>\s*)?function call<\|role_sep\|>|<\|function_call\|>",
+    end=r"(\s*<\|message_sep\|>)?\s*",
+    marker="function call<|role_sep|>",
+    openers=(r"function call<\|role_sep\|>", r"<\|function_call\|>"),
+)
+GIGACHAT31 = Dialect(
+    name="gigachat31",
+    spoken_by="GigaChat 3.1",
+    signs=(
+        Sign(template=("<|function_call|>", "<|role_sep|>")),
+        Sign(tokens=("<|function_call|>", "<|role_sep|>")),
+    ),
+    syntax=replace(_GIGACHAT, marker="<|function_call|>").syntax(),
+    forced=ForcedSyntax(before='<|function_call|>{{"name": "{name}", "arguments": ', after="}}"),
+)
 GIGACHAT3 = Dialect(
     name="gigachat3",
     spoken_by="GigaChat 3",
-    signs=(Sign(template=("function call<|role_sep|>",)),),
-    syntax=JsonSyntax(
-        start=r"(?:<\|message_sep\|>\s*)?function call<\|role_sep\|>", marker="function call<|role_sep|>"
-    ).syntax(),
+    signs=(Sign(template=("function call", "<|role_sep|>")),),
+    syntax=_GIGACHAT.syntax(),
     forced=ForcedSyntax(
         before='<|message_sep|>\n\nfunction call<|role_sep|>\n{{"name": "{name}", "arguments": ', after="}}"
     ),
@@ -192,6 +224,7 @@ DIALECTS = (
     COHERE,
     COMMAND_R,
     INTERNLM,
+    GIGACHAT31,
     GIGACHAT3,
     JAMBA,
     PHI4_MINI,

@@ -26,6 +26,7 @@ QWEN3_CODER = Dialect(
         is_wrapped=True,
         may_lack_value_end=True,
         marker="<tool_call>",
+        openers=("<function=",),
     ).syntax(),
     forced=ForcedSyntax(
         before="<tool_call>\n<function={name}>\n",
@@ -47,6 +48,7 @@ SEED_OSS = Dialect(
         value_end="</parameter>",
         may_lack_value_end=True,
         marker="<seed:tool_call>",
+        openers=("<function=",),
     ).syntax(),
     forced=ForcedSyntax(
         before="<seed:tool_call>\n<function={name}>\n",
@@ -68,6 +70,7 @@ MINIMAX_M2 = Dialect(
         parameter=r"<parameter\s+name=\"?(?P<key>[^\">\n]+)\"?\s*>",
         value_end="</parameter>",
         marker="<minimax:tool_call>",
+        openers=(r"<invoke\s+name=",),
     ).syntax(),
     forced=ForcedSyntax(
         before_all="<minimax:tool_call>\n",
@@ -78,18 +81,32 @@ MINIMAX_M2 = Dialect(
         tags=TagArguments(before='<parameter name="{key}">', after="</parameter>\n", closing="</parameter>"),
     ),
 )
+_GLM_SYNTAX = XmlSyntax(
+    call=r"<tool_call>\s*(?P<name>[^\s<{\[]+)",
+    call_end="</tool_call>",
+    parameter=r"<arg_key>(?P<key>.*?)</arg_key>\s*<arg_value>",
+    value_end="</arg_value>",
+    marker="<tool_call>",
+).syntax()
+GLM47 = Dialect(
+    name="glm47",
+    aliases=("glm5",),
+    spoken_by="GLM 4.7 and 5",
+    signs=(Sign(template=("}<arg_key>",)),),
+    syntax=_GLM_SYNTAX,
+    forced=ForcedSyntax(
+        before="<tool_call>{name}",
+        after="</tool_call>",
+        between="",
+        tags=TagArguments(before="<arg_key>{key}</arg_key><arg_value>", after="</arg_value>", closing="</arg_value>"),
+    ),
+)
 GLM = Dialect(
     name="glm45",
-    aliases=("glm47", "glm", "glm46", "glm5"),
-    spoken_by="GLM 4.5, 4.6, 4.7 and 5",
+    aliases=("glm", "glm46"),
+    spoken_by="GLM 4.5 and 4.6",
     signs=(Sign(template=("<arg_key>",)), Sign(tokens=("<arg_key>", "<arg_value>"))),
-    syntax=XmlSyntax(
-        call=r"<tool_call>\s*(?P<name>[^\s<{\[]+)",
-        call_end="</tool_call>",
-        parameter=r"<arg_key>(?P<key>.*?)</arg_key>\s*<arg_value>",
-        value_end="</arg_value>",
-        marker="<tool_call>",
-    ).syntax(),
+    syntax=_GLM_SYNTAX,
     forced=ForcedSyntax(
         before="<tool_call>{name}\n",
         after="</tool_call>",
@@ -109,6 +126,7 @@ MINICPM5 = Dialect(
         parameter=r'<param\s+name="(?P<key>[^"]+)"\s*>',
         value_end="</param>",
         marker="<function name=",
+        openers=(r"<function\s+name=",),
     ).syntax(),
     forced=ForcedSyntax(
         before='<function name="{name}">',
@@ -129,6 +147,7 @@ HUNYUAN3 = Dialect(
         parameter=r"<arg_key:opensource>(?P<key>.*?)</arg_key:opensource>\s*<arg_value:opensource>",
         value_end="</arg_value:opensource>",
         marker="<tool_calls:opensource>",
+        openers=("<tool_call:opensource>",),
     ).syntax(),
     forced=ForcedSyntax(
         before_all="<tool_calls:opensource>\n",
@@ -144,4 +163,4 @@ HUNYUAN3 = Dialect(
     ),
 )
 
-DIALECTS = (HUNYUAN3, MINIMAX_M2, SEED_OSS, GLM, QWEN3_CODER, MINICPM5)
+DIALECTS = (HUNYUAN3, MINIMAX_M2, SEED_OSS, GLM47, GLM, QWEN3_CODER, MINICPM5)

@@ -46,7 +46,6 @@ class PackedRunner:
         model: an mlx-lm model that can be packed.
         way: how it attends.
         max_num_seqs: the number of slots.
-        max_num_batched_tokens: how many tokens go through the model in one step.
         max_prefix_tokens: how many tokens of shared prefixes are kept.
         new_sampler: makes what picks the tokens of an empty batch.
     """
@@ -57,7 +56,6 @@ class PackedRunner:
         way: Way,
         *,
         max_num_seqs: int,
-        max_num_batched_tokens: int,
         max_prefix_tokens: int,
         new_sampler: Callable[[], BatchSampler],
     ) -> None:
@@ -65,7 +63,6 @@ class PackedRunner:
         self._new_sampler = new_sampler
         self.max_prefix_tokens = max_prefix_tokens
         self.max_num_seqs = max_num_seqs
-        self.max_num_batched_tokens = max_num_batched_tokens
         self.clear()
 
     @property

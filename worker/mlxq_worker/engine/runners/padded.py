@@ -107,7 +107,6 @@ class PaddedRunner:
         if not self._can_batch:
             log.warning("the caches of %s can't be batched: decoding one row at a time", type(model).__module__)
         self.max_num_seqs = max_num_seqs if self._can_batch else 1
-        self.max_num_batched_tokens = None
         self.max_prefix_tokens = 0
         self.num_slab_tokens = 0
         self.clear()

@@ -57,10 +57,6 @@ class Runner(Protocol):
         """How many rows it can hold."""
 
     @property
-    def max_num_batched_tokens(self) -> int | None:
-        """How many tokens one plan may have; `None` for plans whose prompts come in one chunk each."""
-
-    @property
     def max_prefix_tokens(self) -> int:
         """How many tokens of prefixes that rows share it keeps; 0 if it can't share."""
 

@@ -10,6 +10,7 @@ import math
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
@@ -24,8 +25,25 @@ from mlxq_worker.engine.scheduling.waiting_queue import WaitingQueue
 _NONE: Mapping[Any, Any] = MappingProxyType({})
 
 
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The prompts that one step let into the batch: their tokens, and those of them that others had computed."""
+
+    num_tokens: int = 0
+    num_shared: int = 0
+
+    def plus(self, group: RowGroup) -> Admitted:
+        """With one group more, whose rows have one prompt."""
+        prefix = group.first.prefix
+        num_shared = 0
+        if prefix is not None:
+            num_shared = len(prefix) - sum(len(each) - each.num_prefilled for each in prefix.unfilled())
+        return Admitted(self.num_tokens + len(group.spec.prompt_ids), self.num_shared + num_shared)
+
+
 class Scheduler:
-    """The waiting queue and the running batch.
+    """The waiting queue and the running batch. `max_num_batched_tokens` may be changed between two steps; of the last
+    one, `admitted` is what it let in, and `has_filled_step` whether prompts had all the room that it had for them.
 
     Rows wait, enter and leave in groups. A group is *running* from its admission to its end. A row's room in the batch
     is free again once it wants no more tokens: one whose last permitted token is on its way frees it a step before it
@@ -56,11 +74,13 @@ class Scheduler:
         self._max_num_seqs = max_num_seqs
         self._budget = budget
         self._copies_prefix = copies_prefix
-        self._max_num_batched_tokens = max_num_batched_tokens
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.has_filled_step = False
         self._prefixes = PrefixTable(max_prefix_tokens, budget.cost.tokens_beside_prefix if budget else 0)
         self._waiting = WaitingQueue(longest_first=longest_first)
         self._running: list[RowGroup] = []
         self._max_running: int | None = None
+        self.admitted = Admitted()
         self._num_running = 0
         self._num_spare_tokens: int | None = None  # for prefixes, beside the rows that run
         self._has_aborts = False
@@ -125,6 +145,7 @@ class Scheduler:
     def schedule(self, now: float) -> tuple[Plan, list[RowResult]]:
         """Drop what was cancelled or is overdue, fill the free room, and plan the next step."""
         dropped = self._drop(now)
+        self.admitted = Admitted()
         decoding: list[Row] = []
         forks: list[Fork] = []
         resting: list[Row] = []
@@ -172,6 +193,15 @@ class Scheduler:
             has_ended |= row.finished
         return self._remove_ended(self._running) if has_ended else []
 
+    def kv_usage(self) -> float:
+        """The share of the budget that the running rows and their prefixes take; 0 without one."""
+        if self._budget is None or self._budget.limit_bytes <= 0:
+            return 0.0
+        taken = self._budget.taken(_own_lengths(self._budget, self._running_rows()))
+        return (taken + self._budget.cost.bytes_per_prefix_token * self._prefixes.num_locked_tokens) / (
+            self._budget.limit_bytes
+        )
+
     def clear(self) -> None:
         """Forget every row and every prefix."""
         self._waiting.clear()
@@ -187,11 +217,12 @@ class Scheduler:
         own tokens those of its prefix, if it is the first to use it."""
         chunks: list[PrefillChunk] = []
         prefix_chunks: list[PrefixChunk] = []
+        self.has_filled_step = False
         if not (begun or self._waiting):
             return chunks, prefix_chunks
         num_free = self._num_free
         # At least one token even where the decoding rows fill the step, or a prompt would never get on.
-        limit = self._max_num_batched_tokens
+        limit = self.max_num_batched_tokens
         room = sys.maxsize if limit is None else max(1, limit - num_decoding)
         while room > 0:
             if begun:
@@ -208,6 +239,7 @@ class Scheduler:
             if room > 0:
                 chunks.append(PrefillChunk(row, *_prefill(row, len(row.spec.prompt_ids), room)))
                 room -= len(chunks[-1])
+        self.has_filled_step = room <= 0
         return chunks, prefix_chunks
 
     def _admit(self, num_free: int, now: float) -> RowGroup | None:
@@ -228,6 +260,7 @@ class Scheduler:
         self._waiting.admit(group)
         group.admit(now, [prefix for _, prefix in joining], copies_prefix=copies)
         self._running.append(group)
+        self.admitted = self.admitted.plus(group)
         self._num_running += len(group.rows)
         self._num_spare_tokens = None
         if group.spec.timeout_s is not None:

@@ -1,7 +1,7 @@
 """Chooses how many tokens a step takes through the model, from how long steps of several sizes took.
 
-Takes a handful of steps, once, when the first engine is built: about a second for a model of 40M parameters on a CPU.
-Plain Python over timings; `runners/step_timing` takes them.
+Takes a handful of steps, once, when prompts first fill a step: about a second for a model of 40M parameters on a CPU,
+which a few short prompts never pay. Plain Python over timings; `runners/step_timing` takes them.
 """
 
 from __future__ import annotations
@@ -32,6 +32,30 @@ class StepTiming:
     @property
     def seconds_per_token(self) -> float:
         return self.seconds / self.num_tokens
+
+
+class StepSize:
+    """How many tokens a step may take, for one engine after the other: told, or chosen by the first that needs to know.
+
+    Args:
+        tokens: what is told; `None` to have it chosen.
+    """
+
+    def __init__(self, tokens: int | None = None) -> None:
+        self._tokens = tokens
+
+    @property
+    def known(self) -> int | None:
+        return self._tokens
+
+    def tokens(self, num_rows: int) -> int:
+        """Beside up to `num_rows` decoding rows: until the size is chosen, the smallest one that could be."""
+        return first_size(num_rows) if self._tokens is None else self._tokens
+
+    def choose(self, step_seconds: Callable[[int], float], num_rows: int) -> int:
+        """Choose the size, by `find_size`."""
+        self._tokens = find_size(step_seconds, num_rows)
+        return self._tokens
 
 
 def find_size(step_seconds: Callable[[int], float], num_rows: int) -> int:

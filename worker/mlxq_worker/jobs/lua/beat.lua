@@ -16,6 +16,7 @@ pass_when_full()
 for _, queue in ipairs(p.queues) do note_beat(queue) end
 for i, entry in ipairs(p.jobs) do
   local queue, job, execution = entry[1], entry[2], entry[3]
+  end_excuse(queue, job, execution)
   local lease_end = holds_lease(queue, job, execution)
   if not is_ours('hash', job_key(job)) then
     states[i] = 2

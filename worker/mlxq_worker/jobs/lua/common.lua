@@ -42,6 +42,13 @@ end
 -- take what has run out for failed as soon as they see it; this they leave to recover.lua.
 local ABANDONED = 253370764800
 
+-- What a worker holds is listed by its name until somebody has taken it over. The list outlives the leases by far: where
+-- those got lost, it is what tells of the jobs, also when no other worker has been there for days.
+local HELD_TTL_S = 7 * 24 * 3600
+
+-- The job and the execution that an entry names, or nil. Older producers put colons into ids of jobs.
+local function parts_of(entry) return string.match(entry, '^(.*):([^:]*)$') end
+
 -- The entry in rq:wip:{queue} is the lease: whoever's execution is in there owns the job.
 local function has_lease(queue, job, execution)
   return redis.call('ZSCORE', wip_key(queue), job .. ':' .. execution)
@@ -59,18 +66,19 @@ local function extend_lease(queue, job, execution)
   redis.call('ZADD', executions_key(job), string.format('%.6f', now + lease + 60), execution)
   redis.call('EXPIRE', executions_key(job), ttl + 60)
   redis.call('SADD', worker_executions_key(p.worker), job .. ':' .. execution)
-  redis.call('EXPIRE', worker_executions_key(p.worker), ttl + 60)
+  redis.call('EXPIRE', worker_executions_key(p.worker), HELD_TTL_S)
   redis.call('HSET', job_key(job), 'last_heartbeat', p.now_iso)
 end
 
--- If somebody has written over all leases, they are those of the executions that are still there.
+-- If somebody has deleted leases or written over all of them, the jobs themselves say who has claimed them last. Whoever
+-- takes a job from its worker changes its status, too.
 local function holds_lease(queue, job, execution)
   make_room('zset', wip_key(queue))
   local lease_end = has_lease(queue, job, execution)
-  if lease_end or redis.call('EXISTS', BROKEN .. ':' .. wip_key(queue)) == 0 then return lease_end end
-  local is_running = is_ours('hash', job_key(job)) and redis.call('HGET', job_key(job), 'status') == 'started'
-  if not is_running or redis.call('EXISTS', execution_key(job, execution)) == 0 then return lease_end end
-  extend_lease(queue, job, execution)
+  if lease_end or not is_ours('hash', job_key(job)) then return lease_end end
+  local status, claimed_by = unpack(redis.call('HMGET', job_key(job), 'status', 'mlxq_claimed_by'))
+  if status ~= 'started' or claimed_by ~= execution then return lease_end end
+  redis.call('ZADD', wip_key(queue), string.format('%.6f', lease_now() + p.lease_s), job .. ':' .. execution)
   return has_lease(queue, job, execution)
 end
 
@@ -82,7 +90,7 @@ local function open_execution(queue, job, execution)
     'id', execution, 'job_id', job, 'created_at', p.now, 'worker_name', p.worker)
   extend_lease(queue, job, execution)
   redis.call('HSET', job_key(job), 'status', 'started', 'started_at', p.now_iso, 'worker_name', p.worker,
-    'mlxq_claimed_by', execution)
+    'origin', queue, 'mlxq_claimed_by', execution)
   redis.call('PERSIST', job_key(job))
 end
 

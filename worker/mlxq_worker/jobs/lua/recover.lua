@@ -3,10 +3,25 @@
 -- Takes up to p.limit jobs per queue from workers that let their leases run out, and gives each a strike; with
 -- p.only_abandoned, or while nobody can be blamed for that, from none but those that are known to be dead.
 -- Jobs go back to their queue, in their old order; one with p.max_strikes is leased to this worker
--- instead, so that it can be failed. Returns {how many went back, the jobs to fail, how many leases have run out that may
--- yet be extended}.
-local put_back_jobs, struck_out, num_doubtful = 0, {}, 0
+-- instead, so that it can be failed. One whose worker is excused gets no strike. Returns {how many went back with a strike,
+-- how many without, the jobs to fail, how many leases have run out that may yet be extended}.
+local num_struck, num_excused, struck_out, num_doubtful = 0, 0, {}, 0
 pass_when_full()
+
+-- What somebody has claimed and lost the lease of, by a stranger's hand, gets one again: it runs out if nobody extends it.
+local function restore_leases(queue)
+  local workers = rq .. ':workers:' .. queue
+  make_room('set', workers)
+  for _, worker in ipairs(redis.call('SMEMBERS', workers)) do
+    local held = worker .. ':executions'
+    for _, entry in ipairs(type_of(held) == 'set' and redis.call('SMEMBERS', held) or {}) do
+      local job, execution = parts_of(entry)
+      if job and is_a('hash', job_key(job)) and redis.call('HGET', job_key(job), 'origin') == queue then
+        holds_lease(queue, job, execution)
+      end
+    end
+  end
+end
 
 -- Leases that were beaten together end together, so their order says nothing. That of the claims does: by time, and
 -- within one claim by the number at the end of the execution id.
@@ -26,7 +41,7 @@ local function expired_leases(queue)
     for _, entry in ipairs(silent) do entries[#entries + 1] = entry end
   end
   for _, entry in ipairs(entries) do
-    local job, execution = string.match(entry, '^([^:]*):(.*)$')
+    local job, execution = parts_of(entry)
     if not job or not is_ours('hash', job_key(job)) then
       redis.call('ZREM', wip_key(queue), entry) -- not an execution, or one of a job that is gone
     else
@@ -40,11 +55,17 @@ local function expired_leases(queue)
 end
 
 for _, queue in ipairs(p.queues) do
+  excuse_the_silent(queue)
+  restore_leases(queue)
   local leases = expired_leases(queue)
   for i = #leases, 1, -1 do
     local job, lease = leases[i].job, leases[i]
+    local is_excused = end_excuse(queue, job, lease.execution)
     close_execution(queue, job, lease.execution, lease.worker)
-    if lease.status == 'started' then
+    if lease.status == 'started' and is_excused then
+      put_back(queue, job, 0)
+      num_excused = num_excused + 1
+    elseif lease.status == 'started' then
       local strikes = add_strikes(job, 1)
       if strikes >= p.max_strikes then
         local successor = p.seed .. '-' .. #struck_out
@@ -52,9 +73,9 @@ for _, queue in ipairs(p.queues) do
         struck_out[#struck_out + 1] = describe(queue, job, successor, 0)
       else
         put_back(queue, job, strikes)
-        put_back_jobs = put_back_jobs + 1
+        num_struck = num_struck + 1
       end
     end
   end
 end
-return {put_back_jobs, struck_out, num_doubtful}
+return {num_struck, num_excused, struck_out, num_doubtful}

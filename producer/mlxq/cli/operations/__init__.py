@@ -1,0 +1,1 @@
+"""The commands of whoever looks after queues and workers, rather than after requests."""

@@ -1,0 +1,233 @@
+"""The two files of one run: answers go to the output file, failures to the error file.
+
+The output file is the durable state, so a rerun adds to it and skips what it holds whole; whatever was cut off or
+failed is tried again, and its new outcome takes the place of the old one. Knows nothing of where lines come from.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from mlxq.errors import ConfigError
+from mlxq.files.input import BadLine
+from mlxq.files.output.done import Done, DoneTable, done_by, load_done
+from mlxq.files.output.error_file import ErrorFile
+from mlxq.files.output.result_file import check_result_file, open_writer
+from mlxq.files.output.retry import Retry
+from mlxq.files.output.rewriting import order_file
+from mlxq.files.tally import Summary, Tally
+from mlxq.formats.names import TABLES, named
+from mlxq.id_table import IdTable
+from mlxq.requests.normal_form import spelled_hash
+from mlxq.requests.openai import ParsedLine
+from mlxq.results.read_back import is_success
+from mlxq.results.result_lines import failure_line
+
+SYNC_S = 1.0
+
+
+def default_error_file(output: Path) -> Path:
+    """``out.jsonl``, ``out.jsonl.gz`` and ``out.csv`` -> ``out.errors.jsonl``."""
+    name = named(output)
+    plain = output.with_suffix("") if name.packing else output
+    suffix = ".jsonl" if name.format in TABLES else plain.suffix
+    return plain.with_name(f"{plain.stem}.errors{suffix or '.jsonl'}")
+
+
+def _check_model(output: Path, done: DoneTable, model: str | None) -> None:
+    if model is None or done.models <= {model}:
+        return
+    others = Counter(answer.model for _, answer in done.items())
+    del others[model]
+    for name, count in others.most_common(1):
+        raise ConfigError(
+            f"{output} holds {count:,} answers by {name}, not by {model}: give each model an --output of its own, or go"
+            " on from them with --accept-model-change"
+        )
+
+
+class Sink:
+    """Writes every line to the file it belongs in, and counts it. Use it as a context manager.
+
+    Args:
+        output: the file of answers.
+        error_file: the file of failures; there is none afterwards if it would be empty.
+        resume: keep and skip what the output file already holds; otherwise both files start empty.
+        source: a name for the input, as of `mlxq.files.paths.source_name`.
+        default_max_tokens: the limit of a request that sets none, where that is known.
+        retry: which whole answers are to be asked for again.
+        model: whose answers are to be gone on from; any, if none is named.
+
+    Raises:
+        InputFileError: a file can't be used, or another run is using it.
+        ConfigError: the output file holds answers by another model.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        error_file: Path,
+        *,
+        resume: bool = True,
+        source: str | None = None,
+        default_max_tokens: int | None = None,
+        retry: Retry | None = None,
+        model: str | None = None,
+    ) -> None:
+        self.tally = Tally()
+        self._retry = retry or Retry()
+        self._retried: dict[str, int | None] = {}  # limits of requests that are asked again
+        self._output_path = output
+        self._order: Iterable[str] | None = None
+        self._dropped = IdTable()
+        self._num_asked = 0
+        self._default_max_tokens = default_max_tokens
+        self._synced = time.monotonic()
+        check_result_file(error_file)  # before the output file comes into being
+        with ExitStack() as stack:
+            self._output = stack.enter_context(open_writer(output, keep=resume))
+            self._errors = stack.enter_context(ErrorFile(error_file, keep=resume, source=source))
+            self._done = load_done(output)
+            _check_model(output, self._done, model)
+            # A run that was killed may have left two lines for one id.
+            self._needs_rewrite = self._done.num_lines != len(self._done)
+            self._writers = stack.pop_all()
+
+    def skip_if_done(self, custom_id: str, content_hash: str | None) -> bool:
+        """Whether the output file already held the whole answer to this very request; if so, count it as skipped."""
+        known = self._known(custom_id)
+        return known is not None and known.content_hash == content_hash and self._skip(custom_id, known)
+
+    def skip_request(self, line: ParsedLine) -> bool:
+        """`skip_if_done` for a request that may be spelled otherwise than the one that was answered."""
+        custom_id = line.request.custom_id
+        known = self._known(custom_id)
+        if known is None or not self._answers(known, line) or self._is_retried(line, known):
+            return False
+        return self._skip(custom_id, known)
+
+    def limit_of_retry(self, custom_id: str) -> int | None:
+        """The larger limit with which a request is to be asked again; `None` if it is asked as it is."""
+        return self._retried.get(custom_id)
+
+    def _is_retried(self, line: ParsedLine, known: Done) -> bool:
+        if known.is_cut or not self._retry.wants(known):
+            return False
+        limits = (known.raised_max_tokens, line.request.sampling.max_tokens, known.default_max_tokens)
+        last = next((limit for limit in (*limits, self._default_max_tokens) if limit is not None), None)
+        limit = self._retry.limit_after(known, last)
+        if limit is not None and last is not None and limit <= last:
+            return False  # it has had the largest one
+        self._retried[line.request.custom_id] = limit
+        return True
+
+    def _known(self, custom_id: str) -> Done | None:
+        known = self._done.get(custom_id)
+        self._num_asked += known is not None
+        return known
+
+    def _answers(self, known: Done, line: ParsedLine) -> bool:
+        limits = {known.default_max_tokens, self._default_max_tokens} - {None}
+        if line.request.sampling.max_tokens is None and len(limits) > 1:
+            return False
+        if known.content_hash == line.request.content_hash:
+            return True
+        return known.content_hash == spelled_hash(line.payload["url"], line.payload["body"])
+
+    def _skip(self, custom_id: str, known: Done) -> bool:
+        if known.is_cut:
+            return False
+        self.tally.skip(known.model)
+        self._errors.settle(custom_id)
+        return True
+
+    def adopt(self, line: Mapping[str, Any]) -> bool:
+        """Write an answer that an earlier run had asked for; it counts as skipped when its request comes. `False` if it
+        isn't a whole one, and so is not written."""
+        custom_id, answer = line["custom_id"], done_by(line)
+        if answer is None or answer.is_cut:
+            return False
+        if self._done.get(custom_id) != answer:
+            self._needs_rewrite |= custom_id in self._done
+            self._output.append(line)
+            self._errors.settle(custom_id)
+            self._done.put(custom_id, answer)
+        return True
+
+    def write(self, line: Mapping[str, Any], place: str | None = None) -> None:
+        """Write one output line. It stands, after `close`, for all that the output file held under its id. `place` is
+        where its request stands, if it is not known by its id."""
+        self.tally.add(line, place)
+        known = self._done.get(line["custom_id"])
+        self._needs_rewrite |= known is not None
+        if line["custom_id"] in self._retried:
+            del self._retried[line["custom_id"]]
+            self.tally.retried += 1
+        else:
+            self.tally.changed += known is not None and not known.is_cut
+        if is_success(line):
+            self._output.append(line)
+            self._errors.settle(line["custom_id"])
+        else:
+            self._errors.append(line)
+            self._dropped.add(line["custom_id"])
+
+    def refuse(self, bad: BadLine) -> None:
+        """Write the failure of an input line that was refused."""
+        line, place = failure_line(bad.failure()), bad.place
+        if bad.owns_id:
+            self._num_asked += bad.custom_id in self._done
+            self.write(line, place)
+        else:  # the answer to another line with this id is to stay
+            self.tally.add(line, place)
+            self._errors.append(line)
+
+    def settle_source(self) -> None:
+        """Every request of the input has an outcome: old failures of that input which are left are of none of them."""
+        self._errors.settle_source()
+
+    def sync(self) -> None:
+        """Force what was written to the disk."""
+        self._output.sync()
+        self._errors.sync()
+        self._synced = time.monotonic()
+
+    def sync_if_due(self) -> bool:
+        """`sync` if the last one was a second or more ago; says whether it did."""
+        if time.monotonic() - self._synced < SYNC_S:
+            return False
+        self.sync()
+        return True
+
+    def summary(self, *, interrupted: bool = False) -> Summary:
+        """What came of the run. Only one that was not interrupted knows which lines nobody asked for."""
+        unasked = 0 if interrupted else len(self._done) - self._num_asked
+        unasked_failures = 0 if interrupted else self._errors.num_unsettled
+        return self.tally.summary(interrupted=interrupted, unasked=unasked, unasked_failures=unasked_failures)
+
+    def order_by(self, custom_ids: Iterable[str]) -> None:
+        """Have `close` rewrite the output file in this order; other ids follow behind."""
+        self._order = custom_ids
+
+    def close(self) -> None:
+        """Sync, and rewrite the files where they are to be ordered or have stale lines."""
+        self._writers.close()
+        if self._needs_rewrite or self._order is not None:
+            order_file(self._output_path, self._order or (), without=self._dropped)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._writers.__exit__(kind, error, traceback)

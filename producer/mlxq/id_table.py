@@ -1,0 +1,78 @@
+"""A table of custom ids that takes no memory to speak of, however many there are: SQLite, in a file of its own that is
+gone with the process.
+
+Knows nothing of what is kept of an id.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+CACHE_KIB = 8 * 1024
+"""What stays in memory; the rest is in a temporary file, once there is more than that."""
+
+
+class IdTable:
+    """Custom ids with one value each: text, bytes, a number or `None`. One thread at a time may use it."""
+
+    def __init__(self) -> None:
+        # Its file is deleted as it is made. No crash has to leave it whole, so nothing is logged or forced to the disk.
+        self._database = sqlite3.connect("", isolation_level=None, check_same_thread=False)
+        weakref.finalize(self, self._database.close)
+        for pragma in ("journal_mode = OFF", "synchronous = OFF", f"cache_size = -{CACHE_KIB}"):
+            self._database.execute(f"PRAGMA {pragma}")
+        self._database.execute("CREATE TABLE ids (id TEXT PRIMARY KEY, value) WITHOUT ROWID")
+        self._database.execute("BEGIN")
+        self._count = 0
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __contains__(self, custom_id: str) -> bool:
+        return self._row(custom_id) is not None
+
+    def get(self, custom_id: str) -> Any:
+        """The value of an id; `None` if it isn't there."""
+        row = self._row(custom_id)
+        return None if row is None else row[0]
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """All ids with their values, by id."""
+        for key, value in self._database.execute("SELECT id, value FROM ids ORDER BY id"):
+            yield key if isinstance(key, str) else key.decode(errors="surrogatepass"), value
+
+    def add(self, custom_id: str, value: Any = None) -> bool:
+        """Keep an id, unless it is there. Returns whether it is new."""
+        statement = "INSERT INTO ids VALUES (?, ?) ON CONFLICT DO NOTHING"
+        is_new = self._database.execute(statement, (_key(custom_id), value)).rowcount == 1
+        self._count += is_new
+        return is_new
+
+    def put(self, custom_id: str, value: Any = None) -> None:
+        """Keep an id with this value, whether it is there or not."""
+        if not self.add(custom_id, value):
+            self._database.execute("UPDATE ids SET value = ? WHERE id = ?", (value, _key(custom_id)))
+
+    def discard(self, custom_id: str) -> bool:
+        """Forget an id. Returns whether it was there."""
+        was_there = self._database.execute("DELETE FROM ids WHERE id = ?", (_key(custom_id),)).rowcount == 1
+        self._count -= was_there
+        return was_there
+
+    def _row(self, custom_id: str) -> tuple[Any] | None:
+        row: tuple[Any] | None = self._database.execute(
+            "SELECT value FROM ids WHERE id = ?", (_key(custom_id),)
+        ).fetchone()
+        return row
+
+
+def _key(custom_id: str) -> str | bytes:
+    """SQLite has no text with lone surrogates, which JSON can spell."""
+    try:
+        custom_id.encode()
+    except UnicodeEncodeError:
+        return custom_id.encode(errors="surrogatepass")
+    return custom_id

@@ -1,0 +1,5 @@
+"""OpenAI's Files and Batches APIs over the queue: `api/` speaks HTTP, `work/` has batches answered, `store/` keeps all.
+
+Holds no model and answers nothing itself: it is a producer and a collector beside any number of workers. Its HTTP
+comes from the extra ``mlxq[serve]``, which only `api/` imports.
+"""

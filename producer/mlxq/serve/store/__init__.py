@@ -1,0 +1,1 @@
+"""What `mlxq serve` keeps on the disk: records of files and batches, and the files. Knows no HTTP and no queue."""
