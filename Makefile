@@ -16,7 +16,7 @@ WITHOUT_DEPS := axolotl==0.19.0 llm-router-utils==0.8.1
 # files come in their order, which begins with the longest.
 SIDE_BY_SIDE = --numprocesses $$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 1 )) --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install demo test test-quick thorough parity compat bench mac faults clean need-python need-openblas
+.PHONY: help install demo test test-quick thorough parity compat alerts bench mac faults clean need-python need-openblas
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-12s %s\n", $$1, $$2 }'
@@ -50,13 +50,13 @@ thorough: $(INSTALLED) need-openblas ## the tests that try samples, on far more 
 	MLXQ_THOROUGH=1 $(BIN)/pytest $(SIDE_BY_SIDE) -m thorough
 
 # Beside the packages of .venv and not among them: with torch there, transformers takes three times as long to import.
-parity: $(INSTALLED) need-openblas ## compare with transformers' beam search, SGLang's tool parsers, axolotl's templates
-	@[ -d $(PARITY)/orjson ] || $(BIN)/pip install --quiet --target $(PARITY) --group parity
+parity: $(INSTALLED) need-openblas ## compare with transformers' beam search, SGLang's tool parsers, openai-harmony, axolotl's templates
+	@[ -d $(PARITY)/openai_harmony ] || $(BIN)/pip install --quiet --target $(PARITY) --group parity
 	@[ -d $(PARITY)/axolotl ] || $(BIN)/pip install --quiet --no-deps --target $(PARITY) $(WITHOUT_DEPS)
 	PYTHONPATH=$(PARITY) $(BIN)/pytest tests/parity
 
 # They need older versions of redis-py and RQ than ours.
-compat: $(INSTALLED) need-openblas ## try rq-dashboard and rq-exporter on our jobs
+compat: $(INSTALLED) need-openblas ## try rq-dashboard and rq-exporter on our jobs, litellm and instructor on mlxq serve
 	@[ -x $(COMPAT)/bin/rq-exporter ] || { $(PYTHON) -m venv $(COMPAT) && \
 	  $(COMPAT)/bin/pip install --quiet --upgrade 'pip>=25.1' && $(COMPAT)/bin/pip install --quiet --group compat; }
 	MLXQ_COMPAT=$(CURDIR)/$(COMPAT)/bin $(BIN)/pytest tests/compat
@@ -64,12 +64,17 @@ compat: $(INSTALLED) need-openblas ## try rq-dashboard and rq-exporter on our jo
 bench: $(INSTALLED) need-openblas ## every workload through mlxq and what else there is; half an hour
 	$(BIN)/python -m tests.bench.suite
 
+alerts: ## have promtool try each alert (it comes with Prometheus: apt-get install prometheus)
+	promtool check config deploy/prometheus/prometheus.yml
+	promtool test rules tests/alerts/alerts_test.yml
+
 mac: $(INSTALLED) ## on a Mac: parity, launches, benchmark and wired limits, into mac-report.md; an hour
 	$(BIN)/python -m tests.bench.mac --model $(MODEL)
 
-faults: $(INSTALLED) need-openblas ## kill workers, Redis and mlxq run, then have Redis answer with errors: five minutes each
+faults: $(INSTALLED) need-openblas ## kill workers, Redis, mlxq run and mlxq serve, and have Redis answer with errors: 15 minutes
 	$(BIN)/python -m tests.faults --seconds 300 --requests 3000 --workers 3 --seed $(SEED)
 	$(BIN)/python -m tests.faults --redis-errors --seconds 375 --requests 3000 --workers 3 --seed $(SEED)
+	$(BIN)/python -m tests.faults.served --seconds 180 --clients 50 --batches 200 --lines 100 --seed $(SEED)
 
 clean: ## remove .venv, the demo's files and every cache
 	rm -rf $(VENV) $(DEMO) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

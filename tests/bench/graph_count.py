@@ -10,6 +10,7 @@ concatenation is one for each input, a padding two, and an attention whose mask 
 from __future__ import annotations
 
 import re
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 from unittest import mock
 
@@ -47,7 +49,8 @@ class Counts:
     primitives: Counter[str] = field(default_factory=Counter)
     launches: int = 0
     waiting_s: float = 0.0
-    """Spent in MLX's evaluation and in waiting for it; the rest of a step is Python."""
+    """Spent in MLX's evaluation; the rest of a step is Python."""
+    num_calls: int = 0
 
     @property
     def num_primitives(self) -> int:
@@ -99,13 +102,28 @@ def counted(counts: Counts) -> Iterator[None]:
 
 
 @contextmanager
+def calls_counted(counts: Counts) -> Iterator[None]:
+    """Count for the block what Python calls: its own functions and those of its built-in modules, MLX's not."""
+
+    def count(_: FrameType, event: str, __: object) -> None:
+        counts.num_calls += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
+        yield
+    finally:
+        sys.setprofile(before)
+
+
+@contextmanager
 def timed(counts: Counts) -> Iterator[None]:
-    """Take for the block the time that passes inside MLX's evaluation, and inside what waits for it."""
+    """Take for the block this thread's time on a processor inside MLX's evaluation, and inside what waits for it."""
 
     def run(original: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-        start = time.perf_counter()
+        start = time.thread_time()
         result = original(*arguments)
-        counts.waiting_s += time.perf_counter() - start
+        counts.waiting_s += time.thread_time() - start
         return result
 
     originals = {name: getattr(mx.array, name) for name in ("tolist", "item", "__array__")}

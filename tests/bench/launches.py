@@ -2,9 +2,10 @@
 
     python -m tests.bench.launches
 
-For each case the kernels that a step launches for a layer and outside of the layers, and the graph primitives behind
-them (`graph_count` says how they are counted); with `--host` also what Python takes a step at 32 layers. Figures of one
-machine and seed are always the same, but for the times. The last line is JSON.
+For each case the kernels that a step launches for a layer and outside of the layers, the graph primitives behind them,
+and the calls of Python functions (`graph_count` says how they are counted); with `--host` also the processor's time
+that Python takes for a step at 32 layers, where both sides take turns in one process. Figures of one machine are always
+the same, but for the times. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,26 +27,27 @@ from mlx_lm.sample_utils import make_sampler
 from rich.console import Console
 from rich.table import Table
 from tests.bench import report
-from tests.bench.graph_count import Counts, counted, on_a_gpu, timed
+from tests.bench.graph_count import Counts, calls_counted, counted, on_a_gpu, timed
 from tests.support.tiny_models import build
 
 from mlxq_worker.engine.api import RowId, RowSpec
 from mlxq_worker.engine.engine import BatchEngine
 
 WIDTH = 32
-LAYERS = 4
 HOST_LAYERS = 32
 _MAX_TOKENS = 10_000
-_SETTLING_STEPS = 24
+_STEADY_STEPS = 3
+"""After so many steps of decoding alone those that follow are alike."""
 _HOST_STEPS = 60
 _SIZE = {
-    "hidden_size": 256,
-    "intermediate_size": 512,
+    "hidden_size": 64,
+    "intermediate_size": 64,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 64,
-    "vocab_size": 16384,
+    "vocab_size": 1024,
 }
+"""As small as can be: what is counted doesn't depend on it, but that a token of a long prefix must be worth sharing."""
 
 ModelBuilder = Callable[[int], Any]
 
@@ -64,7 +67,8 @@ def gemma3(num_layers: int) -> Any:
 def lfm2(num_layers: int) -> Any:
     """Every other layer has a convolution in attention's place."""
     changes = {key: value for key, value in _SIZE.items() if key != "head_dim"}
-    blocks = {"block_dim": 256, "block_ff_dim": 512, "full_attn_idxs": list(range(1, num_layers, 2))}
+    size = {"block_dim": _SIZE["hidden_size"], "block_ff_dim": _SIZE["intermediate_size"]}
+    blocks = {**size, "full_attn_idxs": list(range(1, num_layers, 2))}
     return build("lfm2", num_hidden_layers=num_layers, **changes, **blocks)
 
 
@@ -81,6 +85,7 @@ class Case:
     num_joining: int = 0
     every: int = 1
     build: ModelBuilder = llama
+    num_layers: int = 1  # so many layers, and twice as many, are compared: all kinds are among them
 
     def prompts(self, first: int, num_rows: int) -> list[list[int]]:
         """Prompts of rows `first` and on: what all share, and each row's own tokens."""
@@ -102,9 +107,9 @@ CASES: Mapping[str, Case] = {
     "d": Case("all share 128 tokens", lambda row: 20 + row, num_shared=128),
     "d long": Case("every other shares 8,192 tokens", lambda row: 20 + row, num_shared=8192, every=2),
     "e": Case("temperature 0.7, top_p 0.9", _ragged, temperature=0.7, top_p=0.9),
-    "f": Case("8 prompts join 16 rows", _ragged, num_joining=8),
-    "sliding": Case("gemma3, ragged lengths", _ragged, build=gemma3),
-    "hybrid": Case("lfm2, ragged lengths", _ragged, build=lfm2),
+    "f": Case("8 prompts join 16 rows", _ragged, num_joining=8, num_layers=2),
+    "sliding": Case("gemma3, ragged lengths", _ragged, build=gemma3, num_layers=2),
+    "hybrid": Case("lfm2, ragged lengths", _ragged, build=lfm2, num_layers=2),
 }
 
 
@@ -114,8 +119,8 @@ class Side(Protocol):
     def add(self, first: int, num_rows: int) -> None:
         """Give it this many rows of its case."""
 
-    def step(self) -> object:
-        """Have it make a step."""
+    def step(self) -> bool:
+        """Have it make a step; says whether all that it did was to give rows their next tokens."""
 
 
 class Ours:
@@ -143,8 +148,8 @@ class Ours:
                 )
             )
 
-    def step(self) -> object:
-        return self._engine.step(0.0)
+    def step(self) -> bool:
+        return not self._engine.step(0.0).num_prefilled
 
 
 class Theirs:
@@ -163,8 +168,9 @@ class Theirs:
     def add(self, first: int, num_rows: int) -> None:
         self._generator.insert(self._case.prompts(first, num_rows))
 
-    def step(self) -> object:
-        return self._generator.next()
+    def step(self) -> bool:
+        prompts, _ = self._generator.next()
+        return not prompts
 
 
 SIDES: Mapping[str, Callable[[Any, Case, int], Side]] = {"mlxq": Ours, "batch_generator": Theirs}
@@ -172,24 +178,27 @@ SIDES: Mapping[str, Callable[[Any, Case, int], Side]] = {"mlxq": Ours, "batch_ge
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Kernels and primitives of a step: for a layer, the mean of all kinds, and outside of the layers."""
+    """Kernels, primitives and Python's calls of a step: for a layer, the mean of all kinds, and outside of the
+    layers."""
 
     launches: float
     launches_outside: float
     primitives: float
     primitives_outside: float
+    calls: float
+    calls_outside: float
 
     @classmethod
-    def of(cls, small: Counts, large: Counts) -> Figures:
-        """From the counts of a model of `LAYERS` layers and of one of twice as many."""
-        launches = (large.launches - small.launches) / LAYERS
-        primitives = (large.num_primitives - small.num_primitives) / LAYERS
-        return cls(
-            launches,
-            small.launches - LAYERS * launches,
-            primitives,
-            small.num_primitives - LAYERS * primitives,
-        )
+    def of(cls, small: Counts, large: Counts, num_layers: int) -> Figures:
+        """From the counts of a model of so many layers and of one of twice as many."""
+        figures = []
+        for few, many in (
+            (small.launches, large.launches),
+            (small.num_primitives, large.num_primitives),
+            (small.num_calls, large.num_calls),
+        ):
+            figures += [(many - few) / num_layers, 2 * few - many]
+        return cls(*figures)
 
     def __str__(self) -> str:
         return f"{self.launches:g}+{self.launches_outside:g}"
@@ -197,15 +206,18 @@ class Figures:
 
 def figures_of(side: str, case: Case, width: int = WIDTH) -> Figures:
     """Count a step of one side in steady state; of rows that join, the step that takes them in."""
-    small, large = (_counts(SIDES[side], case, num_layers, width) for num_layers in (LAYERS, 2 * LAYERS))
-    return Figures.of(small, large)
+    few, many = (_counts(SIDES[side], case, times * case.num_layers, width) for times in (1, 2))
+    return Figures.of(few, many, case.num_layers)
 
 
 def _counts(new_side: Callable[[Any, Case, int], Side], case: Case, num_layers: int, width: int) -> Counts:
     counts, side = Counts(), new_side(_faint(case.build(num_layers)), case, width)
     with on_a_gpu(counts):
         _settle(side, case, width)
-        if case.num_joining:
+        if not case.num_joining:
+            with calls_counted(counts):
+                side.step()
+        else:
             side.add(width, case.num_joining)
         counts.launches = 0
         with counted(counts):
@@ -221,23 +233,29 @@ def _faint(model: Any) -> Any:
 
 def _settle(side: Side, case: Case, width: int) -> None:
     side.add(0, width // 2 if case.num_joining else width)
-    for _ in range(_SETTLING_STEPS):
-        side.step()
+    num_steady = 0
+    while num_steady < _STEADY_STEPS:
+        num_steady = num_steady + 1 if side.step() else 0
 
 
-def host_ms(side: str, case: Case, width: int = WIDTH) -> float:
-    """What Python takes for a step of a deep and narrow model, in ms: the median of many steps."""
-    narrow = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 1, "num_key_value_heads": 1}
-    settled, steps = SIDES[side](_faint(llama(HOST_LAYERS, **narrow, vocab_size=1024)), case, width), []
+def host_ms(case: Case, width: int = WIDTH) -> dict[str, float]:
+    """What Python takes on each side for a step of a deep and narrow model, in ms of the thread's time on a processor:
+    the median of many steps, for which the sides take turns."""
+    narrow = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1, "num_key_value_heads": 1}
+    model = _faint(llama(HOST_LAYERS, **narrow, head_dim=16))
+    sides, steps = {name: new_side(model, case, width) for name, new_side in SIDES.items()}, defaultdict(list)
     with on_a_gpu(Counts()):
-        _settle(settled, case, width)
+        for side in sides.values():
+            _settle(side, case, width)
         for _ in range(_HOST_STEPS):
-            counts = Counts()
-            with timed(counts):
-                start = time.perf_counter()
-                settled.step()
-                steps.append(time.perf_counter() - start - counts.waiting_s)
-    return round(1000 * statistics.median(steps), 3)
+            for name, side in sides.items():
+                mx.synchronize()
+                counts = Counts()
+                with timed(counts):
+                    start = time.thread_time()
+                    side.step()
+                    steps[name].append(time.thread_time() - start - counts.waiting_s)
+    return {name: round(1000 * statistics.median(own), 3) for name, own in steps.items()}
 
 
 @click.command(help=__doc__)
@@ -248,7 +266,8 @@ def host_ms(side: str, case: Case, width: int = WIDTH) -> float:
 def main(names: tuple[str, ...], width: int, host: bool, json_path: Path | None) -> None:
     mx.random.seed(0)
     results: dict[str, dict[str, dict[str, float]]] = {}
-    table = Table("case", *SIDES, "primitives", *(["Python, ms"] if host else []), title=f"launches, width {width}")
+    table = Table("case", *SIDES, "primitives", "calls", *(["Python, ms"] if host else []))
+    table.title = f"launches, width {width}"
     for name in names or CASES:
         case = CASES[name]
         figures = {side: figures_of(side, case, width) for side in SIDES}
@@ -256,15 +275,16 @@ def main(names: tuple[str, ...], width: int, host: bool, json_path: Path | None)
             side: {slot: round(getattr(own, slot), 2) for slot in Figures.__slots__} for side, own in figures.items()
         }
         primitives = " : ".join(f"{own.primitives:g}+{own.primitives_outside:g}" for own in figures.values())
-        cells = [f"{name} {case.what}", *map(str, figures.values()), primitives]
+        calls = " : ".join(f"{own.calls:g}+{own.calls_outside:g}" for own in figures.values())
+        cells = [f"{name} {case.what}", *map(str, figures.values()), primitives, calls]
         if host and case.build is llama and not case.num_joining:
-            for side in SIDES:
-                results[name][side]["host_ms"] = host_ms(side, case, width)
+            for side, own_ms in host_ms(case, width).items():
+                results[name][side]["host_ms"] = own_ms
             cells.append(" : ".join(f"{results[name][side]['host_ms']:.2f}" for side in SIDES))
         table.add_row(*cells)
         print(*cells, file=sys.stderr)
     Console(width=120).print(table)
-    report.publish({"width": width, "layers": LAYERS, "cases": results}, json_path)
+    report.publish({"width": width, "cases": results}, json_path)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,8 @@ def request(**fields: Any) -> Request:
     )
 
 
+LONGEST = 2000
+QUOTES = ('"', "'")
 FREE = 150
 """So many allowed bytes are free text, which chance alone would hardly ever end."""
 
@@ -76,23 +78,25 @@ FREE = 150
 def random_answer(dialect: Dialect, constraint: Constraint, model: Any, seed: int, start: str = "") -> str:
     """An answer that the constraint allows, behind a given start; ended as soon as it may be."""
     choose = random.Random(seed)
-    closing = dialect.forced.tags.after if dialect.forced and dialect.forced.tags else '"'
+    closing = dialect.forced.tags.closing if dialect.forced and dialect.forced.tags else '"'
     ids = model.encode(start, add_special_tokens=False)
     for token_id in ids:
         constraint.advance(token_id)
     planned: list[int] = []
-    while True:
+    while len(ids) < LONGEST:
         bits = np.unpackbits(np.frombuffer(constraint.allowed_ids(), np.uint8), bitorder="little")
         allowed = [each for each in np.flatnonzero(bits).tolist() if each < len(model)]
         if model.eos_token_id in allowed and len(ids) > len(start):
             return str(model.decode(ids))
         if not planned and len(allowed) > FREE:
-            planned = model.encode(f"a<b{closing}", add_special_tokens=False)
+            last = model.decode(ids[-1:])
+            planned = model.encode(f"a<b{closing or (last if last in QUOTES else QUOTES[0])}", add_special_tokens=False)
         ids.append(
             planned.pop(0) if planned else choose.choice([each for each in allowed if each != model.eos_token_id])
         )
         assert ids[-1] in allowed, model.decode(ids)
         constraint.advance(ids[-1])
+    raise AssertionError(f"it never ends: {model.decode(ids)[:200]}")
 
 
 def read(dialect: Dialect, text: str, tools: Any = TOOLS) -> ToolAnswer:
@@ -132,8 +136,13 @@ def _told_from_text(dialect: Dialect) -> bool:
 def test_a_strict_tools_call_fits_amid_free_text(dialect: Dialect) -> None:
     marker = dialect.syntax.marker
     constraint, model = compiled(dialect)
-    start = dialect.forced.before_all + dialect.forced.before if dialect.forced else ""
-    begun = f"I look it up. {marker}" if marker else start.format(name="get_weather")
+    assert dialect.forced is not None
+    start = marker if dialect.forced.begins.startswith(marker) else dialect.forced.begins
+    begun = (
+        f"I look it up. {start}"
+        if start
+        else (dialect.forced.before_all + dialect.forced.before).format(name="get_weather")
+    )
 
     answer = read(dialect, random_answer(dialect, constraint, model, seed=2, start=begun))
 
@@ -157,18 +166,25 @@ def test_a_demanded_call_is_refused_where_no_grammar_says_it(dialect: Dialect) -
 
 
 TAGGED = [each for each in FORCED if each.forced and each.forced.tags]
+WITH_TEXTS = [each for each in TAGGED if each.forced and each.forced.tags and each.forced.tags.closing]
+"""Those whose texts are not JSON."""
 
 
-@pytest.mark.parametrize("dialect", TAGGED, ids=lambda each: each.name)
+WITH_PATTERN = {"properties": {"a": {"type": "string", "pattern": "x+"}}, "required": ["a"]}
+WITH_LENGTH = {"properties": {"a": {"type": "string", "maxLength": 3}}, "required": ["a"]}
+WITH_UNION = {"anyOf": [{"properties": {"a": {"type": "string"}}}]}
+WITH_STRANGER = {"properties": {}, "required": ["b"]}
+
+
 @pytest.mark.parametrize(
-    ("schema", "word"),
+    ("dialect", "schema", "word"),
     [
-        ({"properties": {"a": {"type": "string", "pattern": "x+"}}, "required": ["a"]}, "pattern"),
-        ({"properties": {"a": {"type": "string", "maxLength": 3}}, "required": ["a"]}, "maxLength"),
-        ({"anyOf": [{"properties": {"a": {"type": "string"}}}]}, "anyOf"),
-        ({"properties": {}, "required": ["b"]}, "b"),
+        *((each, WITH_PATTERN, "pattern") for each in WITH_TEXTS),
+        *((each, WITH_LENGTH, "maxLength") for each in WITH_TEXTS),
+        *((each, WITH_UNION, "anyOf") for each in TAGGED),
+        *((each, WITH_STRANGER, "b") for each in TAGGED),
     ],
-    ids=["a pattern", "a length", "alternatives", "a required stranger"],
+    ids=lambda value: value.name if isinstance(value, Dialect) else str(value) if isinstance(value, str) else "",
 )
 def test_what_tags_cannot_be_held_to_is_refused_by_name(dialect: Dialect, schema: dict[str, Any], word: str) -> None:
     tools = ({"type": "function", "function": {"name": "f", "parameters": {"type": "object", **schema}}},)

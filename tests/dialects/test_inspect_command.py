@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from click.testing import CliRunner
 from tests.support.scripted_models import Folder
@@ -83,7 +84,7 @@ def test_a_token_that_only_seems_to_end_answers_is_shown_with_the_reason(tmp_pat
 
     assert [token["token"] for token in eos["tokens"]] == ["<|return|>", "<|call|>"]
     assert [(each["token"], each["reason"]) for each in eos["rejected"]] == [
-        ("<|end|>", "it ends every channel, not only the last")
+        ("<|end|>", "it ends every part of an answer, not only the last")
     ]
 
 
@@ -94,3 +95,87 @@ def test_the_table_says_the_same_in_words(tmp_path: Path, option: tuple[str, ...
     assert result.exit_code == 0
     for words in ("packed", "<|im_end|>", "hermes", "leaves out messages[1].tool_calls"):
         assert words in result.stdout
+
+
+def in_words(path: Path, *options: str) -> str:
+    result = CliRunner().invoke(inspect, [str(path), *options])
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def folder_of(config: dict[str, Any], template: str | None = CHATML) -> Folder:
+    return Folder(template=template, special=("<|im_start|>", "<|im_end|>"), eos="<|endoftext|>", config=config)
+
+
+GEMMA2 = {
+    "model_type": "gemma2",
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "head_dim": 8,
+    "rms_norm_eps": 1e-6,
+    "num_key_value_heads": 2,
+    "rope_parameters": {"rope_theta": 5.0, "rope_type": "default"},
+}
+
+
+def test_a_window_that_is_not_kept_and_keys_that_are_said_otherwise_are_shown(tmp_path: Path) -> None:
+    path = folder_of({**GEMMA2, "sliding_window": 64, "max_position_embeddings": 512}).write(tmp_path)
+
+    found = inspected(path)
+
+    assert (found["window_not_kept"], found["read_otherwise"]) == (64, ["rope_theta"])
+    assert "64 tokens, but mlx-lm attends to everything" in in_words(path)
+
+
+def test_a_window_as_long_as_the_context_is_nobodys_concern(tmp_path: Path) -> None:
+    path = folder_of({**GEMMA2, "sliding_window": 512, "max_position_embeddings": 512}).write(tmp_path)
+
+    assert inspected(path)["window_not_kept"] is None
+
+
+@pytest.mark.parametrize("architecture", ["olmo", "unheard_of"])
+def test_an_architecture_that_can_not_be_imported_ends_no_process(tmp_path: Path, architecture: str) -> None:
+    path = folder_of({"model_type": architecture}).write(tmp_path)
+
+    assert f"can't load the {architecture} model: it has no architecture of this name" in in_words(path)
+
+
+def test_weights_in_another_tools_format_are_refused(tmp_path: Path) -> None:
+    path = folder_of({"quantization_config": {"quant_method": "bitsandbytes"}}).write(tmp_path)
+
+    assert inspected(path)["batching"]["why"].endswith("quantised by bitsandbytes, which mlx-lm does not read")
+
+
+def test_a_model_that_is_not_packed_says_why(tmp_path: Path) -> None:
+    found = inspected(folder_of({"model_type": "gpt_bigcode", "n_inner": 48}).write(tmp_path))["batching"]
+
+    assert found["kind"] == "padded"
+    assert "positions are counted outside MLX" in found["why"]
+
+
+def test_try_needs_no_chat_template(tmp_path: Path) -> None:
+    assert "renders no sample" in in_words(folder_of({}, template=None).write(tmp_path), "--try")
+
+
+def test_weights_are_shown_if_they_are_there(tmp_path: Path) -> None:
+    path = folder_of({}).write(tmp_path)
+    assert inspected(path)["weights_bytes"] is None
+
+    mx.save_safetensors(str(path / "model.safetensors"), {"w": mx.zeros((4, 4))})
+
+    assert inspected(path)["weights_bytes"] == 64
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"model_type": "llama", "hidden_size": "many", "num_attention_heads": 4},
+        {"model_type": "gemma3", "text_config": {"hidden_size": None, "rope_parameters": {"full_attention": 7}}},
+        {"model_type": "qwen3", "rope_parameters": {"full_attention": None, "sliding_attention": None}},
+        {"model_type": "llama", "layer_types": 7, "per_layer_config": {"0": 3}, "quantization_config": [1]},
+    ],
+)
+def test_nonsense_in_a_config_is_refused_and_not_a_traceback(tmp_path: Path, config: dict[str, Any]) -> None:
+    assert inspected(folder_of(config).write(tmp_path))["batching"]["kind"] == "refused"

@@ -17,7 +17,7 @@ import mlx.core as mx
 import pytest
 from mlx_lm.generate import generate_step
 from mlx_lm.models.cache import make_prompt_cache
-from tests.support.architecture_table import ALONE, PACKED, PADDED, TABLE_PATH, table, way
+from tests.support.architecture_table import PACKED, TABLE_PATH, table, way
 from tests.support.architectures import VOCAB_SIZE, build
 from tests.support.engine_runs import decode, run
 from tests.support.rounding import smallest_gap
@@ -27,6 +27,7 @@ from tests.support.thorough import sample_of
 from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.kvcache.prefix import BLOCK
+from mlxq_worker.model.architecture import ALONE, PADDED
 
 _SHARED_LENGTH = 70
 _FEW = (1, 12), (1, 9)

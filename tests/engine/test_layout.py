@@ -10,6 +10,7 @@ import pytest
 from tests.support.rounding import attention_tolerance
 
 from mlxq_worker.engine.kvcache import device
+from mlxq_worker.engine.kvcache.places import PoolShape
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import Changes, SlabSize, Slot
 from mlxq_worker.engine.runners.layout import MAX_PACKED_TOKENS, Layout, PackedPrompts, Span
@@ -91,3 +92,41 @@ def test_shorter_packed_prompts_are_filled_up_behind_their_last_token() -> None:
 
     # then
     assert rows[:, 0, :, 0].tolist() == [[0, 1, 1], [2, 3, 4]]
+
+
+@pytest.mark.parametrize("fused", [False, True], ids=["in parts", "a single kernel"])
+@pytest.mark.parametrize("has_prefix", [False, True], ids=["whole", "behind a prefix"])
+def test_a_step_that_goes_on_from_the_one_before_is_laid_out_as_if_anew(
+    fused: bool, has_prefix: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given rows in two slabs with holes, some of them behind a prefix where they lie apart
+    monkeypatch.setattr(device, "is_gpu", lambda: fused)
+    prefix = Prefix(tuple(range(9)), None) if has_prefix else None
+
+    def decoding(further: int) -> list[Span]:
+        starts = {Slot(0, 0): 3, Slot(0, 2): 9, Slot(1, 1): 300, Slot(1, 4): 290}
+        return [
+            Span(slot, start + further, start + further + 1, prefix if slot.slab else None, row=row)
+            for row, (slot, start) in enumerate(starts.items())
+        ]
+
+    # when
+    layout, anew = Layout(decoding(0)).next().next(), Layout(decoding(2))
+
+    # then
+    shape = PoolShape(NUM_KV_HEADS, {0: SlabSize(3, 256), 1: SlabSize(5, 512)})
+    assert layout.decoding == anew.decoding
+    assert layout.positions.tolist() == anew.positions.tolist()
+    assert layout.places.rows(shape).tolist() == anew.places.rows(shape).tolist()
+    assert len(layout.whole_windows) == len(anew.whole_windows)
+    for own, expected in zip(layout.windows, anew.windows, strict=True):
+        for sliding in (None, 5):
+            view, new_view = own.view(sliding), expected.view(sliding)
+            assert (view.first, view.last) == (new_view.first, new_view.last)
+            assert (view.mask is None) == (new_view.mask is None)
+            assert view.mask is None or mx.array_equal(view.mask, new_view.mask)
+    assert (layout.sharing is None) == (anew.sharing is None)
+    if layout.sharing and anew.sharing:
+        for group, new_group in zip(layout.sharing.groups, anew.sharing.groups, strict=True):
+            assert group.first_seen(300) == new_group.first_seen(300)
+            assert mx.array_equal(group.mask(300), new_group.mask(300))

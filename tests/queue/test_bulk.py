@@ -26,7 +26,8 @@ from tests.support.waiting import DEADLINE_S, wait_until
 from mlxq import keys
 from mlxq.contract import Request
 from mlxq.errors import InputFileError, ModelError, QueueUnavailable
-from mlxq.files.bulk import collect, process
+from mlxq.files.bulk import process
+from mlxq.files.collection import collect
 from mlxq.files.input import BadLine, read_requests
 from mlxq.files.output.error_file import ErrorFile
 from mlxq.files.output.result_file import ResultWriter
@@ -181,6 +182,21 @@ def test_the_window_bounds_what_is_in_the_queue(redis_url: str, files: Files) ->
         process(Client(redis_url), lines, files.output, files.errors, max_inflight=20, on_turn=watch)
     assert 0 < max(seen) <= 20
     assert len(files.answers()) == 200
+
+
+def test_the_window_bounds_the_bytes_in_the_queue(redis_url: str, files: Files) -> None:
+    files.write_input(*(prompt(f"r{i}", "x" * 10_000) for i in range(60)))
+    seen: list[int] = []
+
+    def watch(tally: Tally) -> bool:
+        seen.append(tally.num_inflight)
+        return True
+
+    with FakeWorker(redis_url):
+        run(redis_url, files, max_inflight=50, max_inflight_bytes=100_000, on_turn=watch)
+
+    assert 0 < max(seen) <= 20  # as many as fill the window, and those that were read ahead
+    assert len(files.answers()) == 60
 
 
 def test_redis_is_empty_of_jobs_afterwards(connection: Redis, redis_url: str, files: Files) -> None:

@@ -12,12 +12,16 @@ from tests.support.fake_worker import FakeWorker, echo, refuse
 from tests.support.file_runs import Files, go_on, prompt, run
 
 from mlxq.contract import Request
-from mlxq.files.bulk import collect
+from mlxq.errors import ConfigError
+from mlxq.files.collection import collect
 from mlxq.files.input import read_requests
+from mlxq.files.output.retry import Retry
+from mlxq.files.output.stored import read_lines
 from mlxq.files.paths import source_name
 from mlxq.queue.client import Client
 from mlxq.requests.normal_form import spelled_hash
 from mlxq.requests.openai import ParsedLine
+from mlxq.results.read_back import texts_of
 
 Line = dict[str, Any]
 
@@ -268,3 +272,68 @@ def test_the_name_of_an_input_is_one_files_and_tells_no_place(tmp_path: Path) ->
     assert len(names) == 2
     assert all(name and name.startswith("in.jsonl-") and "/" not in name for name in names)
     assert [source_name("-"), source_name("/dev/null")] == [None, None]
+
+
+# --- Asked again ----------------------------------------------------------------------------------------------
+
+
+def up_to_its_limit(request: Request, job_id: str) -> dict[str, Any]:
+    """Says which limit it had, and hit it unless that is 8 or more."""
+    line = echo(request, job_id)
+    limit = request.sampling.max_tokens
+    choice = line["response"]["body"]["choices"][0]
+    choice["text"] = f"limit {limit}"
+    if limit is not None and limit < 8:
+        choice["finish_reason"], choice["stop_details"]["type"] = "length", "max_tokens"
+    return line
+
+
+def test_answers_that_hit_their_limit_are_asked_for_again_with_a_larger_one_until_it_is_enough(
+    redis_url: str, files: Files
+) -> None:
+    # given
+    files.write_input({**prompt("short"), "max_completion_tokens": 3}, {**prompt("fine"), "max_tokens": 9}, prompt("b"))
+    twice = Retry.read((), "2x:7")
+    with FakeWorker(redis_url, up_to_its_limit) as worker:
+        run(redis_url, files)
+
+        # when
+        retried = [run(redis_url, files, retry=retry) for retry in (None, twice, twice, twice, Retry.read((), "3x"))]
+
+    # then each try goes on from the last one's limit: 6, then 7, which is all there may be, and at last 21
+    assert [(summary.retried, summary.changed, summary.skipped) for summary in retried] == [
+        (0, 0, 3),
+        (1, 0, 2),
+        (1, 0, 2),
+        (0, 0, 3),
+        (1, 0, 2),
+    ]
+    assert worker.custom_ids[3:] == ["short"] * 3
+    [line] = [line for line in read_lines(files.output) if line["custom_id"] == "short"]
+    assert texts_of(line) == ("limit 21",)
+    assert sorted(files.answers()) == ["b", "fine", "short"]
+    # and it is an answer to the request as it is
+    assert run(redis_url, files).skipped == 3
+
+
+def test_answers_are_asked_for_again_by_how_they_ended(redis_url: str, files: Files) -> None:
+    files.write_input({**prompt("short"), "max_tokens": 3}, prompt("whole"))
+    with FakeWorker(redis_url, up_to_its_limit) as worker:
+        run(redis_url, files)
+        summary = run(redis_url, files, retry=Retry.read(("length",), None))
+    assert (summary.retried, worker.custom_ids[2:]) == (1, ["short"])
+
+
+@pytest.mark.parametrize("limit", ["2", "x", "1x", "0.5x", "2x:", "2x:a"])
+def test_a_limit_that_is_no_larger_one_is_refused(limit: str) -> None:
+    with pytest.raises(ConfigError, match="--max-tokens-on-retry is a factor above 1"):
+        Retry.read((), limit)
+
+
+def test_answers_of_another_model_are_not_gone_on_from_unless_that_is_wanted(redis_url: str, files: Files) -> None:
+    files.write_numbered(2)
+    with FakeWorker(redis_url):
+        run(redis_url, files, model="echo")
+        with pytest.raises(ConfigError, match=r"holds 2 answers by echo, not by other: .*--accept-model-change"):
+            run(redis_url, files, model="other")
+        assert run(redis_url, files).skipped == 2

@@ -18,7 +18,7 @@ from tests.support.fake_worker import FakeWorker
 from tests.support.waiting import DEADLINE_S
 
 from mlxq import keys
-from mlxq.files import bulk
+from mlxq.files.collection import collect
 from mlxq.files.tally import Summary
 from mlxq.queue import rq_keys
 from mlxq.queue.batch import Batch
@@ -46,7 +46,7 @@ def error_of(answer: Answer) -> tuple[str, str]:
 
 
 def collected(batch: Batch, folder: Path, *, follow: bool = False) -> Summary:
-    return bulk.collect(batch, folder / "out", folder / "errors", on_turn=lambda _: True, follow=follow)
+    return collect(batch, folder / "out", folder / "errors", on_turn=lambda _: True, follow=follow)
 
 
 def fail_outside(redis: Redis, job_id: str, exc_string: str) -> None:

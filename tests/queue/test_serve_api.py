@@ -27,6 +27,7 @@ from tests.support.served import (
     service,
     uploaded,
 )
+from tests.support.waiting import wait_until
 
 from mlxq.serve.api.access import KeyRing
 from mlxq.serve.api.service import Limits
@@ -324,6 +325,30 @@ def test_without_its_key_nobody_gets_anything_but_the_health(redis_url: str, tmp
         for path in ("/v1/files", "/v1/batches", "/v1/nonsense", "/docs"):
             assert asked(url, "GET", path)[0] == 401
         assert asked(url, "GET", "/health") == (200, {"status": "ok", "workers": 0})
+
+
+def test_prometheus_is_told_of_batches_files_and_answers_but_of_no_key(redis_url: str, tmp_path: Path) -> None:
+    with service(redis_url, tmp_path, keys=KeyRing({ALICE: "alice"})) as url:
+        client = openai_client(url, ALICE)
+        begin = begun(client, [chat_line(f"r{i}") for i in range(3)])
+        wait_until(lambda: client.batches.retrieve(begin.id).status == "in_progress", "the batch to be looked at")
+        with pytest.raises(openai.AuthenticationError):
+            openai_client(url, BOB).files.list()
+        asked_with_key = Request(f"{url}/metrics", headers={"Authorization": f"Bearer {ALICE}"})
+        with urlopen(asked_with_key, timeout=60) as response:
+            text = response.read().decode()
+        assert asked(url, "GET", "/metrics")[0] == 401
+
+    for line in (
+        'mlxq_serve_open_batches{status="in_progress"} 1.0',
+        'mlxq_serve_open_batches{status="validating"} 0.0',
+        "mlxq_serve_open_requests 3.0",
+        "mlxq_serve_files 1.0",
+        'mlxq_serve_http_requests_total{status="401"} 1.0',
+        "mlxq_redis_up 1.0",
+    ):
+        assert f"\n{line}\n" in text
+    assert "alice" not in text
 
 
 def test_a_web_page_can_not_use_a_server_without_keys(strict_url: str) -> None:

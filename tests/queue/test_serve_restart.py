@@ -12,22 +12,41 @@ import msgspec
 import pytest
 from redis import Redis
 from tests.support.fake_worker import FakeWorker, echo
+from tests.support.redis_fixture import MortalRedis
 from tests.support.served import begun, chat_line, ended, ids_of, openai_client, service
 from tests.support.waiting import wait_until
 
 from mlxq import keys
 from mlxq.contract import Request
-from mlxq.errors import ConfigError
+from mlxq.errors import ConfigError, FileInUse, InputFileError
 from mlxq.files.bulk import LeftToOthers
 from mlxq.queue.client import Client
 from mlxq.serve.store.database import Database
 from mlxq.serve.store.disk import DataDirectory
 from mlxq.serve.store.records import BatchRecord
+from mlxq.serve.work import dispatcher
 from mlxq.serve.work.batch_run import BatchRun, Rules
+from mlxq.serve.work.dispatcher import Dispatcher
 from mlxq.serve.work.leases import BatchLeases
 
 LINES = [chat_line(f"r{i}") for i in range(40)]
 ALL = sorted(f"r{i}" for i in range(40))
+
+
+def batch_record(number: int, owner: str, created_at: int = 0) -> BatchRecord:
+    input_id, output_id, error_id = (f"file-{number:016x}{i:016x}" for i in range(3))
+    return BatchRecord(
+        id=f"batch_{number:032x}",
+        owner=owner,
+        endpoint="/v1/chat/completions",
+        input_file_id=input_id,
+        input_name="in.jsonl",
+        completion_window="24h",
+        created_at=created_at,
+        expires_at=created_at + 24 * 3600,
+        output_id=output_id,
+        error_id=error_id,
+    )
 
 
 def answers_until(limit: int, more: threading.Event) -> Callable[[Request, str], dict[str, Any]]:
@@ -104,36 +123,77 @@ def test_an_address_that_is_taken_is_a_wrong_option(redis_url: str, tmp_path: Pa
             pass
 
 
+def test_a_redis_that_goes_away_is_waited_for_and_clients_hear_nothing_of_it(
+    mortal_redis: MortalRedis, tmp_path: Path
+) -> None:
+    with service(mortal_redis.url, tmp_path) as url:
+        client = openai_client(url)
+        running = begun(client, LINES).id
+        wait_until(lambda: Client(mortal_redis.url).queue_length() == 40, "the lines to be queued")
+        mortal_redis.kill()
+        waiting = begun(client, LINES).id
+        assert {batch.status for batch in client.batches.list()} <= {"validating", "in_progress"}
+        mortal_redis.start()  # and all that was in it is lost
+        with FakeWorker(mortal_redis.url):
+            for batch_id in (running, waiting):
+                done = ended(client, batch_id)
+                assert (done.status, ids_of(client, done.output_file_id)) == ("completed", ALL)
+
+
+def test_the_one_batch_of_a_key_does_not_wait_for_the_many_of_another(connection: Redis, tmp_path: Path) -> None:
+    disk = DataDirectory(tmp_path)
+    database = Database(disk.records)
+    records = [batch_record(i, owner) for i, owner in enumerate(["alice", "alice", "alice", "bob", "carol"])]
+    for record in records:
+        database.add_batch(record)
+    begun: list[str] = []
+    may_end = threading.Event()
+
+    def work(batch_id: str, is_ours: Callable[[], bool]) -> None:
+        begun.append(batch_id)
+        may_end.wait(60)
+
+    with Dispatcher(database, disk, BatchLeases(connection, 60), work, lease_s=60, max_running=3, tell=lambda _: None):
+        wait_until(lambda: len(begun) == 3, "three batches to be taken up")
+        may_end.set()
+
+    assert sorted(begun[:3]) == [records[i].id for i in (0, 3, 4)]
+
+
+def test_a_batch_that_something_is_in_the_way_of_is_tried_again(
+    redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, errors = BatchRun.run, iter([InputFileError("the disk is full"), FileInUse("x"), ZeroDivisionError("a bug")])
+
+    def run_at_last(self: BatchRun) -> None:
+        if error := next(errors, None):
+            raise error
+        run(self)
+
+    monkeypatch.setattr(BatchRun, "run", run_at_last)
+    monkeypatch.setattr(dispatcher, "FIRST_PAUSE_S", 0.01)
+    with service(redis_url, tmp_path) as url, FakeWorker(redis_url):
+        client = openai_client(url)
+        assert ended(client, begun(client, LINES).id).status == "completed"
+    assert next(errors, None) is None
+
+
 # --- One batch, step by step ----------------------------------------------------------------------------------
 
 
 class Scene:
     """A batch in its records, without any service: each `run` is one process's turn at it."""
 
-    def __init__(self, redis_url: str, data: Path, num_lines: int = 40) -> None:
+    def __init__(self, redis_url: str, data: Path) -> None:
         self.client = Client(redis_url)
         self.disk = DataDirectory(data)
         self.database = Database(self.disk.records)
         self.now = time.time()
-        created = int(self.now)
-        self.id = "batch_" + "0" * 32
-        file_ids = [f"file-{i:032x}" for i in range(3)]
-        self.disk.file(file_ids[0]).write_bytes(b"".join(map(_line, LINES[:num_lines])))
-        assert self.disk.begin_batch(self.id, file_ids[0])
-        self.database.add_batch(
-            BatchRecord(
-                id=self.id,
-                owner="",
-                endpoint="/v1/chat/completions",
-                input_file_id=file_ids[0],
-                input_name="in.jsonl",
-                completion_window="24h",
-                created_at=created,
-                expires_at=created + 24 * 3600,
-                output_id=file_ids[1],
-                error_id=file_ids[2],
-            )
-        )
+        record = batch_record(0, "", created_at=int(self.now))
+        self.id = record.id
+        self.disk.file(record.input_file_id).write_bytes(b"".join(map(_line, LINES)))
+        assert self.disk.begin_batch(self.id, record.input_file_id)
+        self.database.add_batch(record)
 
     def run(self, is_ours: Callable[[], bool] = lambda: True) -> BatchRecord:
         rules = Rules(max_inflight=10)

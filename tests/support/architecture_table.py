@@ -15,20 +15,10 @@ from tests.support.architectures import OWN, build
 
 from mlxq_worker.engine.runners.packed_model import Way
 from mlxq_worker.engine.runners.trial import find_packing
+from mlxq_worker.model.architecture import ALONE, PADDED
 
 TABLE_PATH = Path(__file__).parents[2] / "docs" / "architectures.md"
 
-PADDED: Mapping[str, str] = {
-    "afm7": "later layers take their queries' positions from how many keys an earlier layer hands them",
-    "gpt_bigcode": "its positions are counted outside MLX, from one offset for all rows",
-    "longcat_flash_ngram": "its state has another shape until a row has a few tokens",
-    "plamo3": "its masks have windows one token longer than its caches",
-}
-"""Why each of those that can't be packed can't."""
-ALONE: Mapping[str, str] = {
-    "llama4": "its layers attend in chunks, with a cache that mlx-lm can't batch either",
-}
-"""Why each of those that run one row at a time do."""
 ELSEWHERE: Mapping[str, str] = {"bitnet": "its kernels need a GPU by Apple"}
 """Why each of those that can't be tried out here can't."""
 

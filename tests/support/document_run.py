@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import socket
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -19,6 +18,7 @@ from typing import Any
 
 from tests.support.documents import BACKGROUND, EXIT_CODE, FILE, NOT_RUN, OUTPUT, PART_OF, Block
 from tests.support.processes import ended, run, running
+from tests.support.queued_jobs import free_port
 
 ADDRESS = "redis://localhost:6379/0"
 """What documents call the Redis on the reader's machine."""
@@ -41,11 +41,6 @@ def path_with_programs(folder: Path) -> str:
         (folder / name).write_text(f"#!/bin/sh\n{script}\n")
         (folder / name).chmod(0o755)
     return os.pathsep.join((str(folder), os.environ["PATH"]))
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as bound:
-        return int(bound.getsockname()[1])
 
 
 class Reader:

@@ -55,6 +55,7 @@ PARAMETERS: dict[str, Any] = {
     "additionalProperties": False,
 }
 WEATHER = {"type": "function", "function": {"name": "get_weather", "parameters": PARAMETERS}}
+STRICT = {"type": "function", "function": {"name": "get_weather", "parameters": PARAMETERS, "strict": True}}
 NOW = {"type": "function", "function": {"name": "now"}}
 PARIS = 'get_weather {"city": "Paris"}'
 ROME = 'get_weather {"city": "Rome"}'
@@ -87,6 +88,11 @@ class Asked:
     reasoning: str | None = None
     is_cut: bool = False
 
+    @property
+    def is_text_alone(self) -> bool:
+        """Whether it has no call, and nothing that a limit cut off, of which special tokens are shown."""
+        return not (self.calls or self.is_cut)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Family:
@@ -103,9 +109,11 @@ class Family:
     is_channelled: bool = False
     more: tuple[Asked, ...] = ()
 
-    def asked(self) -> list[Asked]:
-        """The answers of any of its folders."""
-        return [*self._read(), *self._thoughts(), *self._cut_off(), *self._demanded(), *self.more]
+    def asked(self, name: str) -> list[Asked]:
+        """The answers of a folder. Calls are demanded of one folder of each family, since each such folder has a
+        process of its own that tries grammars out: of the last, where markers are texts if they ever are."""
+        demanded = self._demanded() if name == list(self.folders)[-1] else ()
+        return [*self._read(), *self._thoughts(), *self._cut_off(), *demanded, *self.more]
 
     def _read(self) -> Iterator[Asked]:
         one = self.writes["one"]
@@ -138,6 +146,15 @@ class Family:
         named = {"type": "function", "function": {"name": "get_weather"}}
         yield Asked(name="required", script=self.writes["one"], body={"tool_choice": "required"}, calls=CALLS["one"])
         yield Asked(name="named", script=self.writes["two"], body={"tool_choice": named}, calls=CALLS["one"])
+        if not self.is_channelled:
+            strict = {"tools": [STRICT, NOW]}
+            yield Asked(name="strict", script=self.writes["one"], body=strict, calls=CALLS["one"])
+            yield Asked(name="strict, no call", script="It is sunny.", body=strict, content="It is sunny.")
+        if not self.is_channelled and self.keeps_text_behind:
+            script = f"I look.\n{self.writes['two']}\nI wait."
+            yield Asked(
+                name="strict amid text", script=script, body=strict, calls=CALLS["two"], content="I look.\nI wait."
+            )
 
 
 @cache

@@ -5,25 +5,49 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from mlxq.metrics.metric import Metric
 from mlxq.metrics.queue_table import QUEUE_METRICS
+from mlxq.metrics.serve_table import SERVE_METRICS
 from mlxq_worker.metrics.table import ENGINE_METRICS, JOB_METRICS, SUPERVISOR_METRICS, WORKER_METRICS
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "metrics.md"
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "metrics.md"
+ALERTS = ROOT / "deploy" / "prometheus" / "alerts.yml"
 PARTS = {
     "The engine": ENGINE_METRICS,
     "Requests and jobs": JOB_METRICS,
     "The process": SUPERVISOR_METRICS,
     "The queues": QUEUE_METRICS,
+    "The Batch API": SERVE_METRICS,
 }
 """By the heading that each stands under."""
-ALL_METRICS = (*WORKER_METRICS, *QUEUE_METRICS)
+ALL_METRICS = (*WORKER_METRICS, *QUEUE_METRICS, *SERVE_METRICS)
 
 
 def markdown(metrics: Sequence[Metric]) -> str:
     """One line for each metric."""
     return "\n".join(["| Metric | Kind | Labels | What it says |", "|---|---|---|---|", *map(_line, metrics)])
+
+
+def alerts() -> list[dict[str, Any]]:
+    """The rules in deploy/."""
+    [group] = yaml.safe_load(ALERTS.read_text(encoding="utf-8"))["groups"]
+    return list(group["rules"])
+
+
+def alerts_markdown() -> str:
+    """One line for each alert."""
+    lines = ["| Alert | What it means | What to do |", "|---|---|---|"]
+    for alert in alerts():
+        about = alert["annotations"]
+        lines.append(
+            f"| `{alert['alert']}` ({alert['labels']['severity']}) | {about['summary']} | {about['description']} |"
+        )
+    return "\n".join(lines)
 
 
 def semconv_markdown() -> str:
@@ -36,6 +60,7 @@ def written(text: str) -> str:
     """The document with its tables as they should be."""
     for heading, metrics in PARTS.items():
         text = _replaced(text, heading, markdown(metrics))
+    text = _replaced(text, "Alerts", alerts_markdown())
     return _replaced(text, "In OpenTelemetry's words", semconv_markdown())
 
 

@@ -517,9 +517,9 @@ def test_run_answers_a_file_with_nothing_else_started(monkeypatch: pytest.Monkey
     out = tmp_path / "out.jsonl"
     file = write_prompts(tmp_path / "in.jsonl", 5)
 
-    first = mlxq("run", "-i", file, "-o", out, "--ordered")
+    first = mlxq("run", "-i", file, "-o", out, "--model", "echo", "--ordered")
     use_worker(monkeypatch, "raise SystemExit('no worker is needed to do nothing')")
-    again = mlxq("run", "-i", file, "-o", out)
+    again = mlxq("run", "-i", file, "-o", out, "--model", "echo")
 
     assert (first.exit_code, first.stdout) == (0, "")
     assert custom_ids(out) == [f"r{i}" for i in range(5)]
@@ -617,11 +617,14 @@ def test_a_run_warns_of_answers_by_another_model(monkeypatch: pytest.MonkeyPatch
     use_worker(monkeypatch, stand_in("echo"))
     arguments = ["run", "-i", write_prompts(tmp_path / "in.jsonl", 2), "-o", tmp_path / "out.jsonl"]
     shared_queue = mlxq(*arguments, "--model", "org/other")  # whose worker calls its model echo
-    old_answers = mlxq(*arguments)
+    old_answers = mlxq(*arguments, "--accept-model-change")
+    refused = mlxq(*arguments)
     right_model = mlxq(*arguments, "--model", "echo")
     assert "2 of the answers are by echo, not by org/other." in shared_queue.stderr
     assert "2 of the answers are by echo, not by mlxq-demo." in old_answers.stderr
     assert "Warning" not in right_model.stderr
+    assert refused.exit_code == 2
+    assert "holds 2 answers by echo, not by mlxq-demo" in " ".join(refused.stderr.split())
 
 
 def test_a_password_in_the_url_stays_off_the_worker_command_line() -> None:

@@ -19,9 +19,6 @@ def refusal(line: dict[str, Any] | str) -> RequestError:
 
 USER = {"role": "user", "content": "Hello"}
 FOREIGN: dict[str, tuple[dict[str, Any], str]] = {
-    "Anthropic": ({"custom_id": "a", "params": {"model": "claude", "max_tokens": 9, "messages": [USER]}}, "params"),
-    "Bedrock": ({"recordId": "1", "modelInput": {"anthropic_version": "x", "messages": [USER]}}, "modelInput"),
-    "Gemini": ({"key": "r1", "request": {"contents": [{"parts": [{"text": "Hello"}]}]}}, "request"),
     "Gemini's API": ({"contents": [{"role": "user", "parts": [{"text": "Hello"}]}]}, "contents"),
     "datatrove": ({"text": "A document.", "id": "<urn:1>", "metadata": {"url": "x"}}, "text"),
     "ShareGPT": ({"id": "1", "conversations": [{"from": "human", "value": "Hello"}]}, "conversations"),

@@ -35,7 +35,7 @@ FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
             {"contract", "errors", "id_table", "jobs", "keys", "logs", "machine", "passing", "printable", "sentinel"}
             | {"spool"}
         ),
-        frozenset({"formats", "requests", "results"}),
+        frozenset({"deploying", "formats", "requests", "results"}),
         frozenset({"queue", "tables"}),
         frozenset({"files", "metrics"}),
         frozenset({"serve"}),

@@ -101,3 +101,19 @@ def test_closing_ends_the_reader_and_closes_the_source() -> None:
     reader.close()
 
     assert closed.wait(DEADLINE_S)
+
+
+def test_no_more_is_read_ahead_than_may_be_held_whatever_the_number() -> None:
+    read: list[int] = []
+
+    def counted() -> Iterator[int]:
+        for item in (3, 3, 3, 50, 1, 1):
+            read.append(item)
+            yield item
+
+    reader = ReadAhead(counted(), ahead=100, weigh=lambda item: item, max_weight=7)
+
+    assert reader.read(100, DEADLINE_S) == [3, 3, 3]  # the one that goes over the limit is still taken
+    assert reader.read(100, DEADLINE_S) == [50]
+    assert reader.read(100, DEADLINE_S) == [1, 1]
+    assert read == [3, 3, 3, 50, 1, 1]

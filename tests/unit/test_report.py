@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from redis import Redis
+from rq.job import Job
 from tests.support.fake_worker import FakeWorker, echo
 
 from mlxq.cli import main
@@ -265,3 +267,60 @@ def test_the_bar_keeps_to_one_line_of_the_terminal(monkeypatch: pytest.MonkeyPat
     assert drawn
     assert max(map(len, drawn)) <= columns
     assert any("50,307" in frame or "50307" in frame for frame in drawn)
+
+
+def test_validating_lists_every_bad_line_and_runs_nothing(tmp_path: Path) -> None:
+    # given
+    first = write(tmp_path / "a.csv", "id,prompt,top_p\na,x,\nb,y,7\nc\n")
+    second = write(tmp_path / "b.jsonl", '{"id": "a", "prompt": "x"}\n{"id": "d", "prompt": "\x1b[31m", "promt": 1}\n')
+
+    # when
+    result = mlxq("run", "-i", first, "-i", second, "--validate-only")
+
+    # then
+    assert result.exit_code == 1
+    assert [line.partition(":")[0] for line in result.stdout.splitlines()] == [
+        *("line 3 of a.csv", "line 4 of a.csv", "line 1 of b.jsonl", "line 2 of b.jsonl")
+    ]
+    assert "top_p" in result.stdout
+    assert result.stderr == "1 request can be used, 4 lines can not.\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.csv", "b.jsonl"]
+
+
+def test_validating_an_input_without_faults_is_fine(tmp_path: Path) -> None:
+    file = write(tmp_path / "in.jsonl", '{"prompt": "x"}\n{"prompt": "x"}\n')
+    result = mlxq("run", "-i", file, "--validate-only")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "2 requests can be used, 0 lines can not.\n")
+
+
+def test_a_pattern_of_names_is_all_files_that_match_in_order(tmp_path: Path) -> None:
+    for name in ("part-2.txt", "part-1.txt", "other.txt"):
+        write(tmp_path / name, "")
+    result = mlxq("run", "-i", tmp_path / "part-*.txt", "-i", tmp_path / "part-1.txt", "--validate-only")
+    assert "a file is given twice" in result.stderr
+    write(tmp_path / "part-[1].txt", "x\n")  # a file of that very name comes before what it matches
+    assert mlxq("run", "-i", tmp_path / "part-[1].txt", "--validate-only").stderr.startswith("1 request ")
+    assert "no file matches" in mlxq("run", "-i", tmp_path / "*.csv", "--validate-only").stderr
+
+
+def test_the_options_of_single_fields_lie_under_every_request(redis_url: str, tmp_path: Path) -> None:
+    template = write(tmp_path / "prompt.jinja", "Say {{ word }}")
+    table = write(tmp_path / "in.csv", "word", "hello")
+    given = ["--max-tokens", "3", "--temperature", "0", "--top-p", "0.5", "--seed", "7", "--stop", "a", "--stop", "b"]
+    done = mlxq("enqueue", "-i", table, "--template", template, "--system", "Be kind.", *given, "--url", redis_url)
+    [job_id] = Client(redis_url).batch(done.stdout.strip()).job_ids()
+    [payload] = Job.fetch(job_id, Redis.from_url(redis_url), "json").args
+    assert payload["body"] == {
+        "max_tokens": 3,
+        "temperature": 0.0,
+        "top_p": 0.5,
+        "seed": 7,
+        "stop": ["a", "b"],
+        "messages": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Say hello"}],
+    }
+
+
+def test_two_ways_to_make_the_prompt_are_an_error() -> None:
+    result = mlxq("run", "-i", "in.csv", "-o", "out", "--prompt-column", "a", "--template", "{{ a }}")
+    assert result.exit_code == 2
+    assert "give one of --prompt-column, --messages-column and --template" in " ".join(result.stderr.split())

@@ -62,7 +62,7 @@ def test_records_are_there_after_a_restart(disk: DataDirectory, database: Databa
     again = Database(disk.records)
     assert again.file(file.id, "alice") == file
     assert again.batch(batch.id, "alice") == batch
-    assert again.open_batches() == [batch.id]
+    assert again.open_batches() == {batch.id: "alice"}
 
 
 def test_a_record_of_another_key_is_none(database: Database) -> None:
@@ -127,7 +127,7 @@ def test_a_change_that_fails_changes_nothing(database: Database) -> None:
         database.change_batch(new_batch_id(), lambda record: record)
 
     assert database.batch(batch.id) == batch
-    assert database.open_batches() == [batch.id]
+    assert database.open_batches() == {batch.id: "alice"}
 
 
 def test_a_batch_that_has_ended_is_open_no_more(database: Database) -> None:
@@ -136,7 +136,7 @@ def test_a_batch_that_has_ended_is_open_no_more(database: Database) -> None:
 
     database.change_batch(batch.id, lambda record: msgspec.structs.replace(record, status="failed"))
 
-    assert database.open_batches() == []
+    assert database.open_batches() == {}
     assert database.num_open_batches("alice") == 0
 
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from mlxq.errors import ModelError
 from mlxq_worker.blas import preload_openblas
 from mlxq_worker.config import EngineConfig, WorkerConfig
-from mlxq_worker.decoding.memory_watch import MemoryWatch, no_limit, resident_bytes
+from mlxq_worker.decoding.memory_watch import MemoryWatch, machine_bytes, no_limit, resident_bytes
 from mlxq_worker.engine.api import Engine
 from mlxq_worker.messages import Preparer
 from mlxq_worker.slow_states import Setting, slow_states, thread_limits
@@ -176,8 +176,43 @@ def _say_what_fits(model: LoadedModel, config: WorkerConfig, limit_bytes: int, *
         logger.warning("This worker will be slow: %s", state)
 
 
-def setting_of(folder: Path, fit: Fit | None = None, *, has_openblas: bool) -> Setting:
-    """What a model in that folder runs on here.
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a worker would run on. `weights_bytes` are those of the model that was named, 0 for none;
+    `recommended_bytes` is what Metal recommends to use at most, `usable_bytes` what a worker takes at most unless it is
+    told otherwise."""
+
+    setting: Setting
+    machine_bytes: int
+    usable_bytes: int
+    recommended_bytes: int | None
+    weights_bytes: int
+
+
+def machine_of(folder: Path | None) -> Machine:
+    """The machine, and the model in that folder, without loading it.
+
+    Raises:
+        ModelError: the weights' files can't be read.
+    """
+    has_openblas = preload_openblas()
+
+    from mlxq_worker.engine.kvcache.device import Device
+    from mlxq_worker.engine.kvcache.memory import usable_bytes
+    from mlxq_worker.model.safetensors import weights_bytes
+
+    device = Device()
+    return Machine(
+        setting=setting_of(folder, has_openblas=has_openblas),
+        machine_bytes=machine_bytes(),
+        usable_bytes=usable_bytes(device),
+        recommended_bytes=device.recommended_bytes,
+        weights_bytes=weights_bytes(folder) if folder is not None else 0,
+    )
+
+
+def setting_of(folder: Path | None, fit: Fit | None = None, *, has_openblas: bool) -> Setting:
+    """What a model in that folder, if there is one, runs on here.
 
     Args:
         fit: how many rows fit beside it, if that is known.
@@ -192,7 +227,7 @@ def setting_of(folder: Path, fit: Fit | None = None, *, has_openblas: bool) -> S
         has_openblas=has_openblas,
         num_cores=os.cpu_count() or 1,
         threads=thread_limits(dict(os.environ)),
-        dtype=main_dtype(folder),
+        dtype=main_dtype(folder) if folder is not None else None,
         num_rows=fit.num_rows if fit else None,
         max_num_seqs=fit.max_num_seqs if fit else 1,
     )

@@ -14,7 +14,7 @@ from mlxq.cli.progress import progress
 from mlxq.cli.report import finish
 from mlxq.cli.signals import StopRequest
 from mlxq.cli.terminal import tell
-from mlxq.files import bulk
+from mlxq.files.collection import collect as collect_answers
 from mlxq.files.tally import Tally
 
 
@@ -50,7 +50,7 @@ def collect(
             display.update(tally)
             return not stop
 
-        summary = bulk.collect(
+        summary = collect_answers(
             batch,
             writing.answers,
             writing.errors,

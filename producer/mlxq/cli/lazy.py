@@ -21,8 +21,8 @@ from mlxq.errors import ConfigError, MlxqError
 from mlxq.printable import printable_lines
 
 EXTRAS = {
-    **dict.fromkeys(("anyio", "h11", "python_multipart", "starlette", "uvicorn"), "serve"),
     "prometheus_client": "metrics",
+    **dict.fromkeys(("anyio", "h11", "python_multipart", "starlette", "uvicorn"), "serve"),
 }
 """Which extra brings a package, where it isn't `worker`."""
 
@@ -111,5 +111,5 @@ def missing_package(error: ModuleNotFoundError) -> click.ClickException | None:
     """The error of a package that `pip install mlxq` leaves out; `None` if it is one of ours, which is a bug."""
     if (error.name or "mlxq").startswith("mlxq"):
         return None
-    extra = EXTRAS.get(str(error.name).partition(".")[0], "worker")
+    extra = EXTRAS.get((error.name or "").partition(".")[0], "worker")
     return click.ClickException(f'this command needs {error.name}: install "mlxq[{extra}]"')

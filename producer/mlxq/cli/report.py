@@ -39,6 +39,8 @@ def print_summary(summary: Summary, error_file: Path, *, with_rate: bool) -> Non
     if summary.changed:
         changed = counted(summary.changed, "request")
         tell(f"{changed} had an answer there, but changed since, or the settings did.")
+    if summary.retried:
+        tell(f"{counted(summary.retried, 'request')} had an answer there, and got another because of how that ended.")
     if summary.stops:
         Console(stderr=True).print(_stop_table(summary))
     if summary.failures:

@@ -6,7 +6,7 @@ process nor Redis grows with the file. Knows nothing of who answers the jobs, no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -18,24 +18,22 @@ from mlxq.errors import BatchNotFound, InputFileError, QueueError, QueueUnavaila
 from mlxq.files.input import BadLine
 from mlxq.files.outages import Outages, Tell
 from mlxq.files.output.answer_table import AnswerTable, InputRow, input_row
+from mlxq.files.output.retry import Retry
 from mlxq.files.output.sink import Sink
 from mlxq.files.read_ahead import ReadAhead
 from mlxq.files.stale_batches import batch_prefix, clear
-from mlxq.files.tally import Summary, Tally
-from mlxq.id_table import IdTable
+from mlxq.files.tally import POLL_S, OnTurn, Summary
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.requests.openai import ParsedLine
 from mlxq.results.answer import Answer
-from mlxq.results.read_back import content_hash_of
+from mlxq.results.result_lines import retried_line
 from mlxq.spool import Spool
 
 DEFAULT_MAX_INFLIGHT = 4096
-POLL_S = 0.5
-"""How long a turn waits for an answer at most: `on_turn` is called about that often."""
-
-OnTurn = Callable[[Tally], bool]
-"""Sees the counts after every turn and says whether to go on; what it raises ends the run."""
+DEFAULT_MAX_INFLIGHT_BYTES = 256 * 2**20
+MAX_AHEAD_BYTES = 16 * 2**20
+"""Of the lines that are read ahead; at least one is."""
 
 
 class LeftToOthers(Exception):
@@ -50,6 +48,7 @@ def process(
     *,
     on_turn: OnTurn,
     max_inflight: int = DEFAULT_MAX_INFLIGHT,
+    max_inflight_bytes: int = DEFAULT_MAX_INFLIGHT_BYTES,
     resume: bool = True,
     ordered: bool = False,
     tell: Tell | None = None,
@@ -57,6 +56,8 @@ def process(
     default_max_tokens: int | None = None,
     batch_id: str | None = None,
     table: AnswerTable | None = None,
+    retry: Retry | None = None,
+    model: str | None = None,
 ) -> Summary:
     """Have every line answered: each becomes one line of the output file or of the error file.
 
@@ -67,7 +68,9 @@ def process(
 
     Args:
         lines: what `mlxq.files.input.read_requests` yields.
-        max_inflight: requests in the queue at a time; bounds memory here and in Redis.
+        max_inflight: requests in the queue at a time.
+        max_inflight_bytes: no more are added while those in the queue were so long in the input; with `max_inflight` it
+            bounds memory here and in Redis.
         resume: skip requests whose answer is in the output file already; otherwise both files start empty.
         ordered: at the end, rewrite the output file in the order of the input. The error file stays as it ended.
         tell: hears that Redis went away, and the run waits until it is back; without it, that ends the run. Redis
@@ -79,15 +82,26 @@ def process(
         batch_id: of the batch that all runs over this input and into this output file go on with: requests that an
             earlier one has left in the queue are not cancelled, their answers and failures are taken as they come.
         table: at the end, and only if the run comes to it, the answers are written as this table, too.
+        retry: which whole answers are asked for again.
+        model: whose answers are to be gone on from; any, if none is named.
 
     Raises:
         InputFileError: a file can't be read or written.
+        ConfigError: the output file holds answers by another model.
         QueueUnavailable: Redis can't be reached.
         QueueError: somebody has cancelled the batch `batch_id`.
     """
     outages = Outages(tell, has_been_there=False)
     keeps_answers = resume and output.exists()
-    with Sink(output, error_file, resume=resume, source=source, default_max_tokens=default_max_tokens) as sink:
+    with Sink(
+        output,
+        error_file,
+        resume=resume,
+        source=source,
+        default_max_tokens=default_max_tokens,
+        retry=retry,
+        model=model,
+    ) as sink:
         prefix = batch_prefix(output)
         batch = client.open(batch_id, prefix=prefix)
         left: set[str] = set()
@@ -101,7 +115,7 @@ def process(
             if not on_turn(sink.tally):
                 return sink.summary(interrupted=True)
         rows = Spool[InputRow](output.parent) if ordered or table else None
-        with _Bulk(batch, lines, sink, max_inflight, tell, left, rows) as bulk:
+        with _Bulk(batch, lines, sink, max_inflight, max_inflight_bytes, tell, left, rows) as bulk:
             while on_turn(sink.tally) and not bulk.is_done:
                 sink.tally.is_waiting = not outages.attempt(bulk.turn)
         if bulk.is_done:
@@ -113,78 +127,13 @@ def process(
     return sink.summary(interrupted=not bulk.is_done)
 
 
-def collect(
-    batch: Batch,
-    output: Path,
-    error_file: Path,
-    *,
-    on_turn: OnTurn,
-    follow: bool = False,
-    ordered: bool = False,
-    tell: Tell | None = None,
-    table: AnswerTable | None = None,
-) -> Summary:
-    """Fetch the answers of a batch that somebody submitted; nothing is deleted from Redis.
-
-    Args:
-        follow: wait until the batch is done; otherwise take what has ended so far.
-        ordered: at the end, rewrite the output file in the order of the batch.
-        tell: hears that Redis went away, and the collection waits until it is back; without it, that ends it.
-        table: at the end, what has been collected is written as this table, too.
-
-    Raises:
-        InputFileError: a file can't be written.
-        BatchNotFound: the batch is gone.
-        QueueUnavailable: Redis can't be reached.
-    """
-    outages = Outages(tell)
-    with Sink(output, error_file) as sink:
-        collection = _Collection(batch, sink, follow)
-        while on_turn(sink.tally) and not collection.has_ended:
-            sink.tally.is_waiting = not outages.attempt(collection.turn)
-        if ordered and collection.has_ended:
-            sink.order_by(collection.custom_ids())
-    if table is not None and collection.has_ended:
-        rows = Spool[InputRow](output.parent)
-        for custom_id in collection.custom_ids():
-            rows.append(InputRow(custom_id, {}))
-        table.write(rows, output, error_file)
-    return sink.summary(interrupted=not collection.is_done)
+def _num_bytes(line: ParsedLine | BadLine) -> int:
+    return line.num_bytes if isinstance(line, ParsedLine) else 0
 
 
 def _note_left(batch: Batch, left: set[str]) -> None:
     """Note the jobs that an earlier run into the same file has left in the batch."""
     left.update(batch.job_ids())
-
-
-class _Collection:
-    """One reading of a batch that others answer."""
-
-    def __init__(self, batch: Batch, sink: Sink, follow: bool) -> None:
-        self.is_done = False
-        self.has_ended = False
-        self._batch = batch
-        # Who doesn't wait is to be told of all that has ended.
-        self._collector = batch.collector() if follow else batch.collector(reconcile_s=0.0)
-        self._sink = sink
-        self._follow = follow
-        self._custom_id_of = IdTable()  # by job id
-
-    def turn(self) -> None:
-        """Take what has ended; may be repeated after a `QueueUnavailable`."""
-        num_before = len(self._custom_id_of)
-        for answer in self._collector.next_answers(POLL_S if self._follow else 0.0):
-            self._custom_id_of.put(answer.job_id, answer.custom_id)
-            if not self._sink.skip_if_done(answer.custom_id, content_hash_of(answer.line)):
-                self._sink.write(answer.line)
-        self._sink.sync_if_due()
-        self.is_done = self._collector.is_done()
-        if self.is_done or not (self._follow or len(self._custom_id_of) > num_before):
-            self.has_ended = True
-
-    def custom_ids(self) -> Iterator[str]:
-        """The ids of what has been collected, in the order of the batch, once it `has_ended`."""
-        return (i for i in map(self._custom_id_of.get, self._batch.job_ids()) if i is not None)
 
 
 class _Bulk:
@@ -201,6 +150,7 @@ class _Bulk:
         lines: Iterable[ParsedLine | BadLine],
         sink: Sink,
         max_inflight: int,
+        max_inflight_bytes: int,
         tell: Tell | None,
         left: set[str],
         rows: Spool[InputRow] | None,
@@ -211,12 +161,20 @@ class _Bulk:
         self._written_early: set[str] = set()  # job ids, of lines that are yet to be read
         self._has_unclaimed = False
         self._collector = batch.collector()
-        self._lines = ReadAhead(lines, ahead=min(keys.CHUNK, max_inflight))
+        self._lines = ReadAhead(
+            lines,
+            ahead=min(keys.CHUNK, max_inflight),
+            weigh=_num_bytes,
+            max_weight=min(MAX_AHEAD_BYTES, max_inflight_bytes),
+        )
         self._sink = sink
         self._max_inflight = max_inflight
+        self._max_inflight_bytes = max_inflight_bytes
+        self._inflight_bytes = 0
         self._tell = tell
         self._refill = min(keys.CHUNK, max(1, max_inflight // 4))
         self._inflight: dict[str, ParsedLine] = {}  # by job id
+        self._raised: dict[str, tuple[str, int]] = {}  # of those: the request's own hash, and the limit it has instead
         self._unsynced: list[Answer] = []
         self._input_ended = False
         self._has_batch = False
@@ -237,7 +195,8 @@ class _Bulk:
             self._enqueue_lost()
         self._is_unsure = True
         room = self._max_inflight - len(self._inflight)
-        can_submit = not self._input_ended and room >= self._refill
+        has_room = room >= self._refill and self._inflight_bytes < self._max_inflight_bytes
+        can_submit = not self._input_ended and has_room
         if can_submit:
             self._submit(min(room, keys.CHUNK))
         self._collect(0.0 if can_submit else POLL_S)
@@ -275,9 +234,10 @@ class _Bulk:
     def _submit(self, count: int) -> None:
         lines = self._lines.read(count)
         self._input_ended = self._lines.has_ended
-        requests = [line for line in lines if self._is_to_run(line)]
+        requests = [self._as_asked(line) for line in lines if self._is_to_run(line)]
         # Before they are queued, since they are read only once.
         self._inflight.update((self._batch.job_id(line.request.custom_id), line) for line in requests)
+        self._inflight_bytes += sum(map(_num_bytes, requests))
         self._left.difference_update(self._inflight)
         self._sink.tally.num_inflight = len(self._inflight)
         self._enqueue(requests)
@@ -309,6 +269,14 @@ class _Bulk:
             return False
         return not self._sink.skip_request(line)
 
+    def _as_asked(self, line: ParsedLine) -> ParsedLine:
+        """The line itself, or one with a larger limit, whose answer will be one to the line itself."""
+        limit = self._sink.limit_of_retry(line.request.custom_id)
+        if limit is None:
+            return line
+        self._raised[self._batch.job_id(line.request.custom_id)] = (line.request.content_hash, limit)
+        return line.with_max_tokens(limit)
+
     def _collect(self, block_s: float) -> bool:
         """Write what has ended. Returns whether anything has."""
         num_before = len(self._unsynced)
@@ -326,7 +294,10 @@ class _Bulk:
         # A job may end twice, say when a lost worker comes back; its first answer is on its way to the disk.
         line = self._inflight.pop(answer.job_id, None)
         if line is not None:
-            self._sink.write({**answer.line, "custom_id": line.request.custom_id})
+            self._inflight_bytes -= line.num_bytes
+            output = {**answer.line, "custom_id": line.request.custom_id}
+            raised = self._raised.pop(answer.job_id, None)
+            self._sink.write(output if raised is None else retried_line(output, *raised))
         elif answer.job_id in self._left:
             self._left.remove(answer.job_id)
             self._write_early(answer)

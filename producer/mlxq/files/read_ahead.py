@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -23,10 +23,21 @@ class ReadAhead(Generic[T]):
     Args:
         items: read in a thread that ends with the process, if a read never comes back.
         ahead: items that wait to be read, at most.
+        weigh: how large an item is; from `max_weight` on no more are read, however few are waiting.
     """
 
-    def __init__(self, items: Iterable[T], ahead: int) -> None:
+    def __init__(
+        self,
+        items: Iterable[T],
+        ahead: int,
+        *,
+        weigh: Callable[[T], int] = lambda _: 0,
+        max_weight: int = 1,
+    ) -> None:
         self._ahead = ahead
+        self._weigh = weigh
+        self._max_weight = max_weight
+        self._weight = 0
         self._waiting: deque[T] = deque()
         self._wanted = ahead
         self._error: BaseException | None = None
@@ -54,6 +65,7 @@ class ReadAhead(Generic[T]):
             self._wanted = min(count, self._ahead)
             self._changed.wait_for(self._is_enough, wait_s)
             taken = [self._waiting.popleft() for _ in range(min(count, len(self._waiting)))]
+            self._weight -= sum(map(self._weigh, taken))
             self._changed.notify_all()
             if not taken and self._error is not None:
                 error, self._error = self._error, None
@@ -67,7 +79,10 @@ class ReadAhead(Generic[T]):
             self._changed.notify_all()
 
     def _is_enough(self) -> bool:
-        return self._source_ended or len(self._waiting) >= self._wanted
+        return self._source_ended or len(self._waiting) >= self._wanted or self._weight >= self._max_weight
+
+    def _has_room(self) -> bool:
+        return self._is_closed or (len(self._waiting) < self._ahead and self._weight < self._max_weight)
 
     def _read_source(self, items: Iterator[T]) -> None:
         error: BaseException | None = None
@@ -84,8 +99,9 @@ class ReadAhead(Generic[T]):
     def _add(self, item: T) -> bool:
         """Returns whether to go on reading."""
         with self._changed:
-            self._changed.wait_for(lambda: self._is_closed or len(self._waiting) < self._ahead)
+            self._changed.wait_for(self._has_room)
             self._waiting.append(item)
+            self._weight += self._weigh(item)
             if self._is_enough():  # not for every item: waking a thread costs more than reading a line
                 self._changed.notify_all()
             return not self._is_closed

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,10 +41,10 @@ class Summary:
     `interrupted`. The part of an answer that was `cancelled` counts as that, any other that is not whole as `cut`.
 
     `skipped` were answered by an earlier run; `changed` had an answer there, but to something else that was asked under
-    their id. `unasked` are the answers in the output file to requests that this run
-    does not have, `unasked_failures` those in the error file; they are in no other count. `models` tells whose the
-    answers are, skipped ones too. `failures` are the messages of those that failed, `dropped` the fields that were left
-    out of requests. Each of these has the most frequent first.
+    their id, `retried` one that was asked for again because of how it ended. `unasked` are the answers in the output
+    file to requests that this run does not have, `unasked_failures` those in the error file; they are in no other
+    count. `models` tells whose the answers are, skipped ones too. `failures` are the messages of those that failed,
+    `dropped` the fields that were left out of requests. Each of these has the most frequent first.
     """
 
     skipped: int
@@ -62,6 +62,7 @@ class Summary:
     cancelled: int = 0
     cut: int = 0
     changed: int = 0
+    retried: int = 0
     failures: tuple[FailureCount, ...] = ()
     dropped: tuple[tuple[str, int], ...] = ()
 
@@ -81,6 +82,7 @@ class Tally:
     cancelled: int = 0
     cut: int = 0
     changed: int = 0
+    retried: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     num_inflight: int = 0
@@ -139,6 +141,7 @@ class Tally:
             cancelled=self.cancelled,
             cut=self.cut,
             changed=self.changed,
+            retried=self.retried,
             error_codes=tuple(self._error_codes.most_common()),
             stops=tuple(StopTextCount(kind, token, count) for (kind, token), count in self._stops.most_common()),
             prompt_tokens=self.prompt_tokens,
@@ -160,3 +163,10 @@ class Tally:
 def _label(stop: Mapping[str, Any]) -> str | None:
     label = stop.get("token") or stop.get("string")
     return None if label is None else str(label)
+
+
+POLL_S = 0.5
+"""How long a turn of a run waits for an answer at most: its `OnTurn` is called about that often."""
+
+OnTurn = Callable[[Tally], bool]
+"""Sees the counts after every turn of a run and says whether to go on; what it raises ends the run."""

@@ -43,6 +43,11 @@ def worker(name: str) -> str:
     return f"{RQ_KEY_PREFIX}:worker:{name}"
 
 
+def leases(queue_name: str) -> str:
+    """The sorted set of the executions that run, each until when it is leased, in Unix seconds by Redis's clock."""
+    return str(StartedJobRegistry.key_template.format(queue_name))
+
+
 def kinds_for_producer(queue_name: str, job_ids: Iterable[str]) -> dict[str, Kind]:
     """The keys that it takes to put these jobs into a queue, each with its type."""
     kinds: dict[str, Kind] = {queue(queue_name): "list", Queue.redis_queues_keys: "set"}

@@ -1,4 +1,4 @@
-"""Lines that were written for other services or as training data: recognised by their shape, and named.
+"""Lines that were written for other programs or as training data: recognised by their shape, and named.
 
 They aren't read; the error says whose they are and what mlxq reads instead. Knows the names of their fields only.
 """
@@ -12,7 +12,6 @@ from typing import Any
 from mlxq.errors import RequestError
 
 _ONE_OF_OURS = frozenset({"body", "prompt", "messages"})
-_AS_BATCH = "mlxq reads OpenAI's batch lines: put its messages and settings into body, under OpenAI's names"
 _AS_PROMPT = "call it prompt, or put it into messages"
 
 
@@ -27,10 +26,7 @@ class _Shape:
 
 
 _SHAPES = (
-    _Shape(("params",), dict, "Anthropic's message batches", _AS_BATCH),
-    _Shape(("modelInput",), dict, "Amazon Bedrock's batch inference", _AS_BATCH),
-    _Shape(("request",), dict, "Gemini's or Vertex AI's batches", _AS_BATCH),
-    _Shape(("contents",), list, "Gemini's API", _AS_BATCH),
+    _Shape(("contents",), list, "Gemini's API", "put it into request, as in its batches, with a key beside it"),
     _Shape(
         ("conversations", "conversation"), list, "ShareGPT's data sets", "write them as messages, with role and content"
     ),

@@ -26,6 +26,7 @@ from mlxq.requests.field import Field
 from mlxq.requests.fields import FIELDS
 from mlxq.requests.foreign import foreign_body, foreign_line
 from mlxq.requests.normal_form import content_hash
+from mlxq.requests.services.lines import as_openai, id_beside, is_foreign
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
 MAX_DEPTH = 100
@@ -41,18 +42,26 @@ class ParsedLine:
     `payload` is what travels to the worker, which parses it again to an equal `request`: the canonical object
     ``{"custom_id", "url", "body"}``, its body as it was written, less nulls and permitted unknown fields. `dropped`
     names these, each once: the fields that were left out though they say something. `kept` is the user's own, which
-    goes from the input to the output and nowhere else.
+    goes from the input to the output and nowhere else. `num_bytes` is how long the line was, where it was one: about
+    what it takes in memory and in Redis.
     """
 
     request: Request
     payload: dict[str, Any]
     dropped: tuple[str, ...] = ()
     kept: Mapping[str, Any] = field(default_factory=dict)
+    num_bytes: int = field(default=0, compare=False)
 
     def called(self, custom_id: str) -> ParsedLine:
         """The same request under another id."""
         request = msgspec.structs.replace(self.request, custom_id=custom_id)
         return replace(self, request=request, payload={**self.payload, "custom_id": custom_id})
+
+    def with_max_tokens(self, limit: int) -> ParsedLine:
+        """The same request with another limit."""
+        body = {name: value for name, value in self.payload["body"].items() if name != "max_completion_tokens"}
+        line = {**self.payload, "body": {**body, "max_tokens": limit}}
+        return replace(parse_object(line, default_custom_id=self.request.custom_id), kept=self.kept)
 
 
 def parse_line(
@@ -61,6 +70,7 @@ def parse_line(
     default_custom_id: str,
     allow_unknown: bool = False,
     defaults: Mapping[str, Any] | None = None,
+    system: str | None = None,
 ) -> ParsedLine:
     """Read one input line: an OpenAI batch line or a shorthand.
 
@@ -69,6 +79,7 @@ def parse_line(
         default_custom_id: the id of a line that has none.
         allow_unknown: drop unknown fields, and those that say how to serve a request, instead of refusing them.
         defaults: body fields for every line that doesn't set them; see `check_defaults`.
+        system: a system message for a conversation that begins with none.
 
     Raises:
         RequestError: the line can't be accepted.
@@ -76,7 +87,8 @@ def parse_line(
     raw = _encoded(data)
     if len(raw) > MAX_LINE_BYTES:
         raise line_too_long(MAX_LINE_BYTES)
-    return _parse(_decoded(raw), default_custom_id, allow_unknown, defaults or {})
+    parsed = _parse(_decoded(raw), default_custom_id, _Known(allow_unknown), defaults or {}, system)
+    return replace(parsed, num_bytes=len(raw))
 
 
 def parse_object(
@@ -85,13 +97,14 @@ def parse_object(
     default_custom_id: str,
     allow_unknown: bool = False,
     defaults: Mapping[str, Any] | None = None,
+    system: str | None = None,
 ) -> ParsedLine:
     """Like `parse_line`, for an object that is decoded already or was built in Python. It has no size limit.
 
     Raises:
         RequestError: the object can't be accepted, or is not plain JSON (NaN, a set, a loop).
     """
-    return _parse(plain_json(obj), default_custom_id, allow_unknown, defaults or {})
+    return _parse(plain_json(obj), default_custom_id, _Known(allow_unknown), defaults or {}, system)
 
 
 def plain_json(value: Any, param: str | None = None) -> Any:
@@ -145,7 +158,7 @@ def read_custom_id(data: bytes) -> str | None:
 def custom_id_in(line: Mapping[str, Any]) -> str | None:
     """The `custom_id` of a decoded line, if it has a usable one."""
     try:
-        return custom_id_of(line, default="") or None
+        return custom_id_of({"custom_id": id_beside(line)} if is_foreign(line) else line, default="") or None
     except RequestError:
         return None
 
@@ -212,15 +225,19 @@ def _an_object(line: Any) -> dict[str, Any]:
     return line
 
 
-def _parse(line: Any, default_custom_id: str, allow_unknown: bool, defaults: Mapping[str, Any]) -> ParsedLine:
+def _parse(
+    line: Any, default_custom_id: str, known: _Known, defaults: Mapping[str, Any], system: str | None
+) -> ParsedLine:
     line = _an_object(line)
     if checks.is_deeper_than(line, MAX_DEPTH):
         raise RequestError(f"the line is nested more than {MAX_DEPTH} levels deep", code="too_deep")
+    line = as_openai(line, known.drops)
     if error := foreign_line(line):
         raise error
     named = endpoint_of(line)  # first of all, since another endpoint has other fields
-    known = _Known(allow_unknown)
     given = _given_body(line, known)
+    if system is not None:
+        given = _with_system(given, system)
     body = known.fields({**_applicable(defaults, given), **given}, FIELDS, "")
     custom_id = custom_id_of(line, default_custom_id)
     endpoint = _endpoint(named, body)
@@ -240,6 +257,18 @@ def _given_body(line: dict[str, Any], known: _Known) -> dict[str, Any]:
         if error := foreign_body(body):
             raise error
     return {name: value for name, value in body.items() if value is not None}
+
+
+def _with_system(body: dict[str, Any], system: str) -> dict[str, Any]:
+    """The body with a system message at the beginning of its conversation, if that begins otherwise."""
+    if "prompt" in body and "messages" not in body:
+        message = "a bare prompt takes no system message: make it messages, or leave --system out"
+        raise RequestError(message, param="prompt", code="invalid_value")
+    messages = body.get("messages")
+    first = messages[0] if type(messages) is list and messages else None
+    if type(first) is not dict or first.get("role") in ("system", "developer"):
+        return body  # or it is refused as it stands
+    return {**body, "messages": [{"role": "system", "content": system}, *(messages or ())]}
 
 
 def _check_beside_body(line: Mapping[str, Any], known: _Known) -> None:

@@ -71,6 +71,12 @@ def default_max_tokens_of(line: Any) -> int | None:
     return value if type(value) is int else None
 
 
+def raised_max_tokens_of(line: Any) -> int | None:
+    """The limit of a retry, which is larger than that of the request; `None` for an answer to the request as it is."""
+    value = _at(line, "response", "body", "mlxq", "raised_max_tokens")
+    return value if type(value) is int else None
+
+
 def model_of(line: Any) -> str | None:
     """The name of the model that gave the answer in an output line; `None` for one without an answer."""
     value = _at(line, "response", "body", "model")

@@ -5,6 +5,7 @@ Knows what a `Result` and a `Failure` look like in JSON, and nothing of how they
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -65,6 +66,16 @@ def failure_line(failure: Failure) -> dict[str, Any]:
     body = {"error": detail}
     response = {"status_code": failure.status_code, "request_id": failure.request_id, "body": body}
     return _output_line(failure.custom_id, failure.request_id, response=response)
+
+
+def retried_line(line: Mapping[str, Any], content_hash: str, max_tokens: int) -> dict[str, Any]:
+    """The output line of a request that was asked again with a larger limit than it has itself: it answers the request
+    as it is, and says which limit it had. A failure stays as it is."""
+    body = (line.get("response") or {}).get("body") or {}
+    if "mlxq" not in body:
+        return dict(line)
+    about = {**body["mlxq"], "content_hash": content_hash, "raised_max_tokens": max_tokens}
+    return {**line, "response": {**line["response"], "body": {**body, "mlxq": about}}}
 
 
 def rejection(error: RequestError, *, custom_id: str, request_id: str) -> Failure:

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from mlxq.contract import CHAT
 from mlxq.errors import RequestError
 from mlxq.formats.records import Row
 from mlxq.requests import openai
@@ -43,10 +42,14 @@ class RequestMaker:
         self._check_length(line)
         if self.columns.are_named or self.columns.id is not None:
             return self.of_row(openai.decoded_object(line), custom_id)
-        if self.system is not None or self.columns.keep:
+        if self.columns.keep:
             return self._of_object(self.columns.without_kept(openai.decoded_object(line)), custom_id)
         return openai.parse_line(
-            line, default_custom_id=custom_id, allow_unknown=self.allow_unknown, defaults=self.defaults
+            line,
+            default_custom_id=custom_id,
+            allow_unknown=self.allow_unknown,
+            defaults=self.defaults,
+            system=self.system,
         )
 
     def of_text(self, line: bytes, custom_id: str) -> ParsedLine:
@@ -90,32 +93,15 @@ class RequestMaker:
             return self._of_object({"messages": [{"role": "user", "content": text}]}, custom_id)
         return openai.text_request(text, custom_id=custom_id, defaults=self.defaults)
 
-    def _of_object(self, line: dict[str, Any], custom_id: str) -> ParsedLine:
-        if self.system is not None:
-            line = _with_system(line, self.system)
-        parsed = openai.parse_object(
-            line, default_custom_id=custom_id, allow_unknown=self.allow_unknown, defaults=self.defaults
+    def _of_object(self, line: Mapping[str, Any], custom_id: str) -> ParsedLine:
+        return openai.parse_object(
+            line,
+            default_custom_id=custom_id,
+            allow_unknown=self.allow_unknown,
+            defaults=self.defaults,
+            system=self.system,
         )
-        if self.system is not None and parsed.request.endpoint != CHAT:
-            message = "a bare prompt takes no system message: make it messages, or leave --system out"
-            raise RequestError(message, param="prompt", code="invalid_value")
-        return parsed
 
     def _check_length(self, line: bytes) -> None:
         if len(line) > self.max_bytes:
             raise openai.line_too_long(self.max_bytes)
-
-
-def _with_system(line: Mapping[str, Any], system: str) -> dict[str, Any]:
-    """The line with a system message at the beginning of its conversation, if it has one and it begins otherwise."""
-    body = line.get("body", line)
-    messages = body.get("messages") if isinstance(body, dict) else None
-    if not isinstance(messages, list) or _begins_with_system(messages):
-        return dict(line)
-    body = {**body, "messages": [{"role": "system", "content": system}, *messages]}
-    return {**line, "body": body} if "body" in line else body
-
-
-def _begins_with_system(messages: list[Any]) -> bool:
-    first = messages[0] if messages else None
-    return isinstance(first, dict) and first.get("role") in ("system", "developer")

@@ -19,6 +19,7 @@ from mlxq.errors import MlxqError
 from mlxq_worker.commands.eos import PIPED_WIDTH, eos_as_object
 
 if TYPE_CHECKING:
+    from mlxq_worker.commands.sample_chats import Sample
     from mlxq_worker.model.load import DescribedModel
 
 
@@ -47,7 +48,7 @@ def inspect(
 
     try:
         described = load_tokenizer_only(model, extra_eos_tokens=extra_eos_token, allow_no_eos=allow_no_eos)
-        found = _as_object(described, tool_call_parser, reasoning_parser, with_sample=with_sample)
+        found = model_as_object(described, tool_call_parser, reasoning_parser, with_sample=with_sample)
     except MlxqError as error:
         raise click.ClickException(str(error)) from error
     if as_json:
@@ -56,14 +57,20 @@ def inspect(
         _print(found)
 
 
-def _as_object(
-    described: DescribedModel, tool_call_parser: str | None, reasoning_parser: str | None, *, with_sample: bool
+def model_as_object(
+    described: DescribedModel, tool_call_parser: str | None, reasoning_parser: str | None, *, with_sample: bool = False
 ) -> dict[str, Any]:
+    """What is printed, as JSON has it.
+
+    Raises:
+        MlxqError: a parser isn't known.
+    """
     from mlxq_worker.commands import sample_chats
     from mlxq_worker.dialects.reasoning import reasoning_markers_of
     from mlxq_worker.dialects.tool_format import tool_format_of
 
     tokenizer = described.tokenizer
+    batching = _batching(described)
     tool_format = tool_format_of(tokenizer, tool_call_parser)
     markers = reasoning_markers_of(tokenizer, reasoning_parser)
     samples = sample_chats.try_all(tokenizer, tool_format, model_name=described.name)
@@ -71,8 +78,11 @@ def _as_object(
         "model": described.name,
         "path": str(described.path),
         "architecture": described.config["model_type"],
-        "batching": _batching(described),
+        "batching": batching,
+        "read_otherwise": [] if batching["kind"] == "refused" else _read_otherwise(described.config),
+        "weights_bytes": _weights_bytes(described),
         "context_length": described.context_length,
+        "window_not_kept": _window_not_kept(described),
         "vocab_size": described.vocab_size,
         "quantization": _quantization(described.config),
         "tokenizer": type(tokenizer).__name__,
@@ -81,8 +91,14 @@ def _as_object(
         "chats": {name: sample.outcome for name, sample in samples.items()},
         "reasoning": None if markers is None else {"parser": markers.name, "start": markers.start, "end": markers.end},
         "tool_calls": None if tool_format is None else sample_chats.about_calls(tokenizer, tool_format),
-        **({"sample": samples["tool history"].text or samples["plain"].text} if with_sample else {}),
+        **({"sample": _sample_text(samples)} if with_sample else {}),
     }
+
+
+def _sample_text(samples: Mapping[str, Sample]) -> str | None:
+    """The sample that shows most, of those that could be rendered."""
+    texts = [samples[name].text for name in ("tool history", "plain") if name in samples]
+    return next((text for text in texts if text), None)
 
 
 def _batching(described: DescribedModel) -> dict[str, str]:
@@ -93,6 +109,36 @@ def _batching(described: DescribedModel) -> dict[str, str]:
     except MlxqError as error:
         return {"kind": "refused", "why": str(error)}
     return {"kind": found.kind, "why": found.why}
+
+
+def _read_otherwise(config: Mapping[str, Any]) -> list[str]:
+    """The keys that are said to mlx-lm otherwise than config.json says them."""
+    from mlxq_worker.model.config_json.build import config_overrides
+
+    said = config_overrides(config)
+    stated = config.get("text_config")
+    text: Mapping[str, Any] = stated if isinstance(stated, Mapping) else {}
+    inner = said.pop("text_config", {}) if text else {}
+    changed = {key for key in said if key not in config or config[key] != said[key]}
+    changed |= {f"text_config.{key}" for key in inner if key not in text or text[key] != inner[key]}
+    return sorted(changed)
+
+
+def _weights_bytes(described: DescribedModel) -> int | None:
+    """`None` if there are none here: of a Hub repository only the small files are fetched."""
+    from mlxq_worker.model.safetensors import weights_bytes
+
+    try:
+        return weights_bytes(described.path)
+    except MlxqError:
+        return None
+
+
+def _window_not_kept(described: DescribedModel) -> int | None:
+    from mlxq_worker.model.config_json.build import window_not_kept
+
+    window = window_not_kept(described.config)
+    return window if window is not None and window < described.context_length else None
 
 
 def _quantization(config: Mapping[str, Any]) -> Any:
@@ -117,13 +163,22 @@ def _print(found: dict[str, Any]) -> None:
         table.add_row(name, cell(value))
     Console(width=None if sys.stdout.isatty() else PIPED_WIDTH).print(table)
     if "sample" in found:
-        show(found["sample"] or "The chat template renders no sample.")
+        show("A sample chat, as the model gets it:" if found["sample"] else "The chat template renders no sample.")
+        show(found["sample"] or "")
 
 
 def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "architecture", found["architecture"]
-    yield "batching", f"{found['batching']['kind']}: {found['batching']['why']}"
+    kind, why = found["batching"]["kind"], found["batching"]["why"]
+    yield ("can't be run", why) if kind == "refused" else ("batching", f"{kind}: {why}")
+    if found["read_otherwise"]:
+        yield "said for mlx-lm", ", ".join(found["read_otherwise"])
+    size = found["weights_bytes"]
+    yield "weights", "none in this folder" if size is None else f"{size / 2**30:.1f} GiB"
     yield "context length", f"{found['context_length']} tokens"
+    if found["window_not_kept"] is not None:
+        tokens = f"{found['window_not_kept']} tokens"
+        yield "sliding window", f"{tokens}, but mlx-lm attends to everything: longer sequences get other answers"
     yield "vocabulary", f"{found['vocab_size']} ids, {found['tokenizer']}"
     yield "quantization", _words(found["quantization"]) or "none"
     for token in found["eos"]["tokens"]:
@@ -135,9 +190,20 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"chat: {name}", outcome
     yield "reasoning", _words(found["reasoning"]) or "none known"
     calls = found["tool_calls"]
-    yield "tool calls", _words({key: calls[key] for key in calls if key != "example"}) if calls else "none known"
-    if calls:
-        yield "such as", calls["example"]
+    if not calls:
+        yield "tool calls", "none known"
+        return
+    yield "tool calls", f"parser: {calls['parser']} (as spoken by {calls['spoken_by']})"
+    yield "such as", calls["example"]
+    yield "a demanded call", "is forced" if calls["can_be_forced"] else "is refused: nothing could force it"
+    yield "the template's own", _OWN_CALL[calls["reads_the_templates_own"]]
+
+
+_OWN_CALL: Mapping[bool | None, str] = {
+    True: "call is read",
+    False: "call is not read: it is in another syntax",
+    None: "call is unknown: it writes none",
+}
 
 
 def _words(about: Mapping[str, Any] | None) -> str:

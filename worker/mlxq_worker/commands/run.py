@@ -25,8 +25,10 @@ from mlxq.cli.progress import Display, progress
 from mlxq.cli.report import EMPTY_HINT, finish
 from mlxq.cli.signals import StopRequest
 from mlxq.cli.terminal import tell
+from mlxq.cli.validate import validate
 from mlxq.errors import QueueNotReady, QueueUnavailable
 from mlxq.files import bulk
+from mlxq.files.output.retry import Retry
 from mlxq.files.tally import Summary, Tally
 from mlxq.queue import durability
 from mlxq.queue.client import Client
@@ -44,7 +46,7 @@ RESUME_HINT = "Run the same command again to go on from here."
 
 @click.command(context_settings=options.SETTINGS)
 @reading(required=True)
-@options.output(required=True)
+@options.output(required=False)
 @options.error_file
 @fields_option
 @worker_option("model", default="demo")
@@ -59,15 +61,30 @@ RESUME_HINT = "Run the same command again to go on from here."
 @worker_option("wired_limit")
 @click.option("--workers", type=click.IntRange(0), default=1, help="Worker processes; 0 leaves the work to others.")
 @click.option("--resume/--no-resume", default=True, help="Skip requests whose answer is in the output already.")
+@click.option(
+    "--retry-finish-reason",
+    "retry_reasons",
+    envvar="MLXQ_RETRY_FINISH_REASON",
+    multiple=True,
+    type=click.Choice(["length", "repetition", "stop", "tool_calls"]),
+    help="Ask again for whole answers that are there and ended so; may be repeated.",
+)
+@click.option(
+    "--max-tokens-on-retry",
+    metavar="FACTORx[:MAX]",
+    help="Ask again for answers that hit their limit, with one so many times as large: 2x, or 2x:4096.",
+)
+@click.option("--accept-model-change", is_flag=True, help="Go on from answers of another model.")
 @options.ordered
 @worker_option("extra_eos_tokens")
 @worker_option("allow_no_eos")
 @worker_option("tool_call_parser")
 @worker_option("reasoning_parser")
+@click.option("--validate-only", is_flag=True, help="List the lines that can't be used, and run nothing.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what the worker writes.")
 def run(
     reading: Reading,
-    output: Path,
+    output: Path | None,
     error_file: Path | None,
     fields: str | None,
     url: str | None,
@@ -75,7 +92,11 @@ def run(
     max_inflight: int,
     workers: int,
     resume: bool,
+    retry_reasons: tuple[str, ...],
+    max_tokens_on_retry: str | None,
+    accept_model_change: bool,
     ordered: bool,
+    validate_only: bool,
     verbose: bool,
     **worker_options: Any,
 ) -> None:
@@ -83,9 +104,12 @@ def run(
 
     Starts a Redis and a worker for itself, and ends them. The output file is the only state: run the same command
     again after an interruption, or over a longer input, and only what is missing is done. With --url, a Redis that
-    goes away is waited for. Answers of another model count as done, too: give each model its own --output and, on a
-    shared Redis, its own --queue.
+    goes away is waited for. Give each model its own --output and, on a shared Redis, its own --queue.
     """
+    if validate_only:
+        validate(reading)
+    if output is None:
+        raise click.UsageError("Missing option '-o' / '--output'.")
     if not (workers or url):
         raise click.UsageError("--workers 0 leaves the work to the workers of a Redis that they know: give its --url")
     writing = Writing.of(
@@ -96,6 +120,7 @@ def run(
         kept_types=reading.kept_types(),
         inputs=reading.paths,
     )
+    retry = Retry.read(retry_reasons, max_tokens_on_retry)
     lines = reading.requests()
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
@@ -132,6 +157,8 @@ def run(
                 source=reading.source,
                 default_max_tokens=(worker_options["default_max_tokens"] or DEFAULT_MAX_TOKENS) if workers else None,
                 table=writing.table,
+                retry=retry,
+                model=_model_to_go_on_from(worker_options["model"]) if workers and not accept_model_change else None,
             )
         except QueueUnavailable as error:
             whose = "" if is_shared else "The Redis that this run had started is gone. "
@@ -153,6 +180,12 @@ def _findings(client: Client) -> list[str]:
         return durability.warnings(client.redis)
     except QueueNotReady:
         return []
+
+
+def _model_to_go_on_from(model: str) -> str:
+    from mlxq_worker.model.load import name_of
+
+    return name_of(model)
 
 
 def _warn_of_other_models(summary: Summary, model: str) -> None:

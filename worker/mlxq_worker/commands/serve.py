@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import resource
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -22,11 +23,11 @@ from mlxq.cli.options.reading import allow_unknown_params
 from mlxq.cli.signals import StopRequest
 from mlxq.cli.terminal import tell
 from mlxq.errors import QueueNotReady, QueueUnavailable, WorkerFailed
-from mlxq.files.bulk import DEFAULT_MAX_INFLIGHT
 from mlxq.printable import log_printably
 from mlxq.queue import durability
 from mlxq.queue.client import Client
 from mlxq.queue.connect import address_of
+from mlxq.serve.work.batch_run import DEFAULT_MAX_INFLIGHT, Rules
 from mlxq_worker.commands.size import Size
 from mlxq_worker.commands.worker_options import WORKER_OPTIONS, worker_command, worker_option
 from mlxq_worker.supervision.dead_workers import DeadWorkers
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from mlxq.serve.api.access import KeyRing
 
 DEFAULT_DATA = Path("~/.mlxq/serve")
+OPEN_FILES = 8192
 LOOK_S = 0.2
 REDIS_LOOK_S = 5.0
 WORKER_LEASE_S = 30
@@ -112,8 +114,8 @@ def serve(
     """
     from mlxq.serve.api.service import Limits
     from mlxq.serve.server import Settings, serving
-    from mlxq.serve.work.batch_run import Rules
 
+    _allow_open_files()
     keys = _keys(host, api_keys, no_auth)
     if not with_worker:
         _refuse_worker_options(ctx, worker_options)
@@ -180,6 +182,14 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:  # another name, which may be anywhere
         return False
+
+
+def _allow_open_files() -> None:
+    """A batch that is worked on has several files open, each connection is one, and macOS allows 256 by default."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _say_where(client: Client) -> None:

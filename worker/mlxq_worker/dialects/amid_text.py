@@ -59,4 +59,4 @@ def regex_of(text: str) -> str:
     return "".join(f"\\{char}" if char in _SIGNS else "\\n" if char == "\n" else char for char in text)
 
 
-_SIGNS: Sequence[str] = r".^$*+?()[]{}|\/&~<>-\"'#"
+_SIGNS: Sequence[str] = r".^$*+?()[]{}|\/"

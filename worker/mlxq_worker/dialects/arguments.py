@@ -12,6 +12,8 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from mlxq_worker.dialects.python_values import python_literal
+
 Schema = Mapping[str, Any]
 
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d+)?")
@@ -54,6 +56,11 @@ def typed(text: str, schema: Schema) -> Any:
         if kind in types and (value := read(word)) is not _MISSING:
             return value
     return text
+
+
+def types_of(schema: Schema) -> frozenset[str]:
+    """The types that are stated, those of unions and references too."""
+    return _types(list(_parts(schema, schema, 0)))
 
 
 def fits(value: Any, schema: Schema) -> bool:
@@ -179,19 +186,17 @@ def _number(word: str) -> Any:
     return value if math.isfinite(value) else _MISSING
 
 
-def _json_of(kind: type) -> Any:
+def _literal_of(kind: type) -> Any:
+    """JSON's, or Python's: models mix them up."""
+
     def read(word: str) -> Any:
         try:
-            value = json.loads(word, parse_constant=_no_constant, strict=False)
-        except (ValueError, RecursionError):
+            value = python_literal(word)
+        except ValueError:
             return _MISSING
         return value if isinstance(value, kind) else _MISSING
 
     return read
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON")
 
 
 _READERS = {
@@ -199,7 +204,7 @@ _READERS = {
     "boolean": _boolean,
     "integer": _integer,
     "number": _number,
-    "object": _json_of(dict),
-    "array": _json_of(list),
+    "object": _literal_of(dict),
+    "array": _literal_of(list),
 }
 """In the order of preference of types."""

@@ -72,10 +72,10 @@ def _one(forced: ForcedSyntax, call: Call, index: int) -> str:
 
 def _argument(tags: TagArguments, key: str, value: Any) -> str:
     if isinstance(value, str) and tags.closing:
-        return tags.before.format(key=key) + value + tags.after
+        return tags.before.format(key=key) + value + tags.after.format(key=key)
     before = tags.before if tags.before_other is None else tags.before_other
     after = tags.after if tags.after_other is None else tags.after_other
-    return before.format(key=key) + as_json(value) + after
+    return before.format(key=key) + as_json(value) + after.format(key=key)
 
 
 def as_json(value: Any) -> str:

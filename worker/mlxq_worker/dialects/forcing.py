@@ -26,7 +26,7 @@ class TagArguments:
 
     Args:
         before: stands before a value; ``{key}`` in it is the parameter.
-        after: stands behind it.
+        after: stands behind it; so may the parameter.
         closing: the text that no text may hold, by which its end is told; without it texts are JSON too.
         before_other: stands before a value that is no text, where that differs.
         after_other: stands behind it.
@@ -204,9 +204,10 @@ class ForcedCalls:
         """Rules for a parameter with all that stands around it: a text, something else, or either."""
         about = about if isinstance(about, Mapping) else {}
         before_other = tags.before if tags.before_other is None else tags.before_other
-        after_other = tags.after if tags.after_other is None else tags.after_other
-        before, after = self._literal(tags.before.format(key=key)), self._literal(tags.after)
-        before_other, after_other = self._literal(before_other.format(key=key)), self._literal(after_other)
+        behind = tags.after.format(key=key)
+        before, after = self._literal(tags.before.format(key=key)), self._literal(behind)
+        before_other = self._literal(before_other.format(key=key))
+        after_other = after if tags.after_other is None else self._literal(tags.after_other)
         definitions = {word: root[word] for word in ("$defs", "definitions") if word in root}
         if not tags.closing:
             ways = [json_rule({**definitions, **about}).source, *(_in_python(about) if tags.is_python else ())]
@@ -224,20 +225,19 @@ class ForcedCalls:
         for word in ("pattern", "format", "minLength", "maxLength"):
             if word in about:
                 raise ValueError(f"this model's calls have texts as they are, so {word} can't be kept to")
-        text, more = self._free_text(f"{rule}_text", tags)
+        text, more = self._free_text(f"{rule}_text", tags.closing, behind)
         ways = [f"{before} {text}"]
         if tags.before_other is not None and isinstance(kinds, list) and len(kinds) > 1:
             other = {**definitions, **about, "type": [kind for kind in kinds if kind != "string"]}
             ways.append(f"{before_other} {json_rule(other).source} {after_other}")
         return [f"{rule}: {' | '.join(ways)}", *more]
 
-    def _free_text(self, rule: str, tags: TagArguments) -> tuple[str, list[str]]:
-        """Any text up to the closing tag, which is a token that text never gives, or the first to spell it out."""
-        behind = tags.after.partition(tags.closing)[2]
-        if tags.closing in self._added:
-            closing = self._literal(tags.closing + behind)
-            return f"{rule.upper()} {closing}", [f"{rule.upper()}: /(.|\\n)*/"]
-        return f"{rule} {self._literal(behind)}", [f"{rule}[suffix={json.dumps(tags.closing)}]: /(.|\\n)*/"]
+    def _free_text(self, rule: str, closing: str, after: str) -> tuple[str, list[str]]:
+        """Any text up to what closes it, which is a token that text never gives, or the first to spell it out."""
+        behind = after.partition(closing)[2]
+        if closing in self._added:
+            return f"{rule.upper()} {self._literal(closing + behind)}", [f"{rule.upper()}: /(.|\\n)*/"]
+        return f"{rule} {self._literal(behind)}", [f"{rule}[suffix={json.dumps(closing)}]: /(.|\\n)*/"]
 
 
 _NUMBER = "\0"

@@ -20,6 +20,8 @@ _ARGUMENTS = ("arguments", "parameters", "args", "kwargs")
 _IDS = ("id", "call_id", "tool_call_id")
 _OTHERS = frozenset({"type", "index"})
 BLANKS = re.compile(r"\s*")
+_FENCE, _FENCE_END = re.compile(r"\s*```(?:json)?\s*"), re.compile(r"\s*```")
+"""Of Markdown, in which some models put their JSON."""
 
 
 def _no_constant(name: str) -> Any:
@@ -137,7 +139,9 @@ class JsonSyntax:
     def _values(
         self, text: str, position: int, offered: Offered, between: re.Pattern[str]
     ) -> tuple[tuple[Call, ...], int] | None:
-        decoded = value_at(text, position)
+        start, position = position, skip(text, position, _FENCE)
+        is_fenced = position > start
+        decoded = value_at(text, position) or _in_two_braces(text, position)
         if decoded is None:
             return None
         values, position = (decoded[0] if isinstance(decoded[0], list) else [decoded[0]]), decoded[1]
@@ -147,7 +151,16 @@ class JsonSyntax:
             values, position = [*values, more[0]], more[1]
         calls = [self.call(value, offered) for value in values]
         known = tuple(call for call in calls if call is not None)
-        return (known, position) if known and len(known) == len(calls) else None
+        if not known or len(known) != len(calls):
+            return None
+        return known, skip(text, position, _FENCE_END) if is_fenced else position
+
+
+def _in_two_braces(text: str, position: int) -> tuple[Any, int] | None:
+    """Some models copy the doubled braces of an example."""
+    start = skip(text, position, BLANKS)
+    decoded = value_at(text, start + 1) if text.startswith("{{", start) else None
+    return (decoded[0], decoded[1] + 1) if decoded and text.startswith("}", decoded[1]) else None
 
 
 def _may_be_unclosed(text: str, position: int, start: re.Pattern[str]) -> bool:

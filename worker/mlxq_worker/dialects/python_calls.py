@@ -6,23 +6,15 @@ the text no call. Nothing is ever evaluated.
 
 from __future__ import annotations
 
-import ast
 import re
-import warnings
-from collections.abc import Iterator
 from typing import Any
 
 from mlxq_worker.dialects.calls import Call, Found, Offered, skip
-from mlxq_worker.dialects.json_calls import value_at
+from mlxq_worker.dialects.python_values import STRING, python_literal
 
 _BLANKS = re.compile(r"\s*")
-_NAME = re.compile(r"\s*([A-Za-z_][\w./:-]*)\s*\(")
+_NAME = re.compile(r"\s*([^\W\d][\w./:-]*)\s*\(")
 _KEY = re.compile(r"\s*([^\W\d]\w*|\"[^\"\n]+\")\s*=(?!=)")
-_STRING = re.compile(
-    r"'''(?:\\.|(?!''').)*'''|\"\"\"(?:\\.|(?!\"\"\").)*\"\"\"|'(?:\\.|[^'\\])*'|\"(?:\\.|[^\"\\])*\"", re.DOTALL
-)
-_JSON_WORDS = re.compile(r"\b(true|false|null)\b")
-_PYTHON_WORDS = {"true": "True", "false": "False", "null": "None"}
 _OPENING, _CLOSING = "([{", ")]}"
 
 
@@ -76,7 +68,7 @@ def _call(text: str, match: re.Match[str], offered: Offered) -> tuple[Call, int]
         if key is None or end is None or key[1].strip('"') in arguments:
             return None
         try:
-            arguments[key[1].strip('"')] = _literal(text[key.end() : end])
+            arguments[key[1].strip('"')] = python_literal(text[key.end() : end])
         except ValueError:
             return None
         position = skip(text, end, _BLANKS)
@@ -91,7 +83,7 @@ def _end_of_value(text: str, position: int) -> int | None:
     while position < len(text):
         char = text[position]
         if char in "'\"":
-            string = _STRING.match(text, position)
+            string = STRING.match(text, position)
             if string is None:
                 return None
             position = string.end()
@@ -103,44 +95,3 @@ def _end_of_value(text: str, position: int) -> int | None:
             return None
         position += 1
     return None
-
-
-def _literal(source: str) -> Any:
-    """The value of a literal, JSON's or else Python's.
-
-    Raises:
-        ValueError: it is none.
-    """
-    decoded = value_at(source, 0)
-    if decoded is not None and not source[decoded[1] :].strip():
-        return decoded[0]
-    source = "".join(_with_python_words(source)).strip()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of escapes that Python doesn't know, which stay as they are
-            value = ast.literal_eval(source)
-    except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
-        raise ValueError(str(error)) from error
-    return _as_json(value)
-
-
-def _with_python_words(source: str) -> Iterator[str]:
-    """JSON's words as Python's, outside strings. A line break inside a string is written as an escape."""
-    position = 0
-    for string in _STRING.finditer(source):
-        yield _JSON_WORDS.sub(lambda match: _PYTHON_WORDS[match[1]], source[position : string.start()])
-        yield string[0] if string[0][:3] in ("'''", '"""') else string[0].replace("\n", "\\n")
-        position = string.end()
-    yield _JSON_WORDS.sub(lambda match: _PYTHON_WORDS[match[1]], source[position:])
-
-
-def _as_json(value: Any) -> Any:
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if isinstance(value, float) and value == value and abs(value) != float("inf"):
-        return value
-    if isinstance(value, list | tuple):
-        return [_as_json(each) for each in value]
-    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: _as_json(each) for key, each in value.items()}
-    raise ValueError(f"{value!r} is nothing that JSON has")

@@ -153,9 +153,9 @@ class BatchEngine:
             wait_s += time.perf_counter() - since
             running = [row for row in landing.rows if not row.finished]
             rows_computed += len(landing.rows)
-            rows_useful += sum(row not in tokens.errors for row in running)
+            rows_useful += len([row for row in running if row not in tokens.errors])
             finished += self._scheduler.commit(landing.rows, tokens.token_ids, now, tokens.scores, tokens.errors)
-            self._run_ahead.saw(len(running), sum(row.is_unforeseen for row in running))
+            self._run_ahead.saw(len(running), len([row for row in running if row.is_unforeseen]))
         if self._in_flight:
             self._in_flight.sample()
         copy_s = self._copies.seconds(self._runner.num_slab_tokens * self._budget.cost.bytes_per_token)

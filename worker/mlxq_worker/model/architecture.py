@@ -5,6 +5,7 @@ Builds the model without weights, and computes nothing with it. Imports mlx.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +14,18 @@ from mlxq.errors import ModelError
 from mlxq_worker.blas import preload_openblas
 from mlxq_worker.model.config_json.build import build, config_overrides
 from mlxq_worker.model.config_json.rope_check import check_scaling
+
+PADDED: Mapping[str, str] = {
+    "afm7": "later layers take their queries' positions from how many keys an earlier layer hands them",
+    "gpt_bigcode": "its positions are counted outside MLX, from one offset for all rows",
+    "longcat_flash_ngram": "its state has another shape until a row has a few tokens",
+    "plamo3": "its masks have windows one token longer than its caches",
+}
+"""Why each of those architectures that can't be packed can't. The engine finds out by trying, and knows no list."""
+ALONE: Mapping[str, str] = {
+    "llama4": "its layers attend in chunks, with a cache that mlx-lm can't batch either",
+}
+"""Why each of those that run one row at a time do."""
 
 Batching = Literal["packed", "padded", "one at a time"]
 
@@ -32,7 +45,7 @@ def batch_kind_of(config: Mapping[str, Any]) -> BatchKind:
         ModelError: mlx-lm doesn't have the architecture, or can't read the config.
     """
     preload_openblas()
-    from mlx_lm.models.cache import KVCache, make_prompt_cache
+    from mlx_lm.models.cache import make_prompt_cache
 
     try:
         full = {**config, **config_overrides(config)}
@@ -43,10 +56,20 @@ def batch_kind_of(config: Mapping[str, Any]) -> BatchKind:
         raise
     except Exception as error:  # a wrong config fails anywhere inside the model's own code
         raise ModelError(f"mlx-lm can't build the {config.get('model_type')} model: {error}") from error
-    kinds = sorted({type(cache).__name__ for cache in caches if type(cache) is not KVCache})
-    if not kinds:
-        return BatchKind("packed", "every layer attends to everything; tried out when the engine is built")
-    unmergeable = [type(cache).__name__ for cache in caches if not hasattr(type(cache), "merge")]
-    if unmergeable:
-        return BatchKind("one at a time", f"layers with {unmergeable[0]} can't be batched")
-    return BatchKind("padded", f"some layers have a cache of another kind: {', '.join(kinds)}")
+    name = type(model).__module__.rpartition(".")[2]
+    if name in ALONE:
+        return BatchKind("one at a time", ALONE[name])
+    if name in PADDED:
+        return BatchKind("padded", PADDED[name])
+    layers = Counter(_kind(cache) for cache in caches)
+    return BatchKind("packed", ", ".join(f"{number} {kind}" for kind, number in layers.items()) + " layers")
+
+
+def _kind(cache: Any) -> str:
+    """What a layer keeps, in the words of docs/architectures.md."""
+    from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache
+
+    if isinstance(cache, CacheList):
+        return " + ".join(map(_kind, cache.caches))
+    kinds: Mapping[type, str] = {KVCache: "full", RotatingKVCache: "sliding", ArraysCache: "state"}
+    return kinds.get(type(cache), type(cache).__name__)

@@ -38,9 +38,11 @@ _CONVERSATIONS: Mapping[str, tuple[Conversation, ...]] = {
 }
 _CALL_ENDS = (("<|call|>", "<|channel|>"), ("<|tool_response>", "<|tool_call>"))
 """Tokens with which a model hands over to a tool, and one that tells such a model: no template ends a message so."""
-_PART_ENDS = (("<|end|>", "<|channel|>"), ("<|message_sep|>", "function call"))
-"""Tokens that end a part of an answer, and a text that tells such a model: ends of channels are none of turns, and
-GigaChat's calls are messages behind its answer."""
+_PART_ENDS = (
+    (("<|end|>", "<|channel|>"), "it ends every channel, not only the last"),
+    (("<|message_sep|>", "function call"), "it stands before calls as well"),
+)
+"""Tokens that end a part of an answer, each with a text that tells such a model, and why it ends no turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +94,9 @@ def find_turn_ends(tokenizer: Tokenizer) -> TurnEnds:
 def _judged(end: TurnEnd, closing_thoughts: frozenset[str], tokenizer: Tokenizer) -> TurnEnd:
     if end.reason is not None:
         return end
-    if end.token in _present(_PART_ENDS, tokenizer):
-        return TurnEnd(end.token, end.where, "it ends every part of an answer, not only the last")
+    for pair, reason in _PART_ENDS:
+        if end.token in _present([pair], tokenizer):
+            return TurnEnd(end.token, end.where, reason)
     if end.token in closing_thoughts:
         return TurnEnd(end.token, end.where, "it closes the thought as well")
     return end

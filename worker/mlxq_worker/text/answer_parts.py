@@ -49,9 +49,9 @@ class AnswerReader:
     def read(self, request: Request, spec: RowSpec, result: RowResult) -> AnswerParts:
         """The parts of a row's answer.
 
-        Calls are read only if the row ended by an end token or, as in vLLM, at a stop string. One that a limit cut off,
-        or that can't be read, stays text as it was written, with its special tokens; a limit's finish reason stays the
-        limit's. `stop_details` is nothing of this: it keeps what the row ended on.
+        Calls are read only if the row ended by an end token or, as in vLLM, at a stop string: one that a limit cut off
+        stays text, as it was written, with its special tokens, and the finish reason stays the limit's. `stop_details`
+        is nothing of this: it keeps what the row ended on.
         """
         details = result.stop_details
         ended_by_token = details.type in ("eos_token", "stop_token")
@@ -87,8 +87,6 @@ class AnswerReader:
         raw = _until_stop(self._raw(parts.token_ids), request, details)
         if answer := _calls(raw, request, tool_format):
             return replace(bare, text=answer.text, finish_reason="tool_calls", tool_calls=answer.calls)
-        if begins_call(raw, tool_format):
-            return replace(bare, text=raw)
         if parts.reasoning is None or parts.token_ids or parts.num_tokens != len(ids):
             return bare
         thought = unclosed_thought(spec.reasoning, ids, self._raw)

@@ -20,7 +20,8 @@ class Done(msgspec.Struct, frozen=True, array_like=True):
     """An answer in a result file: the hash of the request it answers, and the name of the model it is by.
 
     One that `is_cut` is there in part, so its request is not done. `default_max_tokens` is the worker's limit that the
-    answer kept to, where its request has none and the line says so. `finish_reasons` are those of its choices.
+    answer kept to, where its request has none and the line says so; `raised_max_tokens` is the one of a retry.
+    `finish_reasons` are those of its choices, and `hit_limit` tells whether one of them had `max_tokens` tokens.
     """
 
     content_hash: str
@@ -28,6 +29,8 @@ class Done(msgspec.Struct, frozen=True, array_like=True):
     is_cut: bool = False
     default_max_tokens: int | None = None
     finish_reasons: tuple[str, ...] = ()
+    hit_limit: bool = False
+    raised_max_tokens: int | None = None
 
 
 class DoneTable:
@@ -85,4 +88,6 @@ def done_by(line: Mapping[str, Any]) -> Done | None:
         is_cut=read_back.is_cut(line),
         default_max_tokens=read_back.default_max_tokens_of(line),
         finish_reasons=tuple(reason for reason in reasons if isinstance(reason, str)),
+        hit_limit=any(stop.get("type") == "max_tokens" for stop in read_back.stop_details_of(line)),
+        raised_max_tokens=read_back.raised_max_tokens_of(line),
     )

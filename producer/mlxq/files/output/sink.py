@@ -7,16 +7,19 @@ failed is tried again, and its new outcome takes the place of the old one. Knows
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from mlxq.errors import ConfigError
 from mlxq.files.input import BadLine
-from mlxq.files.output.done import Done, done_by, load_done
+from mlxq.files.output.done import Done, DoneTable, done_by, load_done
 from mlxq.files.output.error_file import ErrorFile
 from mlxq.files.output.result_file import check_result_file, open_writer
+from mlxq.files.output.retry import Retry
 from mlxq.files.output.rewriting import order_file
 from mlxq.files.tally import Summary, Tally
 from mlxq.formats.names import TABLES, named
@@ -37,6 +40,16 @@ def default_error_file(output: Path) -> Path:
     return plain.with_name(f"{plain.stem}.errors{suffix or '.jsonl'}")
 
 
+def _check_model(output: Path, done: DoneTable, model: str | None) -> None:
+    others = Counter(answer.model for _, answer in done.items()) if model is not None else Counter[str | None]()
+    del others[model]
+    for name, count in others.most_common(1):
+        raise ConfigError(
+            f"{output} holds {count:,} answers by {name}, not by {model}: give each model an --output of its own, or go"
+            " on from them with --accept-model-change"
+        )
+
+
 class Sink:
     """Writes every line to the file it belongs in, and counts it. Use it as a context manager.
 
@@ -46,9 +59,12 @@ class Sink:
         resume: keep and skip what the output file already holds; otherwise both files start empty.
         source: a name for the input, as of `mlxq.files.paths.source_name`.
         default_max_tokens: the limit of a request that sets none, where that is known.
+        retry: which whole answers are to be asked for again.
+        model: whose answers are to be gone on from; any, if none is named.
 
     Raises:
         InputFileError: a file can't be used, or another run is using it.
+        ConfigError: the output file holds answers by another model.
     """
 
     def __init__(
@@ -59,8 +75,12 @@ class Sink:
         resume: bool = True,
         source: str | None = None,
         default_max_tokens: int | None = None,
+        retry: Retry | None = None,
+        model: str | None = None,
     ) -> None:
         self.tally = Tally()
+        self._retry = retry or Retry()
+        self._retried: dict[str, int | None] = {}  # limits of requests that are asked again
         self._output_path = output
         self._order: Iterable[str] | None = None
         self._dropped = IdTable()
@@ -72,6 +92,7 @@ class Sink:
             self._output = stack.enter_context(open_writer(output, keep=resume))
             self._errors = stack.enter_context(ErrorFile(error_file, keep=resume, source=source))
             self._done = load_done(output)
+            _check_model(output, self._done, model)
             # A run that was killed may have left two lines for one id.
             self._needs_rewrite = self._done.num_lines != len(self._done)
             self._writers = stack.pop_all()
@@ -85,7 +106,24 @@ class Sink:
         """`skip_if_done` for a request that may be spelled otherwise than the one that was answered."""
         custom_id = line.request.custom_id
         known = self._known(custom_id)
-        return known is not None and self._answers(known, line) and self._skip(custom_id, known)
+        if known is None or not self._answers(known, line) or self._is_retried(line, known):
+            return False
+        return self._skip(custom_id, known)
+
+    def limit_of_retry(self, custom_id: str) -> int | None:
+        """The larger limit with which a request is to be asked again; `None` if it is asked as it is."""
+        return self._retried.get(custom_id)
+
+    def _is_retried(self, line: ParsedLine, known: Done) -> bool:
+        if known.is_cut or not self._retry.wants(known):
+            return False
+        limits = (known.raised_max_tokens, line.request.sampling.max_tokens, known.default_max_tokens)
+        last = next((limit for limit in (*limits, self._default_max_tokens) if limit is not None), None)
+        limit = self._retry.limit_after(known, last)
+        if limit is not None and last is not None and limit <= last:
+            return False  # it has had the largest one
+        self._retried[line.request.custom_id] = limit
+        return True
 
     def _known(self, custom_id: str) -> Done | None:
         known = self._done.get(custom_id)
@@ -126,7 +164,11 @@ class Sink:
         self.tally.add(line, place)
         known = self._done.get(line["custom_id"])
         self._needs_rewrite |= known is not None
-        self.tally.changed += known is not None and not known.is_cut
+        if line["custom_id"] in self._retried:
+            del self._retried[line["custom_id"]]
+            self.tally.retried += 1
+        else:
+            self.tally.changed += known is not None and not known.is_cut
         if is_success(line):
             self._output.append(line)
             self._errors.settle(line["custom_id"])

@@ -13,6 +13,7 @@ from mlxq.errors import QueueError
 from mlxq.serve.api import batches, files
 from mlxq.serve.api.access import Access, KeyRing
 from mlxq.serve.api.errors import HANDLERS
+from mlxq.serve.api.metrics import Metrics
 from mlxq.serve.api.service import Service, service_of
 from mlxq.serve.api.timeouts import Timeouts
 
@@ -32,9 +33,11 @@ def build_app(service: Service, keys: KeyRing | None) -> Starlette:
     Args:
         keys: those that are asked for; `None` lets everybody in.
     """
+    metrics = Metrics(service)
+    own = [Route("/health", health, methods=["GET"]), Route("/metrics", metrics.serve, methods=["GET"])]
     app = Starlette(
-        routes=[Route("/health", health, methods=["GET"]), *files.ROUTES, *batches.ROUTES],
-        middleware=[Middleware(Timeouts), Middleware(Access, keys=keys)],
+        routes=[*own, *files.ROUTES, *batches.ROUTES],
+        middleware=[Middleware(metrics.counted), Middleware(Timeouts), Middleware(Access, keys=keys)],
         exception_handlers=HANDLERS,
     )
     app.state.service = service

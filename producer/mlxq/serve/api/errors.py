@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from mlxq.errors import InputFileError, QueueUnavailable
@@ -69,6 +69,11 @@ async def on_passing_error(_request: Request, error: Exception) -> Response:
     return unavailable(f"The server can't use {what} right now; try again later.").response()
 
 
+async def on_hang_up(_request: Request, _error: Exception) -> Response:
+    """The client is gone in the middle of its request: nobody hears this."""
+    return ApiError("The body ended too early.", code="client_disconnect").response()
+
+
 async def on_bug(_request: Request, error: Exception) -> Response:
     """Anything else. Starlette raises it again behind the answer, for the log."""
     return ApiError("The server failed at this request.", status_code=500, code="internal_error").response()
@@ -77,6 +82,7 @@ async def on_bug(_request: Request, error: Exception) -> Response:
 HANDLERS = {
     ApiError: on_api_error,
     HTTPException: on_http_error,
+    ClientDisconnect: on_hang_up,
     InputFileError: on_passing_error,
     QueueUnavailable: on_passing_error,
     Exception: on_bug,

@@ -99,12 +99,10 @@ class Database:
 
     def known_ids(self) -> set[str]:
         """The ids of all files, those that batches are about to have, and of the batches that have not ended."""
-        with self._transaction() as connection:
-            ids = {file_id for (file_id,) in connection.execute("SELECT id FROM files")}
-            for (row,) in connection.execute("SELECT record FROM batches WHERE is_open"):
-                record = msgspec.json.decode(row, type=BatchRecord)
-                ids |= {record.id, record.output_id, record.error_id}
-        return ids
+        # Batches first: what one of them is about to have may have become a file when those are looked at.
+        ids = {name for record in self.open_records() for name in (record.id, record.output_id, record.error_id)}
+        with self._reading() as connection:
+            return ids | {file_id for (file_id,) in connection.execute("SELECT id FROM files")}
 
     def add_batch(self, record: BatchRecord) -> None:
         """Note a batch whose input is there."""
@@ -124,11 +122,20 @@ class Database:
         """A key's batches, the newest first, from the one behind `after` on."""
         return self._page("batches", BatchRecord, owner, limit, after, "desc", None)
 
-    def open_batches(self) -> list[str]:
-        """The ids of everybody's batches that have not ended, oldest first."""
+    def open_batches(self) -> dict[str, str]:
+        """The ids of everybody's batches that have not ended, oldest first, and whose each is."""
         with self._reading() as connection:
-            rows = connection.execute("SELECT id FROM batches WHERE is_open ORDER BY seq").fetchall()
-        return [batch_id for (batch_id,) in rows]
+            return dict(connection.execute("SELECT id, owner FROM batches WHERE is_open ORDER BY seq").fetchall())
+
+    def open_records(self) -> list[BatchRecord]:
+        """Everybody's batches that have not ended, oldest first."""
+        with self._reading() as connection:
+            rows = connection.execute("SELECT record FROM batches WHERE is_open ORDER BY seq").fetchall()
+        return [msgspec.json.decode(row, type=BatchRecord) for (row,) in rows]
+
+    def num_files(self) -> int:
+        """How many files there are, of everybody."""
+        return int(self._one("SELECT COUNT(*) FROM files") or 0)
 
     def num_open_batches(self, owner: str) -> int:
         """How many of a key's batches have not ended."""

@@ -7,7 +7,7 @@ is stored: one may be added with a default, none renamed.
 from __future__ import annotations
 
 import secrets
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, get_args
 
 import msgspec
 
@@ -15,6 +15,7 @@ Status = Literal["validating", "failed", "in_progress", "finalizing", "completed
 Outcome = Literal["completed", "expired", "cancelled"]
 Purpose = Literal["batch", "batch_output"]
 
+STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 ENDED: Final[frozenset[Status]] = frozenset({"failed", "completed", "expired", "cancelled"})
 """What no batch leaves any more."""
 

@@ -30,14 +30,18 @@ from mlxq.serve.work.results import CANCELLED, EXPIRED, Reason, settle
 
 LOOK_S = 0.5
 """How often a batch that is being answered is looked at in the records, and its counts are written there."""
+DEFAULT_MAX_INFLIGHT = 1024
+"""Fewer than in a run of its own: whoever comes later waits behind all that others have queued."""
 _REASONS: dict[Outcome, Reason | None] = {"completed": None, "expired": EXPIRED, "cancelled": CANCELLED}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
-    """What holds for every batch. `max_inflight` are the requests of one that are queued at a time."""
+    """What holds for every batch. `max_inflight` are the requests of one that are queued at a time, about
+    `max_inflight_bytes` long together."""
 
-    max_inflight: int = bulk.DEFAULT_MAX_INFLIGHT
+    max_inflight: int = DEFAULT_MAX_INFLIGHT
+    max_inflight_bytes: int = 16 * 2**20
     max_requests: int = 500_000
     allow_unknown: bool = False
 
@@ -136,6 +140,7 @@ class BatchRun:
                 errors,
                 on_turn=on_turn,
                 max_inflight=self._rules.max_inflight,
+                max_inflight_bytes=self._rules.max_inflight_bytes,
                 tell=self._tell,
                 batch_id=self._id,
             )

@@ -1,8 +1,9 @@
 """Which batches this process works on, and for how long: a thread for each, as long as its lease holds.
 
-Batches that nobody works on are taken up, oldest first; leases are renewed; what has expired is removed. A batch that
-something is in the way of is tried again after a pause that grows. Several processes may do this over the same records
-and the same Redis. Knows nothing of what is done with a batch.
+Batches that nobody works on are taken up, first those whose key has the fewest at work here, then the oldest; leases
+are renewed; what has expired is removed. A batch that something is in the way of is tried again after a pause that
+grows. Several processes may do this over the same records and the same Redis. Knows nothing of what is done with a
+batch.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -150,20 +152,21 @@ class Dispatcher:
     def _start_some(self, now: float) -> None:
         with self._lock:
             running, pauses = set(self._state.running), dict(self._state.pauses)
-        room = self._max_running - len(running)
-        if room <= 0:
-            return
-        waiting = [
-            batch_id
-            for batch_id in self._database.open_batches()
+        owner_of = self._database.open_batches()
+        waiting = {
+            batch_id: owner
+            for batch_id, owner in owner_of.items()
             if batch_id not in running and pauses.get(batch_id, _Pause()).until <= now
-        ]
+        }
+        num_running = Counter(owner_of[batch_id] for batch_id in running if batch_id in owner_of)
+        room = self._max_running - len(running)
         # One after the other: a lease on what there is no room for would keep it from others.
-        for batch_id in waiting:
-            if room <= 0:
-                break
+        while waiting and room > 0:
+            batch_id = min(waiting, key=lambda batch_id: num_running[waiting[batch_id]])
+            owner = waiting.pop(batch_id)
             if self._leases.hold([batch_id]):
                 self._start(batch_id)
+                num_running[owner] += 1
                 room -= 1
 
     def _start(self, batch_id: str) -> None:

@@ -19,13 +19,13 @@ LLAMA_JSON = Dialect(
         Sign(template=('{"name": function name, "parameters"',)),
     ),
     syntax=JsonSyntax(
-        start=r"<\|python_(?:tag|start|end)\|>(?=\s*[\[{])|(?:\A|(?<=\n))[ \t]*(?=[\[{])",
+        start=r"<\|python_(?:tag|start|end)\|>(?=\s*[\[{])|(?:\A|(?<=\n))[ \t]*(?=(?:```(?:json)?\s*)?[\[{])",
         end=r"(?:\s*<\|python_end\|>)?\s*",
         between=r"\s*[;,]?\s*",
         is_last=True,
         call=with_arguments,
         openers=(r"<\|python_(tag|start|end)\|>",),
-        line_openers=(r"[\[{]",),
+        line_openers=(r"(```(json)?\s*)?[\[{]",),
     ).syntax(),
     forced=ForcedSyntax(before='{{"name": "{name}", "parameters": ', after="}}"),
 )

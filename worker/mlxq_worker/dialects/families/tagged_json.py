@@ -20,7 +20,13 @@ HERMES = Dialect(
         Sign(template=('<tool_call>\n{"name"',)),
         Sign(template=('<tool_call>{"name"',)),
     ),
-    syntax=JsonSyntax(start="<tool_call>", end=r"\}*\s*</tool_call>", marker="<tool_call>").syntax(),
+    # Qwen 2.5 Coder writes the tag in which tools are listed to it.
+    syntax=JsonSyntax(
+        start=r"<tool_call>|<tools>(?=\s*\{)",
+        end=r"\}*\s*</(?:tool_call|tools)>",
+        marker="<tool_call>",
+        openers=(r"<tools>\s*\{",),
+    ).syntax(),
     forced=ForcedSyntax(
         before='<tool_call>\n{{"name": "{name}", "arguments": ', after="}}\n</tool_call>", between="\n"
     ),
@@ -90,12 +96,12 @@ PHI4_MINI = Dialect(
         Sign(tokens=("<|tool_call|>", "<|/tool_call|>")),
     ),
     syntax=JsonSyntax(
-        start=r"functools(?=\s*\[)|<\|tool_call\|>|(?:\A|(?<=\n))[ \t]*(?=\{\"name\")",
+        start=r"functools(?=\s*\[)|<\|tool_call\|>|(?:\A|(?<=\n))[ \t]*(?=(?:```(?:json)?\s*)?\{\"name\")",
         end=r"(\s*<\|/tool_call\|>)?",
         is_list=True,
         marker="functools[",
         openers=(r"functools\s*\[", r"<\|tool_call\|>"),
-        line_openers=(r"\{\"name\"",),
+        line_openers=(r"(```(json)?\s*)?\{\"name\"",),
     ).syntax(),
     forced=ForcedSyntax(
         before='{{"name": "{name}", "arguments": ', after="}}", before_all="functools[", after_all="]", between=", "

@@ -24,7 +24,7 @@ class PoolShape:
 
     Attributes:
         key: the same for pools of the same shape.
-        starts: the first row of each slab.
+        slabs: the rows of each slab, `None` for all, and what these are taken apart: its slots, heads and columns.
         num_rows: R.
     """
 
@@ -32,15 +32,22 @@ class PoolShape:
         self.num_heads = num_heads
         self.sizes = dict(sorted(sizes.items()))
         ends = list(accumulate((num_heads * size.area for size in self.sizes.values()), initial=0))
-        self.starts = dict(zip(self.sizes, ends, strict=False))
         self.num_rows = ends[-1]
+        self._starts = dict(zip(self.sizes, ends, strict=False))
+        self.slabs = {
+            slab: (
+                None if len(sizes) == 1 else slice(self._starts[slab], self._starts[slab] + num_heads * size.area),
+                (size.num_slots, num_heads, size.num_columns),
+            )
+            for slab, size in self.sizes.items()
+        }
         self.key = (num_heads, *((slab, size.num_slots, size.num_columns) for slab, size in self.sizes.items()))
 
     def rows_of(self, slabs: Numbers, slots: Numbers, columns: Numbers) -> Numbers:
         """Rows of places (m,): those of all heads, place after place (m * H,)."""
         starts, widths = np.zeros((2, max(self.sizes) + 1), dtype=np.int64)
         for slab, size in self.sizes.items():
-            starts[slab], widths[slab] = self.starts[slab], size.num_columns
+            starts[slab], widths[slab] = self._starts[slab], size.num_columns
         width = widths[slabs]
         first = starts[slabs] + slots * (self.num_heads * width) + columns  # (m,) of the first head
         rows: Numbers = (first[:, None] + np.arange(self.num_heads) * width[:, None]).reshape(-1)
@@ -52,6 +59,7 @@ class Places:
 
     def __init__(self, slabs: Numbers, slots: Numbers, columns: Numbers) -> None:
         self._slabs, self._slots, self._columns = slabs, slots, columns
+        self._numbers: dict[tuple[object, ...], Numbers] = {}  # by the pool's shape
         self._rows: dict[tuple[object, ...], mx.array] = {}
 
     @classmethod
@@ -72,10 +80,13 @@ class Places:
         quarter longer to scatter where an index might count from the end."""
         rows = self._rows.get(shape.key)
         if rows is None:
-            numbers = shape.rows_of(self._slabs, self._slots, self._columns)
-            rows = self._rows[shape.key] = mx.array(numbers.astype(np.uint32))
+            if shape.key not in self._numbers:
+                self._numbers[shape.key] = shape.rows_of(self._slabs, self._slots, self._columns)
+            rows = self._rows[shape.key] = mx.array(self._numbers[shape.key].astype(np.uint32))
         return rows
 
     def next(self) -> Places:
         """One column further, in the same slots."""
-        return Places(self._slabs, self._slots, self._columns + 1)
+        later = Places(self._slabs, self._slots, self._columns + 1)
+        later._numbers = {key: numbers + 1 for key, numbers in self._numbers.items()}
+        return later

@@ -64,8 +64,12 @@ class Pool:
     ) -> tuple[mx.array, mx.array]:
         """Keys and values of slots `first` to `last` of a slab, each (last - first, H, columns, D): of so many columns
         without those before the first one."""
-        where = slab, slice(first, last), slice(first_column, num_columns)
-        return self._part(self._keys, *where), self._part(self._values, *where)
+        rows, apart = self._shape.slabs[slab]
+        where = slice(first, last), slice(None), slice(first_column, num_columns)
+        keys, values = self._keys, self._values
+        if rows is not None:
+            keys, values = keys[rows], values[rows]
+        return keys.reshape(*apart, keys.shape[1])[where], values.reshape(*apart, values.shape[1])[where]
 
     def copy(self, pairs: Sequence[tuple[Slot, Slot]]) -> None:
         """Copy all columns of slots to other slots, over all of theirs; none is copied from a slot that another is
@@ -79,9 +83,14 @@ class Pool:
         self.wipe((target, range(num_columns, self.sizes[target.slab].num_columns)) for target in targets)
 
     def wipe(self, runs: Iterable[tuple[Slot, range]]) -> None:
-        """Forget what rows that have left wrote in these columns: a masked key counts for nothing, but a masked value
-        is multiplied by zero, and that would pass on a NaN."""
-        if len(places := Places.of(runs)):
+        """Forget what rows that have left wrote in these columns, as far as a slab still has them: a masked key counts
+        for nothing, but a masked value is multiplied by zero, and that would pass on a NaN."""
+        there = [
+            (slot, range(columns.start, min(columns.stop, size.num_columns)))
+            for slot, columns in runs
+            if slot.index < (size := self.sizes[slot.slab]).num_slots
+        ]
+        if len(places := Places.of(there)):
             self._values[places.rows(self._shape)] = mx.zeros((1,), self._values.dtype)
 
     def resize(self, sizes: Mapping[int, SlabSize]) -> None:
@@ -93,8 +102,10 @@ class Pool:
 
     def _resized(self, array: mx.array, shape: PoolShape) -> mx.array:
         parts = [self._slab_resized(array, slab, size) for slab, size in shape.sizes.items()]
+        if len(parts) > 1:
+            return mx.concatenate(parts)
         # What is only cut off would keep all of the buffer that it is cut from.
-        return mx.contiguous(parts[0]) if len(parts) == 1 else mx.concatenate(parts)
+        return mx.contiguous(parts[0]) if shape.num_rows < self._shape.num_rows else parts[0]
 
     def _slab_resized(self, array: mx.array, slab: int, size: SlabSize) -> mx.array:
         """A slab's rows in another size: cut off or filled up with zeros."""
@@ -102,16 +113,10 @@ class Pool:
         if old is None:
             return mx.zeros((size.area * num_heads, array.shape[1]), array.dtype)
         num_slots, num_columns = min(size.num_slots, old.num_slots), min(size.num_columns, old.num_columns)
-        kept = self._part(array, slab, slice(num_slots), slice(num_columns))
+        rows, apart = self._shape.slabs[slab]
+        own = array if rows is None else array[rows]
+        kept = own.reshape(*apart, array.shape[1])[:num_slots, :, :num_columns]
         more_slots, more_columns = size.num_slots - num_slots, size.num_columns - num_columns
         if more_slots or more_columns:
             kept = mx.pad(kept, [(0, more_slots), (0, 0), (0, more_columns), (0, 0)])
         return kept.flatten(0, 2)
-
-    def _part(self, array: mx.array, slab: int, slots: slice, columns: slice) -> mx.array:
-        """(slots, H, columns, D) of one slab."""
-        shape, size = self._shape, self.sizes[slab]
-        if len(shape.sizes) > 1:
-            array = array[shape.starts[slab] : shape.starts[slab] + shape.num_heads * size.area]
-        apart = array.reshape(size.num_slots, shape.num_heads, size.num_columns, array.shape[1])
-        return apart[slots, :, columns]

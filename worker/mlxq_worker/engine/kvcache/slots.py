@@ -54,8 +54,6 @@ class Slots:
 
     def write(self, places: Places, keys: mx.array, values: mx.array) -> None:
         """Write tokens' keys and values, each (m, H, 1, D), to their places."""
-        if not len(places):
-            return
         if self._pool is None:
             self._pool = Pool.empty(self._sizes, keys, values)
         self._pool.write(places, keys, values)

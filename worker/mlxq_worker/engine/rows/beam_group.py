@@ -80,6 +80,8 @@ class BeamGroup(RowGroup):
 
     __slots__ = ("_collected", "_decode", "_holders", "_results", "_rows", "_search", "_spec")
 
+    is_search = True
+
     def __init__(self, spec: RowSpec, beam: Beam, decode: Decode) -> None:
         self._spec = spec
         self._decode = decode
@@ -91,17 +93,13 @@ class BeamGroup(RowGroup):
         )
         self._rows = [BeamRow(row_spec, decode, self) for _ in range(beam.width)]
         self._results: list[RowResult] | None = None
-        super().__init__(self._rows[0])
+        super().__init__(*self._rows)
         self._holders = self._rows[:1]  # the rows in which the running hypotheses lie, in their order
         self._collected: dict[BeamRow, Continuations] = {}
 
     @property
     def spec(self) -> RowSpec:
         return self._spec
-
-    @property
-    def rows(self) -> Sequence[Row]:
-        return self._rows
 
     @property
     def finished(self) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from mlxq_worker.engine.api import AbortReason, RowResult, RowSpec
 from mlxq_worker.engine.kvcache.prefix import Prefix
@@ -23,16 +24,20 @@ class Fork:
 
 
 class RowGroup:
-    """A row by itself.
+    """A row by itself, or several of a kind of group of its own.
 
     Attributes:
+        rows: all its rows; the `first` is prefilled, the others go on from what it has computed.
         abort_reason: why the group is to be dropped at the next opportunity, if it is.
     """
 
-    __slots__ = ("abort_reason", "first")
+    __slots__ = ("abort_reason", "first", "rows")
 
-    def __init__(self, first: Row) -> None:
-        self.first = first
+    is_search: ClassVar[bool] = False
+    """Whether rows are forked, and rest."""
+
+    def __init__(self, first: Row, *others: Row) -> None:
+        self.first, self.rows = first, (first, *others)
         self.abort_reason: AbortReason | None = None
 
     def __repr__(self) -> str:
@@ -42,11 +47,6 @@ class RowGroup:
     def spec(self) -> RowSpec:
         """What the group was asked for."""
         return self.first.spec
-
-    @property
-    def rows(self) -> Sequence[Row]:
-        """All its rows; the first is prefilled, the others go on from what it has computed."""
-        return (self.first,)
 
     @property
     def finished(self) -> bool:
@@ -83,8 +83,13 @@ class RowGroup:
         for row, prefix in zip(self.rows, prefixes, strict=True):
             row.admit(now, prefix, copies_prefix=copies_prefix)
 
+    @property
+    def deadline_s(self) -> float:
+        """When it will have used up its allowance of decode seconds."""
+        return self.first.deadline_s
+
     def overdue(self, now: float) -> bool:
-        """Whether it has used up its allowance of decode seconds."""
+        """Whether it has."""
         return self.first.overdue(now)
 
     def abort(self, reason: AbortReason, now: float) -> None:

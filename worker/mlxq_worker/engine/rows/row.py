@@ -6,6 +6,8 @@ no arrays, no queue. All times are seconds on the caller's monotonic clock.
 
 from __future__ import annotations
 
+import math
+
 from mlxq.contract import StopDetails
 from mlxq_worker.engine.api import AbortReason, Decode, RowError, RowResult, RowSpec, TokenScores
 from mlxq_worker.engine.kvcache.prefix import Prefix
@@ -28,6 +30,7 @@ class Row:
         "_admitted_s",
         "_decode",
         "_first_token_s",
+        "_limit",
         "_reasoning",
         "_repetition",
         "_scanner",
@@ -53,6 +56,7 @@ class Row:
         self.prefix: Prefix | None = None
         self.copies_prefix = False
         self.result: RowResult | None = None
+        self._limit = spec.limit
         self._decode = decode
         # Text is followed token by token only where a stop string needs it; other rows are decoded once, at the end.
         self._stream = TextStream(decode) if spec.stop else None
@@ -73,7 +77,7 @@ class Row:
     @property
     def wants_token(self) -> bool:
         """Whether one more token should be asked of the device, now or later: not once the limit is on its way."""
-        return not self.finished and self.num_scheduled < self.spec.limit
+        return self.result is None and self.num_scheduled < self._limit
 
     @property
     def is_prefilled(self) -> bool:
@@ -87,13 +91,13 @@ class Row:
     @property
     def is_due(self) -> bool:
         """Whether a token can be asked of the device on this step."""
-        return self.is_prefilled and self.wants_token
+        return self.result is None and self.num_scheduled < self._limit and self.is_prefilled
 
     @property
     def is_unforeseen(self) -> bool:
         """Whether what becomes of the row after its newest token could not be told before that was seen: it has ended,
         and not at its limit."""
-        return self.finished and len(self.token_ids) < self.spec.limit
+        return self.result is not None and len(self.token_ids) < self._limit
 
     @property
     def scheduled_position(self) -> int:
@@ -122,10 +126,15 @@ class Row:
         self.copies_prefix = copies_prefix and prefix is not None
         self.num_prefilled = len(prefix) if prefix else 0
 
-    def overdue(self, now: float) -> bool:
-        """Whether the row has used up its allowance of decode seconds."""
+    @property
+    def deadline_s(self) -> float:
+        """When the row, once it is in the batch, will have used up its allowance of decode seconds."""
         allowance, start = self.spec.timeout_s, self._admitted_s
-        return allowance is not None and start is not None and now - start >= allowance
+        return math.inf if allowance is None or start is None else start + allowance
+
+    def overdue(self, now: float) -> bool:
+        """Whether it has."""
+        return now >= self.deadline_s
 
     def commit(self, token_id: int, now: float, scores: TokenScores | None = None) -> None:
         """Take the next token, with its scores if the row asks for them, and end the row if this token ends it.
@@ -138,10 +147,10 @@ class Row:
         if scores:
             self.scores.append(scores)
         index = len(self.token_ids) - 1
-        is_end_token = self._is_end(token_id)
-        at_limit = len(self.token_ids) >= self.spec.limit
+        is_end_token = token_id in self.spec.end_tokens and self._ends_on(token_id)
+        at_limit = index + 1 >= self._limit
         is_thought = self._reasoning is not None and self._reasoning.push(token_id)
-        loops = not is_thought and self._loops()
+        loops = self._repetition is not None and not is_thought and self._loops(self._repetition)
         if self._stream and self._scan(self._stream, is_thought, is_end_token or loops or at_limit, now):
             return
         if is_end_token:
@@ -161,22 +170,22 @@ class Row:
         """End the row before its time, keeping the text it has."""
         self._end(StopDetails(type=reason, token_index=self._newest_index), self._full_text(), now)
 
-    def _is_end(self, token_id: int) -> bool:
-        """Whether a token ends the row: inside a structure a stop token is one like any other until it is complete."""
+    def _ends_on(self, end_token_id: int) -> bool:
+        """Whether an end token ends the row: inside a structure a stop token is one like any other until it is
+        complete."""
         spec = self.spec
-        is_stop = token_id in spec.end_tokens
-        return is_stop and (spec.constraint is None or token_id in spec.eos_ids or spec.constraint.is_complete)
+        return spec.constraint is None or end_token_id in spec.eos_ids or spec.constraint.is_complete
 
     @property
     def _follows_answer(self) -> bool:
         """Whether anything is looked for behind the reasoning part, token by token."""
         return bool(self.spec.stop) or self.spec.repetition_detection is not None
 
-    def _loops(self) -> bool:
+    def _loops(self, repetition: RepetitionWatch) -> bool:
         """Whether the newest token completes a loop of the answer proper; as in vLLM none counts before `min_tokens`
         tokens are there."""
         num_thought_tokens = self._reasoning.num_tokens if self._reasoning else 0
-        is_looping = self._repetition is not None and self._repetition.push(self.token_ids, num_thought_tokens)
+        is_looping = repetition.push(self.token_ids, num_thought_tokens)
         return is_looping and len(self.token_ids) >= self.spec.min_tokens
 
     def _scan(self, stream: TextStream, is_thought: bool, is_last: bool, now: float) -> bool:

@@ -104,7 +104,8 @@ class SlotCache(InSlots):
         """Write what belongs to slots there and what to prefixes behind what there is of them; then copy prefixes to
         the slots of rows that begin with them."""
         end = self.layout.num_in_slots
-        self.slots.write(self.layout.places, keys[:end], values[:end])
+        if end:
+            self.slots.write(self.layout.places, keys[:end], values[:end])
         for chunk in self.layout.prefixes:
             start, end = end, end + len(chunk)
             self.slots.extend_prefix(chunk.prefix, _side_by_side(keys[start:end]), _side_by_side(values[start:end]))
@@ -131,7 +132,9 @@ class SlotCache(InSlots):
         """
         if mask is not None and not isinstance(mask, SlotMask):
             raise NotImplementedError("the model masks by itself")
-        sliding = one_window(self._sliding, mask.sliding if mask else None)
+        sliding = self._sliding
+        if mask is not None and mask.sliding != sliding:
+            sliding = one_window(sliding, mask.sliding)
         if (window := self.layout.lone_window) is not None:
             return _attend_in_window(self.slots, window, queries, scale, sliding, sinks)
         return _Attention(self.layout, self.slots, scale, sliding, sinks).of(queries, keys, values)

@@ -120,6 +120,8 @@ def _scored_rows(rows: Sequence[Row]) -> Iterator[tuple[tuple[Row, ...], tuple[m
 
 def _errors(rows: Sequence[Row], peaks: Sequence[float]) -> dict[Row, RowError]:
     """Rows that no token can be chosen for. A logit of +inf is one that overflowed, and as good as none."""
+    if all(map(math.isfinite, peaks)):
+        return {}
     return {
         row: "no_token_allowed" if peak == -math.inf else "nan_logits"
         for row, peak in zip(rows, peaks, strict=True)

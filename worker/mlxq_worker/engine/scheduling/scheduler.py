@@ -6,6 +6,7 @@ says whose turn it is, `kvcache/budget` who fits.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from mlxq_worker.engine.api import AbortReason, RowError, RowId, RowResult, RowS
 from mlxq_worker.engine.kvcache.budget import KvBudget
 from mlxq_worker.engine.kvcache.prefix import Prefix, PrefixTable
 from mlxq_worker.engine.plan import Plan, PrefillChunk, PrefixChunk
-from mlxq_worker.engine.rows.group import RowGroup
+from mlxq_worker.engine.rows.group import Fork, RowGroup
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.scheduling.waiting_queue import WaitingQueue
 
@@ -80,7 +81,9 @@ class Scheduler:
         self._running: list[RowGroup] = []
         self._max_running: int | None = None
         self.admitted = Admitted()
+        self._num_running = 0
         self._has_aborts = False
+        self._next_check_s = math.inf  # nobody's allowance is used up before
         self._is_full = False  # nobody fits until a row ends or comes
 
     def __repr__(self) -> str:
@@ -89,7 +92,7 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         """How many rows."""
-        return sum(len(group.rows) for group in self._running)
+        return self._num_running
 
     @property
     def num_waiting(self) -> int:
@@ -142,13 +145,24 @@ class Scheduler:
         """Drop what was cancelled or is overdue, fill the free room, and plan the next step."""
         dropped = self._drop(now)
         self.admitted = Admitted()
-        decoding = tuple(row for group in self._running for row in group.due)
-        forks = tuple(fork for group in self._running for fork in group.forks)
-        resting = tuple(row for group in self._running for row in group.resting)
-        prefill, prefixes = self._prefill(len(decoding), now)
+        decoding: list[Row] = []
+        forks: list[Fork] = []
+        resting: list[Row] = []
+        begun: deque[Row] = deque()
+        for group in self._running:
+            if due := group.due:
+                decoding += due
+            elif not group.first.is_prefilled:
+                begun.append(group.first)
+            if group.is_search:
+                forks += group.forks
+                resting += group.resting
+        prefill, prefixes = self._prefill(begun, len(decoding), now)
         for row in (*decoding, *(chunk.row for chunk in prefill if chunk.is_last)):
             row.num_scheduled += 1
-        return Plan(decoding, forks, tuple(prefill), tuple(prefixes), self._evicted(), resting), dropped
+        return Plan(
+            tuple(decoding), tuple(forks), tuple(prefill), tuple(prefixes), self._evicted(), tuple(resting)
+        ), dropped
 
     def commit(
         self,
@@ -167,14 +181,16 @@ class Scheduler:
         Returns:
             The results of the rows that this step ended.
         """
+        has_ended = False
         for row, token_id in zip(rows, token_ids, strict=True):
             if row.finished:
                 continue
-            if row in errors:
+            if errors and row in errors:
                 row.fail(errors[row], now)
             else:
-                row.commit(token_id, now, scores.get(row))
-        return self._remove_ended(self._running)
+                row.commit(token_id, now, scores.get(row) if scores else None)
+            has_ended |= row.finished
+        return self._remove_ended(self._running) if has_ended else []
 
     def kv_usage(self) -> float:
         """The share of the budget that the running rows and their prefixes take; 0 without one."""
@@ -189,14 +205,19 @@ class Scheduler:
         """Forget every row and every prefix."""
         self._waiting.clear()
         self._running.clear()
+        self._num_running = 0
         self._prefixes.clear()
 
-    def _prefill(self, num_decoding: int, now: float) -> tuple[list[PrefillChunk], list[PrefixChunk]]:
-        """Chunks of prompts for what the step has room for: rows that are in the batch first, then new ones; before a
-        row's own tokens those of its prefix, if it is the first to use it."""
+    def _prefill(
+        self, begun: deque[Row], num_decoding: int, now: float
+    ) -> tuple[list[PrefillChunk], list[PrefixChunk]]:
+        """Chunks of prompts for what the step has room for: rows that have `begun` first, then new ones; before a row's
+        own tokens those of its prefix, if it is the first to use it."""
         chunks: list[PrefillChunk] = []
         prefix_chunks: list[PrefixChunk] = []
-        begun = deque(row for group in self._running for row in group.rows if not row.is_prefilled)
+        self.has_filled_step = False
+        if not (begun or self._waiting):
+            return chunks, prefix_chunks
         num_free = self._num_free
         # At least one token even where the decoding rows fill the step, or a prompt would never get on.
         limit = self.max_num_batched_tokens
@@ -238,6 +259,9 @@ class Scheduler:
         group.admit(now, [prefix for _, prefix in joining], copies_prefix=copies)
         self._running.append(group)
         self.admitted = self.admitted.plus(group)
+        self._num_running += len(group.rows)
+        if group.spec.timeout_s is not None:
+            self._next_check_s = min(self._next_check_s, now + group.spec.timeout_s)
         return group
 
     def _next(self, num_free: int) -> RowGroup | None:
@@ -294,6 +318,8 @@ class Scheduler:
         return self._prefixes.take_evicted(self._budget.spare_tokens(_own_lengths(self._budget, self._running_rows())))
 
     def _drop(self, now: float) -> list[RowResult]:
+        if not self._has_aborts and now < self._next_check_s:
+            return []
         candidates = [*self._running, *(self._waiting if self._has_aborts else ())]
         for group in candidates:
             reason: AbortReason | None = group.abort_reason or ("deadline" if group.overdue(now) else None)
@@ -303,7 +329,9 @@ class Scheduler:
             for group in [group for group in self._waiting if group.finished]:
                 self._waiting.discard(group)
             self._has_aborts = False
-        return self._remove_ended(candidates)
+        results = self._remove_ended(candidates)
+        self._next_check_s = min((group.deadline_s for group in self._running), default=math.inf)
+        return results
 
     def _remove_ended(self, groups: Iterable[RowGroup]) -> list[RowResult]:
         """The results of those groups that have ended; they leave the batch and their prefixes."""
@@ -312,6 +340,7 @@ class Scheduler:
             self._forget(group)
         if ended:
             self._running = [group for group in self._running if not group.finished]
+            self._num_running = sum(len(group.rows) for group in self._running)
             self._is_full = False
         return [result for group in ended for result in group.results]
 

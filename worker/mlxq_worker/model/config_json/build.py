@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mlxq.errors import ModelError
 from mlxq_worker.model.config_json.architectures import words_of
 from mlxq_worker.model.config_json.rope import PARTIAL
 from mlxq_worker.model.config_json.unread import refuse_unread, unread_window
 from mlxq_worker.model.config_json.words import in_mlx_lm_words
+
+QUANTISATIONS = frozenset({"bitnet", "mxfp4", "mxfp8", "fp8", "compressed-tensors", "modelopt", "awq", "gptq"})
+"""Other tools' ways to pack weights that mlx-lm reads, beside its own."""
 
 _SHARED_WITH_TEXT = ("tie_word_embeddings",)
 """What the whole of a model that holds a language model decides: the text model alone has no head."""
@@ -23,7 +27,11 @@ def config_overrides(config: Mapping[str, Any]) -> dict[str, Any]:
     words = words_of(config)
     text = config.get("text_config")
     if not words.top:
-        return {}
+        raise ModelError(
+            f"mlx-lm can't load the {config.get('model_type')} model: it has no architecture of this name, or lacks a"
+            " package for it"
+        )
+    _refuse_weights(config)
     if not isinstance(text, Mapping):
         return _overrides(config, words.architecture, words.top, words.required, "config.json")
     if not words.text:  # the architecture takes the text model's keys for its own
@@ -45,6 +53,17 @@ def _overrides(
     activation = _activation_of(part.get("model_type"))
     refuse_unread(part, words, where, architecture=architecture, known=known, activation=activation)
     return in_mlx_lm_words(part, words, where, architecture=architecture, required=required)
+
+
+def _refuse_weights(config: Mapping[str, Any]) -> None:
+    """Weights that are packed in a way which mlx-lm doesn't know would be met as numbers, or as unknown names."""
+    if config.get("quantization") is not None:
+        return  # mlx-lm's own
+    for part in (config, config.get("text_config")):
+        stated = part.get("quantization_config") if isinstance(part, Mapping) else None
+        method = stated.get("quant_method") if isinstance(stated, Mapping) else None
+        if method is not None and method not in QUANTISATIONS:
+            raise ModelError(f"config.json: the weights are quantised by {method}, which mlx-lm does not read")
 
 
 def _activation_of(model_type: object) -> object:

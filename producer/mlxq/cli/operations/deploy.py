@@ -1,0 +1,57 @@
+"""`mlxq deploy WHAT`: prints a file for whoever starts workers and queues, or the rights in Redis of a role."""
+
+from __future__ import annotations
+
+import re
+from typing import cast
+
+import click
+
+from mlxq.cli import options
+from mlxq.cli.terminal import say, show, tell
+from mlxq.deploying.files import TEMPLATES, Kind, text_of
+from mlxq.deploying.roles import ABOUT, COMMANDS, Role, acl_line
+
+ACL = "acl"
+
+
+def _redis_user(_ctx: click.Context, _param: click.Parameter, name: str | None) -> str | None:
+    if name is not None and not re.fullmatch(r"\S+", name):
+        raise click.BadParameter("a user's name has no blanks")
+    return name
+
+
+@click.command(context_settings={**options.SETTINGS, "auto_envvar_prefix": None})
+@click.argument("what", type=click.Choice([*TEMPLATES, ACL]))
+@click.option("--model", help="launchd, systemd: the model that the worker serves.")
+@click.option("--url", help="launchd: the Redis URL; the file then holds its password.")
+@click.option("--user", callback=_redis_user, help="launchd: your user name. acl: the user in Redis.")
+@click.option("--home", help="systemd: the directory of the worker's user, where its venv is.")
+@click.option("--worker-address", help="prometheus: where a worker serves metrics, as HOST:PORT.")
+@click.option("--role", type=click.Choice(list(COMMANDS)), help="acl: what the user is to be.")
+def deploy(
+    what: str,
+    model: str | None,
+    url: str | None,
+    user: str | None,
+    home: str | None,
+    worker_address: str | None,
+    role: str | None,
+) -> None:
+    """Print a file that starts, keeps or watches mlxq, with your values in it. What to do with it stands in it.
+
+    launchd and systemd start a worker, systemd-redis, compose and redis keep the queue, prometheus, alerts and grafana
+    watch both. acl is a line of a Redis ACL file for a producer, a worker or an observer: put a password in place of
+    CHANGE-ME.
+
+    Example: mlxq deploy systemd --model mlx-community/Qwen3-4B-4bit > mlxq-worker.service
+    """
+    if what == ACL:
+        if role is None:
+            raise click.UsageError(f"acl needs --role: {', '.join(COMMANDS)}")
+        known = cast("Role", role)
+        tell(f"# {ABOUT[known]}")
+        say(acl_line(known, user))
+        return
+    given = {"model": model, "url": url, "user": user, "home": home, "worker-address": worker_address, "role": role}
+    show(text_of(cast("Kind", what), given).rstrip("\n"))
