@@ -18,8 +18,6 @@ from mlxq.errors import ConfigError
 Kind = Literal[
     "launchd", "systemd", "systemd-serve", "systemd-redis", "compose", "redis", "prometheus", "alerts", "grafana"
 ]
-    "launchd", "systemd", "systemd-serve", "systemd-redis", "compose", "redis", "prometheus", "alerts", "grafana"
-]
 
 INSTALLED = Path(__file__).parents[1] / "deploy_files"
 """Where a wheel puts them."""

@@ -45,8 +45,8 @@ def deploy(
     """Print a file that starts, keeps or watches mlxq, with your values in it. What to do with it stands in it.
 
     launchd and systemd start a worker, systemd-serve the Batch API; systemd-redis, compose and redis keep the queue;
-    prometheus, alerts and grafana watch all of them. acl is a line of a Redis ACL file for a producer, a worker or an observer: put a password in place of
-    CHANGE-ME.
+    prometheus, alerts and grafana watch all of them. acl is a line of a Redis ACL file for a producer, a worker or an
+    observer: put a password in place of CHANGE-ME.
 
     Example: mlxq deploy systemd --model mlx-community/Qwen3-4B-4bit > mlxq-worker.service
     """
