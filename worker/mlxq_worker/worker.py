@@ -19,6 +19,7 @@ from queue import Empty
 from types import FrameType
 from typing import Any
 
+from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT, DEFAULT_RESULT_TTL
 from rq.logutils import setup_loghandlers
@@ -61,6 +62,9 @@ class BatchWorker(BaseWorker):
 
     birth_pause_s = 2.0
     """Between two tries to register in a Redis that can't do that now."""
+
+    birth_tries = 4
+    """To register, one after the other: a connection may be cut at any time."""
 
     def __init__(self, *args: Any, config: WorkerConfig | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -140,10 +144,14 @@ class BatchWorker(BaseWorker):
         Raises:
             RedisError: Redis isn't there.
         """
+        tries_left = self.birth_tries
         while True:
             try:
                 self.register_birth()
             except RedisError as error:
+                tries_left -= 1
+                if isinstance(error, RedisConnectionError) and tries_left:  # it was cut, or Redis is away
+                    continue
                 if not is_refusal(error):
                     raise
                 logger.warning("Worker %s waits for Redis, which can't do this now: %s", self.name, error)

@@ -45,7 +45,7 @@ class Presence:
     def __init__(self, worker: BaseWorker) -> None:
         self._worker = worker
         self._say_present = worker.connection.register_script(script("present"))
-        self._pubsub: PubSub | None = self._subscribed()
+        self._pubsub: PubSub | None = None
         self._machine = machine_id()
         self._told_s = 0.0
 
