@@ -32,6 +32,8 @@ expression, since Valkey says its own name."""
 
 _AWAY = (redis_errors.ConnectionError, redis_errors.TimeoutError)
 """Also a login that is refused: who asks here has been let in before, and passwords change on one side first."""
+_NO_ROOM = re.compile(r"(?:ERR )?max number of clients")
+"""redis-py knows these words too, but not all that may follow."""
 _CLASSES: Final[Mapping[type[redis_errors.RedisError], str]] = {
     redis_errors.BusyLoadingError: "LOADING",
     redis_errors.MasterDownError: "MASTERDOWN",
@@ -50,12 +52,22 @@ _WRAPPERS = re.compile(
     r"|-",
     re.DOTALL,
 )
+_DENIED = re.compile(r"NOPERM |(?:ERR )?The user executing the script can't")
+"""What redis-py has no class for."""
 _CODE = re.compile(rf"({'|'.join(REFUSALS)})(?: |$)")
 
 
 def passes(error: BaseException) -> bool:
     """Whether waiting cures it: the same call, some time later, may succeed."""
-    return isinstance(error, _AWAY) or is_refusal(error)
+    return isinstance(error, _AWAY) or _NO_ROOM.match(str(error)) is not None or is_refusal(error)
+
+
+def is_denial(error: BaseException) -> bool:
+    """Whether Redis doesn't give the right to do this: no waiting cures it but that of whoever gives rights, and no job
+    is to blame."""
+    if isinstance(error, redis_errors.NoPermissionError):
+        return True
+    return isinstance(error, redis_errors.ResponseError) and _DENIED.match(_unwrapped(str(error))) is not None
 
 
 def is_refusal(error: BaseException) -> bool:

@@ -4,6 +4,8 @@ mlx-lm has no word for is refused."""
 from __future__ import annotations
 
 import importlib
+import json
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -14,6 +16,8 @@ from mlxq.errors import ModelError
 from mlxq_worker.model.config_json.architectures import words_of
 from mlxq_worker.model.config_json.build import config_overrides, window_not_kept
 from mlxq_worker.model.config_json.words import in_mlx_lm_words
+
+CORPUS = Path(__file__).parents[1] / "corpus"
 
 SMALL: dict[str, Any] = {
     "vocab_size": 64,
@@ -244,6 +248,9 @@ def test_the_factor_of_yarns_attention_is_said_as_mlx_lm_computes_it() -> None:
         ({"model_type": "qwen2", "sliding_window": 16, "layer_types": ["full_attention"]}, None),
         ({"model_type": "qwen2", "sliding_window": 16, "layer_types": ["full_attention", "sliding_attention"]}, 16),
         ({"model_type": "gemma3_text", "sliding_window": 16}, None),
+        ({"model_type": "mistral", "sliding_window": 16}, 16),
+        ({"model_type": "mistral", "sliding_window": None}, None),
+        ({"model_type": "llama", "sliding_window": 16}, None),
     ],
 )
 def test_a_window_that_mlx_lm_does_not_keep_is_known(more: dict[str, Any], window: int | None) -> None:
@@ -260,3 +267,28 @@ def test_mlx_lm_has_every_architecture_of_the_table() -> None:
     for architecture, _, _ in CASES.values():
         if architecture != "mistral":
             importlib.import_module(f"mlx_lm.models.{architecture}")
+
+
+PUBLISHED: dict[str, dict[str, Any]] = json.loads((CORPUS / "published_configs.json").read_text(encoding="utf-8"))
+"""What models on the Hub say, most of them with fewer layers."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_what_published_models_say_is_not_refused(name: str) -> None:
+    config_overrides(PUBLISHED[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("internlm3-8b", "rope_scaling", None),  # never felt below max_position_embeddings
+        ("granite-4.0-h-tiny", "time_step_limit", (0.0, float("inf"))),
+        ("Qwen3-30B-A3B", "num_experts", 128),
+        ("MiniMax-M2", "rotary_dim", 64),
+        ("gemma-2b", "rope_theta", 10000.0),
+    ],
+)
+def test_published_models_are_read_as_they_mean_it(name: str, key: str, value: Any) -> None:
+    config = PUBLISHED[name]
+
+    assert {**config, **config_overrides(config)}[key] == value

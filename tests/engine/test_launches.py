@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 from tests.bench.launches import CASES, Figures, figures_of
 
+from mlxq_worker.engine.kvcache.pool import Pool
+
 MOST = {
-    "a": Figures(launches=17, launches_outside=7, primitives=58, primitives_outside=19),
-    "b": Figures(launches=17, launches_outside=8, primitives=58, primitives_outside=22),
-    "c": Figures(launches=22, launches_outside=9, primitives=78, primitives_outside=27),
-    "d": Figures(launches=17, launches_outside=8, primitives=58, primitives_outside=22),
-    "d long": Figures(launches=49, launches_outside=8, primitives=139, primitives_outside=25),
-    "e": Figures(launches=17, launches_outside=18, primitives=58, primitives_outside=35),
-    "f": Figures(launches=28, launches_outside=11, primitives=89, primitives_outside=25),
-    "sliding": Figures(launches=29, launches_outside=12, primitives=math.inf, primitives_outside=math.inf),
-    "hybrid": Figures(launches=17, launches_outside=8, primitives=math.inf, primitives_outside=math.inf),
+    "a": Figures(17, 7, 54, 17, 82, 580),
+    "b": Figures(17, 8, 54, 19, 85, 580),
+    "c": Figures(20, 9, 66, 21, 106, 610),
+    "d": Figures(17, 8, 54, 19, 85, 600),
+    "d long": Figures(47, 8, 127, 19, 123, 670),
+    "e": Figures(17, 18, 54, 32, 85, 740),
+    "f": Figures(28, 11, 95, 22, 0, 0),
+    "sliding": Figures(29, 12, 72, 26, 110, 600),
+    "hybrid": Figures(17, 8, 44, 19, 98.5, 1100),
 }
-"""By case, at 32 rows. Of layers of several kinds the launches alone are held."""
+"""By case, at 32 rows: launches, primitives and Python's calls, each of a layer and outside. On the step on which rows
+join calls aren't counted."""
 
 
 @pytest.mark.parametrize("name", MOST)
@@ -35,3 +36,14 @@ def test_it_launches_no_more_than_mlx_lm_does(name: str) -> None:
 
     assert ours.launches <= theirs.launches
     assert ours.launches_outside <= theirs.launches_outside
+
+
+def test_one_more_kernel_and_one_more_call_in_every_layer_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Pool.write
+    monkeypatch.setattr(Pool, "write", lambda pool, places, keys, values: write(pool, places, keys + 0, values))
+
+    figures = figures_of("mlxq", CASES["a"])
+
+    assert figures.launches == MOST["a"].launches + 1
+    assert figures.primitives > MOST["a"].primitives
+    assert figures.calls == MOST["a"].calls + 1

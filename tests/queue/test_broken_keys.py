@@ -10,6 +10,7 @@ from contextlib import contextmanager, suppress
 from threading import Thread
 
 import pytest
+from click.testing import CliRunner
 from redis import Redis
 from tests.support.fake_engine import FakeWorker
 from tests.support.key_templates import HOLE, templates
@@ -17,6 +18,7 @@ from tests.support.queued_jobs import fetch, submit
 from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq import keys
+from mlxq.cli import main
 from mlxq.errors import QueueError
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
@@ -207,3 +209,34 @@ def test_a_strangers_entry_among_the_events_of_a_batch_is_passed_over(
 
     assert answers >= {"r0", "r1"}
     assert batch.rate() > 0
+
+
+def write_what_is_nobodys(connection: Redis) -> None:
+    """Under every key of the right type that a worker reads: names that are none, and numbers that can't be."""
+    names = ["", "x", "a:b:c", "two\nlines", "\x1b[31m", b"\xff:\xfe"]
+    for key, kind in kinds_for_worker(WORKER, [QUEUE, "other"]).items():
+        match kind:
+            case "zset":
+                connection.zadd(key, {name: number for number, name in enumerate(names)} | {"inf": float("inf")})
+            case "set":
+                connection.sadd(key, *names, "rq:worker:", "rq:worker:two\nlines", b"rq:worker:\xff")
+            case "list":
+                connection.rpush(key, *names)
+    connection.hset("rq:worker:two\nlines", mapping={"pid": "x", "birth": "yesterday", "queues": b"\xff"})
+    connection.hset(keys.pulse(QUEUE), mapping={"beat": "nan", "trusted_from": "inf", "refusals": "many"})
+    connection.zadd(keys.excused(QUEUE), dict.fromkeys(names, 1.0))
+    connection.zadd(keys.BATCHES, dict.fromkeys(names, 1.0))
+    connection.hset(keys.batch("x"), mapping={"queue": b"\xff", "created": "nan", "total": "-1"})
+    connection.hset(keys.BROKEN, mapping={"": "a b c", "two\nlines": "string hash moved", b"\xff": b"\xff"})
+
+
+def test_what_is_nobodys_under_the_keys_of_a_worker_costs_nobody_anything(connection: Redis, redis_url: str) -> None:
+    write_what_is_nobodys(connection)
+
+    with working(connection):
+        for batch in neighbours(connection):
+            assert batch.wait(DEADLINE_S).num_finished == 3
+        shown = CliRunner().invoke(main, ["status", "--url", redis_url])
+
+    assert shown.exit_code == 0, shown.output
+    assert "\x1b[31m" not in shown.output

@@ -684,6 +684,39 @@ def test_what_a_worker_held_that_died_without_its_leases_is_taken_over(connectio
     assert [job.job_id for job in neighbour.claim(2, now() + 2 * LEASE_S).jobs] == list(batch.job_ids())
 
 
+@pytest.mark.parametrize("job_id", ["mail:er:1", ":", "a:", ":b", "two\nlines"])
+@pytest.mark.parametrize("how", ["silent", "seen to die", "ended in peace", "a lost claim"])
+def test_what_older_producers_call_their_jobs_comes_back_from_dead_workers_too(
+    connection: Redis, job_id: str, how: str
+) -> None:
+    """RQ allowed any id before it allowed only letters, digits, dashes and underscores."""
+    [made] = submit(connection, "a").job_ids()
+    connection.rename(f"rq:job:{made}", f"rq:job:{job_id}")
+    connection.delete("rq:queue:mlxq")
+    connection.lpush("rq:queue:mlxq", job_id)
+    worker, neighbour = store(connection, "dead"), store(connection, "neighbour")
+    assert len(worker.claim(1, now()).jobs) == 1
+
+    if how == "a lost claim":
+        worker.release_strays([], now())
+    elif how != "silent":
+        neighbour.abandon("dead", now(), has_died=how == "seen to die")
+    neighbour.recover_expired(now() + LEASE_S + 1)
+
+    assert [job.job_id for job in neighbour.claim(1, now() + 2 * LEASE_S).jobs] == [job_id]
+
+
+@pytest.mark.parametrize("key", ["rq:workers:mlxq", "rq:finished:mlxq", "rq:failed:mlxq", "rq:ready:mlxq"])
+def test_cleaning_passes_over_names_that_are_no_text(connection: Redis, key: str) -> None:
+    add = connection.sadd if key == "rq:workers:mlxq" else lambda key, name: connection.zadd(key, {name: 1})
+    add(key, b"rq:worker:\xff")
+
+    for worker in (store(connection, "w1"), store(connection, "w2")):
+        worker.clean_registries()
+
+    assert not connection.exists(key) or key == "rq:ready:mlxq"  # RQ itself can't read that one
+
+
 def test_a_worker_holds_nothing_in_a_queue_that_it_has_not_claimed_it_from(connection: Redis) -> None:
     """A job may lie in another queue than the one that it was made for."""
     [job_id] = submit(connection, "a").job_ids()

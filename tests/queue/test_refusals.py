@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from redis import Redis
+from redis.exceptions import ResponseError
 from tests.support.fake_engine import FakeWorker
 from tests.support.io_rig import IoRig
 from tests.support.queued_jobs import num_strikes, submit
@@ -177,6 +178,28 @@ def test_a_worker_that_ends_gives_each_job_back_once(
     assert {job.decode() for job in connection.lrange("rq:queue:mlxq", 0, -1)} == set(batch.job_ids())
     assert connection.llen("rq:queue:mlxq") == NUM_JOBS
     assert (num_strikes(connection), refusal.was_used_up) == (0, True)
+
+
+@pytest.mark.parametrize("operation", ["claim", "beat", "finish"])
+def test_a_worker_that_loses_a_right_gives_its_jobs_back_without_a_strike(
+    connection: Redis, refusing: RefusingRedis, operation: str
+) -> None:
+    """It ends: whoever has taken the right away has to give it again, which may take long."""
+    batch = submit(connection, *["hello"] * NUM_JOBS)
+    rig = IoRig(refusing.url)
+    rig.start()
+    wait_until(lambda: connection.zcard("rq:wip:mlxq") == NUM_JOBS, "the claim")
+
+    denied = f"NOPERM User default has no permissions to run the '{operation}' command"
+    refusal = refusing.refuse(runs(operation), [denied] * 99)
+    if operation == "finish":
+        rig.decode(NUM_JOBS)
+    wait_until(lambda: refusal.num_refused, "the refusal")
+    with pytest.raises(ResponseError, match="no permissions"):
+        rig.close()
+
+    assert {job.decode() for job in connection.lrange("rq:queue:mlxq", 0, -1)} == set(batch.job_ids())
+    assert (connection.llen("rq:queue:mlxq"), num_strikes(connection)) == (NUM_JOBS, 0)
 
 
 @table({"birth": (sends(b"HSET", b"rq:worker:"), BY_TRANSACTION)})

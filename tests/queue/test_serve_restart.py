@@ -303,6 +303,25 @@ def test_a_batch_that_is_cancelled_before_it_was_looked_at_has_no_files(scene: S
     assert (record.status, record.has_output, record.has_errors) == ("cancelled", False, False)
 
 
+def test_two_that_both_believe_that_a_batch_is_theirs_do_not_work_on_it_together(scene: Scene, redis_url: str) -> None:
+    refused = 0
+
+    def while_the_other_tries() -> bool:
+        nonlocal refused
+        with pytest.raises(FileInUse):
+            scene.run()
+        refused += 1
+        return True
+
+    with FakeWorker(redis_url) as worker:
+        record = scene.run(while_the_other_tries)
+        again = scene.run(lambda: False)
+
+    assert refused > 5
+    assert (record.status, again) == ("completed", record)
+    assert sorted(scene.ids(record.output_id)) == sorted(worker.custom_ids) == ALL
+
+
 @pytest.mark.parametrize("num_moved", [0, 1, 2])
 def test_a_kill_while_the_files_are_handed_over_loses_none(
     num_moved: int, scene: Scene, redis_url: str, monkeypatch: pytest.MonkeyPatch

@@ -85,6 +85,13 @@ def test_the_compose_file_keeps_what_it_is_given() -> None:
     assert "maxmemory-policy noeviction" in printed("redis").stdout
 
 
+def test_a_variable_counts_where_there_is_a_place_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLXQ_MODEL", "org/of-all-commands")
+
+    assert "MLXQ_MODEL=org/of-all-commands" in printed("systemd").stdout
+    assert printed("compose").exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -78,6 +78,12 @@ def test_a_client_loads_redis_and_rq_but_neither_arrays_nor_progress_bars() -> N
     )
 
 
+def test_what_reads_and_writes_files_loads_nothing_of_formats_that_nobody_asked_for() -> None:
+    loaded = third_party_modules("import mlxq.cli.enqueue, mlxq.cli.collect, mlxq_worker.commands.run")
+
+    assert loaded.isdisjoint({"jinja2", "numpy", "pandas", "pyarrow", "zstandard"})
+
+
 def test_help_loads_neither_queue_nor_progress_bars_nor_arrays() -> None:
     at_start = third_party_modules("pass")
 

@@ -7,7 +7,7 @@ from redis import exceptions as redis_errors
 from tests.support.redis_replies import REPLIES, as_raised
 
 from mlxq.errors import LoginRefused, QueueError, QueueNotReady, QueueUnavailable
-from mlxq.passing import REFUSALS, is_refusal, passes, refusal_code
+from mlxq.passing import REFUSALS, is_denial, is_refusal, passes, refusal_code
 from mlxq.queue.connect import connect, queue_errors
 
 OTHER_WORDS = [
@@ -84,6 +84,26 @@ def test_what_no_waiting_cures_does_not_pass(reply: str, ways) -> None:  # type:
     assert not passes(ways(reply))
 
 
+@pytest.mark.parametrize(
+    ("reply", "is_denied"),
+    [
+        ("NOPERM this user has no permissions to run the 'hset' command", True),
+        ("NOPERM User default has no permissions to run the 'hset' command", True),
+        ("NOPERM No permissions to access a key script: 6a1f, on @user_script:1.", True),
+        (
+            "ERR The user executing the script can't run this command or subcommand script: 6a1f, on @user_script:1.",
+            True,
+        ),
+        *((reply, False) for reply in LASTING if "NOPERM" not in reply),
+        *((reply, False) for reply in REPLIES.values()),
+    ],
+)
+def test_a_right_that_is_missing_is_told_from_all_else(reply: str, is_denied: bool) -> None:
+    assert is_denial(as_raised(reply)) == is_denied
+    assert is_denial(in_a_pipeline(reply)) == is_denied
+    assert is_denial(as_raised(old_script(reply))) == is_denied
+
+
 def test_every_refusal_is_tried_here() -> None:
     assert REPLIES.keys() == REFUSALS.keys()
 
@@ -95,6 +115,7 @@ def test_every_refusal_is_tried_here() -> None:
         redis_errors.TimeoutError("Timeout reading from socket"),
         redis_errors.AuthenticationError("invalid username-password pair"),
         as_raised("ERR max number of clients reached"),
+        as_raised("ERR max number of clients + cluster connections reached"),
     ],
 )
 def test_a_redis_that_is_away_passes_and_is_no_refusal(error: redis_errors.RedisError) -> None:

@@ -15,7 +15,7 @@ USAGE = 2
 NO_REDIS = os.EX_UNAVAILABLE
 """Redis can't be reached: worth another try only if it could be before."""
 NO_LOGIN = os.EX_NOPERM
-"""Redis refuses the user or the password: the same, since passwords are changed."""
+"""Redis refuses the user or the password, or a right: the same, since those are changed."""
 STUCK = os.EX_SOFTWARE
 """No token came for too long."""
 START_AGAIN = os.EX_TEMPFAIL

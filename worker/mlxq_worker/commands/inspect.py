@@ -119,9 +119,17 @@ def _read_otherwise(config: Mapping[str, Any]) -> list[str]:
     stated = config.get("text_config")
     text: Mapping[str, Any] = stated if isinstance(stated, Mapping) else {}
     inner = said.pop("text_config", {}) if text else {}
-    changed = {key for key in said if key not in config or config[key] != said[key]}
-    changed |= {f"text_config.{key}" for key in inner if key not in text or text[key] != inner[key]}
+    changed = {key for key in said if not _says(config, key, said[key])}
+    changed |= {f"text_config.{key}" for key in inner if not _says(text, key, inner[key])}
     return sorted(changed)
+
+
+def _says(config: Mapping[str, Any], key: str, value: Any) -> bool:
+    """Whether a config says the same; the type of a scaling has two names, and mlx-lm is always told both."""
+    stated = config.get(key)
+    if isinstance(stated, Mapping) and isinstance(value, Mapping):
+        return {**value, **stated} == value and value.keys() - stated.keys() <= {"type", "rope_type"}
+    return key in config and bool(stated == value)
 
 
 def _weights_bytes(described: DescribedModel) -> int | None:

@@ -19,6 +19,7 @@ from click.core import ParameterSource
 from mlxq.cli.lazy import missing_package
 from mlxq.errors import ConfigError, LoginRefused, MlxqError, QueueUnavailable
 from mlxq.logs import LogFormat, log_to_stderr
+from mlxq.passing import is_denial
 from mlxq.printable import log_printably, printable_lines
 from mlxq_worker import exits
 from mlxq_worker.commands.worker_options import WORKER, all_worker_options, no_kv_bits, words_of
@@ -168,7 +169,7 @@ def _say(error: click.ClickException, log_format: LogFormat) -> None:
 
 
 def _exit_code(error: MlxqError) -> int:
-    if isinstance(error, LoginRefused):
+    if isinstance(error, LoginRefused) or (error.__cause__ is not None and is_denial(error.__cause__)):
         return exits.NO_LOGIN
     return exits.NO_REDIS if isinstance(error, QueueUnavailable) else exits.GAVE_UP
 

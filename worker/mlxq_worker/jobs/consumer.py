@@ -174,6 +174,10 @@ class Consumer:
         self._presence.beat(self._state(), self._working_time.seconds)
         self._presence.close()
 
+    def surrender(self, now: float) -> None:
+        """Give everything back, and what has ended and can't be written, too: it will be done again."""
+        self._store.release([active.job for active in self._active] + self.outbox.jobs(), now)
+
     def _claim(self, now: float) -> None:
         nothing_left = self._claiming.claim(now) and not self.outbox.has_endings
         if self._burst and nothing_left and not self._leases.has_doubts and not self.reconcile(now):

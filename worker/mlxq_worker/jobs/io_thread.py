@@ -16,7 +16,7 @@ from threading import Thread
 from redis.exceptions import RedisError, ResponseError
 
 from mlxq.logs import fields
-from mlxq.passing import is_refusal, passes
+from mlxq.passing import is_denial, is_refusal, passes
 from mlxq.queue.broken_keys import is_wrong_type
 from mlxq_worker import exits
 from mlxq_worker.jobs.consumer import Consumer
@@ -81,6 +81,8 @@ class IoThread(Thread):
         try:
             self._work()
         except BaseException as error:  # noqa: BLE001  the decode thread raises it again
+            if is_denial(error):
+                self._give_back()
             self._error = error
             self._channel.to_decode.put(IoFailed(error))
 
@@ -175,6 +177,13 @@ class IoThread(Thread):
     def _close_consumer(self) -> float:
         self._consumer.close(time.time())
         return 0.0
+
+    def _give_back(self) -> None:
+        """As far as Redis still allows it: that it doesn't allow all is no job's fault."""
+        try:
+            self._consumer.surrender(time.time())
+        except RedisError as error:
+            logger.error("Redis doesn't take the jobs back, either: %s", error)
 
     def _watch_parent(self) -> None:
         if self._parent is not None and self._parent.is_gone():

@@ -9,6 +9,7 @@ clocks differ.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ from rq.queue import Queue
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, ReadyJobRegistry
 from rq.serializers import JSONSerializer
 from rq.utils import utcformat
-from rq.worker_registration import clean_worker_registry
+from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
 from mlxq import keys
 from mlxq.passing import passes
@@ -33,6 +34,8 @@ from mlxq.queue import rq_keys, scripts
 from mlxq.queue.broken_keys import BrokenKey, mend
 from mlxq_worker.jobs.claimed import MAX_DATA_BYTES, ClaimedJob
 from mlxq_worker.jobs.endings import Ending
+
+logger = logging.getLogger("rq.worker")
 
 LeaseState = Literal["held", "canceled", "lost"]
 _LEASE_STATES: tuple[LeaseState, ...] = ("held", "canceled", "lost")
@@ -179,7 +182,7 @@ class JobStore:
         strays = sorted(cast("set[bytes]", registered) - known)
         with self._redis.pipeline(transaction=False) as pipe:
             for stray in strays:
-                job_id, _, execution_id = stray.decode(errors="replace").partition(":")
+                job_id, _, execution_id = stray.decode(errors="replace").rpartition(":")
                 for queue in self._queues:
                     self._add_release(pipe, queue, job_id, execution_id, now, 0)
             return sum(pipe.execute())
@@ -230,9 +233,23 @@ class JobStore:
         run the failure callbacks that jobs name; `recover_expired` does that work."""
         for name in self._queues:
             queue = self._queue(name)
-            for registry in (FinishedJobRegistry, FailedJobRegistry, ReadyJobRegistry):
-                registry(queue=queue, job_class=Job, serializer=JSONSerializer).cleanup()
-            clean_worker_registry(queue)
+            for registry_class in (FinishedJobRegistry, FailedJobRegistry, ReadyJobRegistry):
+                registry = registry_class(queue=queue, job_class=Job, serializer=JSONSerializer)
+                try:
+                    registry.cleanup()
+                except UnicodeDecodeError as error:
+                    logger.warning("RQ can't clean %s, where a stranger put what is no text: %s", registry.key, error)
+            self._clean_workers(WORKERS_BY_QUEUE_KEY % name)
+
+    def _clean_workers(self, workers_key: str) -> None:
+        """Strike those without an entry off a list of workers. RQ's own function ends on a name that is no text."""
+        listed = sorted(cast("set[bytes]", self._redis.smembers(workers_key)))
+        with self._redis.pipeline(transaction=False) as pipe:
+            for key in listed:
+                pipe.exists(key)
+            are_there = pipe.execute()
+        if gone := [key for key, is_there in zip(listed, are_there, strict=True) if not is_there]:
+            self._redis.srem(workers_key, *gone)
 
     def _args(self, now: float, **parameters: Any) -> list[str | bytes]:
         moment = datetime.fromtimestamp(now, UTC)

@@ -6,6 +6,7 @@ import re
 from typing import cast
 
 import click
+from click.core import ParameterSource
 
 from mlxq.cli import options
 from mlxq.cli.terminal import say, show, tell
@@ -21,15 +22,18 @@ def _redis_user(_ctx: click.Context, _param: click.Parameter, name: str | None) 
     return name
 
 
-@click.command(context_settings={**options.SETTINGS, "auto_envvar_prefix": None})
+@click.command(context_settings=options.SETTINGS)
 @click.argument("what", type=click.Choice([*TEMPLATES, ACL]))
 @click.option("--model", help="launchd, systemd: the model that the worker serves.")
 @click.option("--url", help="launchd: the Redis URL; the file then holds its password.")
 @click.option("--user", callback=_redis_user, help="launchd: your user name. acl: the user in Redis.")
-@click.option("--home", help="systemd: the directory of the worker's user, where its venv is.")
+@click.option("--home", help="systemd, systemd-serve: the directory of its user, where its venv is.")
 @click.option("--worker-address", help="prometheus: where a worker serves metrics, as HOST:PORT.")
 @click.option("--role", type=click.Choice(list(COMMANDS)), help="acl: what the user is to be.")
+@click.pass_context
 def deploy(
+    ctx: click.Context,
+    /,
     what: str,
     model: str | None,
     url: str | None,
@@ -40,9 +44,9 @@ def deploy(
 ) -> None:
     """Print a file that starts, keeps or watches mlxq, with your values in it. What to do with it stands in it.
 
-    launchd and systemd start a worker, systemd-redis, compose and redis keep the queue, prometheus, alerts and grafana
-    watch both. acl is a line of a Redis ACL file for a producer, a worker or an observer: put a password in place of
-    CHANGE-ME.
+    launchd and systemd start a worker, systemd-serve the Batch API; systemd-redis, compose and redis keep the queue;
+    prometheus, alerts and grafana watch all of them. acl is a line of a Redis ACL file for a producer, a worker or an
+    observer: put a password in place of CHANGE-ME.
 
     Example: mlxq deploy systemd --model mlx-community/Qwen3-4B-4bit > mlxq-worker.service
     """
@@ -53,5 +57,12 @@ def deploy(
         tell(f"# {ABOUT[known]}")
         say(acl_line(known, user))
         return
+    kind = cast("Kind", what)
     given = {"model": model, "url": url, "user": user, "home": home, "worker-address": worker_address, "role": role}
-    show(text_of(cast("Kind", what), given).rstrip("\n"))
+    values = {name: value for name, value in given.items() if name in TEMPLATES[kind].examples or _is_asked(ctx, name)}
+    show(text_of(kind, values).rstrip("\n"))
+
+
+def _is_asked(ctx: click.Context, name: str) -> bool:
+    """Whether it is on the command line; a variable is for all commands, and counts where there is a place for it."""
+    return ctx.get_parameter_source(name.replace("-", "_")) is ParameterSource.COMMANDLINE

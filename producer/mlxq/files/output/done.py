@@ -34,10 +34,12 @@ class Done(msgspec.Struct, frozen=True, array_like=True):
 
 
 class DoneTable:
-    """The answers of a result file by custom id. `num_lines` are the lines that it has, of all kinds."""
+    """The answers of a result file by custom id. `num_lines` are the lines that it has, of all kinds; `models` are
+    those whose answers it has, or had before others took their place."""
 
     def __init__(self) -> None:
         self.num_lines = 0
+        self.models: set[str | None] = set()
         self._table = IdTable()
         self._encoder, self._decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(Done)
 
@@ -54,6 +56,7 @@ class DoneTable:
 
     def put(self, custom_id: str, done: Done) -> None:
         """This answer is there now."""
+        self.models.add(done.model)
         self._table.put(custom_id, self._encoder.encode(done))
 
     def items(self) -> Iterator[tuple[str, Done]]:

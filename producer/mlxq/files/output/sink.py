@@ -41,7 +41,9 @@ def default_error_file(output: Path) -> Path:
 
 
 def _check_model(output: Path, done: DoneTable, model: str | None) -> None:
-    others = Counter(answer.model for _, answer in done.items()) if model is not None else Counter[str | None]()
+    if model is None or done.models <= {model}:
+        return
+    others = Counter(answer.model for _, answer in done.items())
     del others[model]
     for name, count in others.most_common(1):
         raise ConfigError(

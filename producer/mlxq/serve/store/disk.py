@@ -4,7 +4,7 @@
     lock                    who uses the directory: one process alone, or several that share a Redis
     uploads/{random}        what is still being sent
     files/{file id}         what clients can fetch
-    batches/{batch id}/     a batch that has not ended: input.jsonl, output.jsonl, errors.jsonl
+    batches/{batch id}/     a batch that has not ended: input.jsonl, output.jsonl, errors.jsonl, lock
 
 Only ids that this program has drawn become names here, and each is looked at again before it does. All is this user's
 alone. Knows no records.
@@ -19,12 +19,12 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mlxq.errors import ConfigError
-from mlxq.files.output.durable import force_to_disk, sync_directory
+from mlxq.files.output.durable import force_to_disk, open_locked, sync_directory
 from mlxq.files.paths import file_errors
 
 _ID = re.compile(r"(file-|batch_)[0-9a-f]{32}")
@@ -87,6 +87,20 @@ class DataDirectory:
                 force_to_disk(content.fileno())
             upload.replace(target)
             sync_directory(target)
+
+    @contextmanager
+    def work_on(self, batch_id: str) -> Iterator[None]:
+        """Keep other processes off a batch while the block runs, whatever they believe of their leases.
+
+        Raises:
+            FileInUse: another one is at it.
+            InputFileError: the batch is gone, as one is that has ended.
+        """
+        fd = open_locked(self._batch(batch_id) / "lock", os.O_RDWR | os.O_CREAT)
+        try:
+            yield
+        finally:
+            os.close(fd)
 
     def batch_input(self, batch_id: str) -> Path:
         return self._batch(batch_id) / "input.jsonl"

@@ -1,7 +1,8 @@
 """One batch from where it stands to its end, or to where somebody else goes on with it.
 
 What has been done is in the record and in the result files at every moment, so a run may be killed anywhere: the next
-one begins with the step that the record names. The queue's part is `mlxq.files.bulk`'s, the files' is
+one begins with the step that the record names. One process at a time is at a batch, by a lock on the disk. The queue's
+part is `mlxq.files.bulk`'s, the files' is
 `mlxq.serve.work.results`'s. Knows nothing of leases but that this one may be lost.
 """
 
@@ -82,8 +83,15 @@ class BatchRun:
 
         Raises:
             LeftToOthers: it isn't ours any more.
+            FileInUse: another process is still at it, though it has lost the batch.
             MlxqError: something is in the way that may pass: a full disk, a Redis that is gone; run again later.
         """
+        if self._record().status in ENDED:
+            return
+        with self._disk.work_on(self._id):
+            self._go_on()
+
+    def _go_on(self) -> None:
         while (record := self._record()).status not in ENDED:
             self._check_ours()
             if record.outcome is not None:
@@ -163,7 +171,9 @@ class BatchRun:
     def _decide(self, outcome: Outcome, counts: Counts, usage: TokenUsage | None) -> None:
         """Every line has its outcome: say how the batch will end."""
 
-        def change(record: BatchRecord) -> BatchRecord:
+        def change(record: BatchRecord) -> BatchRecord | None:
+            if record.outcome is not None:
+                return None
             # Who asked to cancel is told so, even where that came too late.
             ends_as: Outcome = "cancelled" if record.status == "cancelling" else outcome
             status: Status = "cancelling" if record.status == "cancelling" else "finalizing"
@@ -258,7 +268,9 @@ def _inspected(record: BatchRecord, found: Inspection, now: int) -> BatchRecord 
     return msgspec.structs.replace(record, status="in_progress", in_progress_at=now, counts=counts)
 
 
-def _ended(record: BatchRecord, file_ids: Collection[str], now: int) -> BatchRecord:
+def _ended(record: BatchRecord, file_ids: Collection[str], now: int) -> BatchRecord | None:
+    if record.status in ENDED:
+        return None
     has_output, has_errors = record.output_id in file_ids, record.error_id in file_ids
     ended = msgspec.structs.replace(record, has_output=has_output, has_errors=has_errors)
     match record.outcome:

@@ -1,8 +1,8 @@
 """Which of several `mlxq serve` processes works on a batch: the one that holds its lease in Redis.
 
 A lease runs out by Redis's clock unless it is renewed, so that a process that is killed leaves its batches to others.
-What guards the files themselves is their lock (`mlxq.files.output.durable`): a process that lost its lease without
-noticing still has them open, and who has the lease waits until it doesn't. Knows nothing of what batches are.
+What guards the batch itself is a lock on the disk (`DataDirectory.work_on`): a process that lost its lease without
+noticing still has that, and who has the lease waits until it doesn't. Knows nothing of what batches are.
 """
 
 from __future__ import annotations

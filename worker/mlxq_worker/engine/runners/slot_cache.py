@@ -24,18 +24,19 @@ from mlxq_worker.engine.plan import PrefixChunk
 from mlxq_worker.engine.runners.attention import Partial, attend, attend_causally_in_parts, attend_in_part, taken_apart
 from mlxq_worker.engine.runners.layout import Layout, PackedPrompts, Segment, Sharers, Sharing, Span, View, Window
 
-_layers: ContextVar[dict[int, SlotCache]] = ContextVar("layers")
+_written: ContextVar[dict[int, tuple[SlotCache, mx.array, mx.array]]] = ContextVar("written")
 
 
 @contextmanager
 def step_of_layers() -> Iterator[None]:
-    """Within the block it is remembered which layer wrote which keys: some models hand those to later layers, without
-    the cache that they are of."""
-    token = _layers.set({})
+    """Within the block it is remembered which layer wrote which keys and values: some models hand those to later
+    layers, without the cache that they are of. Nobody holds them for longer: MLX is to free them when it has used
+    them."""
+    token = _written.set({})
     try:
         yield
     finally:
-        _layers.reset(token)
+        _written.reset(token)
 
 
 class InSlots:
@@ -67,7 +68,6 @@ class SlotCache(InSlots):
     def __init__(self, sliding: int | None = None) -> None:
         super().__init__()
         self._sliding = sliding
-        self._newest: tuple[mx.array, mx.array] | None = None
         self.layout = Layout([])
         self.offset = mx.array([])
         """(N,) the position of every token of the step in its own sequence: what RoPE rotates by"""
@@ -96,8 +96,7 @@ class SlotCache(InSlots):
             self._write_beside_prefixes(keys, values)
         else:
             self.slots.write(layout.places, keys, values)
-        self._newest = keys, values
-        _layers.get({})[id(keys)] = self
+        _written.get({})[id(keys)] = self, keys, values
         return keys, values
 
     def _write_beside_prefixes(self, keys: mx.array, values: mx.array) -> None:
@@ -114,8 +113,8 @@ class SlotCache(InSlots):
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
         """The step's keys and values, for a later layer that has none of its own."""
-        assert self._newest is not None, "the layer that writes them comes first"
-        return self._newest
+        own = ((keys, values) for layer, keys, values in _written.get().values() if layer is self)
+        return next(own)  # the layer that writes them comes first
 
     def attend(
         self,
@@ -289,9 +288,11 @@ def route_attention(model: Any) -> None:
 
 def _routed(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
     def attend(queries: mx.array, keys: mx.array, values: mx.array, cache: Any, *args: Any, **options: Any) -> Any:
-        layer = _layers.get({}).get(id(keys), cache)
-        if isinstance(layer, SlotCache):
-            return layer.attend(queries, keys, values, *args, **options)
+        written = _written.get({}).get(id(keys))
+        if written is not None:
+            return written[0].attend(queries, keys, values, *args, **options)
+        if isinstance(cache, SlotCache):
+            return cache.attend(queries, keys, values, *args, **options)
         return original(queries, keys, values, cache, *args, **options)
 
     attend.routes_slots = True  # type: ignore[attr-defined]

@@ -82,6 +82,7 @@ class Scheduler:
         self._max_running: int | None = None
         self.admitted = Admitted()
         self._num_running = 0
+        self._num_spare_tokens: int | None = None  # for prefixes, beside the rows that run
         self._has_aborts = False
         self._next_check_s = math.inf  # nobody's allowance is used up before
         self._is_full = False  # nobody fits until a row ends or comes
@@ -206,6 +207,7 @@ class Scheduler:
         self._waiting.clear()
         self._running.clear()
         self._num_running = 0
+        self._num_spare_tokens = None
         self._prefixes.clear()
 
     def _prefill(
@@ -260,6 +262,7 @@ class Scheduler:
         self._running.append(group)
         self.admitted = self.admitted.plus(group)
         self._num_running += len(group.rows)
+        self._num_spare_tokens = None
         if group.spec.timeout_s is not None:
             self._next_check_s = min(self._next_check_s, now + group.spec.timeout_s)
         return group
@@ -315,7 +318,9 @@ class Scheduler:
         """The prefixes that have to go: they are kept only where there is room beside the rows."""
         if self._budget is None or not self._prefixes.num_tokens:
             return self._prefixes.take_evicted()
-        return self._prefixes.take_evicted(self._budget.spare_tokens(_own_lengths(self._budget, self._running_rows())))
+        if self._num_spare_tokens is None:
+            self._num_spare_tokens = self._budget.spare_tokens(_own_lengths(self._budget, self._running_rows()))
+        return self._prefixes.take_evicted(self._num_spare_tokens)
 
     def _drop(self, now: float) -> list[RowResult]:
         if not self._has_aborts and now < self._next_check_s:
@@ -341,6 +346,7 @@ class Scheduler:
         if ended:
             self._running = [group for group in self._running if not group.finished]
             self._num_running = sum(len(group.rows) for group in self._running)
+            self._num_spare_tokens = None
             self._is_full = False
         return [result for group in ended for result in group.results]
 

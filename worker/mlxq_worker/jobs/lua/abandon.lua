@@ -21,7 +21,7 @@ end
 
 local leases = {}
 for _, entry in ipairs(redis.call('SMEMBERS', worker_executions_key(p.dead))) do
-  local job, execution = string.match(entry, '^([^:]*):(.*)$')
+  local job, execution = parts_of(entry)
   for _, queue in ipairs(job and p.queues or {}) do
     local lease_end = holds_lease(queue, job, execution)
     if lease_end and tonumber(lease_end) ~= ABANDONED then

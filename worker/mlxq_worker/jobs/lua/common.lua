@@ -46,6 +46,9 @@ local ABANDONED = 253370764800
 -- those got lost, it is what tells of the jobs, also when no other worker has been there for days.
 local HELD_TTL_S = 7 * 24 * 3600
 
+-- The job and the execution that an entry names, or nil. Older producers put colons into ids of jobs.
+local function parts_of(entry) return string.match(entry, '^(.*):([^:]*)$') end
+
 -- The entry in rq:wip:{queue} is the lease: whoever's execution is in there owns the job.
 local function has_lease(queue, job, execution)
   return redis.call('ZSCORE', wip_key(queue), job .. ':' .. execution)

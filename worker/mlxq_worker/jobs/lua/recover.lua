@@ -15,7 +15,7 @@ local function restore_leases(queue)
   for _, worker in ipairs(redis.call('SMEMBERS', workers)) do
     local held = worker .. ':executions'
     for _, entry in ipairs(type_of(held) == 'set' and redis.call('SMEMBERS', held) or {}) do
-      local job, execution = string.match(entry, '^([^:]*):(.*)$')
+      local job, execution = parts_of(entry)
       if job and is_a('hash', job_key(job)) and redis.call('HGET', job_key(job), 'origin') == queue then
         holds_lease(queue, job, execution)
       end
@@ -41,7 +41,7 @@ local function expired_leases(queue)
     for _, entry in ipairs(silent) do entries[#entries + 1] = entry end
   end
   for _, entry in ipairs(entries) do
-    local job, execution = string.match(entry, '^([^:]*):(.*)$')
+    local job, execution = parts_of(entry)
     if not job or not is_ours('hash', job_key(job)) then
       redis.call('ZREM', wip_key(queue), entry) -- not an execution, or one of a job that is gone
     else

@@ -72,7 +72,7 @@ def _activation_of(model_type: object) -> object:
 
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         return None
-    return getattr(CONFIG_MAPPING[model_type](), "hidden_act", None)
+    return getattr(CONFIG_MAPPING[model_type], "hidden_act", None)
 
 
 def window_not_kept(config: Mapping[str, Any]) -> int | None:

@@ -38,6 +38,10 @@ ACTIVATIONS: Mapping[str, str] = {"silu": "silu", "swish": "silu", "relu": "relu
 """The families of activations, those of ``gelu`` apart: mlx-lm's architectures know one each."""
 
 
+WINDOWED_THROUGHOUT = ("mistral",)
+"""Architectures whose window is that of all layers, and that mlx-lm computes by one which goes by a list of them."""
+
+
 def refuse_unread(
     part: Mapping[str, Any],
     words: Collection[str],
@@ -87,7 +91,8 @@ def _family(activation: str) -> str:
 def unread_window(part: Mapping[str, Any], words: Collection[str]) -> int | None:
     """The window of layers that attend to everything in mlx-lm: longer sequences get other answers there."""
     window, types = part.get("sliding_window"), part.get("layer_types")
-    if "sliding_window" in words or type(window) is not int or part.get("use_sliding_window") is False:
+    kept = "sliding_window" in words and not (part.get("model_type") in WINDOWED_THROUGHOUT and types is None)
+    if kept or type(window) is not int or part.get("use_sliding_window") is False:
         return None
     if isinstance(types, Sequence) and SLIDING not in types:
         return None
