@@ -39,7 +39,7 @@ _CONVERSATIONS: Mapping[str, tuple[Conversation, ...]] = {
 _CALL_ENDS = (("<|call|>", "<|channel|>"), ("<|tool_response>", "<|tool_call>"))
 """Tokens with which a model hands over to a tool, and one that tells such a model: no template ends a message so."""
 _PART_ENDS = (
-    (("<|end|>", "<|channel|>"), "it ends every channel, not only the last"),
+    (("<|end|>", "<|channel|>"), "it ends every part of an answer, not only the last"),
     (("<|message_sep|>", "function call"), "it stands before calls as well"),
 )
 """Tokens that end a part of an answer, each with a text that tells such a model, and why it ends no turn."""
