@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.support.family_folders import NOW, WEATHER, Asked, Family, answers, calls_of, engine_answers, families
-from tests.support.scripted_models import preparer_of, request_of
+from tests.support.scripted_models import Folder, preparer_of, request_of
 
 from mlxq.errors import RequestError
 from mlxq_worker.dialects.reasoning import reasoning_markers_of
@@ -120,3 +120,36 @@ def test_a_call_of_a_history_is_written_as_models_write_it_or_refused(
 
     written = text.partition(QUESTION)[2].partition(RESULT)[0]
     assert re.search("get_weather.*city.*Paris", written, re.DOTALL), written
+
+
+TO_SEVERAL = {
+    "Kimi K3": (
+        '<|open|>tools<|sep|>{% for c in m.tool_calls %}<|open|>call tool="{{ c.function.name }}" index="1"<|sep|>'
+        '{% for k, v in c.function.arguments.items() %}<|open|>argument key="{{ k }}" type="string"<|sep|>{{ v }}'
+        "<|close|>argument<|sep|>{% endfor %}<|close|>call<|sep|>{% endfor %}<|close|>tools<|sep|>"
+    ),
+    "Muse": (
+        "{% for c in m.tool_calls %}<|start|>assistant to={{ c.function.name }}<|message|><atem:function_calls>\n"
+        '<atem:invoke name="{{ c.function.name }}">\n{% for k, v in c.function.arguments.items() %}'
+        '<atem:parameter name="{{ k }}">{{ v }}</atem:parameter>\n{% endfor %}</atem:invoke>\n</atem:function_calls>'
+        "{% endfor %}"
+    ),
+    "Functionary 3.2": (
+        "{% for c in m.tool_calls %}>>>{{ c.function.name }}\n{{ c.function.arguments | tojson }}{% endfor %}"
+    ),
+}
+"""How models write calls whose answers are messages to several recipients."""
+
+
+@pytest.mark.parametrize("name", TO_SEVERAL)
+def test_tools_are_refused_where_no_dialect_is_known(tmp_path: Path, name: str) -> None:
+    template = (
+        "{{ tools | tojson }}{% for m in messages %}{{ m.role }}: {{ m.content or '' }}"
+        f"{{% if m.tool_calls %}}{TO_SEVERAL[name]}{{% endif %}}<end>{{% endfor %}}"
+    )
+    preparer = preparer_of(Folder(template=template).write(tmp_path))
+
+    with pytest.raises(RequestError) as refused:
+        preparer.prepare(request_of({"messages": HISTORY[:1], "tools": [WEATHER]}), "row")
+
+    assert (refused.value.param, refused.value.code) == ("tools", "unsupported")

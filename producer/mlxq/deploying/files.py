@@ -15,7 +15,9 @@ from xml.sax.saxutils import escape
 
 from mlxq.errors import ConfigError
 
-Kind = Literal["launchd", "systemd", "systemd-redis", "compose", "redis", "prometheus", "alerts", "grafana"]
+Kind = Literal[
+    "launchd", "systemd", "systemd-serve", "systemd-redis", "compose", "redis", "prometheus", "alerts", "grafana"
+]
 
 INSTALLED = Path(__file__).parents[1] / "deploy_files"
 """Where a wheel puts them."""
@@ -67,6 +69,9 @@ TEMPLATES: Mapping[Kind, Template] = {
     ),
     "systemd": Template(
         "mlxq-worker.service", "a worker on Linux", {"model": _MODEL, "home": "/var/lib/mlxq"}, _for_systemd
+    ),
+    "systemd-serve": Template(
+        "mlxq-serve.service", "OpenAI's Batch API on Linux", {"home": "/var/lib/mlxq"}, _for_systemd
     ),
     "systemd-redis": Template("mlxq-redis.service", "the queue's Redis on Linux"),
     "compose": Template("compose.yaml", "the queue's Valkey or Redis in a container"),

@@ -27,7 +27,7 @@ def _redis_user(_ctx: click.Context, _param: click.Parameter, name: str | None) 
 @click.option("--model", help="launchd, systemd: the model that the worker serves.")
 @click.option("--url", help="launchd: the Redis URL; the file then holds its password.")
 @click.option("--user", callback=_redis_user, help="launchd: your user name. acl: the user in Redis.")
-@click.option("--home", help="systemd: the directory of the worker's user, where its venv is.")
+@click.option("--home", help="systemd, systemd-serve: the directory of its user, where its venv is.")
 @click.option("--worker-address", help="prometheus: where a worker serves metrics, as HOST:PORT.")
 @click.option("--role", type=click.Choice(list(COMMANDS)), help="acl: what the user is to be.")
 @click.pass_context
@@ -44,9 +44,9 @@ def deploy(
 ) -> None:
     """Print a file that starts, keeps or watches mlxq, with your values in it. What to do with it stands in it.
 
-    launchd and systemd start a worker, systemd-redis, compose and redis keep the queue, prometheus, alerts and grafana
-    watch both. acl is a line of a Redis ACL file for a producer, a worker or an observer: put a password in place of
-    CHANGE-ME.
+    launchd and systemd start a worker, systemd-serve the Batch API; systemd-redis, compose and redis keep the queue;
+    prometheus, alerts and grafana watch all of them. acl is a line of a Redis ACL file for a producer, a worker or an
+    observer: put a password in place of CHANGE-ME.
 
     Example: mlxq deploy systemd --model mlx-community/Qwen3-4B-4bit > mlxq-worker.service
     """

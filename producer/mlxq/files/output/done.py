@@ -34,8 +34,8 @@ class Done(msgspec.Struct, frozen=True, array_like=True):
 
 
 class DoneTable:
-    """The answers of a result file by custom id. `num_lines` are the lines that it has, of all kinds; `models` are those
-    whose answers it has, or had before others took their place."""
+    """The answers of a result file by custom id. `num_lines` are the lines that it has, of all kinds; `models` are
+    those whose answers it has, or had before others took their place."""
 
     def __init__(self) -> None:
         self.num_lines = 0

@@ -7,6 +7,7 @@ takes is one index for each token and head. Those are made once a step and pool 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from itertools import accumulate
 from typing import Self
 
@@ -43,6 +44,18 @@ class PoolShape:
         }
         self.key = (num_heads, *((slab, size.num_slots, size.num_columns) for slab, size in self.sizes.items()))
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PoolShape) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def slot_rows(self, slot: Slot) -> slice:
+        """All rows of a slot, head after head."""
+        num_rows = self.num_heads * self.sizes[slot.slab].num_columns
+        first = self._starts[slot.slab] + slot.index * num_rows
+        return slice(first, first + num_rows)
+
     def rows_of(self, slabs: Numbers, slots: Numbers, columns: Numbers) -> Numbers:
         """Rows of places (m,): those of all heads, place after place (m * H,)."""
         starts, widths = np.zeros((2, max(self.sizes) + 1), dtype=np.int64)
@@ -52,6 +65,30 @@ class PoolShape:
         first = starts[slabs] + slots * (self.num_heads * width) + columns  # (m,) of the first head
         rows: Numbers = (first[:, None] + np.arange(self.num_heads) * width[:, None]).reshape(-1)
         return rows
+
+
+@lru_cache(maxsize=2)
+def sources(old: PoolShape, new: PoolShape, moves: tuple[tuple[Slot, Slot], ...]) -> tuple[mx.array, mx.array]:
+    """Where in a pool what a pool of another shape holds comes from, once rows have moved from slot to slot one after
+    another: (R,) rows of the old pool for those of the new one, and (n,) those of the new one that come from nowhere.
+    """
+    content: dict[Slot, Slot] = {}
+    for source, target in moves:
+        content[target] = content.get(source, source)
+    rows = np.full(new.num_rows, -1, dtype=np.int64)
+    for slab, size in new.sizes.items():
+        for index in range(size.num_slots):
+            slot = content.get(Slot(slab, index), Slot(slab, index))
+            there = old.sizes.get(slot.slab)
+            if there is None or slot.index >= there.num_slots:
+                continue
+            num_columns = min(size.num_columns, there.num_columns)
+            to, place = new.slot_rows(Slot(slab, index)), old.slot_rows(slot)
+            rows[to].reshape(new.num_heads, -1)[:, :num_columns] = np.arange(place.start, place.stop).reshape(
+                new.num_heads, -1
+            )[:, :num_columns]
+    empty = np.flatnonzero(rows < 0)
+    return mx.array(np.maximum(rows, 0).astype(np.uint32)), mx.array(empty.astype(np.uint32))
 
 
 class Places:

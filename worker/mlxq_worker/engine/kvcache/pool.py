@@ -1,18 +1,19 @@
 """One layer's slabs, one after another in one long array of keys and one of values.
 
 Everything is written by scatter, not by slice assignment: mlx does it in place while the step before is still being
-computed, where a slice assignment copies all that is there. Slabs are moved about only when one of them gets another
-size. Knows nothing of rows; `slot_allocator` says who lies where.
+computed, where a slice assignment copies all that is there. Only where a slab gets another size all is copied, once.
+Knows nothing of rows; `slot_allocator` says who lies where.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from typing import Self
 
 import mlx.core as mx
 
-from mlxq_worker.engine.kvcache.places import Places, PoolShape
+from mlxq_worker.engine.kvcache.places import Places, PoolShape, sources
 from mlxq_worker.engine.kvcache.slot_allocator import SlabSize, Slot
 
 
@@ -93,30 +94,17 @@ class Pool:
         if len(places := Places.of(there)):
             self._values[places.rows(self._shape)] = mx.zeros((1,), self._values.dtype)
 
-    def resize(self, sizes: Mapping[int, SlabSize]) -> None:
-        """Have slabs of these sizes, with what is there of them, and no others."""
-        if self.sizes != dict(sizes):
-            shape = PoolShape(self._shape.num_heads, sizes)
-            self._keys, self._values = self._resized(self._keys, shape), self._resized(self._values, shape)
-            self._shape = shape
-
-    def _resized(self, array: mx.array, shape: PoolShape) -> mx.array:
-        parts = [self._slab_resized(array, slab, size) for slab, size in shape.sizes.items()]
-        if len(parts) > 1:
-            return mx.concatenate(parts)
-        # What is only cut off would keep all of the buffer that it is cut from.
-        return mx.contiguous(parts[0]) if shape.num_rows < self._shape.num_rows else parts[0]
-
-    def _slab_resized(self, array: mx.array, slab: int, size: SlabSize) -> mx.array:
-        """A slab's rows in another size: cut off or filled up with zeros."""
-        num_heads, old = self._shape.num_heads, self.sizes.get(slab)
-        if old is None:
-            return mx.zeros((size.area * num_heads, array.shape[1]), array.dtype)
-        num_slots, num_columns = min(size.num_slots, old.num_slots), min(size.num_columns, old.num_columns)
-        rows, apart = self._shape.slabs[slab]
-        own = array if rows is None else array[rows]
-        kept = own.reshape(*apart, array.shape[1])[:num_slots, :, :num_columns]
-        more_slots, more_columns = size.num_slots - num_slots, size.num_columns - num_columns
-        if more_slots or more_columns:
-            kept = mx.pad(kept, [(0, more_slots), (0, 0), (0, more_columns), (0, 0)])
-        return kept.flatten(0, 2)
+    def rearrange(self, sizes: Mapping[int, SlabSize], moves: Sequence[tuple[Slot, Slot]]) -> None:
+        """Have slabs of these sizes and no others, with what was there of them once rows have been copied from slot to
+        slot, one after another. All at once, so that nothing is there more than twice."""
+        if self.sizes == dict(sizes):
+            for _, run in groupby(moves, lambda move: (move[0].slab, move[1].slab)):
+                # Within a run no row is copied from where another is copied to.
+                self.copy(list(run))
+            return
+        shape = PoolShape(self._shape.num_heads, sizes)
+        rows, empty = sources(self._shape, shape, tuple(moves))
+        self._keys, self._values = self._keys[rows], self._values[rows]
+        if empty.size:
+            self._values[empty] = mx.zeros((1,), self._values.dtype)
+        self._shape = shape

@@ -41,15 +41,10 @@ class Slots:
         if pool is None:
             return
         kept = {slab: _kept_size(pool.sizes.get(slab), size) for slab, size in changes.sizes.items()}
-        if changes.moves:
-            pool.resize({slab: _larger(pool.sizes.get(slab), kept.get(slab)) for slab in {**pool.sizes, **kept}})
-            for _, run in groupby(changes.moves, lambda move: (move[0].slab, move[1].slab)):
-                # All at once: within a run no row is copied from where another is copied to.
-                pool.copy(list(run))
         if not kept:
             self._pool = None
             return
-        pool.resize(kept)
+        pool.rearrange(kept, changes.moves)
         pool.wipe([(wipe.slot, range(wipe.num_columns)) for wipe in changes.wiped])
 
     def write(self, places: Places, keys: mx.array, values: mx.array) -> None:
@@ -93,15 +88,11 @@ class Slots:
         self._prefixes.pop(prefix, None)
 
 
-def _larger(one: SlabSize | None, other: SlabSize | None) -> SlabSize:
-    """Room for both."""
-    sizes = [size for size in (one, other) if size]
-    return SlabSize(max(size.num_slots for size in sizes), max(size.num_columns for size in sizes))
-
-
 def _kept_size(old: SlabSize | None, needed: SlabSize) -> SlabSize:
     """A slab grows by what it needs; what it does not need is freed once that is far more."""
-    grown = _larger(old, needed)
+    if old is None:
+        return needed
+    grown = SlabSize(max(old.num_slots, needed.num_slots), max(old.num_columns, needed.num_columns))
     return needed if 2 * needed.area <= grown.area else grown
 
 
