@@ -1,7 +1,8 @@
 """Models of several kinds of layers, engine alone against `batch_generate`: the shared-prefix workload and others.
 
 `python -m tests.bench.kinds [--items N] [--width W] [ARCHITECTURE ...]` prints one line of JSON for each model and
-workload. About 6M parameters, float32, random weights; greedy tokens are compared one by one.
+workload. About 6M parameters, float32, random weights; greedy tokens are compared one by one. The engine is built
+before, as a worker builds it once. The two take turns, `--rounds` times; ratios are medians of the rounds' own.
 On a machine with other work to do the processor's time says more than the clock's.
 """
 
@@ -12,7 +13,9 @@ import importlib
 import json
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 from mlxq_worker.blas import preload_openblas
@@ -20,9 +23,11 @@ from mlxq_worker.blas import preload_openblas
 preload_openblas()
 
 import mlx.core as mx  # noqa: E402
-from tests.bench.in_process import generate_with_batch_generator, generate_with_engine  # noqa: E402
-from tests.bench.workloads import WORKLOADS  # noqa: E402
+from tests.bench.in_process import Generated, generate_with_batch_generator, play, row_spec  # noqa: E402
+from tests.bench.workloads import WORKLOADS, Item  # noqa: E402
 from tests.support.architectures import OWN, SIZES  # noqa: E402
+
+from mlxq_worker.engine.engine import BatchEngine  # noqa: E402
 
 _SIZES: Mapping[str, Any] = {
     "vocab_size": 4096,
@@ -60,38 +65,61 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--items", type=int, default=100)
     parser.add_argument("--width", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--workloads", nargs="*", default=["shared_prefix", "mixed", "uniform"])
     parser.add_argument("architectures", nargs="*", default=list(_OWN))
     args = parser.parse_args()
     for architecture in args.architectures:
-        for line in _compare(architecture, args.workloads, args.items, args.width):
+        for line in _compare(architecture, args.workloads, args.items, args.width, args.rounds):
             print(json.dumps(line), flush=True)
 
 
-def _compare(architecture: str, workloads: list[str], num_items: int, width: int) -> Iterator[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class _Timing:
+    seconds: float
+    cpu_seconds: float
+
+
+def _compare(
+    architecture: str, workloads: list[str], num_items: int, width: int, num_rounds: int
+) -> Iterator[dict[str, Any]]:
     model = _build(architecture)
     num_parameters = _count(model)
+    engine = BatchEngine(model, lambda ids: "", max_num_seqs=width)
+
+    def with_engine(items: Sequence[Item]) -> Generated:
+        return play(engine, [row_spec(index, item) for index, item in enumerate(items)])
+
+    def with_batch_generator(items: Sequence[Item]) -> Generated:
+        return generate_with_batch_generator(model, items, width)
+
     for name in workloads:
         items = WORKLOADS[name](random.Random(0)).first(num_items).items
-        seconds, cpu_seconds, tokens = [], [], []
-        for generate in (generate_with_engine, generate_with_batch_generator):
-            generate(model, items[:2], width)
-            start, cpu_start = time.perf_counter(), time.process_time()
-            tokens.append(generate(model, items, width).tokens)
-            seconds.append(time.perf_counter() - start)
-            cpu_seconds.append(time.process_time() - cpu_start)
-        same = sum(own == other for own, other in zip(*tokens, strict=True))
+        with_engine(items[:2])
+        with_batch_generator(items[:2])
+        rounds, num_same = [], len(items)
+        for _ in range(num_rounds):
+            own, own_timing = _timed(with_engine, items)
+            other, other_timing = _timed(with_batch_generator, items)
+            rounds.append((own_timing, other_timing))
+            num_same = min(num_same, sum(a == b for a, b in zip(own.tokens, other.tokens, strict=True)))
         yield {
             "architecture": architecture,
             "parameters_m": round(num_parameters / 1e6, 1),
             "workload": name,
             "items": len(items),
-            "engine_s": round(seconds[0], 2),
-            "batch_generate_s": round(seconds[1], 2),
-            "times": round(seconds[1] / seconds[0], 2),
-            "times_in_cpu_time": round(cpu_seconds[1] / cpu_seconds[0], 2),
-            "same_answers": same,
+            "engine_s": round(median(own.seconds for own, _ in rounds), 2),
+            "batch_generate_s": round(median(other.seconds for _, other in rounds), 2),
+            "times": round(median(other.seconds / own.seconds for own, other in rounds), 2),
+            "times_in_cpu_time": round(median(other.cpu_seconds / own.cpu_seconds for own, other in rounds), 2),
+            "same_answers": num_same,
         }
+
+
+def _timed(generate: Callable[[Sequence[Item]], Generated], items: Sequence[Item]) -> tuple[Generated, _Timing]:
+    start, cpu_start = time.perf_counter(), time.process_time()
+    generated = generate(items)
+    return generated, _Timing(time.perf_counter() - start, time.process_time() - cpu_start)
 
 
 def _count(model: Any) -> int:

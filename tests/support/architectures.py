@@ -489,9 +489,9 @@ OWN |= {
 """What an architecture asks for beside `SIZES`, by its name."""
 
 
-def build(architecture: str, seed: int = 0) -> Any:
-    """A tiny random float32 model."""
+def build(architecture: str, seed: int = 0, **changes: Any) -> Any:
+    """A tiny random float32 model; `changes` are laid over its config."""
     mx.random.seed(seed)
     module = importlib.import_module(f"mlx_lm.models.{architecture}")
-    args = module.ModelArgs.from_dict({"model_type": architecture, **SIZES, **OWN[architecture]})
+    args = module.ModelArgs.from_dict({"model_type": architecture, **SIZES, **OWN[architecture], **changes})
     return vary(module.Model(args))

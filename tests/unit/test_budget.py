@@ -26,6 +26,13 @@ def test_a_row_in_slabs_counts_for_itself_alone() -> None:
     assert budget.spare_tokens([100] * 200) == 0
 
 
+def test_a_layer_that_grows_counts_twice() -> None:
+    budget = KvBudget(KvCost(bytes_per_token=10, layer_bytes_per_token=2), limit_bytes=9 * 256 * 12, in_slabs=True)
+
+    assert budget.taken([100] * 8) == 8 * 256 * 12
+    assert budget.fits([100] * 8, num_prefix_tokens=256)
+
+
 @pytest.mark.parametrize(("given", "num_tokens"), [(None, 1000 // 8 // 10), (305, 30), (0, 0)])
 def test_prefixes_get_the_bytes_that_are_given_or_a_share(given: int | None, num_tokens: int) -> None:
     assert KvBudget(KvCost(bytes_per_token=10), limit_bytes=1000).prefix_tokens(given) == num_tokens

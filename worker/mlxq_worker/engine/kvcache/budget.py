@@ -20,11 +20,13 @@ PREFIX_SHARE = 8
 @dataclass(frozen=True, slots=True)
 class KvCost:
     """What one row keeps, by kind of layer: some bytes for every token, some for every token up to a window's length
-    (`windows`: pairs of bytes a token and tokens), and some once (recurrent states)."""
+    (`windows`: pairs of bytes a token and tokens), and some once (recurrent states). In slabs the layer that takes the
+    most, `layer_bytes_per_token`, is there twice while they grow."""
 
     bytes_per_token: int = 0
     windows: tuple[tuple[int, int], ...] = ()
     fixed_bytes: int = 0
+    layer_bytes_per_token: int = 0
 
     def of_row(self, num_tokens: int) -> int:
         """Bytes that a row of this many tokens takes."""
@@ -61,7 +63,9 @@ class KvBudget:
         """Bytes that rows of these lengths, in tokens, take together."""
         lengths = list(row_lengths)
         if self.in_slabs:
-            return sum(size.num_slots * self.cost.of_row(size.num_columns) for size in slab_sizes(lengths).values())
+            sizes = slab_sizes(lengths).values()
+            growing = self.cost.layer_bytes_per_token * sum(size.area for size in sizes)
+            return growing + sum(size.num_slots * self.cost.of_row(size.num_columns) for size in sizes)
         return len(lengths) * self.cost.of_row(max(lengths, default=0))
 
     def fits(self, row_lengths: Iterable[int], num_prefix_tokens: int = 0) -> bool:

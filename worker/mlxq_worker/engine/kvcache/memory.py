@@ -66,18 +66,19 @@ def limit_mlx(limit_bytes: int, device: Device) -> None:
 def measure_cost(model: Any, *, in_slabs: bool = False) -> KvCost:
     """What one row costs, read off the shapes of the model's own caches after one token; nothing is computed, so the
     weights may still be on the disk. In slabs a window is a mask, and all tokens are kept; a step's new states stand
-    beside those before it."""
+    beside those before it, and a layer's slabs beside what they grow from."""
     caches = make_prompt_cache(model)
     model(mx.array([[0]]), cache=caches)
-    per_token, windows, fixed = 0, [], 0
+    per_token, largest, windows, fixed = 0, 0, [], 0
     for cache in _flat(caches):
         if isinstance(cache, RotatingKVCache) and not in_slabs:
             windows.append((_bytes_per_token(cache), cache.max_size))
         elif isinstance(cache, KVCache) or hasattr(cache, "keys"):
             per_token += _bytes_per_token(cache)
+            largest = max(largest, _bytes_per_token(cache))
         else:
             fixed += (2 if in_slabs else 1) * cache.nbytes
-    return KvCost(per_token, tuple(windows), fixed)
+    return KvCost(per_token, tuple(windows), fixed, largest if in_slabs else 0)
 
 
 def in_flight_copies(model: Any) -> InFlightCopies:
