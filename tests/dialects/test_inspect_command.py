@@ -84,7 +84,7 @@ def test_a_token_that_only_seems_to_end_answers_is_shown_with_the_reason(tmp_pat
 
     assert [token["token"] for token in eos["tokens"]] == ["<|return|>", "<|call|>"]
     assert [(each["token"], each["reason"]) for each in eos["rejected"]] == [
-        ("<|end|>", "it ends every channel, not only the last")
+        ("<|end|>", "it ends every part of an answer, not only the last")
     ]
 
 
