@@ -9,6 +9,7 @@ concatenation is one for each input, a padding two, and an attention whose mask 
 
 from __future__ import annotations
 
+import gc
 import re
 import sys
 import tempfile
@@ -103,17 +104,21 @@ def counted(counts: Counts) -> Iterator[None]:
 
 @contextmanager
 def calls_counted(counts: Counts) -> Iterator[None]:
-    """Count for the block what Python calls: its own functions and those of its built-in modules, MLX's not."""
+    """Count for the block what Python calls: its own functions and those of its built-in modules, MLX's not. What the
+    garbage collector calls (Hypothesis has it do so) comes whenever it likes, and is left out."""
 
     def count(_: FrameType, event: str, __: object) -> None:
         counts.num_calls += event in ("call", "c_call")
 
     before = sys.getprofile()
+    gc.collect()
+    gc.disable()
     sys.setprofile(count)
     try:
         yield
     finally:
         sys.setprofile(before)
+        gc.enable()
 
 
 @contextmanager
