@@ -14,7 +14,7 @@ from tests.support.countdown import Countdown
 from tests.support.engine_runs import decode, run
 from tests.support.rounding import assert_steady, logprobs_of
 from tests.support.row_specs import name_of, row_spec
-from tests.support.tiny_models import CONFIGS, VOCAB_SIZE, build
+from tests.support.tiny_models import COMPARED, VOCAB_SIZE, build
 
 from mlxq.contract import Beam, StopDetails
 from mlxq.errors import RequestError
@@ -24,9 +24,11 @@ from mlxq_worker.engine.kvcache.memory import measure_cost
 from mlxq_worker.engine.rows.beam import BeamSearch, Hypothesis
 from mlxq_worker.engine.runners.slot_cache import Layout
 
+pytestmark = pytest.mark.thorough
+
 EOS, OTHER_EOS, STOP = 5, 9, 33
 ENDS = {"end_tokens": {EOS: "<5>", OTHER_EOS: "<9>", STOP: "<33>"}, "eos_ids": frozenset({EOS, OTHER_EOS})}
-KINDS = [f"{each}-{way}" for each in CONFIGS for way in ("packed", "padded")]
+KINDS = [f"{each}-{way}" for each in COMPARED for way in ("packed", "padded")]
 
 
 def prompt_of(length: int) -> tuple[int, ...]:
@@ -96,7 +98,7 @@ def found(results: dict[str, RowResult], spec: RowSpec) -> list[RowResult]:
     return [results[name_of(row_id)] for row_id in spec.answer_ids]
 
 
-@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("architecture", COMPARED)
 def test_no_search_that_is_compared_hangs_on_rounding(architecture: str) -> None:
     model, specs = build(architecture), [*beam_specs(), *plain_specs()]
 

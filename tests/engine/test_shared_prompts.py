@@ -10,10 +10,12 @@ import pytest
 from tests.support.engine_runs import decode, run
 from tests.support.rounding import assert_steady
 from tests.support.row_specs import name_of, row_spec
-from tests.support.tiny_models import CONFIGS, VOCAB_SIZE, build
+from tests.support.tiny_models import COMPARED, VOCAB_SIZE, build
 
 from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.engine import BatchEngine
+
+pytestmark = pytest.mark.thorough
 
 NUM_ANSWERS = 4
 PROMPT_LENGTHS = (1, 2, 20, 100)
@@ -40,7 +42,7 @@ def random_prompts() -> list[tuple[int, ...]]:
     return [tuple(random.randrange(VOCAB_SIZE) for _ in range(length)) for length in PROMPT_LENGTHS]
 
 
-@pytest.mark.parametrize("architecture", CONFIGS)
+@pytest.mark.parametrize("architecture", COMPARED)
 def test_no_answer_that_is_compared_hangs_on_rounding(architecture: str) -> None:
     model, specs = build(architecture), specs_of(random_prompts())
 
@@ -48,7 +50,7 @@ def test_no_answer_that_is_compared_hangs_on_rounding(architecture: str) -> None
 
 
 @pytest.mark.parametrize("width", [3, 20])
-@pytest.mark.parametrize("kind", [f"{each}-{way}" for each in CONFIGS for way in ("packed", "padded")])
+@pytest.mark.parametrize("kind", [f"{each}-{way}" for each in COMPARED for way in ("packed", "padded")])
 def test_answers_to_one_prompt_are_those_of_its_rows_alone(kind: str, width: int) -> None:
     architecture, way = kind.split("-")
     model, specs = build(architecture), specs_of(random_prompts())

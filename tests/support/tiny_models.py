@@ -7,6 +7,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_map_with_path
+from tests.support.thorough import sample_of
 
 VOCAB_SIZE = 64
 
@@ -72,6 +73,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 """What each architecture needs beside the common sizes. gemma3 and gpt_oss have a sliding window of 8."""
+COMPARED = sample_of(tuple(CONFIGS), ("llama", "gemma3", "gpt_oss", "lfm2", "mamba2"))
+"""Those that tests of more than parity go over: of attention like Llama's only that."""
 
 
 _WEIGHT_SCALE = 4.0

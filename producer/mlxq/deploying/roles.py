@@ -20,7 +20,7 @@ _WRITING = (
     " rpush sadd scard script|exists script|load sismember srem unwatch watch xadd xrange zadd zincrby zpopmin zrange"
     " zrem zremrangebyscore"
 )
-_OF_PRODUCERS = "lrange lrem unlink xdel xread zmscore"
+_OF_PRODUCERS = "get lrange lrem set unlink xdel xread zmscore"
 _OF_WORKERS = "hincrbyfloat hstrlen lpop lrange persist subscribe unsubscribe zcount zrangebyscore"
 
 COMMANDS: Mapping[Role, frozenset[str]] = {
@@ -32,7 +32,7 @@ COMMANDS: Mapping[Role, frozenset[str]] = {
 and `mlxq metrics`. Names as Redis's ACL has them, a part of a command after a bar."""
 
 ABOUT: Mapping[Role, str] = {
-    "producer": "for mlxq enqueue, status, collect, cancel, delete, for mlxq run --url, and for mlxq.Client",
+    "producer": "for mlxq enqueue, status, collect, cancel, delete, serve, for mlxq run --url, and for mlxq.Client",
     "worker": "for mlxq worker and rq worker; config|get lets it warn of settings that lose jobs",
     "observer": "for mlxq status without a batch, and for mlxq metrics; changes nothing",
 }
