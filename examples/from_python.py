@@ -32,7 +32,5 @@ for answer in batch.as_completed(timeout_s=600):
     if not answer.is_success:
         print(f"{answer.custom_id}: failed, {answer.line}")
         continue
-    [choice] = answer.line["response"]["body"]["choices"]
-    text = choice["message"]["content"] if "message" in choice else choice["text"]
-    stop = choice["stop_details"]
-    print(f"{answer.custom_id}: {text.strip()} [{stop['type']} {stop['token'] or stop['string'] or ''}]")
+    stop = answer.stop_details
+    print(f"{answer.custom_id}: {answer.text.strip()} [{stop.type} {stop.token or stop.string or ''}]")

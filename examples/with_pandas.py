@@ -23,11 +23,7 @@ def answered(client: Client, questions: pd.Series) -> pd.DataFrame:
     rows: list[dict[str, str]] = [{} for _ in questions]
     for answer in batch.as_completed():
         if answer.is_success:
-            [choice] = answer.line["response"]["body"]["choices"]
-            rows[int(answer.custom_id)] = {
-                "answer": choice["message"]["content"],
-                "stopped_by": choice["stop_details"]["type"],
-            }
+            rows[int(answer.custom_id)] = {"answer": answer.text, "stopped_by": answer.stop_details.type}
     return pd.DataFrame(rows, index=questions.index, columns=["answer", "stopped_by"])
 
 
