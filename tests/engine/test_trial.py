@@ -93,3 +93,14 @@ def test_looking_into_a_model_leaves_its_modules_as_they_were() -> None:
     find_packing(model)
 
     assert {kind: kind.__call__ for kind in before} == before
+
+
+def test_a_trial_in_vain_leaves_the_classes_of_the_model_as_they_were() -> None:
+    model = deep("qwen3", mx.float32, None)
+    layer = model.model.layers[3]
+    layer.self_attn = Altered(layer.self_attn, mx.zeros_like)
+    before = {type(module): type(module).__call__ for module in model.modules()}
+
+    assert find_packing(model).way is None
+
+    assert {kind: kind.__call__ for kind in before} == before

@@ -269,12 +269,12 @@ class GroupedList:
             member.keep(group, each)
 
 
-def route_calls(kind: type[nn.Module]) -> None:
+def route_calls(kind: type[nn.Module]) -> bool:
     """Have modules of this class called once for each group of tokens where they are handed a grouped cache; with any
-    other cache they do what they did."""
+    other cache they do what they did. Returns whether that is new to the class."""
     original = kind.__call__
     if hasattr(original, "routes_groups"):
-        return
+        return False
 
     @wraps(original)
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -285,6 +285,12 @@ def route_calls(kind: type[nn.Module]) -> None:
 
     call.routes_groups = True  # type: ignore[attr-defined]
     kind.__call__ = call
+    return True
+
+
+def unroute_calls(kind: type[nn.Module]) -> None:
+    """Have modules of a class called again as before `route_calls`."""
+    kind.__call__ = kind.__call__.__wrapped__  # type: ignore[attr-defined]
 
 
 Grouped = StateCache | OwnAttentionCache | GroupedList

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from itertools import chain
 from typing import Any, Protocol
 
 import mlx.core as mx
@@ -17,7 +18,13 @@ from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import Changes, Slot
 from mlxq_worker.engine.runners.activation import quick_swiglu, route_swiglu
 from mlxq_worker.engine.runners.body import look_into, split
-from mlxq_worker.engine.runners.grouped_cache import GroupedList, OwnAttentionCache, StateCache, route_calls
+from mlxq_worker.engine.runners.grouped_cache import (
+    GroupedList,
+    OwnAttentionCache,
+    StateCache,
+    route_calls,
+    unroute_calls,
+)
 from mlxq_worker.engine.runners.groups import by_row, by_slab
 from mlxq_worker.engine.runners.layout import Layout
 from mlxq_worker.engine.runners.slot_cache import SlotCache, route_attention, step_of_layers
@@ -78,15 +85,18 @@ class PackedModel:
         route_swiglu(model)
         if way is Way.SHARED:
             route_attention(model)
-        for cache, users in zip(self.caches, anatomy.users, strict=True):
-            if isinstance(cache, SlotCache):
-                continue
-            if not users:
-                raise ValueError("a layer's cache is handed to no module of it")
-            for kind in users:
-                route_calls(kind)
+        grouped = [u for cache, u in zip(self.caches, anatomy.users, strict=True) if not isinstance(cache, SlotCache)]
+        if not all(grouped):
+            raise ValueError("a layer's cache is handed to no module of it")
+        self._routed = [kind for kind in chain(*grouped) if route_calls(kind)]
         self._body, self._head = split(model, anatomy)
         self.copies_prefixes = way.copies_prefixes
+
+    def let_go(self) -> None:
+        """Have the classes of the model's modules do again what they did. It can't be run from here on."""
+        for kind in self._routed:
+            unroute_calls(kind)
+        self._routed.clear()
 
     def arrange(self, changes: Changes) -> None:
         """Bring every layer's slabs to where the rows of the next steps lie."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,13 +62,17 @@ def find_packing(model: Any) -> Packing:
         noise = max(_LEAST_NOISE * size, _size(_in_pieces(model, None) - expected))
     noise = max(noise, _size(_in_pieces(model, 3) - expected))
     for way in Way:
-        try:
-            off = _size(_packed_logits(PackedModel(model, way)) - expected)
-        except (NotImplementedError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
-            reasons.append(f"{way}: {error!r}")
-            continue
-        if off <= _MOST_NOISE * noise:
-            return Packing(way)
+        with ExitStack() as failed:
+            try:
+                packed = PackedModel(model, way)
+                failed.callback(packed.let_go)
+                off = _size(_packed_logits(packed) - expected)
+            except (NotImplementedError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+                reasons.append(f"{way}: {error!r}")
+                continue
+            if off <= _MOST_NOISE * noise:
+                failed.pop_all()
+                return Packing(way)
         reasons.append(f"{way}: computes something else: off by {off:.2g}, where mlx-lm itself is off by {noise:.2g}")
     log.warning("%s can't be packed, decoding padded: %s", type(model).__module__, "; ".join(reasons))
     return Packing(None, tuple(reasons))
