@@ -84,7 +84,6 @@ def _print_queue(state: QueueState) -> None:
     if state.oldest_waiting_s is not None:
         parts.append(f"the first for {duration(state.oldest_waiting_s)}")
     others = {"running": state.running, "failed": state.failed}
-    others = {"running": state.running, "failed": state.failed}
     parts += [f"{_number(count)} {what}" for what, count in others.items() if count != 0]
     parts.append(counted(len(state.workers), "worker"))
     say(f"queue {printable(state.name)}: {', '.join(parts)}")

@@ -8,10 +8,8 @@ from __future__ import annotations
 from mlxq.metrics.figures import Figures, Snapshot
 from mlxq_worker.engine.api import RowResult, StepReport
 from mlxq_worker.metrics import table
+from mlxq_worker.metrics.report import REPORT_S
 from mlxq_worker.timing import Every
-
-REPORT_S = 1.0
-"""Between two snapshots."""
 
 
 class DecodeFigures:

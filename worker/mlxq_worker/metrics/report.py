@@ -15,6 +15,7 @@ from mlxq.metrics.figures import Snapshot
 from mlxq_worker.timing import Every
 
 REPORT_S = 1.0
+"""Between two reports, and between two of the decode thread's snapshots for them."""
 LONGEST_BYTES = 1 << 20
 """What no report comes near; more than that without an end of line is none."""
 

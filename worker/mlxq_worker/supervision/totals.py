@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from threading import Lock
-from typing import Literal
+from typing import Literal, get_args
 
 from mlxq.metrics.figures import Figures, Number, Snapshot, Spread
 from mlxq_worker.metrics.table import REPORT_AGE, RESTARTS, WORKER_METRICS, WORKER_REDIS_UP, WORKER_UP
@@ -40,7 +40,7 @@ class Totals:
         self._is_up = False
         self._reported_at: float | None = None
         self._turned_at = clock()
-        for reason in ("died", "recycled", "no_redis"):
+        for reason in get_args(RestartReason):
             self._own.add(RESTARTS, 0, reason)
 
     def turned(self) -> None:
