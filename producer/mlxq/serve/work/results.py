@@ -6,7 +6,7 @@ last one stays. Knows nothing of the queue.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,10 @@ from mlxq import keys
 from mlxq.contract import Failure
 from mlxq.files.input import BadLine
 from mlxq.files.output.error_file import ErrorFile
-from mlxq.files.output.rewriting import order_file
+from mlxq.files.output.rewriting import Ids, order_file
 from mlxq.files.output.stored import read_lines
 from mlxq.files.paths import count_lines
+from mlxq.id_table import IdTable
 from mlxq.requests.openai import ParsedLine
 from mlxq.results import read_back
 from mlxq.results.result_lines import failure_line
@@ -68,24 +69,22 @@ def settle(
     failed = _ids_once(errors, without=answered)
     if reason is not None:
         with ErrorFile(errors, keep=True) as error_file:
-            for line in _without(lines, answered | failed):
-                error_file.append(failure_line(_failure(line, reason, batch_id)))
-                failed.add(_custom_id(line))
+            for line in lines:
+                if (custom_id := _custom_id(line)) not in answered and failed.add(custom_id):
+                    error_file.append(failure_line(_failure(line, reason, batch_id)))
     return Results(len(answered), len(failed), _usage(output))
 
 
-def _ids_once(path: Path, *, without: frozenset[str] | set[str]) -> set[str]:
+def _ids_once(path: Path, *, without: Ids) -> IdTable:
     """The ids in a file, which has each of them once afterwards, and none of `without`."""
-    if not path.is_file():
-        return set()
-    ids = {str(line["custom_id"]) for line in read_lines(path)}
-    if not ids.isdisjoint(without) or count_lines(path) != len(ids):
-        order_file(path, (), without=without)
-    return ids - without
-
-
-def _without(lines: Iterable[ParsedLine | BadLine], ids: set[str]) -> Iterator[ParsedLine | BadLine]:
-    return (line for line in lines if _custom_id(line) not in ids)
+    ids = IdTable()
+    if path.is_file():
+        for custom_id in (str(line["custom_id"]) for line in read_lines(path)):
+            if custom_id not in without:
+                ids.add(custom_id)
+        if count_lines(path) != len(ids):
+            order_file(path, (), without=without)
+    return ids
 
 
 def _custom_id(line: ParsedLine | BadLine) -> str:
