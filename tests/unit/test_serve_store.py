@@ -204,11 +204,24 @@ def test_what_kills_have_left_is_swept_once_it_is_old(disk: DataDirectory) -> No
     disk.begin_batch(batch_id, known)
     now = time.time()
 
-    disk.sweep({known}.__contains__, now)
+    disk.sweep({known}.__contains__, set().__contains__, now)
     assert disk.file(unknown).exists()
     assert upload.exists()
 
-    disk.sweep({known}.__contains__, now + 2 * ABANDONED_S)
+    disk.sweep({known}.__contains__, set().__contains__, now + 2 * ABANDONED_S)
     assert [path.name for path in (disk.path / "files").iterdir()] == [known]
     assert not upload.exists()
     assert not disk.batch_input(batch_id).exists()
+
+
+def test_what_a_batch_needed_is_swept_as_soon_as_it_has_ended(database: Database, disk: DataDirectory) -> None:
+    file_id, running, ended = new_file_id(), batch_record(), batch_record()
+    disk.file(file_id).touch()
+    for record in (running, ended):
+        disk.begin_batch(record.id, file_id)
+        database.add_batch(record)
+    database.change_batch(ended.id, lambda before: msgspec.structs.replace(before, status="completed"))
+
+    disk.sweep(database.known_ids().__contains__, database.has_ended)
+
+    assert [path.name for path in (disk.path / "batches").iterdir()] == [running.id]

@@ -118,6 +118,10 @@ class Database:
         row = self._one(f"SELECT record FROM batches WHERE id = ?{whose}", *values)
         return None if row is None else msgspec.json.decode(row, type=BatchRecord)
 
+    def has_ended(self, batch_id: str) -> bool:
+        """Whether there is such a batch, and nothing more will be done for it."""
+        return self._one("SELECT 1 FROM batches WHERE id = ? AND NOT is_open", batch_id) is not None
+
     def batches(self, owner: str, *, limit: int, after: str | None = None) -> Page[BatchRecord]:
         """A key's batches, the newest first, from the one behind `after` on."""
         return self._page("batches", BatchRecord, owner, limit, after, "desc", None)

@@ -146,19 +146,27 @@ class DataDirectory:
         with file_errors(f"the file {file_id}", "remove"):
             self.file(file_id).unlink(missing_ok=True)
 
-    def sweep(self, is_known: Callable[[str], bool], now: float | None = None) -> None:
-        """Remove what kills have left: uploads that nobody sends any more, files and batches that have no record.
+    def sweep(
+        self, is_known: Callable[[str], bool], has_ended: Callable[[str], bool], now: float | None = None
+    ) -> None:
+        """Remove what kills have left: uploads that nobody sends any more, files and batches that have no record, and
+        what batches that have ended needed.
 
         Args:
             is_known: whether a record has this id, of a file or a batch.
+            has_ended: whether a record says so of the batch with this id.
             now: Unix seconds.
         """
         oldest = (time.time() if now is None else now) - ABANDONED_S
         for folder in ("uploads", "files", "batches"):
             for path in (self.path / folder).iterdir():
                 with suppress(FileNotFoundError):  # another process sweeps, too
-                    if path.stat().st_mtime < oldest and not is_known(path.name):
-                        shutil.rmtree(path) if folder == "batches" else path.unlink()
+                    is_left = path.stat().st_mtime < oldest and not is_known(path.name)
+                    if folder != "batches":
+                        if is_left:
+                            path.unlink()
+                    elif is_left or has_ended(path.name):
+                        shutil.rmtree(path)
 
     def _batch(self, batch_id: str) -> Path:
         return self.path / "batches" / _checked(batch_id)

@@ -212,4 +212,4 @@ class Dispatcher:
             with suppress(InputFileError):  # the next sweep finds it without a record
                 self._disk.remove_file(file_id)
         known = self._database.known_ids()
-        self._disk.sweep(known.__contains__)
+        self._disk.sweep(known.__contains__, self._database.has_ended)
