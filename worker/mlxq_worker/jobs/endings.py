@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from mlxq.contract import ChoiceError, Failure, Request, Result, SamplingParams
+from mlxq.contract import ChoiceError, Failure, Request, Result, Sampling
 from mlxq.errors import RequestError
 from mlxq.results.result_lines import failure_line, rejection, result_line
 from mlxq_worker.jobs.claimed import NOT_JSON, ClaimedJob
@@ -97,7 +97,7 @@ def row_error(error: RowError, request: Request) -> ChoiceError:
     """What killed a row of this request; names the fields that may have."""
     if error == "nan_logits":
         return ChoiceError(code=error, message=_NAN)
-    structure, default = request.structure, SamplingParams()
+    structure, default = request.structure, Sampling()
     asked = [name for name in _LIMITING_FIELDS if getattr(request.sampling, name) != getattr(default, name)]
     fields = _listed([*_structures(request), *asked]) or "what the request allows and forbids"
     reasons = []
