@@ -11,8 +11,9 @@ from tests.support.row_specs import row_named, row_spec
 
 from mlxq.contract import Beam, Request, Sampling
 from mlxq_worker.engine.api import RowSpec
-from mlxq_worker.jobs.active import ActiveJob, ActiveJobs, PreparedRequest
+from mlxq_worker.jobs.active import ActiveJob, ActiveJobs
 from mlxq_worker.jobs.claimed import ClaimedJob
+from mlxq_worker.prepared import PreparedRequest
 
 REQUEST = Request(custom_id="c", endpoint="/v1/completions", prompt="Hi", sampling=Sampling(), content_hash="ab" * 32)
 

@@ -52,7 +52,7 @@ FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
     "mlxq_worker": (
         frozenset({"blas", "engine", "exits", "processes", "schema", "slow_states", "step_watch", "timing", "traces"}),
         frozenset({"demo", "messages", "metrics"}),
-        frozenset({"decoding", "model"}),
+        frozenset({"decoding", "model", "prepared"}),
         frozenset({"dialects"}),
         frozenset({"config", "text"}),
         frozenset({"backend", "jobs"}),
