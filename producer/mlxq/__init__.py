@@ -29,25 +29,32 @@ if TYPE_CHECKING:
         RequestError,
         WorkerFailed,
     )
+    from mlxq.offline.outputs import CompletionOutput, Logprob, RequestOutput
+    from mlxq.offline.sampling_params import GuidedDecodingParams, SamplingParams, StructuredOutputsParams
     from mlxq.queue.batch import Batch
     from mlxq.queue.client import Client
     from mlxq.queue.counts import BatchCounts, StopCount
     from mlxq.requests.build import request
     from mlxq.requests.openai import ParsedLine
     from mlxq.results.answer import Answer, AnswerError
+    from mlxq_worker.offline.llm import LLM
 
 __all__ = [
+    "LLM",
     "Answer",
     "AnswerError",
     "Batch",
     "BatchCounts",
     "BatchNotFound",
     "Client",
+    "CompletionOutput",
     "ConfigError",
     "EosError",
     "FileInUse",
+    "GuidedDecodingParams",
     "InputFileError",
     "LoginRefused",
+    "Logprob",
     "MlxqError",
     "ModelError",
     "ParsedLine",
@@ -55,19 +62,29 @@ __all__ = [
     "QueueNotReady",
     "QueueUnavailable",
     "RequestError",
+    "RequestOutput",
+    "SamplingParams",
     "StopCount",
+    "StructuredOutputsParams",
     "WorkerFailed",
     "request",
 ]
 
 _MODULES: dict[str, str] = {
+    "LLM": "mlxq_worker.offline.llm",
     "Answer": "mlxq.results.answer",
     "AnswerError": "mlxq.results.answer",
     "Batch": "mlxq.queue.batch",
     "BatchCounts": "mlxq.queue.counts",
     "Client": "mlxq.queue.client",
+    "CompletionOutput": "mlxq.offline.outputs",
+    "GuidedDecodingParams": "mlxq.offline.sampling_params",
+    "Logprob": "mlxq.offline.outputs",
     "ParsedLine": "mlxq.requests.openai",
+    "RequestOutput": "mlxq.offline.outputs",
+    "SamplingParams": "mlxq.offline.sampling_params",
     "StopCount": "mlxq.queue.counts",
+    "StructuredOutputsParams": "mlxq.offline.sampling_params",
     "request": "mlxq.requests.build",
 }
 """Public name -> the module that defines it; every other public name is an error."""

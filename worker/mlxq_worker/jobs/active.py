@@ -76,8 +76,8 @@ class ActiveJob:
             return self.failure
         assert self.prepared is not None, "rows end only after they were prepared"
         results = tuple(self.results[row_id] for row_id in self.prepared.answer_ids)
-        if (error := self.prepared.error_of_all(results)) is not None:
-            return endings.all_rows_died(self.job, error)
+        if (death := self.prepared.error_of_all(results)) is not None:
+            return endings.all_rows_died(self.job, death)
         try:
             return endings.answered(self.job, self._answer(self.prepared, results, now), self.cancelled_as)
         except Exception as error:  # noqa: BLE001 - whatever it is, it costs this job only
