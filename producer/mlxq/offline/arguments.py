@@ -33,13 +33,11 @@ LLM_ARGUMENTS = table(
     honoured(
         "generation_config",
         checks.one_of({name: name for name in ("auto", "vllm")}),
-        "auto: parameters that aren't given come from the model's generation_config.json; vllm: from vLLM's defaults",
+        "where parameters come from if none are given: the model's generation_config.json, or vLLM's defaults alone",
     ),
     honoured("extra_eos_tokens", _texts, "further end tokens (not in vLLM)"),
     honoured("allow_no_eos", checks.boolean, "whether a model may have no end token (not in vLLM)"),
-    label(
-        "trust_remote_code", checks.boolean, "code that comes with a model is never run; one that needs it is refused"
-    ),
+    label("trust_remote_code", checks.boolean, "code that comes with a model is never run"),
     label("enforce_eager", checks.boolean, "nothing is captured"),
     label("enable_chunked_prefill", checks.boolean, "long prompts are always taken in pieces"),
     label("swap_space", _ANYTHING, "nothing is swapped"),
@@ -137,7 +135,7 @@ def read_options(given: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in given.items():
         field = _known(name, LLM_ARGUMENTS, "LLM")
         if value is not None or name == "seed":
-            read[name] = _read(field, value, name)
+            read[name] = _read(field, list(value) if isinstance(value, tuple) else value, name)
     return {name: value for name, value in read.items() if LLM_ARGUMENTS[name].check and not LLM_ARGUMENTS[name].label}
 
 

@@ -11,7 +11,7 @@ from mlxq.contract import Failure, Result
 from mlxq.files.tally import Tally
 
 
-class Bar(Protocol):
+class Show(Protocol):
     """Is told of every prompt that has ended."""
 
     def __call__(self, ended: Result | Failure) -> None: ...
@@ -22,7 +22,7 @@ def _silent(ended: Result | Failure) -> None:
 
 
 @contextmanager
-def bar(use_tqdm: bool | Callable[..., Any], total: int) -> Iterator[Bar]:
+def bar(use_tqdm: bool | Callable[..., Any], total: int) -> Iterator[Show]:
     """A display while the block runs.
 
     Args:
