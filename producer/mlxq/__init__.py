@@ -14,6 +14,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mlxq.aio.client import AsyncBatch, AsyncClient
     from mlxq.errors import (
         BatchNotFound,
         ConfigError,
@@ -43,6 +44,8 @@ __all__ = [
     "LLM",
     "Answer",
     "AnswerError",
+    "AsyncBatch",
+    "AsyncClient",
     "Batch",
     "BatchCounts",
     "BatchNotFound",
@@ -74,6 +77,8 @@ _MODULES: dict[str, str] = {
     "LLM": "mlxq_worker.offline.llm",
     "Answer": "mlxq.results.answer",
     "AnswerError": "mlxq.results.answer",
+    "AsyncBatch": "mlxq.aio.client",
+    "AsyncClient": "mlxq.aio.client",
     "Batch": "mlxq.queue.batch",
     "BatchCounts": "mlxq.queue.counts",
     "Client": "mlxq.queue.client",

@@ -63,9 +63,9 @@ class LLM:
         options: vLLM's further arguments; docs/vllm.md lists them.
 
     Raises:
-        ConfigError: an option is unknown, has a wrong value, or can't be honoured; names it.
+        ConfigError: an option is unknown, has a wrong value, or can't be honoured; names it. Or a package is missing
+            that ``pip install "mlxq[worker]"`` brings.
         ModelError: the model can't be loaded.
-        ModuleNotFoundError: what ``pip install "mlxq[worker]"`` brings is not there.
     """
 
     def __init__(self, model: str, **options: Any) -> None:
@@ -73,7 +73,12 @@ class LLM:
         self._uses_generation_config = given.get("generation_config", "auto") == "auto"
         self._random = random.Random(given.get("seed", 0))
         config = _config(given)
-        backend = load_backend(config, max_model_len=given.get("max_model_len"))
+        try:
+            backend = load_backend(config, max_model_len=given.get("max_model_len"))
+        except ModuleNotFoundError as error:
+            if (error.name or "mlxq").startswith("mlxq"):
+                raise
+            raise ConfigError(f'LLM needs {error.name}: install "mlxq[worker]"') from error
         self._model = _described(backend)
         self._runner = InProcess(backend, _TextAsWritten(backend.preparer), config)
         self._thread = threading.get_ident()
