@@ -3,7 +3,8 @@
     pip install "mlxq[worker]" datasets
     python examples/with_datasets.py
 
-`map` hands over rows in batches, as lists by column, so the model sees many prompts at once.
+`map` hands over rows in batches, as lists by column, so the model sees many prompts at once. It may warn that it can't
+hash the function, which has a model in it; then it keeps no cache of the answers.
 """
 
 from datasets import Dataset
