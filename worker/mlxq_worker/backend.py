@@ -160,7 +160,7 @@ def load_backend(config: WorkerConfig, *, max_model_len: int | None = None) -> B
             f"model {loaded.name}, end tokens [{end_tokens}], {wiring}",
             MemoryWatch(used_bytes, limit_bytes, device.release_unused),
             stack.pop_all().close,
-            loaded,
+            model=loaded,
         )
 
 
