@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Self
 
 import pytest
+from click.testing import CliRunner
 from tests.support.documents import ROOT
 from tests.support.processes import MLXQ, run
 
@@ -282,3 +283,13 @@ def test_what_a_text_may_have_is_no_more_than_max_model_len() -> None:
 
     assert output.outputs[0].finish_reason == "length"
     assert len(output.prompt_token_ids or []) + len(output.outputs[0].token_ids) == 12
+
+
+@pytest.mark.slow
+def test_the_benchmark_finds_the_engine_s_own_answers() -> None:
+    from tests.bench.offline import main
+
+    done = CliRunner().invoke(main, ["--requests", "4", "--runs", "1", "--width", "4"], catch_exceptions=False)
+
+    figures = json.loads(done.output.splitlines()[-1])
+    assert figures["tokens_per_s"].keys() == {"engine", "llm"}
