@@ -50,7 +50,10 @@ FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
         frozenset({"server"}),
     ),
     "mlxq_worker": (
-        frozenset({"blas", "engine", "exits", "processes", "schema", "slow_states", "step_watch", "timing", "traces"}),
+        frozenset(
+            {"blas", "engine", "exits", "processes", "schema", "slow_states", "startup", "step_watch", "timing"}
+            | {"traces"}
+        ),
         frozenset({"demo", "messages", "metrics"}),
         frozenset({"decoding", "model"}),
         frozenset({"dialects"}),

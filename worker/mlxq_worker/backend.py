@@ -22,6 +22,7 @@ from mlxq_worker.decoding.memory_watch import MemoryWatch, machine_bytes, no_lim
 from mlxq_worker.engine.api import Engine
 from mlxq_worker.messages import Preparer
 from mlxq_worker.slow_states import Setting, slow_states, thread_limits
+from mlxq_worker.startup import import_transformers
 
 if TYPE_CHECKING:
     from mlxq_worker.engine.kvcache.fit import Fit
@@ -113,7 +114,8 @@ def load_backend(config: WorkerConfig) -> Backend:
             end.
         ConfigError: more memory is to be wired than Metal allows.
     """
-    has_openblas = preload_openblas()  # before the next line brings in mlx, which binds its BLAS as it loads
+    has_openblas = preload_openblas()  # before the next lines bring in mlx, which binds its BLAS as it loads
+    import_transformers()
 
     from mlxq_worker.dialects.reasoning import reasoning_markers_of
     from mlxq_worker.dialects.tool_format import tool_format_of
