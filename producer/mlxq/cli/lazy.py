@@ -38,11 +38,13 @@ class Entry:
     def load(self) -> click.Command:
         """Import the command, without collecting garbage meanwhile: what an import makes is there to stay."""
         module, _, attribute = self.target.partition(":")
+        was_enabled = gc.isenabled()
         gc.disable()
         try:
             command: click.Command = getattr(import_module(module), attribute)
         finally:
-            gc.enable()
+            if was_enabled:
+                gc.enable()
         return command
 
 
@@ -76,7 +78,8 @@ class LazyGroup(click.Group):
         try:
             return super().main(*args, **kwargs)
         finally:
-            gc.freeze()  # what is left ends with the process: to look all through for cycles takes longer than help
+            if not args and kwargs.get("args") is None:  # else somebody calls it whose process goes on
+                gc.freeze()  # what is left ends with the process: to look for cycles in it takes longer than help
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. One that is interrupted, and had nothing to bring to an end, dies by that."""
