@@ -21,7 +21,7 @@ from mlxq.contract import FINISH_REASONS, Choice, Request, Result, RunInfo, Stop
 from mlxq.errors import RequestError
 from mlxq_worker.backend import Backend
 from mlxq_worker.config import WorkerConfig
-from mlxq_worker.engine.api import AbortReason, RowId, RowResult, RowSpec, StepReport
+from mlxq_worker.engine.api import AbortReason, RowId, RowPiece, RowResult, RowSpec, StepReport, Streaming
 from mlxq_worker.worker import BatchWorker
 
 DEFAULT_MAX_TOKENS = 3
@@ -99,6 +99,11 @@ class FakeEngine:
             num_waiting=len(self.rows) - self.num_running,
             rows_computed=len(running),
             rows_useful=len(running),
+            pieces=tuple(
+                RowPiece(row_id=row.spec.row_id, part="content", start=row.num_tokens - 1, text="x")
+                for row in running
+                if row.spec.streaming is not None and row.stop is None
+            ),
         )
 
     @property
@@ -164,7 +169,7 @@ class FakePreparer:
     """One token per character."""
 
     def prepare(self, request: Request, request_id: str) -> tuple[RowSpec, ...]:
-        prompt = request.prompt
+        prompt = request.messages[-1]["content"] if request.messages else request.prompt
         assert isinstance(prompt, str)
         if "bad" in prompt.split():
             raise RequestError("this prompt is bad", param="prompt", code="bad_prompt")
@@ -182,6 +187,9 @@ class FakePreparer:
         return tuple(
             replace(spec, row_id=spec.row_id.answer(index), seed=spec.seed + index) for index in range(num_rows)
         )
+
+    def streaming(self, request: Request, specs: tuple[RowSpec, ...]) -> tuple[RowSpec, ...]:
+        return tuple(replace(spec, streaming=Streaming()) for spec in specs)
 
     def finish(
         self,
@@ -228,7 +236,7 @@ class FakeWorker(BatchWorker):
 
     def load_backend(self, config: WorkerConfig) -> Backend:
         width = config.engine.max_num_seqs
-        return Backend(FakePreparer(), lambda: FakeEngine(width, self.step_s), "model fake")
+        return Backend(FakePreparer(), lambda: FakeEngine(width, self.step_s), "model fake", model_name="fake")
 
 
 class LoadingWorker(FakeWorker):

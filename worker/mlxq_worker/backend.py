@@ -39,14 +39,15 @@ def _nothing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A loaded model. `description` is for the log; `memory` watches over what model and engine take together. Engines
-    belong to the thread that builds them; `close` comes after the last one's."""
+    """A loaded model. `description` is for the log, `model_name` what answers report; `memory` watches over what model
+    and engine take together. Engines belong to the thread that builds them; `close` comes after the last one's."""
 
     preparer: Preparer
     new_engine: Callable[[], Engine]
     description: str
     memory: MemoryWatch = field(default_factory=no_limit)
     close: Callable[[], None] = _nothing
+    model_name: str = ""
 
 
 class ModelEngines:
@@ -156,6 +157,7 @@ def load_backend(config: WorkerConfig) -> Backend:
             f"model {loaded.name}, end tokens [{end_tokens}], {wiring}",
             MemoryWatch(used_bytes, limit_bytes, device.release_unused),
             stack.pop_all().close,
+            loaded.name,
         )
 
 

@@ -249,7 +249,7 @@ class BatchWorker(BaseWorker):
             grace_s=config.grace_s,
             figures=figures,
         )
-        self._channel.to_io.put(Ready(backend.preparer))
+        self._channel.to_io.put(Ready(backend.preparer, backend.model_name))
         if config.ready_fd is not None:
             _say_ready(config.ready_fd)
         logger.info(
