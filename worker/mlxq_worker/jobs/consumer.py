@@ -20,11 +20,11 @@ from mlxq_worker.jobs.cancelled_batches import CancelledBatches
 from mlxq_worker.jobs.claiming import Claiming
 from mlxq_worker.jobs.completion import Completion
 from mlxq_worker.jobs.leases import Leases
+from mlxq_worker.jobs.live.streams import Streams
 from mlxq_worker.jobs.mending import Mending
 from mlxq_worker.jobs.outbox import Outbox
 from mlxq_worker.jobs.presence import Presence
 from mlxq_worker.jobs.store import JobStore
-from mlxq_worker.jobs.streams import Streams
 from mlxq_worker.messages import (
     Channel,
     Close,

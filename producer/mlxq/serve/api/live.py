@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from mlxq.contract import CHAT, COMPLETIONS, Endpoint
 from mlxq.errors import RequestError
-from mlxq.queue.live import Growth
+from mlxq.queue.live.live_queue import Growth
 from mlxq.requests.openai import ParsedLine, parse_object
 from mlxq.serve.api.errors import ApiError
 from mlxq.serve.api.parameters import json_body

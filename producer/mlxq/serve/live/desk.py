@@ -19,7 +19,7 @@ from typing import Any, Self
 
 from mlxq.errors import QueueError
 from mlxq.queue.client import Client
-from mlxq.queue.live import Growth, LiveQueue
+from mlxq.queue.live.live_queue import Growth, LiveQueue
 from mlxq.requests.openai import ParsedLine
 
 logger = logging.getLogger("mlxq.serve")
@@ -40,7 +40,7 @@ _OPEN_STATES = frozenset({"queued", "started"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
+class WaitLimits:
     """How long a live request waits: for a worker where there is none, in line, and for a Redis that is away."""
 
     no_worker_s: float = 10.0
@@ -104,12 +104,12 @@ class Desk:
         client: Client,
         *,
         max_waiting: int,
-        patience: Patience | None = None,
+        wait_limits: WaitLimits | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._queue = LiveQueue(client.redis, client.queue)
-        self.patience = patience or Patience()
+        self.wait_limits = wait_limits or WaitLimits()
         self.max_waiting = max_waiting
         self._clock = clock
         self._lock = threading.Condition()
@@ -175,7 +175,7 @@ class Desk:
         """
         waiter.position = "0-0" if is_streamed else None
         waiter.since = self._clock()
-        self._queue.enqueue(waiter.job_id, line, is_streamed=is_streamed, wait_s=self.patience.in_line_s + 60)
+        self._queue.enqueue(waiter.job_id, line, is_streamed=is_streamed, wait_s=self.wait_limits.in_line_s + 60)
         with self._lock:
             self._waiters[waiter.job_id] = waiter
             self._lock.notify()
@@ -194,7 +194,7 @@ class Desk:
                 self._read()
                 self._look_if_due()
             except QueueError as error:
-                self._be_patient(error)
+                self._wait_for_redis(error)
             else:
                 self._away_since = None
         try:
@@ -237,35 +237,37 @@ class Desk:
         self._looked_at = now
         waiters = self._who_waits()
         states = self._queue.states(waiters)
-        has_worker: bool | None = None
+        limits, has_worker = self.wait_limits, None
         for job_id, waiter in waiters.items():
             waited_s = now - waiter.since
             if states[job_id] not in _OPEN_STATES:
                 waiter.num_looks_in_vain += 1  # its answer should be there, or will be in a moment
                 if waiter.num_looks_in_vain >= LOOKS_IN_VAIN:
                     waiter.hand_over(GivenUp("The request was deleted, or ended outside mlxq.", "job_lost"))
-            elif states[job_id] == "queued" and waited_s > min(self.patience.no_worker_s, self.patience.in_line_s):
+            elif states[job_id] == "queued" and waited_s > min(
+                self.wait_limits.no_worker_s, self.wait_limits.in_line_s
+            ):
                 has_worker = bool(self._queue.models()) if has_worker is None else has_worker
                 if not has_worker:
                     self._give_up(waiter, "no_worker", "No worker is there to answer", waited_s)
-                elif waited_s > self.patience.in_line_s:
+                elif waited_s > limits.in_line_s:
                     self._give_up(waiter, "overloaded", "No worker has had room for this request", waited_s)
 
     def _who_waits(self) -> dict[str, Waiter]:
         with self._lock:
             return {job_id: waiter for job_id, waiter in self._waiters.items() if not waiter.is_over}
 
-    def _be_patient(self, error: QueueError) -> None:
+    def _wait_for_redis(self, error: QueueError) -> None:
         """Redis is away: what waits may still be answered when it is back."""
         now = self._clock()
         if self._away_since is None:
             self._away_since = now
             logger.warning("Live requests wait for Redis: %s", error)
-        elif now - self._away_since > self.patience.no_redis_s:
+        elif now - self._away_since > self.wait_limits.no_redis_s:
             for waiter in self._who_waits().values():
                 self._give_up(waiter, "unavailable", "The server's queue is away", now - self._away_since)
         time.sleep(PAUSE_S)
 
     def _give_up(self, waiter: Waiter, code: str, what: str, waited_s: float) -> None:
-        seconds = max(1, round(self.patience.no_worker_s))
+        seconds = max(1, round(self.wait_limits.no_worker_s))
         waiter.hand_over(GivenUp(f"{what}: tried for {waited_s:.0f} s; try again later.", code, seconds))
