@@ -7,7 +7,13 @@ from itertools import accumulate
 
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tests.support.small_vocabularies import BYTE_LEVEL, NUM_PIECES, decode_byte_level, decode_sentencepiece
+from tests.support.small_vocabularies import (
+    BYTE_LEVEL,
+    NUM_PIECES,
+    SENTENCEPIECE,
+    decode_byte_level,
+    decode_sentencepiece,
+)
 
 from mlxq_worker.engine.api import Decode
 from mlxq_worker.engine.rows.stop import MAX_PENDING, StopMatch, StopScanner, TextStream
