@@ -128,6 +128,7 @@ class Consumer:
         match message:
             case Ready(preparer, model_name):
                 self._presence.serves(model_name)
+                self._leases.beat_soon()
                 self._claiming.start(preparer)
             case Streamed(pieces):
                 self._streams.take(pieces)
