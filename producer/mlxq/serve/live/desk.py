@@ -195,8 +195,13 @@ class Desk:
                 self._look_if_due()
             except QueueError as error:
                 self._wait_for_redis(error)
+            except Exception:  # whatever it is, others wait, too
+                logger.exception("Live requests couldn't be looked after; trying again")
+                time.sleep(PAUSE_S)
             else:
                 self._away_since = None
+        with self._lock:
+            self._left += self._waiters.values()
         try:
             self._clean_up()
         except QueueError as error:
