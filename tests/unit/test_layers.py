@@ -44,7 +44,7 @@ FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
     ),
     "mlxq.serve": (
         frozenset({"store"}),
-        frozenset({"work"}),
+        frozenset({"live", "work"}),
         frozenset({"api"}),
         frozenset({"http_server"}),
         frozenset({"server"}),

@@ -41,13 +41,15 @@ def _nothing() -> None:
 @dataclass(frozen=True, slots=True)
 class Backend:
     """A loaded model. `description` is for the log; `memory` watches over what model and engine take together. Engines
-    belong to the thread that builds them; `close` comes after the last one's. `model` is what its files say."""
+    belong to the thread that builds them; `close` comes after the last one's. `model_name` is what answers report,
+    `model` what its files say."""
 
     preparer: Preparer
     new_engine: Callable[[], Engine]
     description: str
     memory: MemoryWatch = field(default_factory=no_limit)
     close: Callable[[], None] = _nothing
+    model_name: str = ""
     model: DescribedModel | None = None
 
 
@@ -162,7 +164,8 @@ def load_backend(config: WorkerConfig, *, max_model_len: int | None = None) -> B
             f"model {loaded.name}, end tokens [{end_tokens}], {wiring}",
             MemoryWatch(used_bytes, limit_bytes, device.release_unused),
             stack.pop_all().close,
-            model=loaded,
+            loaded.name,
+            loaded,
         )
 
 
