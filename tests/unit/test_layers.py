@@ -44,13 +44,16 @@ FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
     ),
     "mlxq.serve": (
         frozenset({"store"}),
-        frozenset({"work"}),
+        frozenset({"live", "work"}),
         frozenset({"api"}),
         frozenset({"http_server"}),
         frozenset({"server"}),
     ),
     "mlxq_worker": (
-        frozenset({"blas", "engine", "exits", "processes", "schema", "slow_states", "step_watch", "timing", "traces"}),
+        frozenset(
+            {"blas", "engine", "exits", "processes", "schema", "slow_states", "startup", "step_watch", "timing"}
+            | {"traces"}
+        ),
         frozenset({"demo", "messages", "metrics"}),
         frozenset({"decoding", "model", "prepared"}),
         frozenset({"dialects"}),

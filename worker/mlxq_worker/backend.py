@@ -22,6 +22,7 @@ from mlxq_worker.decoding.memory_watch import MemoryWatch, machine_bytes, no_lim
 from mlxq_worker.engine.api import Engine
 from mlxq_worker.messages import Preparer
 from mlxq_worker.slow_states import Setting, slow_states, thread_limits
+from mlxq_worker.startup import import_transformers
 
 if TYPE_CHECKING:
     from mlxq_worker.engine.kvcache.fit import Fit
@@ -40,13 +41,15 @@ def _nothing() -> None:
 @dataclass(frozen=True, slots=True)
 class Backend:
     """A loaded model. `description` is for the log; `memory` watches over what model and engine take together. Engines
-    belong to the thread that builds them; `close` comes after the last one's. `model` is what its files say."""
+    belong to the thread that builds them; `close` comes after the last one's. `model_name` is what answers report,
+    `model` what its files say."""
 
     preparer: Preparer
     new_engine: Callable[[], Engine]
     description: str
     memory: MemoryWatch = field(default_factory=no_limit)
     close: Callable[[], None] = _nothing
+    model_name: str = ""
     model: DescribedModel | None = None
 
 
@@ -117,7 +120,8 @@ def load_backend(config: WorkerConfig, *, max_model_len: int | None = None) -> B
             end.
         ConfigError: more memory is to be wired than Metal allows, or `max_model_len` is more than the model can.
     """
-    has_openblas = preload_openblas()  # before the next line brings in mlx, which binds its BLAS as it loads
+    has_openblas = preload_openblas()  # before the next lines bring in mlx, which binds its BLAS as it loads
+    import_transformers()
 
     from mlxq_worker.dialects.reasoning import reasoning_markers_of
     from mlxq_worker.dialects.tool_format import tool_format_of
@@ -160,7 +164,8 @@ def load_backend(config: WorkerConfig, *, max_model_len: int | None = None) -> B
             f"model {loaded.name}, end tokens [{end_tokens}], {wiring}",
             MemoryWatch(used_bytes, limit_bytes, device.release_unused),
             stack.pop_all().close,
-            model=loaded,
+            loaded.name,
+            loaded,
         )
 
 

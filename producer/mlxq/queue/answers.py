@@ -204,7 +204,7 @@ class Collector:
                 pipe.hget(Job.key_for(item.job_id), "meta")
             replies = replies_to(pipe)
         return [
-            _answer(item, entries or [], meta)
+            answer_of(item, entries or [], meta)
             for item, entries, meta in zip(chunk, replies[::2], replies[1::2], strict=True)
         ]
 
@@ -237,7 +237,8 @@ def _ended(entry_id: bytes, fields: dict[bytes, bytes]) -> EndedJob | None:
     return EndedJob(fields[b"job"].decode(errors="replace"), status, entry_id.decode(), is_lost)
 
 
-def _answer(item: EndedJob, entries: list[tuple[bytes, dict[bytes, bytes]]], meta: bytes | None) -> Answer:
+def answer_of(item: EndedJob, entries: Sequence[tuple[bytes, dict[bytes, bytes]]], meta: bytes | None) -> Answer:
+    """The answer in the newest of a job's results, or why there is none. `meta` is the job's own."""
     fields = entries[0][1] if entries else {}
     line = _output_line(fields)
     if line is None:

@@ -170,6 +170,7 @@ class Client:
         """How many jobs wait in the queue, of any batch; those that wait to be tried again, too."""
         with queue_errors(self.redis), self.redis.pipeline(transaction=False) as pipe:
             pipe.llen(Queue(self.queue, connection=self.redis).key)
+            pipe.llen(keys.live(self.queue))
             pipe.zcard(keys.delayed(self.queue))
             return sum(num or 0 for num in replies_to(pipe))
 

@@ -17,13 +17,14 @@ from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio import from_url as async_from_url
 from redis.client import Pipeline
 
+from mlxq import keys
 from mlxq.errors import ConfigError, LoginRefused, QueueError, QueueNotReady, QueueUnavailable
 from mlxq.passing import passes, refusal_code
 from mlxq.sentinel import connect_through_sentinel, is_sentinel_url, service_of
 
 T = TypeVar("T")
 
-DEFAULT_URL = "redis://localhost:6379/0"
+DEFAULT_URL = keys.DEFAULT_URL
 CONNECT_TIMEOUT_S = 5.0
 SOCKET_TIMEOUT_S = 30.0
 """Longer than any script or blocking read that mlxq sends."""

@@ -97,6 +97,8 @@ class ActiveJobs:
     def __init__(self) -> None:
         self._jobs: dict[str, ActiveJob] = {}
         self._unprepared: deque[ActiveJob] = deque()
+        self._unprepared_live: deque[ActiveJob] = deque()
+        self._live: dict[str, ActiveJob] = {}
         self.num_open_rows = 0
 
     def __repr__(self) -> str:
@@ -111,16 +113,31 @@ class ActiveJobs:
 
     @property
     def unprepared(self) -> tuple[ActiveJob, ...]:
-        return tuple(self._unprepared)
+        return (*self._unprepared_live, *self._unprepared)
 
     @property
     def num_unprepared(self) -> int:
+        return len(self._unprepared_live) + len(self._unprepared)
+
+    @property
+    def num_unprepared_bulk(self) -> int:
+        """How many of those are no live ones."""
         return len(self._unprepared)
 
     @property
     def num_unprepared_bytes(self) -> int:
         """How much data the jobs have that are not prepared yet."""
-        return sum(len(active.job.data) for active in self._unprepared)
+        return sum(len(active.job.data) for active in self.unprepared)
+
+    @property
+    def num_live_rows(self) -> int:
+        """How many rows live jobs take; one that isn't prepared yet counts as one."""
+        return sum(active.num_open_rows if active.specs else 1 for active in self._live.values())
+
+    @property
+    def num_open_bulk_rows(self) -> int:
+        """How many rows of a batch all others take together."""
+        return self.num_open_rows - sum(active.num_open_rows for active in self._live.values())
 
     @property
     def rows_per_job(self) -> float:
@@ -131,10 +148,17 @@ class ActiveJobs:
     def add(self, active: ActiveJob) -> None:
         """A job was claimed; it is to be prepared."""
         self._jobs[active.job.execution_id] = active
-        self._unprepared.append(active)
+        if active.job.is_live:
+            self._live[active.job.execution_id] = active
+            self._unprepared_live.append(active)
+        else:
+            self._unprepared.append(active)
 
-    def next_unprepared(self) -> ActiveJob | None:
-        return self._unprepared.popleft() if self._unprepared else None
+    def next_unprepared(self, *, only_live: bool = False) -> ActiveJob | None:
+        """The next one to prepare; live ones come first."""
+        if self._unprepared_live:
+            return self._unprepared_live.popleft()
+        return self._unprepared.popleft() if self._unprepared and not only_live else None
 
     def open_rows(self, active: ActiveJob, prepared: PreparedRequest) -> None:
         """A job is prepared: these are its rows."""
@@ -156,8 +180,14 @@ class ActiveJobs:
     def forget(self, job: ClaimedJob) -> None:
         active = self._jobs.pop(job.execution_id)
         self.num_open_rows -= active.num_open_rows
-        if active in self._unprepared:
-            self._unprepared.remove(active)
+        self._live.pop(job.execution_id, None)
+        for unprepared in (self._unprepared, self._unprepared_live):
+            if active in unprepared:
+                unprepared.remove(active)
+
+    def of_execution(self, execution_id: str) -> ActiveJob | None:
+        """The job that was claimed so, if it is ours."""
+        return self._jobs.get(execution_id)
 
     def of_row(self, row_id: RowId) -> ActiveJob | None:
         """The job that this row belongs to, if it is ours."""
