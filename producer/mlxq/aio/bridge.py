@@ -9,11 +9,10 @@ to their end before the task goes on. Knows nothing of what is called.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import inspect
 import threading
 from collections.abc import AsyncIterable, Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
@@ -59,12 +58,11 @@ class Threads:
 
 
 class _Call:
-    """One function that runs in a thread, and what it waits for."""
+    """One function that runs in a thread, and the task that it waits for. Only `run` and `wait_for` aren't the loop's."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._lock = threading.Lock()
-        self._waits_for: concurrent.futures.Future[Any] | None = None
+        self._task: asyncio.Task[Any] | None = None
         self._is_cancelled = False
         self._has_been_told = False
 
@@ -76,33 +74,39 @@ class _Call:
             del _this_thread.call
 
     def wait_for(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Have the loop run a coroutine, and wait for it.
+        """Have the loop run a coroutine, and wait for its end.
 
         Raises:
             CancelledError: the task was cancelled; said once, so that what cleans up may still wait for something.
         """
-        with self._lock:
-            if self._is_cancelled and not self._has_been_told:
-                self._has_been_told = True
-                coroutine.close()
-                raise asyncio.CancelledError
-            future = self._waits_for = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            result: T = future.result()
-            return result
-        except concurrent.futures.CancelledError:
-            raise asyncio.CancelledError from None
-        finally:
-            with self._lock:
-                self._waits_for = None
+        outcome: Future[T] = Future()
+        self._loop.call_soon_threadsafe(self._start, coroutine, outcome)
+        return outcome.result()
 
     def cancel(self) -> None:
-        """End what it waits for, now or the next time. Called in the loop."""
-        with self._lock:
-            self._is_cancelled = True
-            if self._waits_for is not None:
-                self._has_been_told = True
-                self._waits_for.cancel()
+        """End what it waits for, now or the next time."""
+        self._is_cancelled = True
+        if self._task is not None:
+            self._has_been_told = True
+            self._task.cancel()
+
+    def _start(self, coroutine: Coroutine[Any, Any, T], outcome: Future[T]) -> None:
+        if self._is_cancelled and not self._has_been_told:
+            self._has_been_told = True
+            coroutine.close()
+            outcome.set_exception(asyncio.CancelledError())
+            return
+        self._task = self._loop.create_task(coroutine)
+        self._task.add_done_callback(partial(self._ended, outcome))
+
+    def _ended(self, outcome: Future[T], task: asyncio.Task[T]) -> None:
+        self._task = None
+        if task.cancelled():
+            outcome.set_exception(asyncio.CancelledError())
+        elif (error := task.exception()) is not None:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(task.result())
 
 
 def as_blocking(connection: AsyncRedis) -> Redis:

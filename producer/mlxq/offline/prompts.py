@@ -37,14 +37,16 @@ PROMPT_FIELDS = table(
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class AskedPrompt:
     """One prompt to be answered; `text` is the prompt's, where it was given as text."""
 
     request: Request
     text: str | None
 
 
-def completions(prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams]) -> list[Asked]:
+def completions(
+    prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams]
+) -> list[AskedPrompt]:
     """The requests that go on from prompts, each with parameters of its own or all with the same.
 
     Raises:
@@ -55,7 +57,7 @@ def completions(prompts: Prompt | Sequence[Prompt], params: SamplingParams | Seq
     for number, (prompt, template) in enumerate(_templates(listed, params, COMPLETIONS, {"prompt": "-"})):
         with _Numbered("prompt", number):
             value, text = _read_prompt(prompt)
-            made.append(Asked(replace(template, custom_id=str(number), prompt=value), text))
+            made.append(AskedPrompt(replace(template, custom_id=str(number), prompt=value), text))
     return made
 
 
@@ -63,7 +65,7 @@ def chats(
     conversations: Sequence[Message] | Sequence[Sequence[Message]],
     params: SamplingParams | Sequence[SamplingParams],
     turn: Mapping[str, Any],
-) -> list[Asked]:
+) -> list[AskedPrompt]:
     """The requests that answer conversations.
 
     Args:
@@ -80,7 +82,7 @@ def chats(
     for number, (messages, template) in enumerate(_templates(listed, params, CHAT, stand_in)):
         with _Numbered("conversation", number):
             read = FIELDS["messages"].read(plain_json(list(messages), "messages"), "messages")
-            made.append(Asked(replace(template, custom_id=str(number), messages=read), None))
+            made.append(AskedPrompt(replace(template, custom_id=str(number), messages=read), None))
     return made
 
 

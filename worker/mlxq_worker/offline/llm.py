@@ -26,7 +26,7 @@ from mlxq.contract import COMPLETIONS, Failure, Request, Result
 from mlxq.errors import ConfigError
 from mlxq.offline.arguments import CHAT_ARGUMENTS, GENERATE_ARGUMENTS, read_options, refuse_others
 from mlxq.offline.outputs import RequestOutput, answered, failed
-from mlxq.offline.prompts import Asked, Message, Prompt, chats, completions
+from mlxq.offline.prompts import AskedPrompt, Message, Prompt, chats, completions
 from mlxq.offline.sampling_params import SamplingParams
 from mlxq_worker.backend import Backend, load_backend, machine_of
 from mlxq_worker.config import DEFAULT_MAX_TOKENS, EngineConfig, WorkerConfig
@@ -178,7 +178,7 @@ class LLM:
     def _params(self, given: Params | None) -> Params:
         return self.get_default_sampling_params() if given is None else given
 
-    def _run(self, asked: Sequence[Asked], use_tqdm: UseTqdm) -> list[RequestOutput]:
+    def _run(self, asked: Sequence[AskedPrompt], use_tqdm: UseTqdm) -> list[RequestOutput]:
         if not self._close.alive:
             raise ConfigError("this LLM is closed")
         if threading.get_ident() != self._thread:
@@ -203,7 +203,7 @@ class LLM:
             )
         return [output for output in outputs if output is not None]
 
-    def _with_seed(self, asked: Asked) -> Request:
+    def _with_seed(self, asked: AskedPrompt) -> Request:
         """The request with a seed: where none is given, the next one of this object's."""
         sampling = asked.request.sampling
         if sampling.seed is not None:
@@ -211,13 +211,13 @@ class LLM:
         seed = self._random.randrange(_SEEDS)
         return msgspec.structs.replace(asked.request, sampling=msgspec.structs.replace(sampling, seed=seed))
 
-    def _output(self, asked: Asked, ended: Result | Failure) -> RequestOutput:
+    def _output(self, asked: AskedPrompt, ended: Result | Failure) -> RequestOutput:
         if isinstance(ended, Result):
             return answered(ended, self._prompt_of(asked, ended.prompt_token_ids or ()))
         prompt = asked.request.prompt
         return failed(ended, asked.text, prompt if isinstance(prompt, tuple) else None, asked.request.sampling.n)
 
-    def _prompt_of(self, asked: Asked, token_ids: Sequence[int]) -> str | None:
+    def _prompt_of(self, asked: AskedPrompt, token_ids: Sequence[int]) -> str | None:
         """A chat's is what its template made."""
         if asked.request.messages is None:
             return asked.text
