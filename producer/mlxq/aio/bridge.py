@@ -58,7 +58,7 @@ class Threads:
 
 
 class _Call:
-    """One function that runs in a thread, and the task that it waits for. Only `run` and `wait_for` aren't the loop's."""
+    """A function that runs in a thread, and the task that it waits for. The loop calls all but `run` and `wait_for`."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
