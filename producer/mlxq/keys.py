@@ -62,7 +62,10 @@ from __future__ import annotations
 
 import hashlib
 
+DEFAULT_URL = "redis://localhost:6379/0"
 DEFAULT_QUEUE = "mlxq"
+DEFAULT_MAX_INFLIGHT = 4096
+"""Jobs that a run has in its queue at a time."""
 FUNCTION_NAME = "mlxq.jobs.generate"
 """The only function name that a worker executes."""
 

@@ -37,6 +37,14 @@ T = TypeVar("T")
 
 _STATUSES: Mapping[bytes, Status] = {b"finished": "finished", b"failed": "failed", b"cancelled": "cancelled"}
 
+_RQ_STATUSES: Mapping[bytes, Status] = {
+    b"finished": "finished",
+    b"failed": "failed",
+    b"canceled": "cancelled",
+    b"stopped": "cancelled",
+}
+"""RQ's words for jobs that have ended."""
+
 RECONCILE_S = 5.0
 RECONCILE_MAX_S = 60.0
 BUSY_LOOP_GUARD_S = 0.02
@@ -115,6 +123,20 @@ class Collector:
             with queue_errors(self._redis):
                 answers = self._fetch_chunk(chunk)
             yield from answers
+
+    def look_up(self, job_ids: Iterable[str]) -> Iterator[Answer]:
+        """The answers of those jobs that have ended by now, whether they were collected or not.
+
+        Raises:
+            QueueUnavailable: Redis can't be reached.
+        """
+        for chunk in chunked(job_ids, keys.CHUNK):
+            with queue_errors(self._redis), self._redis.pipeline(transaction=False) as pipe:
+                for job_id in chunk:
+                    pipe.hget(Job.key_for(job_id), "status")
+                statuses = [_RQ_STATUSES.get(status or b"") for status in replies_to(pipe)]
+            found = zip(chunk, statuses, strict=True)
+            yield from self.fetch([EndedJob(job_id, status, "") for job_id, status in found if status is not None])
 
     def is_done(self) -> bool:
         """Whether the batch is sealed and every job that is still in it has been seen.

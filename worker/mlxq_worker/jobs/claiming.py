@@ -19,12 +19,13 @@ from mlxq.requests.openai import parse_object
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.engine.api import most_live_rows
 from mlxq_worker.jobs import endings
-from mlxq_worker.jobs.active import ActiveJob, ActiveJobs, PreparedRequest
+from mlxq_worker.jobs.active import ActiveJob, ActiveJobs
 from mlxq_worker.jobs.cancelled_batches import CancelledBatches
 from mlxq_worker.jobs.claimed import MAX_DATA_BYTES, ClaimedJob
 from mlxq_worker.jobs.completion import Completion
 from mlxq_worker.jobs.store import SUSPECT_STRIKES, JobStore
 from mlxq_worker.messages import Admit, Channel, Preparer
+from mlxq_worker.prepared import PreparedRequest
 from mlxq_worker.timing import Every
 from mlxq_worker.traces import trace_of
 

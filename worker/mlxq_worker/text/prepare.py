@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from mlxq.contract import Request, Result, SamplingParams
+from mlxq.contract import Request, Result, Sampling
 from mlxq.errors import RequestError
 from mlxq_worker.dialects.reasoning import ReasoningMarkers
 from mlxq_worker.dialects.tool_format import ToolFormat
@@ -199,7 +199,7 @@ class ModelPreparer:
             end_ids, budget = reasoning.ends[0], 0  # no message has begun that could be ended
         return ThoughtBudget(reasoning, budget, end_ids=end_ids, inner=held, vocab_size=self._vocab_size)
 
-    def _check_token_ids(self, sampling: SamplingParams) -> None:
+    def _check_token_ids(self, sampling: Sampling) -> None:
         check_ids(sampling.stop_token_ids, self._vocab_size, "stop_token_ids")
         check_ids(sampling.logprob_token_ids, self._vocab_size, "logprob_token_ids")
         check_ids(sampling.logit_bias, self._vocab_size, "logit_bias")
