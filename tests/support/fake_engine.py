@@ -101,7 +101,7 @@ class FakeEngine:
             for row in running
             if row.spec.streaming is not None and row.stop is None
         )
-        return replace(self._report(finished, num_computed=len(running)), pieces=pieces)
+        return self._report(finished, num_computed=len(running), pieces=pieces)
 
     @property
     def running(self) -> list[FakeRow]:
@@ -136,13 +136,16 @@ class FakeEngine:
     def kv_usage(self) -> float:
         return self.num_running / self.max_num_seqs
 
-    def _report(self, finished: tuple[RowResult, ...], *, num_computed: int) -> StepReport:
+    def _report(
+        self, finished: tuple[RowResult, ...], *, num_computed: int, pieces: tuple[RowPiece, ...] = ()
+    ) -> StepReport:
         return StepReport(
             finished=finished,
             num_running=self.num_running,
             num_waiting=len(self.rows) - self.num_running,
             rows_computed=num_computed,
             rows_useful=num_computed,
+            pieces=pieces,
         )
 
     def _start_rows(self) -> None:

@@ -40,9 +40,9 @@ def _nothing() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A loaded model. `description` is for the log, `model_name` what answers report; `memory` watches over what model
-    and engine take together. Engines belong to the thread that builds them; `close` comes after the last one's. `model`
-    is what its files say."""
+    """A loaded model. `description` is for the log; `memory` watches over what model and engine take together. Engines
+    belong to the thread that builds them; `close` comes after the last one's. `model_name` is what answers report,
+    `model` what its files say."""
 
     preparer: Preparer
     new_engine: Callable[[], Engine]
@@ -164,8 +164,8 @@ def load_backend(config: WorkerConfig, *, max_model_len: int | None = None) -> B
             f"model {loaded.name}, end tokens [{end_tokens}], {wiring}",
             MemoryWatch(used_bytes, limit_bytes, device.release_unused),
             stack.pop_all().close,
-            model_name=loaded.name,
-            model=loaded,
+            loaded.name,
+            loaded,
         )
 
 

@@ -244,6 +244,9 @@ class _TextAsWritten:
             specs = tuple(replace(spec, reasoning=None) for spec in specs)
         return self._preparer.finish(request, specs, results, **about)
 
+    def streaming(self, request: Request, specs: tuple[RowSpec, ...]) -> tuple[RowSpec, ...]:
+        return self._preparer.streaming(request, specs)
+
 
 def _config(given: Mapping[str, Any]) -> WorkerConfig:
     """What a worker would be told."""
