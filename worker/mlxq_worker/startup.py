@@ -38,7 +38,7 @@ def import_transformers() -> None:
             return lru_cache(maxsize=None)(function)
         return lru_cache(maxsize, typed)
 
-    functools.lru_cache = large_enough  # type: ignore[assignment]
+    functools.lru_cache = large_enough
     try:
         import transformers
     finally:
