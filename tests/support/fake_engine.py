@@ -21,7 +21,7 @@ from mlxq.contract import FINISH_REASONS, Choice, Request, Result, RunInfo, Stop
 from mlxq.errors import RequestError
 from mlxq_worker.backend import Backend
 from mlxq_worker.config import WorkerConfig
-from mlxq_worker.engine.api import AbortReason, RowId, RowResult, RowSpec, StepReport
+from mlxq_worker.engine.api import AbortReason, RowId, RowPiece, RowResult, RowSpec, StepReport, Streaming
 from mlxq_worker.worker import BatchWorker
 
 DEFAULT_MAX_TOKENS = 3
@@ -96,7 +96,12 @@ class FakeEngine:
         for result in finished:
             del self.rows[result.row_id]
         self.num_running = len(self.running)
-        return self._report(finished, num_computed=len(running))
+        pieces = tuple(
+            RowPiece(row_id=row.spec.row_id, part="content", start=row.num_tokens - 1, text="x")
+            for row in running
+            if row.spec.streaming is not None and row.stop is None
+        )
+        return self._report(finished, num_computed=len(running), pieces=pieces)
 
     @property
     def running(self) -> list[FakeRow]:
@@ -131,13 +136,16 @@ class FakeEngine:
     def kv_usage(self) -> float:
         return self.num_running / self.max_num_seqs
 
-    def _report(self, finished: tuple[RowResult, ...], *, num_computed: int) -> StepReport:
+    def _report(
+        self, finished: tuple[RowResult, ...], *, num_computed: int, pieces: tuple[RowPiece, ...] = ()
+    ) -> StepReport:
         return StepReport(
             finished=finished,
             num_running=self.num_running,
             num_waiting=len(self.rows) - self.num_running,
             rows_computed=num_computed,
             rows_useful=num_computed,
+            pieces=pieces,
         )
 
     def _start_rows(self) -> None:
@@ -170,7 +178,7 @@ class FakePreparer:
     """One token per character."""
 
     def prepare(self, request: Request, request_id: str) -> tuple[RowSpec, ...]:
-        prompt = request.prompt
+        prompt = request.messages[-1]["content"] if request.messages else request.prompt
         assert isinstance(prompt, str)
         if "bad" in prompt.split():
             raise RequestError("this prompt is bad", param="prompt", code="bad_prompt")
@@ -188,6 +196,9 @@ class FakePreparer:
         return tuple(
             replace(spec, row_id=spec.row_id.answer(index), seed=spec.seed + index) for index in range(num_rows)
         )
+
+    def streaming(self, request: Request, specs: tuple[RowSpec, ...]) -> tuple[RowSpec, ...]:
+        return tuple(replace(spec, streaming=Streaming()) for spec in specs)
 
     def finish(
         self,
@@ -234,7 +245,7 @@ class FakeWorker(BatchWorker):
 
     def load_backend(self, config: WorkerConfig) -> Backend:
         width = config.engine.max_num_seqs
-        return Backend(FakePreparer(), lambda: FakeEngine(width, self.step_s), "model fake")
+        return Backend(FakePreparer(), lambda: FakeEngine(width, self.step_s), "model fake", model_name="fake")
 
 
 class LoadingWorker(FakeWorker):

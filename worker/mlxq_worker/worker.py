@@ -253,7 +253,7 @@ class BatchWorker(BaseWorker):
         )
         if config.ready_fd is not None:
             _say_ready(config.ready_fd)  # before a job can be claimed: until it is said, ending us costs none
-        self._channel.to_io.put(Ready(backend.preparer))
+        self._channel.to_io.put(Ready(backend.preparer, backend.model_name))
         logger.info(
             "Worker %s: %s, queues %s, up to %d rows",
             self.name,
