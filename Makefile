@@ -64,9 +64,10 @@ compat: $(INSTALLED) need-openblas ## try rq-dashboard and rq-exporter on our jo
 bench: $(INSTALLED) need-openblas ## every workload through mlxq and what else there is; half an hour
 	$(BIN)/python -m tests.bench.suite
 
-alerts: ## have promtool try each alert (it comes with Prometheus: apt-get install prometheus)
+alerts: $(INSTALLED) need-openblas ## have promtool try each alert, and Prometheus watch a fleet (apt-get install prometheus)
 	promtool check config deploy/prometheus/prometheus.yml
 	promtool test rules tests/alerts/alerts_test.yml
+	MLXQ_PROMETHEUS=1 $(BIN)/pytest tests/alerts
 
 mac: $(INSTALLED) ## on a Mac: parity, launches, benchmark and wired limits, into mac-report.md; an hour
 	$(BIN)/python -m tests.bench.mac --model $(MODEL)
