@@ -52,7 +52,8 @@ def check_version(tag: str | None, number: str, changelog: str) -> None:
         raise NotReady(f"the tag is {tag} and pyproject.toml says {number}")
     if newest_section(changelog) != number:
         raise NotReady(f"CHANGELOG.md has no section ## [{number}] - YYYY-MM-DD above the others")
-    if re.search(r"^## \[Unreleased\]\n+[^#\s]", changelog, re.MULTILINE):
+    unreleased = re.search(r"^## \[Unreleased\]\n(.*?)(?=^## )", changelog, re.MULTILINE | re.DOTALL)
+    if unreleased and unreleased[1].strip():
         raise NotReady("CHANGELOG.md has lines under Unreleased: they belong to this release")
 
 
