@@ -145,6 +145,7 @@ def pairs(model: str, num_requests: int, num_tokens: int, rounds: int) -> list[t
 def of_the_worker(taken: list[tuple[Turn, Turn]], num_requests: int, num_tokens: int) -> dict[str, Any]:
     """The cost itself, where nothing else is done."""
     added_us = 1e6 * statistics.median(seen.cpu_s - unseen.cpu_s for seen, unseen in taken) / num_requests
+    ratios = [seen.cpu_s / unseen.cpu_s for seen, unseen in taken]
     return {
         "requests": num_requests,
         "tokens": num_tokens,
@@ -154,6 +155,7 @@ def of_the_worker(taken: list[tuple[Turn, Turn]], num_requests: int, num_tokens:
         ],
         "added_us_per_request": round(added_us, 1),
         "added_us_per_step": round(added_us * WIDTH / num_tokens, 2),
+        "processor_time": report.spread(ratios),
     }
 
 
@@ -169,7 +171,7 @@ def of_the_model(taken: list[tuple[Turn, Turn]], num_requests: int, num_tokens: 
 
 
 @click.command(help=__doc__)
-@click.option("--rounds", type=click.IntRange(1), default=9, show_default=True)
+@click.option("--rounds", type=click.IntRange(1), default=15, show_default=True)
 @click.option("--fake-requests", type=click.IntRange(1), default=1024, show_default=True)
 @click.option("--model-requests", type=click.IntRange(1), default=64, show_default=True)
 @click.option("--tokens", "num_tokens", type=click.IntRange(1), default=64, show_default=True)
