@@ -23,7 +23,15 @@ program() {
 }
 
 save() {
-    "$cli" -u "${MLXQ_URL:-redis://127.0.0.1:6379/0}" --rdb "$1.part" >&2
+    url=${MLXQ_URL:-redis://127.0.0.1:6379/0}
+    case "$url" in
+    unix://*)
+        path=${url#unix://}
+        path=${path#*@}
+        "$cli" -s "${path%%\?*}" --rdb "$1.part" >&2
+        ;;
+    *) "$cli" -u "$url" --rdb "$1.part" >&2 ;;
+    esac
     "$check" "$1.part" >&2 || fail "$1.part is broken"
     mv "$1.part" "$1"
 }

@@ -111,14 +111,6 @@ def test_every_option_has_the_variable_that_the_help_promises(name: str, monkeyp
         assert is_read_elsewhere or option.resolve_envvar_value(context) == "1", variable
 
 
-@pytest.fixture
-def one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty a.jsonl, in the folder where the commands are run."""
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.jsonl").touch()
-    return tmp_path
-
-
 def test_version_is_printed() -> None:
     result = mlxq("--version")
     assert (result.exit_code, result.stdout.split()[0].rstrip(",")) == (0, "mlxq")
@@ -139,7 +131,7 @@ def test_version_is_printed() -> None:
         ["run", "-i", "a.jsonl", "-o", "b.jsonl", "--max-inflight", "0"],
     ],
 )
-def test_wrong_usage_exits_with_2(arguments: list[str], one_file: Path) -> None:
+def test_wrong_usage_exits_with_2(arguments: list[str]) -> None:
     result = mlxq(*arguments)
     assert result.exit_code == 2
     assert "Usage:" in result.stderr
@@ -150,14 +142,13 @@ def test_wrong_usage_exits_with_2(arguments: list[str], one_file: Path) -> None:
     "arguments",
     [
         ["run", "-i", "a.jsonl", "-o", "a.jsonl"],
-        ["run", "-i", "b.jsonl", "-o", "c.jsonl"],
         ["run", "-i", "a.jsonl", "-o", "b.jsonl", "--set", "temprature=0"],
         ["enqueue", "--prompt", "hello", "--set", "temprature=0"],
         ["enqueue", "--prompt", "hello", "--batch-id", "a b"],
         ["status", "--url", "localhost:6379"],
     ],
 )
-def test_an_option_that_cannot_be_right_is_one_line_and_exit_code_2(arguments: list[str], one_file: Path) -> None:
+def test_an_option_that_cannot_be_right_is_one_line_and_exit_code_2(arguments: list[str]) -> None:
     result = mlxq(*arguments, env={"MLXQ_URL": "redis://localhost:1"})
     assert (result.exit_code, result.stderr.count("\n"), result.stdout) == (2, 1, "")
 

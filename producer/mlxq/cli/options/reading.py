@@ -88,10 +88,8 @@ def _expand(ctx: click.Context, param: click.Parameter, given: tuple[Path, ...])
 
 
 def _matching(pattern: Path, ctx: click.Context, param: click.Parameter) -> Sequence[Path]:
-    if str(pattern) == STDIN or pattern.exists():
+    if str(pattern) == STDIN or pattern.exists() or not glob.has_magic(str(pattern)):
         return (pattern,)
-    if not glob.has_magic(str(pattern)):
-        raise ConfigError(f"there is no file {pattern}")
     found = [Path(name) for name in sorted(glob.glob(str(pattern), recursive=True)) if Path(name).is_file()]  # noqa: PTH207 - any path
     if not found:
         raise click.BadParameter(f"no file matches {pattern}", ctx, param)
@@ -121,8 +119,6 @@ def _read_template(_ctx: click.Context, _param: click.Parameter, given: str | No
     if any(mark in given for mark in _MADE_BY_TEMPLATES):
         return PromptTemplate(given)
     with file_errors(given, "read"):
-        if not Path(given).exists():
-            raise ConfigError(f"--template {given!r} is no file that is there, and no template: those have {{{{ }}}}")
         return PromptTemplate(Path(given).read_text(encoding="utf-8"))
 
 
