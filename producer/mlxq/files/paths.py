@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from mlxq.errors import ConfigError, InputFileError
+from mlxq.errors import ConfigError, InputFileError, NoSuchFile
 
 STDIN = "-"
 BLOCK_BYTES = 64 * 1024
