@@ -105,6 +105,8 @@ def run(
     Starts a Redis and a worker for itself, and ends them. The output file is the only state: run the same command
     again after an interruption, or over a longer input, and only what is missing is done. With --url, a Redis that
     goes away is waited for. Give each model its own --output and, on a shared Redis, its own --queue.
+
+    Example: mlxq run -i in.jsonl -o out.jsonl --set temperature=0
     """
     if validate_only:
         from mlxq.cli.validate import validate

@@ -126,6 +126,8 @@ def serve(
 
     All are answered by the workers of the queue; with --with-worker by one of its own. What has not ended goes on
     when the same command is run again, also after a kill. Ends on SIGTERM or SIGINT.
+
+    Example: mlxq serve --with-worker --model demo --data served
     """
     from mlxq.serve.api.service import Limits
     from mlxq.serve.live.desk import WaitLimits

@@ -63,6 +63,8 @@ def worker(
 
     Ends on SIGTERM or SIGINT: running rows get their grace, everything else goes back to the queue. A second signal
     gives everything back at once. The model runs in a process of its own, which is started again when it dies.
+
+    Example: mlxq worker --model mlx-community/Qwen3-4B-4bit
     """
     log_to_stderr(log_format, worker=os.environ.get("MLXQ_NAME"))  # unlike RQ's own
     log_printably("mlxq.supervisor", "rq.worker")
