@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from contextlib import nullcontext, suppress
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeGuard
@@ -16,6 +17,7 @@ from typing import Self, TypeGuard
 from mlxq import keys
 from mlxq.errors import BatchNotFound, InputFileError, QueueError, QueueUnavailable
 from mlxq.files.input import BadLine
+from mlxq.files.known_lines import KnownBlock, KnownLines
 from mlxq.files.outages import Outages, Tell
 from mlxq.files.output.answer_table import AnswerTable, InputRow, input_row
 from mlxq.files.output.retry import Retry
@@ -36,13 +38,16 @@ MAX_AHEAD_BYTES = 16 * 2**20
 """Of the lines that are read ahead; at least one is."""
 
 
+InputItem = ParsedLine | BadLine | KnownBlock
+
+
 class LeftToOthers(Exception):
     """What `on_turn` raises to end a run that another will go on with: its requests stay in the queue."""
 
 
 def process(
     client: Client,
-    lines: Iterable[ParsedLine | BadLine],
+    lines: Iterable[InputItem],
     output: Path,
     error_file: Path,
     *,
@@ -58,6 +63,7 @@ def process(
     table: AnswerTable | None = None,
     retry: Retry | None = None,
     model: str | None = None,
+    known: KnownLines | None = None,
 ) -> Summary:
     """Have every line answered: each becomes one line of the output file or of the error file.
 
@@ -67,7 +73,7 @@ def process(
     is answered again, and its new line takes the old one's place.
 
     Args:
-        lines: what `mlxq.files.input.read_requests` yields.
+        lines: what `mlxq.files.input.read_requests` yields, or `read_unknown` with `known`.
         max_inflight: requests in the queue at a time.
         max_inflight_bytes: no more are added while those in the queue were so long in the input; with `max_inflight` it
             bounds memory here and in Redis.
@@ -84,6 +90,7 @@ def process(
         table: at the end, and only if the run comes to it, the answers are written as this table, too.
         retry: which whole answers are asked for again.
         model: whose answers are to be gone on from; any, if none is named.
+        known: learns the lines that the output file has the answers to, before lines are read.
 
     Raises:
         InputFileError: a file can't be read or written.
@@ -101,6 +108,7 @@ def process(
         default_max_tokens=default_max_tokens,
         retry=retry,
         model=model,
+        known=known,
     ) as sink:
         prefix = batch_prefix(output)
         batch = client.open(batch_id, prefix=prefix)
@@ -127,8 +135,8 @@ def process(
     return sink.summary(interrupted=not bulk.is_done)
 
 
-def _num_bytes(line: ParsedLine | BadLine) -> int:
-    return line.num_bytes if isinstance(line, ParsedLine) else 0
+def _num_bytes(line: InputItem) -> int:
+    return 0 if isinstance(line, BadLine) else line.num_bytes
 
 
 def _note_left(batch: Batch, left: set[str]) -> None:
@@ -147,7 +155,7 @@ class _Bulk:
     def __init__(
         self,
         batch: Batch,
-        lines: Iterable[ParsedLine | BadLine],
+        lines: Iterable[InputItem],
         sink: Sink,
         max_inflight: int,
         max_inflight_bytes: int,
@@ -256,7 +264,10 @@ class _Bulk:
             self._batch.seal()
         return num_added
 
-    def _is_to_run(self, line: ParsedLine | BadLine) -> TypeGuard[ParsedLine]:
+    def _is_to_run(self, line: InputItem) -> TypeGuard[ParsedLine]:
+        if isinstance(line, KnownBlock):
+            self._skip(line)
+            return False
         if self._rows is not None:
             self._rows.append(input_row(line))
         if isinstance(line, BadLine):
@@ -268,6 +279,14 @@ class _Bulk:
             self._written_early.remove(job_id)
             return False
         return not self._sink.skip_request(line)
+
+    def _skip(self, block: KnownBlock) -> None:
+        self._sink.skip_block(block)
+        if self._rows is not None:
+            for custom_id, kept in zip(block.custom_ids, block.kept or repeat({}), strict=False):
+                self._rows.append(InputRow(custom_id, kept))
+        if self._written_early:
+            self._written_early.difference_update(map(self._batch.job_id, block.custom_ids))
 
     def _as_asked(self, line: ParsedLine) -> ParsedLine:
         """The line itself, or one with a larger limit, whose answer will be one to the line itself."""
@@ -297,7 +316,7 @@ class _Bulk:
             self._inflight_bytes -= line.num_bytes
             output = {**answer.line, "custom_id": line.request.custom_id}
             raised = self._raised.pop(answer.job_id, None)
-            self._sink.write(output if raised is None else retried_line(output, *raised))
+            self._sink.write(output if raised is None else retried_line(output, *raised), mark=line.mark)
         elif answer.job_id in self._left:
             self._left.remove(answer.job_id)
             self._write_early(answer)

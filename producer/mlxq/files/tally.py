@@ -103,10 +103,10 @@ class Tally:
         """Since the tally was begun."""
         return time.monotonic() - self._started
 
-    def skip(self, model: str | None) -> None:
-        """Count a request that this model has answered before."""
-        self.skipped += 1
-        self._count_model(model)
+    def skip(self, model: str | None, count: int = 1) -> None:
+        """Count requests that this model has answered before."""
+        self.skipped += count
+        self._count_model(model, count)
 
     def drop(self, fields: Iterable[str]) -> None:
         """Count the fields that were left out of one request."""
@@ -155,9 +155,9 @@ class Tally:
             dropped=tuple(self._dropped.most_common()),
         )
 
-    def _count_model(self, model: str | None) -> None:
+    def _count_model(self, model: str | None, count: int = 1) -> None:
         if model is not None:
-            self._models[model] += 1
+            self._models[model] += count
 
 
 def _label(stop: Mapping[str, Any]) -> str | None:

@@ -149,7 +149,9 @@ class Collector:
         started = time.monotonic()
         stream = keys.batch_events(self._batch_id)
         with self._redis.pipeline(transaction=False) as pipe:
-            pipe.xread({stream: self._position}, count=keys.CHUNK, block=max(1, int(block_s * 1000)))
+            # Not 1 ms where nobody is to wait: Redis looks at such clients ten times a second only.
+            block_ms = max(1, int(block_s * 1000)) if block_s > 0 else None
+            pipe.xread({stream: self._position}, count=keys.CHUNK, block=block_ms)
             [reply] = pipe.execute()
         if not reply:
             left_s = block_s - (time.monotonic() - started)

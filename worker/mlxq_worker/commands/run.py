@@ -28,6 +28,7 @@ from mlxq.cli.terminal import tell
 from mlxq.cli.validate import validate
 from mlxq.errors import QueueNotReady, QueueUnavailable
 from mlxq.files import bulk
+from mlxq.files.known_lines import KnownLines
 from mlxq.files.output.retry import Retry
 from mlxq.files.tally import Summary, Tally
 from mlxq.queue import durability
@@ -121,7 +122,8 @@ def run(
         inputs=reading.paths,
     )
     retry = Retry.read(retry_reasons, max_tokens_on_retry)
-    lines = reading.requests()
+    known = KnownLines()
+    lines = reading.unknown(known)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         is_shared = bool(url)
@@ -158,6 +160,7 @@ def run(
                 default_max_tokens=(worker_options["default_max_tokens"] or DEFAULT_MAX_TOKENS) if workers else None,
                 table=writing.table,
                 retry=retry,
+                known=known,
                 model=_model_to_go_on_from(worker_options["model"]) if workers and not accept_model_change else None,
             )
         except QueueUnavailable as error:
