@@ -71,9 +71,10 @@ alerts: ## have promtool try each alert (it comes with Prometheus: apt-get insta
 mac: $(INSTALLED) ## on a Mac: parity, launches, benchmark and wired limits, into mac-report.md; an hour
 	$(BIN)/python -m tests.bench.mac --model $(MODEL)
 
-faults: $(INSTALLED) need-openblas ## kill workers, Redis, mlxq run and mlxq serve, and have Redis answer with errors: 15 minutes
+faults: $(INSTALLED) need-openblas ## kill workers, Redis, mlxq run and mlxq serve, and have Redis answer with errors: 20 minutes
 	$(BIN)/python -m tests.faults --seconds 300 --requests 3000 --workers 3 --seed $(SEED)
 	$(BIN)/python -m tests.faults --redis-errors --seconds 375 --requests 3000 --workers 3 --seed $(SEED)
+	$(BIN)/python -m tests.faults.killed_runs --lines 20000 --kills 10 --seed $(SEED)
 	$(BIN)/python -m tests.faults.served --seconds 180 --clients 50 --batches 200 --lines 100 --seed $(SEED)
 
 clean: ## remove .venv, the demo's files and every cache

@@ -36,6 +36,9 @@ MAX_NAMED = 5
 @click.option("--prompt", help="One prompt, instead of a file.")
 @click.option("--wait", is_flag=True, help="With --prompt: wait for the answer and print it.")
 @click.option("--batch-id", help="Complete this batch instead of making a new one.")
+@click.option(
+    "--max-inflight", type=click.IntRange(1), help="Wait while the batch has so many requests without an answer."
+)
 @options.url
 @options.queue
 def enqueue(
@@ -43,6 +46,7 @@ def enqueue(
     prompt: str | None,
     wait: bool,
     batch_id: str | None,
+    max_inflight: int | None,
     url: str | None,
     queue: str,
 ) -> None:
@@ -65,7 +69,7 @@ def enqueue(
         else:
             show(batch.id)
     else:
-        _enqueue_file(batch, _GoodLines(reading.requests()))
+        _enqueue_file(batch, _GoodLines(reading.requests()), max_inflight)
 
 
 def _check_usage(reading: Reading, prompt: str | None, wait: bool) -> None:
@@ -116,7 +120,7 @@ class _GoodLines:
             self.unnamed.add(line.error.code, line.error.message, line.place)
 
 
-def _enqueue_file(batch: Batch, lines: _GoodLines) -> None:
+def _enqueue_file(batch: Batch, lines: _GoodLines, max_inflight: int | None) -> None:
     num_new, num_changed = 0, 0
     patience = Patience()
     try:
@@ -125,7 +129,7 @@ def _enqueue_file(batch: Batch, lines: _GoodLines) -> None:
             changed = set(patience(partial(batch.changed, chunk)))
             num_changed += len(changed)
             chunk = [line for line in chunk if line.request.custom_id not in changed]
-            num_new += patience(partial(batch.add, chunk))
+            num_new += patience(partial(batch.add, chunk, max_inflight=max_inflight))
         patience(batch.seal)
     except QueueUnavailable as error:
         raise type(error)(f"{error}; to complete the batch, add --batch-id {batch.id}") from error
