@@ -164,8 +164,13 @@ class Story:
                 time.sleep(self.rng.random() / 50)
                 self.runs.kill()
                 self.num_kills += self.runs.exit_code() == -signal.SIGKILL
+                left = self._finished()
+                lost = frozenset().union(*(ids for _, ids in finished)) - left
+                wrong += [f"{len(lost)} finished rows were lost"] if lost else []
                 self._tear()
-                finished.append((len(worker.custom_ids), self._finished()))
+                torn = left - (still := self._finished())  # it may be what an earlier run had finished
+                finished = [(count, ids - torn) for count, ids in finished]
+                finished.append((len(worker.custom_ids), still))
             self._start(given)
             if (code := self.runs.exit_code()) != 0:
                 wrong.append(f"the last run ended with {code}")

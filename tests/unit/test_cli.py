@@ -709,7 +709,7 @@ def test_a_plain_line_has_no_rates_before_something_has_ended(
     log.update(tally)
     assert capsys.readouterr().err.splitlines() == [
         "0/8 requests",
-        "2/8 requests, 0.1 requests/s, 2 tokens/s, 1:00 left",
+        "2/8 requests, 0.1 requests/s, 2 tokens/s, 30 s left",  # loading is no part of the rate
     ]
 
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from redis import Redis
 from redis.client import Pipeline
@@ -43,8 +43,17 @@ ROOM_POLL_S = 0.1
 class Batch:
     """One batch. Build it with `Client.submit`, `Client.open` or `Client.batch`."""
 
-    def __init__(self, connection: Redis, batch_id: str, queue: str, *, reconcile_s: float = RECONCILE_S) -> None:
+    def __init__(
+        self,
+        connection: Redis,
+        batch_id: str,
+        queue: str,
+        *,
+        reconcile_s: float = RECONCILE_S,
+        about: Mapping[str, str] | None = None,
+    ) -> None:
         self.id = batch_id
+        self._about = dict(about or {})  # of a new batch
         self.queue = queue
         self._redis = connection
         self._reconcile_s = reconcile_s
@@ -342,7 +351,8 @@ class Batch:
 
     def _describe(self, pipe: Pipeline) -> None:
         now, batch = time.time(), keys.batch(self.id)
-        initial = {"queue": self.queue, "created": now, "total": 0, "sealed": 0, "cancelled": 0}
+        initial: dict[str, Any] = {"queue": self.queue, "created": now, "total": 0, "sealed": 0, "cancelled": 0}
+        initial |= self._about
         for name, value in initial.items():
             pipe.hsetnx(batch, name, str(value))
         pipe.zadd(keys.BATCHES, {self.id: now}, nx=True)

@@ -88,6 +88,13 @@ def model_of(line: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def eos_of(line: Any) -> tuple[tuple[int, str], ...]:
+    """The ids and texts of the end tokens that were in force for an answer; none where it says none."""
+    ends = _at(line, "response", "body", "mlxq", "eos")
+    pairs = ((_at(end, "id"), _at(end, "token")) for end in ends) if isinstance(ends, list) else ()
+    return tuple((number, token) for number, token in pairs if type(number) is int and isinstance(token, str))
+
+
 def choices_of(line: Any) -> tuple[dict[str, Any], ...]:
     """The answers in an output line, in order; none if it holds an error."""
     choices = _at(line, "response", "body", "choices")
@@ -157,6 +164,12 @@ def usage_of(line: Any) -> tuple[int, int]:
     counts = (_at(line, "response", "body", "usage", name) for name in ("prompt_tokens", "completion_tokens"))
     prompt, completion = (count if isinstance(count, int) else 0 for count in counts)
     return prompt, completion
+
+
+def service_s_of(line: Any) -> float | None:
+    """The seconds that an answer has taken, without its time in the queue; `None` where that isn't known."""
+    parts = [_at(line, "response", "body", "mlxq", name) for name in ("prefill_s", "decode_s")]
+    return sum(parts) if all(type(part) in (int, float) for part in parts) else None
 
 
 def reasoning_tokens_of(line: Any) -> int:

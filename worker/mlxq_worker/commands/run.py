@@ -7,6 +7,7 @@ display. Never imports mlx itself.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -29,6 +30,7 @@ from mlxq.cli.validate import validate
 from mlxq.errors import QueueNotReady, QueueUnavailable
 from mlxq.files import bulk
 from mlxq.files.known_lines import KnownLines
+from mlxq.files.output.manifest import RunFacts, check_manifest, manifest_path, write_manifest
 from mlxq.files.output.retry import Retry
 from mlxq.files.tally import Summary, Tally
 from mlxq.queue import durability
@@ -38,6 +40,7 @@ from mlxq_worker.commands.worker_options import worker_command, worker_option
 from mlxq_worker.config import DEFAULT_MAX_TOKENS
 from mlxq_worker.supervision.dead_workers import DeadWorkers
 from mlxq_worker.supervision.redis_server import private_redis
+from mlxq_worker.supervision.totals import Totals
 from mlxq_worker.supervision.worker_process import WorkerProcess
 
 LEASE_S = 30
@@ -81,6 +84,9 @@ RESUME_HINT = "Run the same command again to go on from here."
 @worker_option("allow_no_eos")
 @worker_option("tool_call_parser")
 @worker_option("reasoning_parser")
+@click.option(
+    "--manifest/--no-manifest", default=True, help="In the end, write down what came of it: OUT.manifest.json."
+)
 @click.option("--validate-only", is_flag=True, help="List the lines that can't be used, and run nothing.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what the worker writes.")
 def run(
@@ -97,6 +103,7 @@ def run(
     max_tokens_on_retry: str | None,
     accept_model_change: bool,
     ordered: bool,
+    manifest: bool,
     validate_only: bool,
     verbose: bool,
     **worker_options: Any,
@@ -121,8 +128,11 @@ def run(
         kept_types=reading.kept_types(),
         inputs=reading.paths,
     )
+    manifest_file = manifest_path(output) if manifest and (output.is_file() or not output.exists()) else None
+    if manifest_file is not None:
+        check_manifest(manifest_file)
     retry = Retry.read(retry_reasons, max_tokens_on_retry)
-    known = KnownLines()
+    known, started = KnownLines(), time.time()
     lines = reading.unknown(known)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
@@ -132,13 +142,16 @@ def run(
         stack.callback(client.close)
         if is_shared:  # maybe by a variable that was set for something else
             tell(f"Using queue {queue} in the Redis at {address_of(client.redis)}.")
+        totals = [Totals() for _ in range(workers)]
         dead_workers = DeadWorkers(client.redis, [queue])
         command = worker_command(queue, **worker_options)
         processes = [
             stack.enter_context(
-                WorkerProcess(command, _variables(url), verbose=verbose, tell=tell, on_end=dead_workers.release)
+                WorkerProcess(
+                    command, _variables(url), verbose=verbose, tell=tell, on_end=dead_workers.release, totals=figures
+                )
             )
-            for _ in range(workers)
+            for figures in totals
         ]
         display = stack.enter_context(progress(reading.count()))
         turn = _Turn(client, processes, dead_workers, display, stop)
@@ -161,7 +174,7 @@ def run(
                 table=writing.table,
                 retry=retry,
                 known=known,
-                model=_model_to_go_on_from(worker_options["model"]) if workers and not accept_model_change else None,
+                model=_name_of(worker_options["model"]) if workers and not accept_model_change else None,
             )
         except QueueUnavailable as error:
             whose = "" if is_shared else "The Redis that this run had started is gone. "
@@ -172,6 +185,20 @@ def run(
             tell(f"The answers so far are in {writing.answers}; the table is made when all are there.")
     elif summary.total == 0:
         tell(EMPTY_HINT)
+    if manifest_file is not None:
+        facts = RunFacts(
+            started=started,
+            command=["mlxq", *sys.argv[1:]],
+            files={
+                "input": [str(path) for path in reading.paths],
+                "output": str(output),
+                "answers": str(writing.answers),
+                "errors": str(writing.errors),
+            },
+            model=_name_of(worker_options["model"]) if workers else None,
+            row_efficiency=_row_efficiency(totals),
+        )
+        write_manifest(manifest_file, summary, facts)
     if workers:
         _warn_of_other_models(summary, worker_options["model"])
     finish(summary, writing.errors, stop)
@@ -185,20 +212,24 @@ def _findings(client: Client) -> list[str]:
         return []
 
 
-def _model_to_go_on_from(model: str) -> str:
+def _name_of(model: str) -> str:
     from mlxq_worker.model.load import name_of
 
     return name_of(model)
 
 
-def _warn_of_other_models(summary: Summary, model: str) -> None:
-    from mlxq_worker.model.load import name_of
+def _row_efficiency(totals: Sequence[Totals]) -> float | None:
+    """Of all workers together."""
+    kept, computed = map(sum, zip(*(figures.rows() for figures in totals), strict=True)) if totals else (0, 0)
+    return kept / computed if computed else None
 
+
+def _warn_of_other_models(summary: Summary, model: str) -> None:
     for name, count in summary.models:
-        if name != name_of(model):
+        if name != _name_of(model):
             tell(
-                f"Warning: {count:,} of the answers are by {name}, not by {name_of(model)}. Give each model an --output"
-                " of its own and, on a shared Redis, a --queue of its own."
+                f"Warning: {count:,} of the answers are by {name}, not by {_name_of(model)}. Give each model an"
+                " --output of its own and, on a shared Redis, a --queue of its own."
             )
 
 
