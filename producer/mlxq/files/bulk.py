@@ -6,13 +6,13 @@ process nor Redis grows with the file. Knows nothing of who answers the jobs, no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
 from itertools import repeat
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeGuard
+from typing import Any, Self, TypeGuard
 
 from mlxq import keys
 from mlxq.errors import BatchNotFound, InputFileError, QueueError, QueueUnavailable
@@ -20,6 +20,7 @@ from mlxq.files.input import BadLine
 from mlxq.files.known_lines import KnownBlock, KnownLines
 from mlxq.files.outages import Outages, Tell
 from mlxq.files.output.answer_table import AnswerTable, InputRow, input_row
+from mlxq.files.output.continuation import going_on, joined_line
 from mlxq.files.output.retry import Retry
 from mlxq.files.output.sink import Sink
 from mlxq.files.read_ahead import ReadAhead
@@ -139,6 +140,10 @@ def _num_bytes(line: InputItem) -> int:
     return 0 if isinstance(line, BadLine) else line.num_bytes
 
 
+def _whole(part: Mapping[str, Any], content_hash: str, rest: Mapping[str, Any]) -> dict[str, Any]:
+    return joined_line(part, rest, content_hash)
+
+
 def _note_left(batch: Batch, left: set[str]) -> None:
     """Note the jobs that an earlier run into the same file has left in the batch."""
     left.update(batch.job_ids())
@@ -182,7 +187,8 @@ class _Bulk:
         self._tell = tell
         self._refill = min(keys.CHUNK, max(1, max_inflight // 4))
         self._inflight: dict[str, ParsedLine] = {}  # by job id
-        self._raised: dict[str, tuple[str, int]] = {}  # of those: the request's own hash, and the limit it has instead
+        # Of those that ask for something else than their line: makes the answer one to the line.
+        self._made_whole: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {}
         self._unsynced: list[Answer] = []
         self._input_ended = False
         self._has_batch = False
@@ -289,11 +295,18 @@ class _Bulk:
             self._written_early.difference_update(map(self._batch.job_id, block.custom_ids))
 
     def _as_asked(self, line: ParsedLine) -> ParsedLine:
-        """The line itself, or one with a larger limit, whose answer will be one to the line itself."""
-        limit = self._sink.limit_of_retry(line.request.custom_id)
+        """The line itself, or one with a larger limit, or for the rest of an answer; what comes of those will be made
+        an answer to the line itself."""
+        custom_id, content_hash = line.request.custom_id, line.request.content_hash
+        if (part := self._sink.part_of(custom_id)) is not None:
+            self._made_whole[self._batch.job_id(custom_id)] = partial(_whole, part, content_hash)
+            return going_on(line, part)
+        limit = self._sink.limit_of_retry(custom_id)
         if limit is None:
             return line
-        self._raised[self._batch.job_id(line.request.custom_id)] = (line.request.content_hash, limit)
+        self._made_whole[self._batch.job_id(custom_id)] = partial(
+            retried_line, content_hash=content_hash, max_tokens=limit
+        )
         return line.with_max_tokens(limit)
 
     def _collect(self, block_s: float) -> bool:
@@ -315,8 +328,8 @@ class _Bulk:
         if line is not None:
             self._inflight_bytes -= line.num_bytes
             output = {**answer.line, "custom_id": line.request.custom_id}
-            raised = self._raised.pop(answer.job_id, None)
-            self._sink.write(output if raised is None else retried_line(output, *raised), mark=line.mark)
+            made_whole = self._made_whole.pop(answer.job_id, dict)
+            self._sink.write(made_whole(output), mark=line.mark)
         elif answer.job_id in self._left:
             self._left.remove(answer.job_id)
             self._write_early(answer)

@@ -44,10 +44,10 @@ _SMALL_BYTES = 4096
 
 
 class NewJob(NamedTuple):
-    """A job that is to be: its place in the batch, what it is called there, and what its worker gets."""
+    """A job that is to be: its number in the batch, what it is called there, and what its worker gets."""
 
     id: str
-    index: int
+    number: int
     custom_id: str
     payload: dict[str, Any]
 
@@ -81,7 +81,7 @@ def _alike(queue: str) -> list[str | int]:
 
 def _arguments(job: NewJob, batch_id: str) -> Iterator[str | int | bytes]:
     yield job.id
-    yield job.index
+    yield job.number
     yield _compressed(msgspec.json.encode([keys.FUNCTION_NAME, None, [job.payload], {}]))
     yield msgspec.json.encode({"custom_id": job.custom_id, "batch": batch_id})
 

@@ -61,7 +61,11 @@ class ParsedLine:
     def with_max_tokens(self, limit: int) -> ParsedLine:
         """The same request with another limit."""
         body = {name: value for name, value in self.payload["body"].items() if name != "max_completion_tokens"}
-        line = {**self.payload, "body": {**body, "max_tokens": limit}}
+        return self.with_body({**body, "max_tokens": limit})
+
+    def with_body(self, body: Mapping[str, Any]) -> ParsedLine:
+        """A request with another body, under the same id."""
+        line = {**self.payload, "body": body}
         parsed = parse_object(line, default_custom_id=self.request.custom_id)
         return replace(parsed, kept=self.kept, num_bytes=self.num_bytes, mark=self.mark)
 

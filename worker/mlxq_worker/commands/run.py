@@ -78,6 +78,9 @@ RESUME_HINT = "Run the same command again to go on from here."
     metavar="FACTORx[:MAX]",
     help="Ask again for answers that hit their limit, with one so many times as large: 2x, or 2x:4096.",
 )
+@click.option(
+    "--continue-length", is_flag=True, help="Go on from the text of answers that are there and hit their limit."
+)
 @click.option("--accept-model-change", is_flag=True, help="Go on from answers of another model.")
 @options.ordered
 @worker_option("extra_eos_tokens")
@@ -101,6 +104,7 @@ def run(
     resume: bool,
     retry_reasons: tuple[str, ...],
     max_tokens_on_retry: str | None,
+    continue_length: bool,
     accept_model_change: bool,
     ordered: bool,
     manifest: bool,
@@ -131,7 +135,7 @@ def run(
     manifest_file = manifest_path(output) if manifest and (output.is_file() or not output.exists()) else None
     if manifest_file is not None:
         check_manifest(manifest_file)
-    retry = Retry.read(retry_reasons, max_tokens_on_retry)
+    retry = Retry.read(retry_reasons, max_tokens_on_retry, goes_on=continue_length)
     known, started = KnownLines(), time.time()
     lines = reading.unknown(known)
     with ExitStack() as stack:

@@ -13,7 +13,8 @@ import msgspec
 from msgspec import Struct
 
 from mlxq.files.known_lines import MADE_UP, Known, KnownLines, Marked, made_up_id
-from mlxq.files.output.stored import read_as
+from mlxq.files.output.continuation import can_go_on
+from mlxq.files.output.stored import read_as, read_lines
 from mlxq.id_table import IdTable, is_text
 from mlxq.queue.answers import chunked
 from mlxq.results import read_back
@@ -96,6 +97,17 @@ def load_done(
     if known is not None and len(table) < table.num_lines:
         known.void()  # a mark may be that of an answer which another has replaced
     return table
+
+
+def parts_in(path: Path) -> IdTable:
+    """The output lines of a result file whose answers can be gone on with, as JSON by id; later lines win."""
+    parts = IdTable()
+    for line in read_lines(path) if path.is_file() else ():
+        if can_go_on(line):
+            parts.put(line["custom_id"], msgspec.json.encode(line))
+        else:
+            parts.discard(line["custom_id"])
+    return parts
 
 
 class LineOutcome(NamedTuple):

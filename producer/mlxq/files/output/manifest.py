@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from mlxq.errors import ConfigError
 from mlxq.files.output.durable import replace_file
@@ -66,8 +66,12 @@ def write_manifest(path: Path, summary: Summary, facts: RunFacts) -> None:
         InputFileError: it can't be written.
     """
     text = json.dumps(manifest_of(summary, facts), indent=2, ensure_ascii=False)
+
+    def write(out: BinaryIO) -> None:
+        out.write(f"{text}\n".encode(errors="replace"))
+
     with file_errors(path, "write"):
-        replace_file(path.resolve(), lambda out: out.write(f"{text}\n".encode(errors="replace")) and None)
+        replace_file(path.resolve(), write)
 
 
 def manifest_of(summary: Summary, facts: RunFacts) -> dict[str, Any]:
