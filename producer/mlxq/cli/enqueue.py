@@ -36,7 +36,7 @@ MAX_NAMED = 5
 @click.option("--prompt", help="One prompt, instead of a file.")
 @click.option("--wait", is_flag=True, help="With --prompt: wait for the answer and print it.")
 @click.option("--batch-id", help="Complete this batch instead of making a new one.")
-@click.option("--name", help="What to call a new batch in `mlxq status`.")
+@click.option("--batch-name", help="What to call a new batch in `mlxq status`.")
 @click.option("--metadata", multiple=True, metavar="NAME=TEXT", help="Your own notes on a new batch; may be repeated.")
 @click.option(
     "--max-inflight", type=click.IntRange(1), help="Wait while the batch has so many requests without an answer."
@@ -48,7 +48,7 @@ def enqueue(
     prompt: str | None,
     wait: bool,
     batch_id: str | None,
-    name: str | None,
+    batch_name: str | None,
     metadata: tuple[str, ...],
     max_inflight: int | None,
     url: str | None,
@@ -62,7 +62,7 @@ def enqueue(
     """
     _check_usage(reading, prompt, wait)
     client = Client(url or DEFAULT_URL, queue)
-    batch = client.open(batch_id, name=name, metadata=dict(map(_note, metadata)))
+    batch = client.open(batch_id, name=batch_name, metadata=dict(map(_note, metadata)))
     refuse_cluster(client.redis)
     if prompt is not None:
         line = reading.prompt(prompt, custom_id="prompt")
