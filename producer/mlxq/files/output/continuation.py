@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from mlxq.contract import SamplingParams
+from mlxq.contract import Sampling
 from mlxq.requests.openai import ParsedLine
 from mlxq.results.read_back import choices_of, is_success, stop_details_of, text_of, usage_of
 
-_PLAIN = SamplingParams()
+_PLAIN = Sampling()
 _NEEDS_ALL = ("n", "beam", "logprobs", "prompt_logprobs", "return_token_ids", "thinking_token_budget")
 """What an answer in parts can't have: several texts, scores or ids of all tokens, a limit on all of its thoughts."""
 

@@ -6,6 +6,7 @@ Kept on the disk, so that it takes no memory to speak of. Knows no requests that
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,6 @@ from mlxq.files.known_lines import MADE_UP, Known, KnownLines, Marked, made_up_i
 from mlxq.files.output.continuation import can_go_on
 from mlxq.files.output.stored import read_as, read_lines
 from mlxq.id_table import IdTable, is_text
-from mlxq.queue.answers import chunked
 from mlxq.results import read_back
 
 LINES_AT_ONCE = 500
@@ -88,7 +88,8 @@ def load_done(
         InputFileError: the file can't be read, or a line other than a cut-off last one is not an output line.
     """
     table = DoneTable()
-    for outcomes in chunked(read_as(path, read_outcome) if Path(path).is_file() else (), LINES_AT_ONCE):
+    lines = iter(read_as(path, read_outcome) if Path(path).is_file() else ())
+    while outcomes := list(islice(lines, LINES_AT_ONCE)):
         table.num_lines += len(outcomes)
         answers = [(outcome.custom_id, outcome.done) for outcome in outcomes if outcome.done is not None]
         table.put_many(answers)
