@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -144,6 +145,26 @@ def test_every_good_line_is_answered_once_and_the_run_says_that_some_failed(mixe
     assert f"What was wrong with each of them is in {mixed.files.errors}." in mixed.process.stderr
     assert answers.keys() == EXAMPLES.keys()
     assert sum(is_right(answers[name], example) for name, example in EXAMPLES.items()) >= 0.95 * len(EXAMPLES)
+
+
+@pytest.mark.slow
+def test_the_manifest_beside_the_output_says_what_came_of_it(mixed: Done) -> None:
+    answers = read_lines(mixed.files.output).values()
+    manifest = json.loads((mixed.files.directory / "out.manifest.json").read_text())
+
+    total = len(GOOD) + len(BAD)
+    assert (manifest["requests"]["total"], manifest["requests"]["answered"]) == (total, len(GOOD))
+    assert manifest["failures"] == Counter(bad.code for bad in BAD)
+    assert sum(stop["count"] for stop in manifest["stops"]) == len(GOOD)
+    tokens = sum(line["response"]["body"]["usage"]["completion_tokens"] for line in answers)
+    assert manifest["completion_tokens"] == tokens
+    assert manifest["tokens_per_s"] == pytest.approx(tokens / manifest["seconds"], rel=0.01)
+    assert 0.5 < manifest["row_efficiency"] <= 1.0
+    assert [(model["name"], model["answers"]) for model in manifest["models"]] == [("mlxq-demo", len(GOOD))]
+    assert manifest["models"][0]["eos"] == next(iter(answers))["response"]["body"]["mlxq"]["eos"]
+    assert manifest["versions"].keys() == {"python", "mlxq", "mlx", "mlx-lm"}
+    assert None not in manifest["versions"].values()
+    assert manifest["command"] == ["mlxq", *mixed.files.command()[3:]]
 
 
 @pytest.mark.slow

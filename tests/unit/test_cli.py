@@ -238,6 +238,20 @@ def test_enqueue_prints_the_batch_id_and_nothing_else_on_stdout(redis_url: str, 
     assert (counts.total, counts.sealed) == (3, True)
 
 
+def test_enqueue_says_of_a_new_batch_what_it_is(redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": "hi"}\n')
+    command = ["enqueue", "-i", str(tmp_path / "in.jsonl"), "--url", redis_url, "--batch-id", "b1"]
+    about = ["--batch-name", "nightly", "--metadata", "owner=Kim", "--metadata", "why=a = b"]
+
+    refused = CliRunner().invoke(main, [*command, "--metadata", "owner"])
+    done = CliRunner().invoke(main, [*command, *about, "--max-inflight", "1"])
+
+    assert (refused.exit_code, done.exit_code) == (2, 0)
+    assert "--metadata 'owner' is not NAME=TEXT" in refused.output
+    counts = Client(redis_url).batch("b1").counts()
+    assert (counts.name, counts.metadata) == ("nightly", {"owner": "Kim", "why": "a = b"})
+
+
 def test_enqueue_names_bad_lines_and_enqueues_the_others(redis_url: str, tmp_path: Path) -> None:
     file = tmp_path / "in.jsonl"
     file.write_text('{"prompt": "hello"}\n{"prompt": "hello", "temperature": "hot"}\n')
@@ -709,7 +723,7 @@ def test_a_plain_line_has_no_rates_before_something_has_ended(
     log.update(tally)
     assert capsys.readouterr().err.splitlines() == [
         "0/8 requests",
-        "2/8 requests, 0.1 requests/s, 2 tokens/s, 1:00 left",
+        "2/8 requests, 0.1 requests/s, 2 tokens/s, 30 s left",  # loading is no part of the rate
     ]
 
 

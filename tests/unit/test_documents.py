@@ -38,7 +38,12 @@ def name_of(document: object) -> str | None:
 
 def flags_of(command: str) -> set[str]:
     parameters = COMMANDS[command].load().params
-    return {flag for parameter in parameters if isinstance(parameter, click.Option) for flag in parameter.opts}
+    return {
+        flag
+        for parameter in parameters
+        if isinstance(parameter, click.Option)
+        for flag in (*parameter.opts, *parameter.secondary_opts)
+    }
 
 
 def spans_of(program: str) -> list[str]:

@@ -36,6 +36,11 @@ MAX_NAMED = 5
 @click.option("--prompt", help="One prompt, instead of a file.")
 @click.option("--wait", is_flag=True, help="With --prompt: wait for the answer and print it.")
 @click.option("--batch-id", help="Complete this batch instead of making a new one.")
+@click.option("--batch-name", help="What to call a new batch in `mlxq status`.")
+@click.option("--metadata", multiple=True, metavar="NAME=TEXT", help="Your own notes on a new batch; may be repeated.")
+@click.option(
+    "--max-inflight", type=click.IntRange(1), help="Wait while the batch has so many requests without an answer."
+)
 @options.url
 @options.queue
 def enqueue(
@@ -43,6 +48,9 @@ def enqueue(
     prompt: str | None,
     wait: bool,
     batch_id: str | None,
+    batch_name: str | None,
+    metadata: tuple[str, ...],
+    max_inflight: int | None,
     url: str | None,
     queue: str,
 ) -> None:
@@ -56,7 +64,7 @@ def enqueue(
     """
     _check_usage(reading, prompt, wait)
     client = Client(url or DEFAULT_URL, queue)
-    batch = client.open(batch_id)
+    batch = client.open(batch_id, name=batch_name, metadata=dict(map(_note, metadata)))
     refuse_cluster(client.redis)
     if prompt is not None:
         line = reading.prompt(prompt, custom_id="prompt")
@@ -67,7 +75,14 @@ def enqueue(
         else:
             show(batch.id)
     else:
-        _enqueue_file(batch, _GoodLines(reading.requests()))
+        _enqueue_file(batch, _GoodLines(reading.requests()), max_inflight)
+
+
+def _note(pair: str) -> tuple[str, str]:
+    name, equals, text = pair.partition("=")
+    if not (name and equals):
+        raise click.UsageError(f"--metadata {pair!r} is not NAME=TEXT, such as owner=Kim")
+    return name, text
 
 
 def _check_usage(reading: Reading, prompt: str | None, wait: bool) -> None:
@@ -118,7 +133,7 @@ class _GoodLines:
             self.unnamed.add(line.error.code, line.error.message, line.place)
 
 
-def _enqueue_file(batch: Batch, lines: _GoodLines) -> None:
+def _enqueue_file(batch: Batch, lines: _GoodLines, max_inflight: int | None) -> None:
     num_new, num_changed = 0, 0
     patience = Patience()
     try:
@@ -127,7 +142,7 @@ def _enqueue_file(batch: Batch, lines: _GoodLines) -> None:
             changed = set(patience(partial(batch.changed, chunk)))
             num_changed += len(changed)
             chunk = [line for line in chunk if line.request.custom_id not in changed]
-            num_new += patience(partial(batch.add, chunk))
+            num_new += patience(partial(batch.add, chunk, max_inflight=max_inflight))
         patience(batch.seal)
     except QueueUnavailable as error:
         raise type(error)(f"{error}; to complete the batch, add --batch-id {batch.id}") from error

@@ -8,6 +8,7 @@ needs Redis or the terminal is imported meanwhile.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -26,12 +27,15 @@ from mlxq.cli.options.writing import fields as fields_option
 from mlxq.cli.signals import StopRequest
 from mlxq.cli.terminal import tell
 from mlxq.errors import QueueNotReady, QueueUnavailable
+from mlxq.files.known_lines import KnownLines
+from mlxq.files.output.manifest import RunFacts, check_manifest, manifest_path, write_manifest
 from mlxq.files.output.retry import Retry
 from mlxq.files.tally import Summary, Tally
 from mlxq_worker.commands.worker_options import worker_command, worker_option
 from mlxq_worker.config import DEFAULT_MAX_TOKENS
 from mlxq_worker.startup import collecting_later
 from mlxq_worker.supervision.redis_server import private_redis
+from mlxq_worker.supervision.totals import Totals
 from mlxq_worker.supervision.worker_process import WorkerProcess
 
 if TYPE_CHECKING:
@@ -74,12 +78,18 @@ RESUME_HINT = "Run the same command again to go on from here."
     metavar="FACTORx[:MAX]",
     help="Ask again for answers that hit their limit, with one so many times as large: 2x, or 2x:4096.",
 )
+@click.option(
+    "--continue-length", is_flag=True, help="Go on from the text of answers that are there and hit their limit."
+)
 @click.option("--accept-model-change", is_flag=True, help="Go on from answers of another model.")
 @options.ordered
 @worker_option("extra_eos_tokens")
 @worker_option("allow_no_eos")
 @worker_option("tool_call_parser")
 @worker_option("reasoning_parser")
+@click.option(
+    "--manifest/--no-manifest", default=True, help="In the end, write down what came of it: OUT.manifest.json."
+)
 @click.option("--validate-only", is_flag=True, help="List the lines that can't be used, and run nothing.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what the worker writes.")
 def run(
@@ -94,8 +104,10 @@ def run(
     resume: bool,
     retry_reasons: tuple[str, ...],
     max_tokens_on_retry: str | None,
+    continue_length: bool,
     accept_model_change: bool,
     ordered: bool,
+    manifest: bool,
     validate_only: bool,
     verbose: bool,
     **worker_options: Any,
@@ -124,20 +136,27 @@ def run(
         kept_types=reading.kept_types(),
         inputs=reading.paths,
     )
-    retry = Retry.read(retry_reasons, max_tokens_on_retry)
-    lines = reading.requests()
+    manifest_file = manifest_path(output) if manifest and (output.is_file() or not output.exists()) else None
+    if manifest_file is not None:
+        check_manifest(manifest_file)
+    retry = Retry.read(retry_reasons, max_tokens_on_retry, goes_on=continue_length)
+    known, started = KnownLines(), time.time()
+    lines = reading.unknown(known)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         is_shared = bool(url)
         url = url or stack.enter_context(private_redis()).url
         in_redis = _InRedis(url, queue)
         stack.callback(in_redis.close)
+        totals = [Totals() for _ in range(workers)]
         command = worker_command(queue, **worker_options)
         processes = [
             stack.enter_context(
-                WorkerProcess(command, _variables(url), verbose=verbose, tell=tell, on_end=in_redis.release)
+                WorkerProcess(
+                    command, _variables(url), verbose=verbose, tell=tell, on_end=in_redis.release, totals=figures
+                )
             )
-            for _ in range(workers)
+            for figures in totals
         ]
         if not is_shared and not writing.answers.exists():  # else there may be nothing to answer, or no Redis
             for process in processes:
@@ -172,7 +191,8 @@ def run(
                 default_max_tokens=(worker_options["default_max_tokens"] or DEFAULT_MAX_TOKENS) if workers else None,
                 table=writing.table,
                 retry=retry,
-                model=_model_to_go_on_from(worker_options["model"]) if workers and not accept_model_change else None,
+                known=known,
+                model=_name_of(worker_options["model"]) if workers and not accept_model_change else None,
             )
         except QueueUnavailable as error:
             whose = "" if is_shared else "The Redis that this run had started is gone. "
@@ -183,6 +203,20 @@ def run(
             tell(f"The answers so far are in {writing.answers}; the table is made when all are there.")
     elif summary.total == 0:
         tell(EMPTY_HINT)
+    if manifest_file is not None:
+        facts = RunFacts(
+            started=started,
+            command=["mlxq", *sys.argv[1:]],
+            files={
+                "input": [str(path) for path in reading.paths],
+                "output": str(output),
+                "answers": str(writing.answers),
+                "errors": str(writing.errors),
+            },
+            model=_name_of(worker_options["model"]) if workers else None,
+            row_efficiency=_row_efficiency(totals),
+        )
+        write_manifest(manifest_file, summary, facts)
     if workers:
         _warn_of_other_models(summary, worker_options["model"])
     finish(summary, writing.errors, stop)
@@ -198,20 +232,24 @@ def _findings(client: Client) -> list[str]:
         return []
 
 
-def _model_to_go_on_from(model: str) -> str:
+def _name_of(model: str) -> str:
     from mlxq_worker.model.load import name_of
 
     return name_of(model)
 
 
-def _warn_of_other_models(summary: Summary, model: str) -> None:
-    from mlxq_worker.model.load import name_of
+def _row_efficiency(totals: Sequence[Totals]) -> float | None:
+    """Of all workers together."""
+    kept, computed = map(sum, zip(*(figures.rows() for figures in totals), strict=True)) if totals else (0, 0)
+    return kept / computed if computed else None
 
+
+def _warn_of_other_models(summary: Summary, model: str) -> None:
     for name, count in summary.models:
-        if name != name_of(model):
+        if name != _name_of(model):
             tell(
-                f"Warning: {count:,} of the answers are by {name}, not by {name_of(model)}. Give each model an --output"
-                " of its own and, on a shared Redis, a --queue of its own."
+                f"Warning: {count:,} of the answers are by {name}, not by {_name_of(model)}. Give each model an"
+                " --output of its own and, on a shared Redis, a --queue of its own."
             )
 
 
