@@ -99,6 +99,7 @@ WITHOUT_MLX = frozenset(
         "mlxq_worker.model.config_json.rope",
         "mlxq_worker.model.config_json.words",
         "mlxq_worker.model.eos",
+        "mlxq_worker.model.generation",
         "mlxq_worker.model.safetensors",
         "mlxq_worker.model.turn_end",
     }

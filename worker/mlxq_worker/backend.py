@@ -25,7 +25,8 @@ from mlxq_worker.slow_states import Setting, slow_states, thread_limits
 
 if TYPE_CHECKING:
     from mlxq_worker.engine.kvcache.fit import Fit
-    from mlxq_worker.model.load import LoadedModel
+    from mlxq_worker.model.generation import OpenFields
+    from mlxq_worker.model.load import DescribedModel, LoadedModel
 
 logger = logging.getLogger("rq.worker")
 
@@ -132,12 +133,14 @@ def load_backend(config: WorkerConfig) -> Backend:
         allow_no_eos=config.allow_no_eos,
         before_weights=lambda model: _say_what_fits(model, config, limit_bytes, has_openblas=has_openblas),
     )
+    open_fields = _open_fields(loaded, config)
     preparer = ModelPreparer(
         loaded.tokenizer,
         loaded.eos,
         vocab_size=loaded.vocab_size,
         context_length=loaded.context_length,
-        default_max_tokens=config.default_max_tokens,
+        default_max_tokens=open_fields.max_tokens,
+        sampling_defaults=open_fields.sampling,
         model_name=loaded.name,
         tool_format=tool_format_of(loaded.tokenizer, config.tool_call_parser),
         markers=reasoning_markers_of(loaded.tokenizer, config.reasoning_parser),
@@ -153,17 +156,28 @@ def load_backend(config: WorkerConfig) -> Backend:
         return Backend(
             preparer,
             engines.build,
-            f"model {loaded.name}, end tokens [{end_tokens}], {wiring}",
+            f"model {loaded.name}, end tokens [{end_tokens}], {open_fields}, {wiring}",
             MemoryWatch(used_bytes, limit_bytes, device.release_unused),
             stack.pop_all().close,
         )
+
+
+def _open_fields(model: DescribedModel, config: WorkerConfig) -> OpenFields:
+    """What is filled in where a request says nothing.
+
+    Raises:
+        ModelError: the model's own values are wanted, and one of them is broken.
+    """
+    from mlxq_worker.model.generation import OpenFields
+
+    return OpenFields.of(model.generation_config, config.generation_config, config.default_max_tokens)
 
 
 def _say_what_fits(model: LoadedModel, config: WorkerConfig, limit_bytes: int, *, has_openblas: bool) -> None:
     """Log how many rows will fit beside the weights, which are not read yet, and warn of all that makes them slow.
 
     Raises:
-        ModelError: not even the weights do.
+        ModelError: not even the weights do, or the sampling defaults of the model are broken.
     """
     fit = what_fits(model, config, limit_bytes)
     if fit.weights_bytes >= limit_bytes:
@@ -243,6 +257,6 @@ def what_fits(model: LoadedModel, config: WorkerConfig, limit_bytes: int) -> Fit
 
     num_bytes = weights_bytes(model.path)
     room_bytes = room_for_rows(limit_bytes, resident_bytes() + num_bytes)
-    row_tokens = min(model.context_length, 2 * config.default_max_tokens)
+    row_tokens = min(model.context_length, 2 * _open_fields(model, config).max_tokens)
     budget = KvBudget(measure_cost(model.model), room_bytes, in_slabs=True)
     return Fit(num_bytes, limit_bytes, budget, row_tokens, config.engine.max_num_seqs)

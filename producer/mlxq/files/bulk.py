@@ -6,7 +6,7 @@ process nor Redis grows with the file. Knows nothing of who answers the jobs, no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -54,6 +54,7 @@ def process(
     tell: Tell | None = None,
     source: str | None = None,
     default_max_tokens: int | None = None,
+    sampling_defaults: Mapping[str, float] | None = None,
     batch_id: str | None = None,
     table: AnswerTable | None = None,
     retry: Retry | None = None,
@@ -79,6 +80,7 @@ def process(
             of none of its requests any more are removed.
         default_max_tokens: the limit of a request that sets none, if all workers have the same: an answer that kept to
             another is to something else.
+        sampling_defaults: likewise, what the model's own defaults fill in of a request that leaves it out.
         batch_id: of the batch that all runs over this input and into this output file go on with: requests that an
             earlier one has left in the queue are not cancelled, their answers and failures are taken as they come.
         table: at the end, and only if the run comes to it, the answers are written as this table, too.
@@ -99,6 +101,7 @@ def process(
         resume=resume,
         source=source,
         default_max_tokens=default_max_tokens,
+        sampling_defaults=sampling_defaults,
         retry=retry,
         model=model,
     ) as sink:

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -34,10 +34,12 @@ from mlxq.queue import durability
 from mlxq.queue.client import Client
 from mlxq.queue.connect import address_of
 from mlxq_worker.commands.worker_options import worker_command, worker_option
-from mlxq_worker.config import DEFAULT_MAX_TOKENS
 from mlxq_worker.supervision.dead_workers import DeadWorkers
 from mlxq_worker.supervision.redis_server import private_redis
 from mlxq_worker.supervision.worker_process import WorkerProcess
+
+if TYPE_CHECKING:
+    from mlxq_worker.model.generation import GenerationConfig, OpenFields
 
 LEASE_S = 30
 """Shorter than a worker's own default: a run that is killed leaves its jobs behind for this long."""
@@ -57,6 +59,7 @@ RESUME_HINT = "Run the same command again to go on from here."
 )
 @worker_option("max_num_seqs")
 @worker_option("default_max_tokens")
+@worker_option("generation_config")
 @worker_option("memory_limit_bytes")
 @worker_option("wired_limit")
 @click.option("--workers", type=click.IntRange(0), default=1, help="Worker processes; 0 leaves the work to others.")
@@ -121,6 +124,7 @@ def run(
         inputs=reading.paths,
     )
     retry = Retry.read(retry_reasons, max_tokens_on_retry)
+    filled = _open_fields(worker_options) if workers else None
     lines = reading.requests()
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
@@ -155,7 +159,8 @@ def run(
                 # A Redis of others comes back some day; one of our own has nothing to come back with.
                 tell=tell if is_shared else None,
                 source=reading.source,
-                default_max_tokens=(worker_options["default_max_tokens"] or DEFAULT_MAX_TOKENS) if workers else None,
+                default_max_tokens=filled.max_tokens if filled else None,
+                sampling_defaults=filled.sampling or {} if filled else None,
                 table=writing.table,
                 retry=retry,
                 model=_model_to_go_on_from(worker_options["model"]) if workers and not accept_model_change else None,
@@ -186,6 +191,23 @@ def _model_to_go_on_from(model: str) -> str:
     from mlxq_worker.model.load import name_of
 
     return name_of(model)
+
+
+def _open_fields(worker_options: Mapping[str, Any]) -> OpenFields | None:
+    """What our workers fill in where a request says nothing; `None` if the model isn't here yet, so nobody knows.
+
+    Raises:
+        ModelError: the model's generation_config.json is broken.
+    """
+    from mlxq_worker.model.generation import OpenFields, read_generation_config
+    from mlxq_worker.model.load import folder_of
+
+    folder = folder_of(worker_options["model"])
+    mode: GenerationConfig = worker_options["generation_config"] or "auto"
+    if folder is None and mode == "auto":
+        return None
+    stated = {} if folder is None else read_generation_config(folder)
+    return OpenFields.of(stated, mode, worker_options["default_max_tokens"])
 
 
 def _warn_of_other_models(summary: Summary, model: str) -> None:

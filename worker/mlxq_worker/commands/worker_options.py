@@ -53,7 +53,13 @@ WORKER_OPTIONS: Mapping[str, WorkerOption] = {
     ),
     "longest_first": WorkerOption("--longest-first", "Start the longest waiting prompts first.", _FLAG),
     "default_max_tokens": WorkerOption(
-        "--default-max-tokens", "Limit for requests that set none.  [default: 2048]", _COUNT
+        "--default-max-tokens", "Limit for requests that set none, before the model's own.  [default: 2048]", _COUNT
+    ),
+    "generation_config": WorkerOption(
+        "--generation-config",
+        "What requests leave out of temperature, top_p, top_k, min_p, repetition_penalty and max_tokens: auto takes it"
+        " from the model's generation_config.json, off leaves mlxq's defaults.  [default: auto]",
+        {"type": click.Choice(["auto", "off"])},
     ),
     "extra_eos_tokens": WorkerOption(
         "--extra-eos-token",

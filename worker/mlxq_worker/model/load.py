@@ -19,6 +19,7 @@ from mlxq_worker.blas import preload_openblas
 from mlxq_worker.model.config_json.build import build, config_overrides, untagged, window_not_kept
 from mlxq_worker.model.config_json.rope_check import check_scaling
 from mlxq_worker.model.eos import EosSet, resolve_eos
+from mlxq_worker.model.generation import read_generation_config
 from mlxq_worker.model.json_file import read_object
 from mlxq_worker.model.load_tokenizer import load_tokenizer
 from mlxq_worker.model.safetensors import WEIGHT_FILES
@@ -140,6 +141,21 @@ def name_of(model: str | None) -> str:
     return path.resolve().name if path.is_dir() else model
 
 
+def folder_of(model: str | None) -> Path | None:
+    """Where a model's files lie, if they are on this machine; fetches nothing and checks nothing."""
+    if model is None or model == DEMO or Path(model).expanduser().is_dir():
+        return _locate(model, with_weights=False).path
+    if not _REPOSITORY_ID.fullmatch(model):
+        return None
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(model, local_files_only=True))
+    except Exception as error:  # noqa: BLE001  of many kinds, all of which say that it isn't here
+        logger.debug("%s is not in the Hub's cache: %s", model, error)
+        return None
+
+
 def _locate(model: str | None, *, with_weights: bool) -> _Location:
     if model is None or model == DEMO:
         from mlxq_worker.demo import MODEL_PATH
@@ -169,8 +185,7 @@ def _download(repository: str, patterns: Sequence[str]) -> Path:
 
 def _describe(location: _Location, extra_eos_tokens: Sequence[int | str], allow_no_eos: bool) -> DescribedModel:
     config = _read_config(location.path)
-    generation_file = location.path / "generation_config.json"
-    generation_config = read_object(generation_file) if generation_file.exists() else {}
+    generation_config = read_generation_config(location.path)
     tokenizer = load_tokenizer(location.path, config)
     vocab_size = vocab_size_of(config, tokenizer)
     eos = resolve_eos(
