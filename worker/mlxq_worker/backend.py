@@ -25,6 +25,7 @@ from mlxq_worker.slow_states import Setting, slow_states, thread_limits
 
 if TYPE_CHECKING:
     from mlxq_worker.engine.kvcache.fit import Fit
+    from mlxq_worker.engine.scheduling.step_size import StepSize
     from mlxq_worker.model.generation import OpenFields
     from mlxq_worker.model.load import DescribedModel, LoadedModel
 
@@ -38,6 +39,10 @@ def _nothing() -> None:
     """There is nothing to close."""
 
 
+def _no_engine(_width: int) -> tuple[Engine, Callable[[], int | None]]:
+    raise NotImplementedError("this backend builds engines of one width only")
+
+
 @dataclass(frozen=True, slots=True)
 class Backend:
     """A loaded model. `description` is for the log; `memory` watches over what model and engine take together. Engines
@@ -48,6 +53,9 @@ class Backend:
     description: str
     memory: MemoryWatch = field(default_factory=no_limit)
     close: Callable[[], None] = _nothing
+    engine_at: Callable[[int], tuple[Engine, Callable[[], int | None]]] = _no_engine
+    """An engine of another width, and the size of a step that it has measured by then, if it had to."""
+    used_bytes: Callable[[], int] = lambda: 0
 
 
 class ModelEngines:
@@ -88,13 +96,23 @@ class ModelEngines:
 
     def build(self) -> Engine:
         """An empty engine, for the thread that calls. What size of a step is best is measured by one engine for all."""
+        return self._build(self._config.max_num_seqs, self._step_size)
+
+    def build_at(self, width: int) -> tuple[Engine, Callable[[], int | None]]:
+        """An empty engine of another width, which measures for itself what size of a step is best; and how to ask."""
+        from mlxq_worker.engine.scheduling.step_size import StepSize
+
+        step_size = StepSize()
+        return self._build(width, step_size), lambda: step_size.known
+
+    def _build(self, width: int, step_size: StepSize) -> Engine:
         from mlxq_worker.engine.engine import BatchEngine
 
         return BatchEngine(
             self._loaded.model,
             self._decode,
-            max_num_seqs=self._config.max_num_seqs,
-            max_num_batched_tokens=self._step_size,
+            max_num_seqs=width,
+            max_num_batched_tokens=step_size,
             max_prefix_bytes=self._config.max_prefix_bytes,
             longest_first=self._config.longest_first,
             kv_bytes=self._room_bytes(),
@@ -129,6 +147,7 @@ def load_backend(config: WorkerConfig) -> Backend:
     limit_mlx(limit_bytes, device)
     loaded = load_model(
         config.model,
+        adapter_path=config.adapter_path,
         extra_eos_tokens=config.extra_eos_tokens,
         allow_no_eos=config.allow_no_eos,
         before_weights=lambda model: _say_what_fits(model, config, limit_bytes, has_openblas=has_openblas),
@@ -141,7 +160,7 @@ def load_backend(config: WorkerConfig) -> Backend:
         context_length=loaded.context_length,
         default_max_tokens=open_fields.max_tokens,
         sampling_defaults=open_fields.sampling,
-        model_name=loaded.name,
+        model_name=config.served_model_name or loaded.name,
         tool_format=tool_format_of(loaded.tokenizer, config.tool_call_parser),
         markers=reasoning_markers_of(loaded.tokenizer, config.reasoning_parser),
     )
@@ -156,10 +175,16 @@ def load_backend(config: WorkerConfig) -> Backend:
         return Backend(
             preparer,
             engines.build,
-            f"model {loaded.name}, end tokens [{end_tokens}], {open_fields}, {wiring}",
+            f"model {loaded.name}{_with_adapter(config)}, end tokens [{end_tokens}], {open_fields}, {wiring}",
             MemoryWatch(used_bytes, limit_bytes, device.release_unused),
             stack.pop_all().close,
+            engines.build_at,
+            used_bytes,
         )
+
+
+def _with_adapter(config: WorkerConfig) -> str:
+    return "" if config.adapter_path is None else f" with the adapter in {config.adapter_path}"
 
 
 def _open_fields(model: DescribedModel, config: WorkerConfig) -> OpenFields:

@@ -62,6 +62,8 @@ class WorkerConfig:
 
     Args:
         model: a directory, a repository on the Hub, or ``demo``.
+        adapter_path: a directory with a LoRA adapter for the model, as mlx-lm writes them.
+        served_model_name: what answers call the model; by default its own name.
         queues: RQ queues in order of preference.
         url: Redis URL; unused where RQ's own command line opens the connection.
         burst: end once the queues are empty.
@@ -96,6 +98,8 @@ class WorkerConfig:
     """
 
     model: str
+    adapter_path: str | None = None
+    served_model_name: str | None = None
     queues: tuple[str, ...] = (keys.DEFAULT_QUEUE,)
     url: str = field(default=DEFAULT_URL, repr=False)  # may hold a password
     burst: bool = False
@@ -255,6 +259,8 @@ _flag = _value(_to_bool, "1 or 0")
 
 _VARIABLES: Mapping[str, tuple[str, _Parser]] = {
     "model": ("MLXQ_MODEL", _text),
+    "adapter_path": ("MLXQ_ADAPTER_PATH", _text),
+    "served_model_name": ("MLXQ_SERVED_MODEL_NAME", _text),
     "queues": ("MLXQ_QUEUE", _words),
     "url": ("MLXQ_URL", _text),
     "burst": ("MLXQ_BURST", _flag),

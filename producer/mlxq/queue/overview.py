@@ -114,6 +114,19 @@ def queue_state(connection: Redis, queue: str) -> QueueState:
     return state
 
 
+def queue_states(connection: Redis, queues: Sequence[str]) -> tuple[tuple[QueueState, ...], float]:
+    """How some queues stand, without their workers, and what time it is by Redis's clock. One round trip after another
+    for the two.
+
+    Raises:
+        QueueUnavailable: Redis can't be reached.
+    """
+    with queue_errors(connection):
+        now_s, now_us = connection.time()
+        now = now_s + now_us / 1e6
+        return _third_trip(connection, queues, {}, [], now), now
+
+
 def _first_trip(connection: Redis) -> tuple[list[bytes] | None, set[bytes], set[bytes], float]:
     with connection.pipeline(transaction=False) as pipe:
         pipe.zrevrange(keys.BATCHES, 0, -1)

@@ -37,6 +37,12 @@ _COUNT: Mapping[str, Any] = {"type": click.IntRange(1)}
 
 WORKER_OPTIONS: Mapping[str, WorkerOption] = {
     "model": WorkerOption("--model", "Directory or Hub repository of the model, or demo."),
+    "adapter_path": WorkerOption(
+        "--adapter-path", "Directory with a LoRA adapter for the model, as mlx-lm writes them.", {"metavar": "DIR"}
+    ),
+    "served_model_name": WorkerOption(
+        "--served-model-name", "What answers call the model.  [default: its own name]", {"metavar": "NAME"}
+    ),
     "queues": WorkerOption("--queue", "RQ queue to serve; may be repeated.  [default: mlxq]", {"multiple": True}),
     "burst": WorkerOption("--burst", "End once the queues are empty.", _FLAG),
     "max_num_seqs": WorkerOption("--max-num-seqs", "Rows decoded at once.  [default: 32]", _COUNT),

@@ -70,6 +70,7 @@ class LoadedModel(DescribedModel):
 def load_model(
     model: str | None = None,
     *,
+    adapter_path: str | Path | None = None,
     extra_eos_tokens: Sequence[int | str] = (),
     allow_no_eos: bool = False,
     before_weights: Callable[[LoadedModel], None] = lambda loaded: None,
@@ -79,6 +80,7 @@ def load_model(
     Args:
         model: a directory, a Hub repository id, or ``demo`` (also `None`); a local directory that is called
             demo is ``./demo``.
+        adapter_path: a directory with a LoRA adapter for it, as mlx-lm writes them.
         before_weights: shown the model while its weights are still on the disk; what it raises ends the loading.
 
     Raises:
@@ -87,6 +89,8 @@ def load_model(
     """
     described = _describe(_locate(model, with_weights=True), extra_eos_tokens, allow_no_eos)
     loaded = LoadedModel(**vars(described), model=_build(described))
+    if adapter_path is not None:
+        _lay_adapter_over(loaded, Path(adapter_path).expanduser())
     before_weights(loaded)
     _read_weights(loaded)
     return loaded
@@ -241,6 +245,24 @@ def _build(described: DescribedModel) -> Any:
             window,
         )
     return model
+
+
+def _lay_adapter_over(loaded: LoadedModel, folder: Path) -> None:
+    """
+    Raises:
+        ModelError: it can't be read, or isn't one for this model.
+    """
+    from mlx_lm.utils import load_adapters
+
+    for name in ("adapter_config.json", "adapters.safetensors"):
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder} has no {name}: a LoRA adapter is a directory that mlx_lm.lora has written")
+    read_object(folder / "adapter_config.json")
+    try:
+        load_adapters(loaded.model, str(folder))
+    except Exception as error:  # of mlx-lm, of MLX, and of whatever a wrong file does to them
+        raise ModelError(f"the adapter in {folder} doesn't go with {loaded.name}: {error}") from error
+    loaded.model.eval()
 
 
 def _read_weights(loaded: LoadedModel) -> None:
