@@ -45,6 +45,9 @@ and that of a worker:
 
     rq:worker:{name}                hash
         mlxq_machine                str     tells hosts of one name apart; empty where nothing does
+        mlxq_model                  str     what its answers call the model
+        mlxq_width                  int     how many rows it decodes at once, at most
+        mlxq_tokens                 int     tokens generated for answers that have ended
 
 A job's answer, good or bad, is the newest entry of RQ's ``rq:results:{job}``: its `return_value` is the output
 line (an object with ``id``, ``custom_id``, ``response``, ``error``); a failed job has it beside RQ's `exc_string`.
@@ -70,6 +73,7 @@ CHUNK = 500
 
 BATCHES = "mlxq:batches"
 BROKEN = "mlxq:broken"
+WORKER_MODEL, WORKER_WIDTH, WORKER_TOKENS = "mlxq_model", "mlxq_width", "mlxq_tokens"
 MODELS = "mlxq:models"
 MODEL_TTL_S = 7 * 24 * 3600
 """A model that nobody has announced for so long isn't known any more."""

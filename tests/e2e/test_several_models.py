@@ -165,10 +165,3 @@ def test_two_models_under_load_take_turns_and_nothing_is_lost(
     assert "request s1: no worker serves the model 'three'; known ones are one, two" in added.stderr
     assert "request s2: the request names no model; known ones are one, two" in added.stderr
     assert connection.zscore(keys.MODELS, "one") < 2e9  # announced since, by Redis's clock
-
-
-def test_routing_before_anybody_has_announced_a_model_says_what_to_start(redis_url: str, tmp_path: Path) -> None:
-    added = enqueue(tmp_path, redis_url, asked(next(iter(EXAMPLES)), "one"))
-
-    assert added.returncode == 1
-    assert "start one with `mlxq worker --models FILE`" in added.stderr

@@ -44,6 +44,7 @@ from mlxq_worker.jobs.store import JobStore
 from mlxq_worker.messages import Channel, Ready, Signalled
 from mlxq_worker.metrics.decode_figures import DecodeFigures
 from mlxq_worker.metrics.job_figures import JobFigures
+from mlxq_worker.model.load import name_of
 from mlxq_worker.processes import ParentWatch
 from mlxq_worker.step_watch import StepWatch
 
@@ -194,7 +195,10 @@ class BatchWorker(BaseWorker):
 
     def _serve(self, config: WorkerConfig, parent: ParentWatch | None) -> bool:
         figures = JobFigures()
-        consumer = Consumer(self._store(config), Presence(self), self._channel, config, figures)
+        presence = Presence(
+            self, model=config.served_model_name or name_of(config.model), width=config.engine.max_num_seqs
+        )
+        consumer = Consumer(self._store(config), presence, self._channel, config, figures)
         watch = StepWatch(config.step_timeout_s)
         io_thread = IoThread(
             consumer,

@@ -23,6 +23,7 @@ COMMANDS = {
     "doctor": Entry("mlxq_worker.commands.doctor.command:doctor", "Look at everything, and say what is wrong."),
     "deploy": Entry("mlxq.cli.operations.deploy:deploy", "Print what starts, keeps and watches it on your machines."),
     "metrics": Entry("mlxq.cli.operations.metrics:metrics", "Serve the state of the queues to Prometheus."),
+    "top": Entry("mlxq.cli.operations.top:top", "Watch queues, workers, batches and stops, live."),
     "inspect": Entry("mlxq_worker.commands.inspect:inspect", "Print what a model's files say, and what is refused."),
     "eos": Entry("mlxq_worker.commands.eos:eos", "Print the tokens that end a model's answers."),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
@@ -34,6 +35,8 @@ from mlxq.routing import known_models, model_of
 
 MAX_NAMED = 5
 """Refused lines that are named one by one; the others are counted."""
+ANNOUNCED_S, LOOK_S = 60.0, 0.2
+"""How long models are waited for where none is known, and how often they are looked for, in seconds."""
 
 
 @click.command(context_settings=options.SETTINGS)
@@ -85,7 +88,14 @@ def enqueue(
 
 
 def _known_models(client: Client) -> tuple[str, ...]:
-    models: tuple[str, ...] = Patience(ANSWER_S)(lambda: known_models(client.redis))
+    """The models that are served; whoever serves them may just be starting."""
+    patience, deadline, has_told = Patience(ANSWER_S), time.monotonic() + ANNOUNCED_S, False
+    models: tuple[str, ...] = ()
+    while not (models := patience(lambda: known_models(client.redis))) and time.monotonic() < deadline:
+        if not has_told:
+            tell("no worker has announced models yet; waiting for one")
+            has_told = True
+        time.sleep(LOOK_S)
     if not models:
         raise click.ClickException(
             "no worker has announced models in this Redis yet: start one with `mlxq worker --models FILE`"

@@ -22,7 +22,7 @@ from mlxq.errors import MlxqError
 from mlxq_worker.commands.worker_options import worker_option
 
 if TYPE_CHECKING:
-    from mlxq_worker.commands.bench_widths import Measured
+    from mlxq_worker.commands.bench_widths import WidthFigures
 
 BAR = 40
 """Characters of the longest one."""
@@ -95,7 +95,7 @@ def _measure(
     prompt_tokens: int,
     steps: int,
     seconds: float,
-) -> list[Measured]:
+) -> list[WidthFigures]:
     from mlxq_worker.backend import load_backend
     from mlxq_worker.commands.bench_widths import Built, measure_all
     from mlxq_worker.config import WorkerConfig
@@ -135,7 +135,7 @@ def _as_object(proposal: Any) -> dict[str, Any]:
     return built
 
 
-def table_of(figures: Sequence[Measured], chosen: int) -> Table:
+def table_of(figures: Sequence[WidthFigures], chosen: int) -> Table:
     """The figures, with a bar for each rate; the proposed width is marked."""
     table = Table("width", "tokens/s", "", "step", "prefill tokens/s", "memory")
     best = max(each.tokens_per_s for each in figures)
@@ -158,7 +158,7 @@ def _check_matplotlib() -> None:
         raise click.UsageError(NO_MATPLOTLIB) from None
 
 
-def draw(figures: Sequence[Measured], chosen: int, model: str, path: Path) -> None:
+def draw(figures: Sequence[WidthFigures], chosen: int, model: str, path: Path) -> None:
     """A picture of tokens per second and of memory, by width."""
     from matplotlib.figure import Figure
 

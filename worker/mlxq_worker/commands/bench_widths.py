@@ -19,7 +19,7 @@ from mlxq_worker.messages import Preparer
 GOOD_ENOUGH = 0.95
 """Of the best rate: a wider batch makes each row slower, and takes more memory."""
 WORSE = 0.9
-"""Below so much of the best rate, wider is not tried any more."""
+"""Below so much of the best rate, a width is clearly worse."""
 FIRST_ID, LAST_ID = 3, 60
 """Token ids that every vocabulary has."""
 
@@ -33,7 +33,7 @@ class Built:
 
 
 @dataclass(frozen=True, slots=True)
-class Measured:
+class WidthFigures:
     """One width. Rates are tokens per second; `step_s` is a decode step's median, in seconds; `memory_bytes` what the
     process took with all its rows."""
 
@@ -54,24 +54,25 @@ def measure_all(
     prompt_tokens: int,
     num_steps: int,
     seconds: float,
-) -> Iterator[Measured]:
-    """Each width, until rows don't fit any more, wider is clearly worse, or the time is up; one in any case.
+) -> Iterator[WidthFigures]:
+    """Each width, until rows don't fit any more, two in a row are clearly worse, or the time is up; one in any case.
 
     Raises:
         RequestError: not even one row fits.
     """
-    began, best = time.monotonic(), 0.0
+    began, best, num_worse = time.monotonic(), 0.0, 0
     for width in widths:
         measured = _measure(build(width), preparer, used_bytes, width, prompt_tokens, num_steps)
         if measured is None:
             return
         yield measured
         best = max(best, measured.tokens_per_s)
-        if measured.tokens_per_s < WORSE * best or time.monotonic() - began > seconds:
+        num_worse = num_worse + 1 if measured.tokens_per_s < WORSE * best else 0
+        if num_worse == 2 or time.monotonic() - began > seconds:
             return
 
 
-def proposed(figures: Sequence[Measured]) -> Measured:
+def proposed(figures: Sequence[WidthFigures]) -> WidthFigures:
     """The narrowest width that is about as fast as the fastest."""
     best = max(each.tokens_per_s for each in figures)
     return min((each for each in figures if each.tokens_per_s >= GOOD_ENOUGH * best), key=lambda each: each.width)
@@ -79,7 +80,7 @@ def proposed(figures: Sequence[Measured]) -> Measured:
 
 def _measure(
     built: Built, preparer: Preparer, used_bytes: Callable[[], int], width: int, prompt_tokens: int, num_steps: int
-) -> Measured | None:
+) -> WidthFigures | None:
     """`None` if so many rows don't fit."""
     engine = built.engine
     try:
@@ -102,9 +103,9 @@ def _measure(
         if report.num_waiting or report.num_running < width:
             return None
         seconds = [_timed(engine) for _ in range(num_steps)]
-        return Measured(
+        return WidthFigures(
             width=width,
-            tokens_per_s=width * num_steps / sum(seconds),
+            tokens_per_s=width / statistics.median(seconds),
             prefill_tokens_per_s=prefilled / prefill_s,
             step_s=statistics.median(seconds),
             memory_bytes=used_bytes(),

@@ -125,6 +125,7 @@ class Consumer:
             case Ready(preparer):
                 self._claiming.start(preparer)
             case RowEnded(result):
+                self._presence.num_tokens += len(result.token_ids)
                 self._completion.row_ended(result, now)
             case Dropped(row_ids):
                 for active in self._active.of_rows(row_ids):

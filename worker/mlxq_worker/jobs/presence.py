@@ -40,10 +40,19 @@ class Command:
 
 
 class Presence:
-    """One worker's entry in Redis, kept alive, and its command channel."""
+    """One worker's entry in Redis, kept alive, and its command channel.
 
-    def __init__(self, worker: BaseWorker) -> None:
+    Args:
+        model: what its answers call the model.
+        width: how many rows it decodes at once, at most.
+    """
+
+    def __init__(self, worker: BaseWorker, *, model: str = "", width: int = 0) -> None:
         self._worker = worker
+        self._model = model
+        self._width = width
+        self.num_tokens = 0
+        """Generated for answers that have ended; counted by who sees them end."""
         self._say_present = worker.connection.register_script(script("present"))
         self._pubsub: PubSub | None = None
         self._machine = machine_id()
@@ -59,7 +68,16 @@ class Presence:
         worker.last_heartbeat = now()
         is_there = self._say_present(
             keys=[worker.key, worker.executions_key],
-            args=[utcformat(worker.last_heartbeat), state, ENTRY_TTL_S, self._machine, worked_s - self._told_s],
+            args=[
+                utcformat(worker.last_heartbeat),
+                state,
+                ENTRY_TTL_S,
+                self._machine,
+                worked_s - self._told_s,
+                self._model,
+                self._width,
+                self.num_tokens,
+            ],
         )
         self._told_s = worked_s
         if not is_there:
