@@ -33,7 +33,7 @@ FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
     "mlxq": (
         frozenset(
             {"contract", "errors", "id_table", "jobs", "keys", "logs", "machine", "passing", "printable", "sentinel"}
-            | {"pace", "spool"}
+            | {"spool"}
         ),
         frozenset({"deploying", "formats", "requests", "results"}),
         frozenset({"queue", "tables"}),

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from mlxq.cli.operations.top import Paces, render
-from mlxq.pace import Pace
+from mlxq.metrics.pace import Pace
 from mlxq.queue.counts import BatchCounts, StopCount
 from mlxq.queue.overview import Overview, QueueState, WorkerState
 
@@ -14,7 +14,20 @@ MAC = WorkerState("a" * 32, "busy", "mac-1", "77", "", "qwen3", 32, 1_000)
 
 
 def batch(name: str, ended: int, total: int = 1_000, *stops: StopCount) -> BatchCounts:
-    return BatchCounts(name, "mlxq", 0.0, total, True, False, ended, 0, 0, 0, 0, stops)
+    return BatchCounts(
+        batch_id=name,
+        queue="mlxq",
+        created=0.0,
+        total=total,
+        sealed=True,
+        cancelled=False,
+        num_finished=ended,
+        num_failed=0,
+        num_cancelled=0,
+        prompt_tokens=0,
+        completion_tokens=0,
+        stops=stops,
+    )
 
 
 def queue(*workers: WorkerState) -> QueueState:
@@ -32,7 +45,7 @@ def test_everything_that_is_to_be_watched_is_drawn_with_its_pace() -> None:
     # given two looks, ten seconds apart
     stops = (StopCount("eos_token", 2, 60), StopCount("max_tokens", None, 30))
     first = Overview((queue(MAC),), (batch("b1", 100),), ())
-    later = WorkerState(*(*("a" * 32, "busy", "mac-1", "77", ""), "qwen3", 32, 6_000))
+    later = WorkerState("a" * 32, "busy", "mac-1", "77", "", "qwen3", 32, 6_000)
     second = Overview((queue(later),), (batch("b1", 200, 1_000, *stops), batch("b0", 5, 5)), ())
     paces = Paces()
 

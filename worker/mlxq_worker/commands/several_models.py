@@ -28,6 +28,7 @@ from mlxq_worker.supervision.supervisor import logger
 from mlxq_worker.supervision.totals import Totals
 from mlxq_worker.supervision.worker_process import WorkerGaveUp, WorkerProcess
 from mlxq_worker.timing import Every
+from mlxq_worker.tuning import tuning_of
 
 ANNOUNCE_S = 30.0
 ONE_MODELS_OWN = ("model", "queues", "adapter_path", "served_model_name")
@@ -113,8 +114,15 @@ def _served(
     process = stack.enter_context(
         WorkerProcess(command, variables, verbose=True, tell=logger.warning, on_end=dead_workers.release, totals=totals)
     )
+    return ServedModel(entry.name, process, _width(entry, given), totals)
+
+
+def _width(entry: ModelEntry, given: Mapping[str, Any]) -> int:
+    """How many rows its worker will run at once."""
     config = WorkerConfig.from_env(_for_all(os.environ), **{**given, **entry.given})
-    return ServedModel(entry.name, process, config.engine.max_num_seqs, totals)
+    is_given = entry.given.get("max_num_seqs") or given.get("max_num_seqs")
+    proposal = None if is_given else tuning_of(config.model)
+    return proposal.max_num_seqs if proposal else config.engine.max_num_seqs
 
 
 def _serve_metrics(

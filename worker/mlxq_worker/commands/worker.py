@@ -92,7 +92,7 @@ def worker(
             _supervise(config, options_given(ctx), log_level)
         else:
             width_given = given["max_num_seqs"] is not None
-            _end(_work(config if width_given else _tuned(config), log_level, log_format))
+            _end(_work(config if width_given else _tuned(config, log_level), log_level, log_format))
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
 
@@ -162,14 +162,16 @@ def _served_totals(config: WorkerConfig, stack: ExitStack) -> Totals | None:
     return totals
 
 
-def _tuned(config: WorkerConfig) -> WorkerConfig:
+def _tuned(config: WorkerConfig, log_level: str) -> WorkerConfig:
     """With the width that `mlxq bench` has proposed, if it has; nobody has given one."""
     from mlxq_worker import tuning
 
     proposal = tuning.tuning_of(config.model)
     if proposal is None:
         return config
-    logging.getLogger("rq.worker").info("No width was given: %s", proposal)
+    logger = logging.getLogger("rq.worker")
+    logger.setLevel(log_level.upper())  # RQ itself does so later
+    logger.info("No width was given: %s", proposal)
     return tuning.tuned(config, proposal)
 
 

@@ -20,7 +20,7 @@ from mlxq.cli.patience import ANSWER_S, Patience
 from mlxq.cli.progress import duration
 from mlxq.cli.signals import StopRequest
 from mlxq.cli.terminal import cell
-from mlxq.pace import Pace
+from mlxq.metrics.pace import Pace
 from mlxq.queue.client import BatchCounts, Client
 from mlxq.queue.connect import DEFAULT_URL
 from mlxq.queue.overview import Overview, QueueState, WorkerState, overview
