@@ -16,7 +16,7 @@ from tests.support.row_specs import row_spec
 
 from mlxq.errors import ModelError
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.runners.packed_model import find_packing
+from mlxq_worker.engine.runners.trial import find_packing
 from mlxq_worker.model.load import load_model
 
 PARAMETERS = {"rank": 4, "scale": 20.0, "dropout": 0.0}
@@ -42,7 +42,7 @@ def write_adapter(folder: Path, **changes: Any) -> Path:
 
 def alone(model: Any, prompt: tuple[int, ...]) -> tuple[int, ...]:
     """mlx-lm's own greedy tokens."""
-    return tuple(token for token, _ in generate_step(mx.array(prompt), model, max_tokens=NUM_TOKENS))
+    return tuple(int(token) for token, _ in generate_step(mx.array(prompt), model, max_tokens=NUM_TOKENS))
 
 
 def test_a_batch_with_an_adapter_says_what_mlx_lm_says_with_it_and_not_what_the_base_says(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ NO_MATPLOTLIB = "--png needs matplotlib: pip install matplotlib, or mlxq's extra
 @click.option("--steps", type=click.IntRange(1), default=32, help="Decode steps that are timed at each width.")
 @click.option("--seconds", type=click.FloatRange(0), default=120.0, help="No further width is begun after so long.")
 @click.option("--png", type=click.Path(path_type=Path, dir_okay=False), help="Draw it into this file, too.")
-@click.option("--save/--no-save", default=True, help="Keep the proposal for workers of this model on this machine.")
+@click.option("--no-save", is_flag=True, help="Don't keep the proposal for workers of this model on this machine.")
 @click.option("--json", "as_json", envvar="MLXQ_JSON", is_flag=True, help="Print one JSON object instead of a table.")
 def bench(
     model: str,
@@ -49,7 +49,7 @@ def bench(
     steps: int,
     seconds: float,
     png: Path | None,
-    save: bool,
+    no_save: bool,
     as_json: bool,
 ) -> None:
     """Measure a model at widths 1, 2, 4 and so on, and propose what its workers should take.
@@ -83,7 +83,7 @@ def bench(
         say(f"Proposed: {proposal}")
     if png is not None:
         draw(figures, best.width, model, png)
-    if save:
+    if not no_save:
         tell(f"Kept for workers of {model} in {tuning.save(model, proposal)}")
 
 
