@@ -8,6 +8,9 @@ the programs that it is about.
 `make test` runs several files at once, each in a process that has a Redis of its own (`-n`, `--dist loadfile`). There
 BLAS takes one thread in each, and in what they start: with more, the threads of all of them get into each other's way.
 
+A thousand of the processes that they start are Python's, and those write down the byte code of our sources, wherever
+`PYTHONDONTWRITEBYTECODE` says otherwise: to compile them takes longer than to import them.
+
 What a shell starts in the background ignores SIGINT, and so does all that it starts, unless somebody asks for it again.
 """
 
@@ -20,6 +23,8 @@ import sys
 from importlib.util import find_spec
 
 from hypothesis import settings
+
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")

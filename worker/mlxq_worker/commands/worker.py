@@ -26,6 +26,7 @@ from mlxq.printable import log_printably, printable_lines
 from mlxq_worker import exits
 from mlxq_worker.commands.worker_options import WORKER, all_worker_options, no_kv_bits, words_of
 from mlxq_worker.config import KV_BITS, WorkerConfig
+from mlxq_worker.startup import collecting_later
 
 if TYPE_CHECKING:
     from mlxq_worker.supervision.totals import Totals
@@ -181,7 +182,8 @@ def _work(config: WorkerConfig, log_level: str, log_format: LogFormat) -> int:
 
     connection = connect(config.url)
     try:
-        from mlxq_worker.worker import BatchWorker
+        with collecting_later():
+            from mlxq_worker.worker import BatchWorker
 
         with queue_errors(connection):
             batch_worker = BatchWorker(

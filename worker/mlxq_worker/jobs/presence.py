@@ -20,6 +20,7 @@ from rq.utils import now, utcformat
 from rq.worker import BaseWorker, WorkerStatus
 
 from mlxq.machine import machine_id
+from mlxq.queue import rq_keys
 from mlxq_worker.jobs.store import script
 
 logger = logging.getLogger("rq.worker")
@@ -43,13 +44,11 @@ class Presence:
     """One worker's entry in Redis, kept alive, and its command channel.
 
     Args:
-        model: what its answers call the model.
         width: how many rows it decodes at once, at most.
     """
 
-    def __init__(self, worker: BaseWorker, *, model: str = "", width: int = 0) -> None:
+    def __init__(self, worker: BaseWorker, *, width: int = 0) -> None:
         self._worker = worker
-        self._model = model
         self._width = width
         self.num_tokens = 0
         """Generated for answers that have ended; counted by who sees them end."""
@@ -57,6 +56,11 @@ class Presence:
         self._pubsub: PubSub | None = None
         self._machine = machine_id()
         self._told_s = 0.0
+        self._model = ""
+
+    def serves(self, model_name: str) -> None:
+        """From now on it answers, with this model."""
+        self._model = model_name
 
     def beat(self, state: WorkerStatus, worked_s: float) -> None:
         """Say that the worker lives and what it does. An entry that expired or was flushed is written anew.
@@ -118,7 +122,7 @@ class Presence:
             worker.set_state(state, pipeline=pipe)
             pipe.hset(worker.key, mapping=worker.serialize())
             worker_registration.register(worker, pipe)
-            pipe.hset(worker.key, MACHINE, self._machine)
+            pipe.hset(worker.key, mapping={MACHINE: self._machine, rq_keys.MODEL: self._model})
             worker.heartbeat(ENTRY_TTL_S, pipeline=pipe)
             pipe.execute()
 

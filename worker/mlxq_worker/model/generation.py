@@ -1,6 +1,6 @@
 """What a model's generation_config.json proposes for fields that a request leaves out, checked as the request's own.
 
-Only the fields that vLLM takes (`SamplingParams` below); `do_sample` and the rest are transformers' own affairs. Reads
+Only the fields that vLLM takes (`LEFT_TO_MODELS`); `do_sample` and the rest are transformers' own affairs. Reads
 values with the checks of the request's fields, so that a file can't ask for what a request couldn't. Never imports mlx.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from mlxq.contract import LEFT_TO_MODELS, SamplingParams
+from mlxq.contract import LEFT_TO_MODELS, Sampling
 from mlxq.errors import ModelError, RequestError
 from mlxq.requests.fields import FIELDS
 from mlxq_worker.model.json_file import read_object
@@ -20,7 +20,7 @@ GenerationConfig = Literal["auto", "off"]
 """Whether the file's proposals are taken."""
 FILE = "generation_config.json"
 _THEIR_NAMES = {"max_tokens": "max_new_tokens"}
-_OWN = SamplingParams()
+_OWN = Sampling()
 DEFAULT_MAX_TOKENS = 2048
 """The limit of a request that sets none, where neither the worker nor its model has another."""
 

@@ -40,6 +40,10 @@ class AnswerBuilder:
         self._default_max_tokens = default_max_tokens
         self._sampling_defaults = sampling_defaults
 
+    def grows(self, request: Request, spec: RowSpec) -> bool:
+        """Whether an answer can be told while it grows, see `AnswerReader.grows`."""
+        return self._reader.grows(request, spec)
+
     def build(
         self,
         request: Request,
