@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mlxq_worker import tuning
+from mlxq_worker.commands import tuning
 from mlxq_worker.commands.bench import table_of
 from mlxq_worker.commands.bench_widths import WidthFigures, proposed
+from mlxq_worker.commands.tuning import Tuning
 from mlxq_worker.config import EngineConfig, WorkerConfig
-from mlxq_worker.tuning import Tuning
 
 PROPOSAL = Tuning(
     model="demo", max_num_seqs=64, max_num_batched_tokens=512, tokens_per_s=99.5, measured_at="2026-01-02"

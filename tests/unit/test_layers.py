@@ -58,7 +58,7 @@ FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
         frozenset({"decoding", "model", "prepared"}),
         frozenset({"dialects"}),
         frozenset({"config", "text"}),
-        frozenset({"backend", "jobs", "tuning"}),
+        frozenset({"backend", "jobs"}),
         frozenset({"offline", "supervision", "worker"}),
         frozenset({"commands"}),
     ),

@@ -59,7 +59,7 @@ def bench(
 
     Example: mlxq bench --model mlx-community/Qwen3-4B-4bit
     """
-    from mlxq_worker import tuning
+    from mlxq_worker.commands import tuning
     from mlxq_worker.commands.bench_widths import proposed
 
     if png is not None:

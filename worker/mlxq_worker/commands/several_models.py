@@ -20,6 +20,7 @@ from mlxq.queue.connect import connect
 from mlxq.queue.overview import QueueState, queue_states
 from mlxq.routing import announce
 from mlxq_worker.commands.models_file import ModelEntry, read_models_file
+from mlxq_worker.commands.tuning import tuning_of
 from mlxq_worker.commands.worker_options import WORKER, WORKER_OPTIONS
 from mlxq_worker.config import WorkerConfig, variable_of
 from mlxq_worker.supervision.dead_workers import DeadWorkers
@@ -28,7 +29,6 @@ from mlxq_worker.supervision.supervisor import logger
 from mlxq_worker.supervision.totals import Totals
 from mlxq_worker.supervision.worker_process import WorkerGaveUp, WorkerProcess
 from mlxq_worker.timing import Every
-from mlxq_worker.tuning import tuning_of
 
 ANNOUNCE_S = 30.0
 ONE_MODELS_OWN = ("model", "queues", "adapter_path", "served_model_name")

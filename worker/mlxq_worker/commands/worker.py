@@ -165,7 +165,7 @@ def _served_totals(config: WorkerConfig, stack: ExitStack) -> Totals | None:
 
 def _tuned(config: WorkerConfig, log_level: str) -> WorkerConfig:
     """With the width that `mlxq bench` has proposed, if it has; nobody has given one."""
-    from mlxq_worker import tuning
+    from mlxq_worker.commands import tuning
 
     proposal = tuning.tuning_of(config.model)
     if proposal is None:
