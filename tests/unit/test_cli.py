@@ -39,6 +39,7 @@ from mlxq_worker.commands import run as run_module
 from mlxq_worker.commands.worker import options_given, worker
 from mlxq_worker.commands.worker_options import worker_command
 from mlxq_worker.config import WorkerConfig
+from mlxq_worker.model.generation import DEFAULT_MAX_TOKENS
 
 STAND_IN = """
 import os, signal, sys, threading
@@ -675,13 +676,13 @@ def test_the_defaults_in_the_help_are_those_of_the_configuration() -> None:
         config.url,
         config.queues[0],
         config.engine.max_num_seqs,
-        config.default_max_tokens,
+        DEFAULT_MAX_TOKENS,
         f"{config.grace_s:g}",
     ]
     shown = re.findall(r"default:\s+(\S+)\]", mlxq("worker", "--help").stdout)
     shown_by_run = re.findall(r"default:\s+(\S+)\]", mlxq("run", "--help").stdout)
     assert {str(default) for default in defaults} <= set(shown)
-    assert {str(config.engine.max_num_seqs), str(config.default_max_tokens)} <= set(shown_by_run)
+    assert {str(config.engine.max_num_seqs), str(DEFAULT_MAX_TOKENS)} <= set(shown_by_run)
 
 
 # --- What is printed ------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
         ),
         frozenset({"deploying", "formats", "requests", "results"}),
         frozenset({"offline", "queue", "tables"}),
-        frozenset({"aio", "files", "metrics"}),
+        frozenset({"aio", "files", "metrics", "routing"}),
         frozenset({"serve"}),
         frozenset({"cli"}),
         frozenset({"__main__"}),
@@ -102,6 +102,7 @@ WITHOUT_MLX = frozenset(
         "mlxq_worker.model.config_json.rope",
         "mlxq_worker.model.config_json.words",
         "mlxq_worker.model.eos",
+        "mlxq_worker.model.generation",
         "mlxq_worker.model.safetensors",
         "mlxq_worker.model.turn_end",
     }

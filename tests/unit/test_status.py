@@ -90,6 +90,7 @@ def test_every_queue_is_shown_with_its_workers_its_first_job_and_its_failures(
     queues = {queue["name"]: queue for queue in listed["queues"]}
     age_s = now_s - 1_000_000_000
     worker = {"name": "w1", "state": "busy", "hostname": "mac-1", "pid": "7", "last_heartbeat": "then"}
+    worker |= {"model": None, "width": None, "num_tokens": None}  # it says nothing of these
     assert sorted(queues) == ["mlxq", "nightly", "other"]
     nightly = queues["nightly"]
     assert abs(nightly.pop("oldest_waiting_s") - age_s) < 3600

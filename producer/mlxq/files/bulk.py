@@ -60,6 +60,7 @@ def process(
     tell: Tell | None = None,
     source: str | None = None,
     default_max_tokens: int | None = None,
+    sampling_defaults: Mapping[str, float] | None = None,
     batch_id: str | None = None,
     table: AnswerTable | None = None,
     retry: Retry | None = None,
@@ -86,6 +87,7 @@ def process(
             of none of its requests any more are removed.
         default_max_tokens: the limit of a request that sets none, if all workers have the same: an answer that kept to
             another is to something else.
+        sampling_defaults: likewise, what the model's own defaults fill in of a request that leaves it out.
         batch_id: of the batch that all runs over this input and into this output file go on with: requests that an
             earlier one has left in the queue are not cancelled, their answers and failures are taken as they come.
         table: at the end, and only if the run comes to it, the answers are written as this table, too.
@@ -107,6 +109,7 @@ def process(
         resume=resume,
         source=source,
         default_max_tokens=default_max_tokens,
+        sampling_defaults=sampling_defaults,
         retry=retry,
         model=model,
         known=known,

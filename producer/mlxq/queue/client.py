@@ -140,6 +140,10 @@ class Client:
             )
         return self._batch(batch_id, self.queue, _about(name, metadata))
 
+    def in_queue(self, queue: str) -> Client:
+        """A client of another queue in the same Redis, over the same connections."""
+        return Client(self.redis, queue, reconcile_s=self._reconcile_s)
+
     def batch(self, batch_id: str) -> Batch:
         """A batch that exists, whatever queue it is in.
 

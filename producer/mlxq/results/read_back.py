@@ -76,6 +76,15 @@ def default_max_tokens_of(line: Any) -> int | None:
     return value if type(value) is int else None
 
 
+def sampling_defaults_of(line: Any) -> dict[str, float] | None:
+    """What the model's own sampling defaults have filled in of a request; `None` where that isn't known."""
+    if _at(line, "response", "body", "mlxq", "generation_config") is None:
+        return None
+    values = _at(line, "response", "body", "mlxq", "sampling_defaults")
+    known = values.items() if isinstance(values, dict) else ()
+    return {name: value for name, value in known if type(value) in (int, float)}
+
+
 def raised_max_tokens_of(line: Any) -> int | None:
     """The limit of a retry, which is larger than that of the request; `None` for an answer to the request as it is."""
     value = _at(line, "response", "body", "mlxq", "raised_max_tokens")

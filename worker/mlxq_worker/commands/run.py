@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -32,7 +32,6 @@ from mlxq.files.output.manifest import RunFacts, check_manifest, manifest_path, 
 from mlxq.files.output.retry import Retry
 from mlxq.files.tally import Summary, Tally
 from mlxq_worker.commands.worker_options import worker_command, worker_option
-from mlxq_worker.config import DEFAULT_MAX_TOKENS
 from mlxq_worker.startup import collecting_later
 from mlxq_worker.supervision.redis_server import private_redis
 from mlxq_worker.supervision.totals import Totals
@@ -41,6 +40,7 @@ from mlxq_worker.supervision.worker_process import WorkerProcess
 if TYPE_CHECKING:
     from mlxq.cli.progress import Display
     from mlxq.queue.client import Client
+    from mlxq_worker.model.generation import GenerationConfig, OpenFields
     from mlxq_worker.supervision.dead_workers import DeadWorkers
 
 LEASE_S = 30
@@ -61,6 +61,7 @@ RESUME_HINT = "Run the same command again to go on from here."
 )
 @worker_option("max_num_seqs")
 @worker_option("default_max_tokens")
+@worker_option("generation_config")
 @worker_option("memory_limit_bytes")
 @worker_option("wired_limit")
 @click.option("--workers", type=click.IntRange(0), default=1, help="Worker processes; 0 leaves the work to others.")
@@ -140,6 +141,7 @@ def run(
     if manifest_file is not None:
         check_manifest(manifest_file)
     retry = Retry.read(retry_reasons, max_tokens_on_retry, goes_on=continue_length)
+    filled = _open_fields(worker_options) if workers else None
     known, started = KnownLines(), time.time()
     lines = reading.unknown(known)
     with ExitStack() as stack:
@@ -188,7 +190,8 @@ def run(
                 # A Redis of others comes back some day; one of our own has nothing to come back with.
                 tell=tell if is_shared else None,
                 source=reading.source,
-                default_max_tokens=(worker_options["default_max_tokens"] or DEFAULT_MAX_TOKENS) if workers else None,
+                default_max_tokens=filled.max_tokens if filled else None,
+                sampling_defaults=filled.sampling or {} if filled else None,
                 table=writing.table,
                 retry=retry,
                 known=known,
@@ -242,6 +245,23 @@ def _row_efficiency(totals: Sequence[Totals]) -> float | None:
     """Of all workers together."""
     kept, computed = map(sum, zip(*(figures.rows() for figures in totals), strict=True)) if totals else (0, 0)
     return kept / computed if computed else None
+
+
+def _open_fields(worker_options: Mapping[str, Any]) -> OpenFields | None:
+    """What our workers fill in where a request says nothing; `None` if the model isn't here yet, so nobody knows.
+
+    Raises:
+        ModelError: the model's generation_config.json is broken.
+    """
+    from mlxq_worker.model.generation import OpenFields, read_generation_config
+    from mlxq_worker.model.load import folder_of
+
+    folder = folder_of(worker_options["model"])
+    mode: GenerationConfig = worker_options["generation_config"] or "auto"
+    if folder is None and mode == "auto":
+        return None
+    stated = {} if folder is None else read_generation_config(folder)
+    return OpenFields.of(stated, mode, worker_options["default_max_tokens"])
 
 
 def _warn_of_other_models(summary: Summary, model: str) -> None:

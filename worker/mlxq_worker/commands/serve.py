@@ -95,6 +95,7 @@ WORKER_LEASE_S = 30
 @worker_option("model", help="With --with-worker: directory or Hub repository of the model.  [default: demo]")
 @worker_option("max_num_seqs")
 @worker_option("default_max_tokens")
+@worker_option("generation_config")
 @worker_option("memory_limit_bytes")
 @worker_option("wired_limit")
 @worker_option("tool_call_parser")

@@ -27,6 +27,7 @@ class Done(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     One that `is_cut` is there in part, so its request is not done. `default_max_tokens` is the worker's limit that the
     answer kept to, where its request has none and the line says so; `raised_max_tokens` is the one of a retry.
+    `sampling_defaults` is what the model's own have filled in of the request, `None` where the line doesn't say.
     `finish_reasons` are those of its choices, and `hit_limit` tells whether one of them had `max_tokens` tokens.
     """
 
@@ -37,6 +38,7 @@ class Done(msgspec.Struct, frozen=True, array_like=True, gc=False):
     finish_reasons: tuple[str, ...] = ()
     hit_limit: bool = False
     raised_max_tokens: int | None = None
+    sampling_defaults: dict[str, float] | None = None
 
 
 class DoneTable:
@@ -146,6 +148,7 @@ def done_by(line: Mapping[str, Any]) -> Done | None:
         finish_reasons=tuple(reason for reason in reasons if isinstance(reason, str)),
         hit_limit=any(stop.get("type") == "max_tokens" for stop in read_back.stop_details_of(line)),
         raised_max_tokens=read_back.raised_max_tokens_of(line),
+        sampling_defaults=read_back.sampling_defaults_of(line),
     )
 
 

@@ -65,6 +65,7 @@ class Sink:
         resume: keep and skip what the output file already holds; otherwise both files start empty.
         source: a name for the input, as of `mlxq.files.paths.source_name`.
         default_max_tokens: the limit of a request that sets none, where that is known.
+        sampling_defaults: what the model's own fill in of a request that leaves it out, where that is known.
         retry: which whole answers are to be asked for again.
         model: whose answers are to be gone on from; any, if none is named.
         known: learns the input lines that the output file has the answers to.
@@ -82,6 +83,7 @@ class Sink:
         resume: bool = True,
         source: str | None = None,
         default_max_tokens: int | None = None,
+        sampling_defaults: Mapping[str, float] | None = None,
         retry: Retry | None = None,
         model: str | None = None,
         known: KnownLines | None = None,
@@ -95,6 +97,7 @@ class Sink:
         self._dropped = IdTable()
         self._num_asked = 0
         self._default_max_tokens = default_max_tokens
+        self._sampling_defaults = sampling_defaults
         self._synced = time.monotonic()
         check_result_file(error_file)  # before the output file comes into being
         with ExitStack() as stack:
@@ -166,9 +169,22 @@ class Sink:
         limits = {known.default_max_tokens, self._default_max_tokens} - {None}
         if line.request.sampling.max_tokens is None and len(limits) > 1:
             return False
+        if not self._has_same_defaults(known, line.request.left_out):
+            return False
         if known.content_hash == line.request.content_hash:
             return True
         return known.content_hash == spelled_hash(line.payload["url"], line.payload["body"])
+
+    def _has_same_defaults(self, known: Done, left_out: tuple[str, ...]) -> bool:
+        """Whether the model's defaults filled in what they would now. Lines of earlier releases don't say."""
+        filled = known.sampling_defaults
+        if filled is None:
+            return True
+        if known.raised_max_tokens is not None:  # a retry's own limit, in place of any other
+            left_out = tuple(name for name in left_out if name != "max_tokens")
+        if self._sampling_defaults is None:
+            return filled.keys() <= set(left_out)
+        return filled == {name: value for name, value in self._sampling_defaults.items() if name in left_out}
 
     def _skip(self, custom_id: str, known: Done) -> bool:
         if known.is_cut:
