@@ -3,7 +3,7 @@
 Hypothesis times no single example: on a busy machine any of them may take long, and pytest's timeout bounds them all.
 
 `tests/parity` needs torch and is run by `make parity`, which installs it; `make compat` does so for `tests/compat` and
-the programs that it is about.
+the programs that it is about. `tests/alerts` needs a Prometheus, and is run by `make alerts`.
 
 `make test` runs several files at once, each in a process that has a Redis of its own (`-n`, `--dist loadfile`). There
 BLAS takes one thread in each, and in what they start: with more, the threads of all of them get into each other's way.
@@ -38,6 +38,6 @@ settings.register_profile("mlxq", deadline=None)
 settings.load_profile("mlxq")
 
 collect_ignore = [] if find_spec("torch") else ["parity"]
-if "MLXQ_COMPAT" not in os.environ:
-    collect_ignore.append("compat")
+collect_ignore += ["compat"] if "MLXQ_COMPAT" not in os.environ else []
+collect_ignore += ["alerts"] if "MLXQ_PROMETHEUS" not in os.environ else []
 pytest_plugins = ["tests.support.redis_fixture"]

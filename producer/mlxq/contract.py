@@ -106,6 +106,10 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     beam: Beam | None = None
 
 
+LEFT_TO_MODELS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_tokens")
+"""Attributes of `Sampling` that a model's generation_config.json may fill where a request doesn't."""
+
+
 StructureKind = Literal["json_object", "json_schema", "regex", "choice", "grammar", "structural_tag"]
 
 
@@ -140,8 +144,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     ids that the worker takes as they are. `messages` and `tools` keep the wire's shape, since chat templates are
     written against it. With `echo` the answer to a prompt begins with it, and may have no tokens of its own
     (`max_tokens == 0`). Without `add_generation_prompt` a chat's answer begins no new turn, and with
-    `continue_final_message` it goes on with the last message. `content_hash` is the hex SHA-256 of what determines the
-    answer, however it is spelled (`mlxq.requests.normal_form`).
+    `continue_final_message` it goes on with the last message. `left_out` are those of `LEFT_TO_MODELS` about which the
+    request says nothing: `sampling` has mlxq's own defaults there, over which a worker may lay the model's.
+    `content_hash` is the hex SHA-256 of what determines the answer, however it is spelled
+    (`mlxq.requests.normal_form`).
     """
 
     custom_id: str
@@ -157,6 +163,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     echo: bool = False
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    left_out: tuple[str, ...] = ()
     model: str | None = None
 
 
@@ -261,7 +268,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What only mlxq reports (`body.mlxq`): the EOS set that was in force, the seed that was used, where the
     seconds went, and what a resumed run compares: the hash of the request, and the worker's `default_max_tokens` where
     the request has no limit of its own. `ignored_formats` are those of the request's
-    schemas that the answer wasn't held to."""
+    schemas that the answer wasn't held to. `generation_config` is whether the model's sampling defaults were in force,
+    and `sampling_defaults` what they have filled in of the request's `left_out`."""
 
     eos: tuple[EosEntry, ...]
     seed: int
@@ -271,6 +279,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     decode_s: float
     ignored_formats: tuple[str, ...] = ()
     default_max_tokens: int | None = None
+    generation_config: Literal["auto", "off"] | None = None
+    sampling_defaults: dict[str, float] = {}
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

@@ -24,6 +24,8 @@ Beside them stand, per queue and per batch:
         total                       int     jobs enqueued so far
         sealed                      0 | 1   1 once the producer has enqueued everything
         cancelled                   0 | 1   1 once somebody asked to cancel it: workers drop its rows
+        name                        str     what people call it; absent where nobody has said so
+        metadata                    str     an object in JSON, the producer's own; absent where there is none
         finished failed cancelled_jobs   int   ended jobs; their sum equals `total` when the batch is done
         prompt_tokens completion_tokens  int   summed over finished jobs
         stop:{type}:{token_id}      int     finished choices by stop type; token_id is empty where there is none
@@ -32,6 +34,8 @@ Beside them stand, per queue and per batch:
         job                         str     job id
         status                      str     finished | failed | cancelled
         code                        str     job_lost where the job was deleted before it had ended, else absent
+    mlxq:models                     zset    name of a model that `mlxq worker --models` serves here -> when it was last
+                                            announced, Redis's clock in Unix seconds; its queue is mlxq:{model}
     mlxq:serve:{batch}              str     the `mlxq serve` process that works on a batch; expires with its lease
     mlxq:broken                     hash    key that held something else than it should -> what about it; until a worker
                                             has logged it
@@ -51,6 +55,8 @@ and that of a worker:
     rq:worker:{name}                hash
         mlxq_machine                str     tells hosts of one name apart; empty where nothing does
         mlxq_model                  str     the model that it answers with; empty while it is being loaded
+        mlxq_width                  int     how many rows it decodes at once, at most
+        mlxq_tokens                 int     tokens generated for answers that have ended
 
 A job's answer, good or bad, is the newest entry of RQ's ``rq:results:{job}``: its `return_value` is the output
 line (an object with ``id``, ``custom_id``, ``response``, ``error``); a failed job has it beside RQ's `exc_string`.
@@ -85,6 +91,10 @@ CHUNK = 500
 
 BATCHES = "mlxq:batches"
 BROKEN = "mlxq:broken"
+WORKER_WIDTH, WORKER_TOKENS = "mlxq_width", "mlxq_tokens"
+MODELS = "mlxq:models"
+MODEL_TTL_S = 7 * 24 * 3600
+"""A model that nobody has announced for so long isn't known any more."""
 JOB_DIGEST_LENGTH = 20
 """Hex digits after ``{batch}-`` in a job id."""
 
@@ -102,6 +112,11 @@ def job_id(batch_id: str, custom_id: str) -> str:
 def batch_id_of(job_id: str) -> str:
     """The id of the batch that a job's id names."""
     return job_id[: -JOB_DIGEST_LENGTH - 1]
+
+
+def model_queue(model: str) -> str:
+    """The RQ queue of requests for one of several models."""
+    return f"mlxq:{model}"
 
 
 def pulse(queue: str) -> str:

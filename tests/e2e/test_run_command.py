@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -147,6 +148,26 @@ def test_every_good_line_is_answered_once_and_the_run_says_that_some_failed(mixe
 
 
 @pytest.mark.slow
+def test_the_manifest_beside_the_output_says_what_came_of_it(mixed: Done) -> None:
+    answers = read_lines(mixed.files.output).values()
+    manifest = json.loads((mixed.files.directory / "out.manifest.json").read_text())
+
+    total = len(GOOD) + len(BAD)
+    assert (manifest["requests"]["total"], manifest["requests"]["answered"]) == (total, len(GOOD))
+    assert manifest["failures"] == Counter(bad.code for bad in BAD)
+    assert sum(stop["count"] for stop in manifest["stops"]) == len(GOOD)
+    tokens = sum(line["response"]["body"]["usage"]["completion_tokens"] for line in answers)
+    assert manifest["completion_tokens"] == tokens
+    assert manifest["tokens_per_s"] == pytest.approx(tokens / manifest["seconds"], rel=0.01)
+    assert 0.5 < manifest["row_efficiency"] <= 1.0
+    assert [(model["name"], model["answers"]) for model in manifest["models"]] == [("mlxq-demo", len(GOOD))]
+    assert manifest["models"][0]["eos"] == next(iter(answers))["response"]["body"]["mlxq"]["eos"]
+    assert manifest["versions"].keys() == {"python", "mlxq", "mlx", "mlx-lm"}
+    assert None not in manifest["versions"].values()
+    assert manifest["command"] == ["mlxq", *mixed.files.command()[3:]]
+
+
+@pytest.mark.slow
 def test_every_answer_says_which_of_the_three_end_tokens_ended_it(mixed: Done) -> None:
     answers = read_lines(mixed.files.output).values()
 
@@ -271,7 +292,7 @@ def test_a_missing_input_is_one_line_and_empties_no_file(tmp_path: Path) -> None
 
     done = files.run("--no-resume")
 
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"Error: can't read {files.input}: No such file or directory\n"
     assert read_lines(files.output).keys() == {"from before"}
     assert read_lines(files.errors).keys() == {"failed before"}

@@ -150,7 +150,7 @@ class BrokenOff(Exception):
 
 
 def _live_answer(client: OpenAI, start: int, *, is_streamed: bool) -> str:
-    asked: dict[str, Any] = {"model": "demo", "prompt": prompt_of(start), "temperature": 0}
+    asked: dict[str, Any] = {"model": "mlxq-demo", "prompt": prompt_of(start), "temperature": 0}
     if not is_streamed:
         return str(client.completions.create(**asked).choices[0].text)
     text, is_whole = "", False

@@ -687,6 +687,26 @@ def test_following_a_batch_ends_when_it_is_done(redis_url: str, files: Files) ->
     assert batch.counts().total == 20
 
 
+def test_collecting_may_delete_what_is_on_the_disk_and_goes_on_from_there(redis_url: str, files: Files) -> None:
+    # given a batch that is enqueued through a window, of which one half is collected and the other follows
+    files.write_numbered(20)
+    lines = [line for line in read_requests(files.input) if isinstance(line, ParsedLine)]
+    client, connection = Client(redis_url), Redis.from_url(redis_url)
+    batch = client.submit(lines[:10], "b", sealed=False)
+    with FakeWorker(redis_url):
+        wait_until(lambda: batch.counts().num_ended == 10, "ten answers")
+        half = collect(batch, files.output, files.errors, on_turn=go_on, delete=True)
+        num_kept = len(connection.keys("rq:job:*"))
+        client.submit(lines, "b", max_inflight=5)  # the same file once more adds what was deleted, too
+        whole = collect(batch, files.output, files.errors, on_turn=go_on, follow=True, delete=True)
+
+    # then each answer is in the file once, and in Redis no longer
+    assert (half.succeeded, half.interrupted, num_kept) == (10, True, 0)
+    assert (whole.succeeded, whole.skipped, whole.interrupted) == (10, 10, False)
+    assert sorted(files.answers()) == sorted(f"r{i}" for i in range(20))
+    assert connection.keys("rq:job:*") + connection.keys("rq:results:*") == []
+
+
 def test_answers_of_an_earlier_input_are_kept_and_counted_apart(redis_url: str, files: Files) -> None:
     files.write_input(prompt("old-1"), prompt("old-2"), prompt("both"), prompt("changes"))
     with FakeWorker(redis_url):

@@ -337,3 +337,89 @@ def test_answers_of_another_model_are_not_gone_on_from_unless_that_is_wanted(red
         with pytest.raises(ConfigError, match=r"holds 2 answers by echo, not by other: .*--accept-model-change"):
             run(redis_url, files, model="other")
         assert run(redis_url, files).skipped == 2
+
+
+# --- Answers in parts ------------------------------------------------------------------------------------------
+
+STORY = "Once upon a time there was"
+
+
+def telling(request: Request, job_id: str) -> Line:
+    """Tells the story, two words at a time, from where it is told to go on; a word is a token. It refuses `no`."""
+    chat = request.messages is not None
+    given = str(request.messages[-1]["content"]) if request.messages else str(request.prompt)
+    if given.startswith("no") and given != "no":
+        return refuse(request, job_id)
+    goes_on = request.continue_final_message if chat else True
+    told = given.removeprefix("Tell: ").split() if goes_on else []
+    words = STORY.split()[len(told) : len(told) + 2]
+    is_over = len(told) + 2 >= len(STORY.split())
+    text = "".join(f" {word}" if told or index else word for index, word in enumerate(words))
+    line = echo(request, job_id)
+    body = line["response"]["body"]
+    stop = {"type": "eos_token" if is_over else "max_tokens", "token_id": None, "token_index": 1}
+    choice = {"finish_reason": "stop" if is_over else "length", "stop_details": stop, "index": 0}
+    body["choices"] = [choice | ({"message": {"role": "assistant", "content": text}} if chat else {"text": text})]
+    body["usage"] = {"prompt_tokens": 5 + len(told), "completion_tokens": 2, "total_tokens": 7 + len(told)}
+    return line
+
+
+def test_an_answer_that_hit_its_limit_is_gone_on_with_until_it_is_whole(redis_url: str, files: Files) -> None:
+    # given a chat, one whose last message is to be gone on with, and a prompt
+    asked = [{"role": "user", "content": "Tell:"}]
+    files.write_input(
+        {"id": "chat", "messages": asked, "max_tokens": 2},
+        {"id": "begun", "messages": [*asked, {"role": "assistant", "content": ""}], "continue_final_message": True},
+        {"id": "prompt", "prompt": "Tell: ", "max_tokens": 2},
+    )
+    go_on_with = Retry.read((), None, goes_on=True)
+
+    # when
+    with FakeWorker(redis_url, telling) as worker:
+        runs = [run(redis_url, files, retry=retry) for retry in (None, None, go_on_with, go_on_with, go_on_with)]
+
+    # then the answers are whole, say what all of it has taken, and are to the lines as they stand
+    assert [(each.succeeded, each.retried, each.skipped) for each in runs] == [
+        (3, 0, 0),
+        (0, 0, 3),
+        (3, 3, 0),
+        (3, 3, 0),
+        (0, 0, 3),
+    ]
+    assert len(worker.custom_ids) == 9
+    lines = {line["custom_id"]: line["response"]["body"] for line in read_lines(files.output)}
+    assert {name: texts_of({"response": {"body": body}}) for name, body in lines.items()} == dict.fromkeys(
+        ("chat", "begun", "prompt"), (STORY,)
+    )
+    for body in lines.values():
+        assert body["usage"] == {"prompt_tokens": 5, "completion_tokens": 6, "total_tokens": 11}
+        assert (body["choices"][0]["finish_reason"], body["mlxq"]["parts"]) == ("stop", 3)
+        assert body["choices"][0]["stop_details"] == {"type": "eos_token", "token_id": None, "token_index": 5}
+
+
+def test_an_answer_that_can_be_no_part_or_gets_no_rest_stays_as_it_is(redis_url: str, files: Files) -> None:
+    # given answers that hit their limit, to requests for what can't be put together, and one whose rest is refused
+    lines: list[Line] = [
+        {"n": 2},
+        {"logprobs": 1},
+        {"echo": True},
+        {"return_token_ids": True},
+        {"structured_outputs": {"regex": "a*"}},
+        {"prompt": [1, 2]},
+        {"prompt": "no"},
+    ]
+    files.write_input(*({"id": f"r{number}", "prompt": "Tell:", **line} for number, line in enumerate(lines)))
+    with FakeWorker(redis_url, telling) as worker:
+        run(redis_url, files)
+        before = texts(files)
+        summary = run(redis_url, files, retry=Retry.read((), None, goes_on=True))
+
+    assert worker.custom_ids[len(lines) :] == ["r6"]
+    assert (summary.skipped, summary.failed, texts(files)) == (len(lines) - 1, 1, before)
+    assert files.failures() == ["r6"]
+
+
+@pytest.mark.parametrize("others", [((), "2x"), (("length",), None)])
+def test_going_on_from_an_answer_and_beginning_it_anew_exclude_each_other(others: Any) -> None:
+    with pytest.raises(ConfigError, match="give one of them"):
+        Retry.read(*others, goes_on=True)

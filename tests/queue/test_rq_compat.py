@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import subprocess
 import sys
+import zlib
 from contextlib import AbstractContextManager
 
 import pytest
 from redis import Redis
-from rq.job import Job
+from rq.job import Job, Retry
+from rq.queue import Queue
+from rq.serializers import JSONSerializer
+from rq.utils import utcparse
 from rq.worker import Worker
 from tests.support.processes import RQ, ended, rq, run, running
 from tests.support.queued_jobs import answer, enqueue_plain, events, queue_of, submit
 from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq.jobs import generate
+from mlxq.queue.client import Client
 from mlxq_worker.jobs.store import MAX_STRIKES
 
 FAKE = {"MLXQ_MODEL": "fake", "MLXQ_MAX_NUM_SEQS": "4"}
@@ -42,6 +48,36 @@ def let_leases_lapse(connection: Redis) -> int:
 def test_the_function_that_jobs_name_says_how_to_run_them() -> None:
     with pytest.raises(RuntimeError, match="mlxq worker"):
         generate({})
+
+
+def test_jobs_lie_in_redis_as_rq_itself_would_write_them(connection: Redis, redis_url: str) -> None:
+    # given one of our jobs, and RQ's own with the same content; a long one is packed otherwise
+    for number, text in enumerate(("hi é 😀", "long " * 2000)):
+        batch = Client(redis_url).submit([{"custom_id": f"aé{number}", "prompt": text}], f"b{number}")
+        [ours] = [Job.fetch(job_id, connection, JSONSerializer) for job_id in batch.job_ids()]
+        data = Queue.prepare_data(
+            ours.func_name,
+            args=ours.args,
+            timeout=-1,
+            result_ttl=ours.result_ttl,
+            failure_ttl=ours.failure_ttl,
+            description=ours.description,
+            job_id=f"theirs-{number}",
+            meta=ours.meta,
+            retry=Retry(max=3),
+        )
+        [theirs] = Queue("mlxq", connection=connection, serializer=JSONSerializer).enqueue_many([data])
+
+        # then RQ finds the same in both
+        hashes = [connection.hgetall(job.key) for job in (ours, theirs)]
+        for fields in hashes:
+            fields[b"data"] = json.loads(zlib.decompress(fields[b"data"]))
+            fields[b"meta"] = json.loads(fields[b"meta"])
+            assert utcparse(fields.pop(b"created_at").decode()) <= utcparse(fields.pop(b"enqueued_at").decode())
+        assert hashes[0] == hashes[1]
+    waiting = [job_id.decode() for job_id in connection.lrange("rq:queue:mlxq", 0, -1)]
+    assert waiting[1::2] == ["theirs-0", "theirs-1"]
+    assert connection.smembers("rq:queues") == {b"rq:queue:mlxq"}
 
 
 def test_stock_rq_worker_runs_ours_to_the_end_of_the_queue(connection: Redis, redis_url: str) -> None:

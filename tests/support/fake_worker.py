@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 from base64 import b64encode
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 import msgspec
 from redis import Redis
+from rq.exceptions import NoSuchJobError
 from rq.job import Job
 
 from mlxq import keys
@@ -78,7 +80,8 @@ class FakeWorker:
         while not self._stopping.is_set():
             job_id = self._redis.lpop(keys.live(self._queue)) or self._redis.lpop(f"rq:queue:{self._queue}")
             if isinstance(job_id, bytes):
-                self._run(Job.fetch(job_id.decode(), self._redis, "json"))
+                with suppress(NoSuchJobError):  # it was cancelled and deleted this moment
+                    self._run(Job.fetch(job_id.decode(), self._redis, "json"))
             else:
                 self._stopping.wait(0.005)
 

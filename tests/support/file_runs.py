@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mlxq.files.bulk import process
-from mlxq.files.input import BadLine, read_requests
+from mlxq.files.input import BadLine, read_unknown
+from mlxq.files.known_lines import KnownLines
 from mlxq.files.tally import Summary, Tally
 from mlxq.queue.client import Client
 from mlxq.requests.openai import ParsedLine
@@ -50,4 +51,6 @@ def go_on(tally: Tally) -> bool:
 def run(url: str, files: Files, *, lines: Iterator[ParsedLine | BadLine] | None = None, **options: Any) -> Summary:
     """A run over the input, or over these lines."""
     options.setdefault("on_turn", go_on)
-    return process(Client(url), lines or read_requests(files.input), files.output, files.errors, **options)
+    known = KnownLines()
+    given = lines or read_unknown(files.input, known)
+    return process(Client(url), given, files.output, files.errors, known=known, **options)

@@ -21,7 +21,8 @@ RQ = (sys.executable, "-m", "rq.cli")
 def environment(**variables: str) -> dict[str, str]:
     """Ours, with some variables set."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("MLXQ_", "REDIS_"))}
-    return inherited | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))} | variables
+    ours = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "MLXQ_CACHE_DIR": os.devnull}
+    return inherited | ours | variables
 
 
 def run(*command: str, cwd: Path | None = None, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -39,6 +39,7 @@ from mlxq_worker.commands import run as run_module
 from mlxq_worker.commands.worker import options_given, worker
 from mlxq_worker.commands.worker_options import worker_command
 from mlxq_worker.config import WorkerConfig
+from mlxq_worker.model.generation import DEFAULT_MAX_TOKENS
 
 STAND_IN = """
 import os, signal, sys, threading
@@ -238,6 +239,20 @@ def test_enqueue_prints_the_batch_id_and_nothing_else_on_stdout(redis_url: str, 
     assert (counts.total, counts.sealed) == (3, True)
 
 
+def test_enqueue_says_of_a_new_batch_what_it_is(redis_url: str, tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": "hi"}\n')
+    command = ["enqueue", "-i", str(tmp_path / "in.jsonl"), "--url", redis_url, "--batch-id", "b1"]
+    about = ["--batch-name", "nightly", "--metadata", "owner=Kim", "--metadata", "why=a = b"]
+
+    refused = CliRunner().invoke(main, [*command, "--metadata", "owner"])
+    done = CliRunner().invoke(main, [*command, *about, "--max-inflight", "1"])
+
+    assert (refused.exit_code, done.exit_code) == (2, 0)
+    assert "--metadata 'owner' is not NAME=TEXT" in refused.output
+    counts = Client(redis_url).batch("b1").counts()
+    assert (counts.name, counts.metadata) == ("nightly", {"owner": "Kim", "why": "a = b"})
+
+
 def test_enqueue_names_bad_lines_and_enqueues_the_others(redis_url: str, tmp_path: Path) -> None:
     file = tmp_path / "in.jsonl"
     file.write_text('{"prompt": "hello"}\n{"prompt": "hello", "temperature": "hot"}\n')
@@ -309,7 +324,7 @@ def test_enqueue_reads_stdin_and_lays_settings_under_every_request(redis_url: st
 
 def test_a_missing_input_file_is_one_line(redis_url: str, tmp_path: Path) -> None:
     result = mlxq("enqueue", "-i", tmp_path / "none.jsonl", "--url", redis_url)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "none.jsonl" in result.stderr
     assert result.stdout == ""
 
@@ -661,13 +676,13 @@ def test_the_defaults_in_the_help_are_those_of_the_configuration() -> None:
         config.url,
         config.queues[0],
         config.engine.max_num_seqs,
-        config.default_max_tokens,
+        DEFAULT_MAX_TOKENS,
         f"{config.grace_s:g}",
     ]
     shown = re.findall(r"default:\s+(\S+)\]", mlxq("worker", "--help").stdout)
     shown_by_run = re.findall(r"default:\s+(\S+)\]", mlxq("run", "--help").stdout)
     assert {str(default) for default in defaults} <= set(shown)
-    assert {str(config.engine.max_num_seqs), str(config.default_max_tokens)} <= set(shown_by_run)
+    assert {str(config.engine.max_num_seqs), str(DEFAULT_MAX_TOKENS)} <= set(shown_by_run)
 
 
 # --- What is printed ------------------------------------------------------------------------------------------
@@ -709,7 +724,7 @@ def test_a_plain_line_has_no_rates_before_something_has_ended(
     log.update(tally)
     assert capsys.readouterr().err.splitlines() == [
         "0/8 requests",
-        "2/8 requests, 0.1 requests/s, 2 tokens/s, 1:00 left",
+        "2/8 requests, 0.1 requests/s, 2 tokens/s, 30 s left",  # loading is no part of the rate
     ]
 
 
@@ -771,3 +786,9 @@ def test_an_option_of_the_worker_that_cannot_be_right_is_named_and_starts_nothin
     result = mlxq("worker", "--model", "demo", *option)
 
     assert (result.exit_code, option[0] in result.stderr) == (2, True)
+
+
+def test_a_template_file_that_is_not_there_is_a_wrong_option(tmp_path: Path) -> None:
+    result = mlxq("run", "-i", __file__, "-o", tmp_path / "out.jsonl", "--template", "prompt.jinja")
+    assert result.exit_code == 2
+    assert "prompt.jinja" in result.stderr

@@ -16,7 +16,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
 
     assert (config.queues, config.url) == (("mlxq",), "redis://localhost:6379/0")
     assert (config.engine.max_num_seqs, config.max_active_rows) == (32, 128)
-    assert (config.default_max_tokens, config.lease_s, config.grace_s) == (2048, 90.0, 30.0)
+    assert (config.generation_config, config.lease_s, config.grace_s) == ("auto", 90.0, 30.0)
 
 
 def test_every_variable_reaches_its_field() -> None:

@@ -38,7 +38,12 @@ def name_of(document: object) -> str | None:
 
 def flags_of(command: str) -> set[str]:
     parameters = COMMANDS[command].load().params
-    return {flag for parameter in parameters if isinstance(parameter, click.Option) for flag in parameter.opts}
+    return {
+        flag
+        for parameter in parameters
+        if isinstance(parameter, click.Option)
+        for flag in (*parameter.opts, *parameter.secondary_opts)
+    }
 
 
 def spans_of(program: str) -> list[str]:
@@ -110,7 +115,7 @@ def test_every_block_is_run_or_compared_or_says_why_not(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_comment_stands_right_before_its_block(document: Path) -> None:
-    marks = re.findall(r"^<!-- (?!(?:fields|arguments): |end of ).*-->$", TEXTS[document], re.MULTILINE)
+    marks = re.findall(r"^<!-- (?!(?:fields|arguments): |end of |panels).*-->$", TEXTS[document], re.MULTILINE)
 
     assert len(marks) == sum(block.mark is not None for block in blocks_of(TEXTS[document]))
 

@@ -33,11 +33,11 @@ FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
     "mlxq": (
         frozenset(
             {"contract", "errors", "id_table", "jobs", "keys", "logs", "machine", "passing", "printable", "sentinel"}
-            | {"spool"}
+            | {"spool", "versions"}
         ),
         frozenset({"deploying", "formats", "requests", "results"}),
         frozenset({"offline", "queue", "tables"}),
-        frozenset({"aio", "files", "metrics"}),
+        frozenset({"aio", "files", "metrics", "routing"}),
         frozenset({"serve"}),
         frozenset({"cli"}),
         frozenset({"__main__"}),
@@ -102,6 +102,7 @@ WITHOUT_MLX = frozenset(
         "mlxq_worker.model.config_json.rope",
         "mlxq_worker.model.config_json.words",
         "mlxq_worker.model.eos",
+        "mlxq_worker.model.generation",
         "mlxq_worker.model.safetensors",
         "mlxq_worker.model.turn_end",
     }

@@ -13,7 +13,7 @@ import pytest
 from tests.support.row_specs import row_spec
 from tests.support.small_vocabularies import NUM_PIECES, SENTENCEPIECE, decode_byte_level, decode_sentencepiece
 
-from mlxq.contract import CHAT, Request, SamplingParams
+from mlxq.contract import CHAT, Request, Sampling
 from mlxq.serve.live.growing import Diverged, GrowingAnswer
 from mlxq_worker.engine.api import Decode, RowPiece, RowResult, RowSpec, Streaming
 from mlxq_worker.engine.reasoning import Reasoning
@@ -139,7 +139,7 @@ def test_the_chunks_of_any_answer_join_to_the_answer_of_a_batch(vocabulary: str)
         told, result = streamed(replace(spec, streaming=Streaming(unsettled_ids=unsettled_ids)), [*ids, EOS], decode)
 
         assert result == alone
-        request = Request(custom_id="c", endpoint=CHAT, sampling=SamplingParams(), content_hash="", messages=({},))
+        request = Request(custom_id="c", endpoint=CHAT, sampling=Sampling(), content_hash="", messages=({},))
         parts = AnswerReader(None, decode, None).read(request, spec, result)  # type: ignore[arg-type]
         deltas = list(chunks_of(told, parts.text, parts.reasoning_content))
         assert joined(deltas, "content").encode() == parts.text.encode()

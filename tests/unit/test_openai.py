@@ -48,6 +48,7 @@ def test_the_canonical_batch_line_is_read() -> None:
         sampling=Sampling(max_tokens=5),
         content_hash=normal_form.content_hash(CHAT, body),
         messages=(USER,),
+        left_out=("temperature", "top_p", "top_k", "min_p", "repetition_penalty"),
         model="m",
     )
 

@@ -13,6 +13,7 @@ from redis.client import Pipeline
 
 from mlxq import keys
 from mlxq.cli import main
+from mlxq.errors import ConfigError
 from mlxq.queue.client import Client
 from mlxq.requests.openai import text_request
 
@@ -89,6 +90,7 @@ def test_every_queue_is_shown_with_its_workers_its_first_job_and_its_failures(
     queues = {queue["name"]: queue for queue in listed["queues"]}
     age_s = now_s - 1_000_000_000
     worker = {"name": "w1", "state": "busy", "hostname": "mac-1", "pid": "7", "last_heartbeat": "then"}
+    worker |= {"model": None, "width": None, "num_tokens": None}  # it says nothing of these
     assert sorted(queues) == ["mlxq", "nightly", "other"]
     nightly = queues["nightly"]
     assert abs(nightly.pop("oldest_waiting_s") - age_s) < 3600
@@ -202,3 +204,55 @@ def test_a_key_of_the_wrong_type_costs_what_it_would_have_told(connection: Redis
     assert "queue mlxq: " in shown
     assert [queue["name"] for queue in listed["queues"]] == ["mlxq"]
     assert connection.get(key) == b"x", "who only looks changes nothing"
+
+
+def test_a_batch_is_shown_with_its_name_its_metadata_and_its_pace(connection: Redis, redis_url: str) -> None:
+    # given a batch of which two answers have come, of 30 tokens in all
+    client = Client(connection)
+    lines = [text_request("hi", custom_id=name) for name in ("a", "b", "c", "d")]
+    batch = client.submit(lines, "b1", name="nightly\x1b[2J", metadata={"owner": "Kim", "tries": 2})
+    client.submit(lines, "b2")
+    connection.hset(keys.batch("b1"), mapping={"finished": 2, "completion_tokens": 30, "stop:eos_token:7": 2})
+    for number in (0, 1):
+        connection.xadd(keys.batch_events("b1"), {"job": batch.job_id("ab"[number]), "status": "finished"})
+
+    # when
+    one, listed = status(redis_url, "b1").stdout, status(redis_url).stdout
+    found = json.loads(status(redis_url, "b1", "--json").stdout)["batch"]
+
+    # then
+    assert "batch b1 (nightly" in one
+    assert "\x1b" not in one + listed
+    assert "owner: Kim\ntries: 2\n" in one
+    assert "tokens/s, " in one
+    assert " left" in one
+    assert "eos_token" in one
+    assert "nightly" in listed
+    assert "name" in listed
+    assert (found["metadata"], found["completion_tokens"]) == ({"owner": "Kim", "tries": 2}, 30)
+    assert found["tokens_per_s"] == pytest.approx(15 * found["requests_per_s"])
+    assert found["left_s"] == pytest.approx(2 / found["requests_per_s"])
+    assert client.submit(lines, "b1", name="other").counts().metadata == {"owner": "Kim", "tries": 2}
+
+
+def test_watching_a_batch_ends_with_it(connection: Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = Client(connection).submit([text_request("hi", custom_id="a")], "b1")
+    looks = iter((lambda: None, batch.cancel))
+    monkeypatch.setattr("mlxq.cli.status.time.sleep", lambda _: next(looks)())
+
+    lines = [json.loads(line)["batch"] for line in status(redis_url, "b1", "--json", "--watch").stdout.splitlines()]
+
+    assert [(line["state"], line["num_cancelled"]) for line in lines] == [
+        ("running", 0),
+        ("running", 0),
+        ("cancelled", 1),
+    ]
+
+
+@pytest.mark.parametrize("metadata", [{"a": float("nan")}, {"a": {1, 2}}])
+def test_metadata_that_are_no_json_are_refused_before_anything_is_written(
+    connection: Redis, metadata: dict[str, Any]
+) -> None:
+    with pytest.raises(ConfigError, match="the metadata of a batch must be plain JSON"):
+        Client(connection).submit([], metadata=metadata)
+    assert connection.keys() == []

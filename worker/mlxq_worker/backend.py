@@ -26,6 +26,8 @@ from mlxq_worker.startup import import_transformers
 
 if TYPE_CHECKING:
     from mlxq_worker.engine.kvcache.fit import Fit
+    from mlxq_worker.engine.scheduling.step_size import StepSize
+    from mlxq_worker.model.generation import OpenFields
     from mlxq_worker.model.load import DescribedModel, LoadedModel
 
 logger = logging.getLogger("rq.worker")
@@ -36,6 +38,10 @@ NVIDIA_DEVICE = Path("/proc/driver/nvidia/version")
 
 def _nothing() -> None:
     """There is nothing to close."""
+
+
+def _no_engine(_width: int) -> tuple[Engine, Callable[[], int | None]]:
+    raise NotImplementedError("this backend builds engines of one width only")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +57,9 @@ class Backend:
     close: Callable[[], None] = _nothing
     model_name: str = ""
     model: DescribedModel | None = None
+    engine_at: Callable[[int], tuple[Engine, Callable[[], int | None]]] = _no_engine
+    """An engine of another width, and the size of a step that it has measured by then, if it had to."""
+    used_bytes: Callable[[], int] = lambda: 0
 
 
 class ModelEngines:
@@ -91,13 +100,23 @@ class ModelEngines:
 
     def build(self) -> Engine:
         """An empty engine, for the thread that calls. What size of a step is best is measured by one engine for all."""
+        return self._build(self._config.max_num_seqs, self._step_size)
+
+    def build_at(self, width: int) -> tuple[Engine, Callable[[], int | None]]:
+        """An empty engine of another width, which measures for itself what size of a step is best; and how to ask."""
+        from mlxq_worker.engine.scheduling.step_size import StepSize
+
+        step_size = StepSize()
+        return self._build(width, step_size), lambda: step_size.known
+
+    def _build(self, width: int, step_size: StepSize) -> Engine:
         from mlxq_worker.engine.engine import BatchEngine
 
         return BatchEngine(
             self._loaded.model,
             self._decode,
-            max_num_seqs=self._config.max_num_seqs,
-            max_num_batched_tokens=self._step_size,
+            max_num_seqs=width,
+            max_num_batched_tokens=step_size,
             max_prefix_bytes=self._config.max_prefix_bytes,
             longest_first=self._config.longest_first,
             kv_bytes=self._room_bytes(),
@@ -136,17 +155,20 @@ def load_backend(config: WorkerConfig, *, max_model_len: int | None = None) -> B
     limit_mlx(limit_bytes, device)
     loaded = load_model(
         config.model,
+        adapter_path=config.adapter_path,
         extra_eos_tokens=config.extra_eos_tokens,
         allow_no_eos=config.allow_no_eos,
         before_weights=lambda model: _look_before_loading(model, config, limit_bytes, max_model_len, has_openblas),
     )
+    open_fields = _open_fields(loaded, config)
     preparer = ModelPreparer(
         loaded.tokenizer,
         loaded.eos,
         vocab_size=loaded.vocab_size,
         context_length=max_model_len or loaded.context_length,
-        default_max_tokens=config.default_max_tokens,
-        model_name=loaded.name,
+        default_max_tokens=open_fields.max_tokens,
+        sampling_defaults=open_fields.sampling,
+        model_name=config.served_model_name or loaded.name,
         tool_format=tool_format_of(loaded.tokenizer, config.tool_call_parser),
         markers=reasoning_markers_of(loaded.tokenizer, config.reasoning_parser),
     )
@@ -161,12 +183,29 @@ def load_backend(config: WorkerConfig, *, max_model_len: int | None = None) -> B
         return Backend(
             preparer,
             engines.build,
-            f"model {loaded.name}, end tokens [{end_tokens}], {wiring}",
+            f"model {loaded.name}{_with_adapter(config)}, end tokens [{end_tokens}], {open_fields}, {wiring}",
             MemoryWatch(used_bytes, limit_bytes, device.release_unused),
             stack.pop_all().close,
-            loaded.name,
+            config.served_model_name or loaded.name,
             loaded,
+            engines.build_at,
+            used_bytes,
         )
+
+
+def _with_adapter(config: WorkerConfig) -> str:
+    return "" if config.adapter_path is None else f" with the adapter in {config.adapter_path}"
+
+
+def _open_fields(model: DescribedModel, config: WorkerConfig) -> OpenFields:
+    """What is filled in where a request says nothing.
+
+    Raises:
+        ModelError: the model's own values are wanted, and one of them is broken.
+    """
+    from mlxq_worker.model.generation import OpenFields
+
+    return OpenFields.of(model.generation_config, config.generation_config, config.default_max_tokens)
 
 
 def _look_before_loading(
@@ -189,7 +228,7 @@ def _say_what_fits(model: LoadedModel, config: WorkerConfig, limit_bytes: int, *
     """Log how many rows will fit beside the weights, which are not read yet, and warn of all that makes them slow.
 
     Raises:
-        ModelError: not even the weights do.
+        ModelError: not even the weights do, or the sampling defaults of the model are broken.
     """
     fit = what_fits(model, config, limit_bytes)
     if fit.weights_bytes >= limit_bytes:
@@ -269,6 +308,6 @@ def what_fits(model: LoadedModel, config: WorkerConfig, limit_bytes: int) -> Fit
 
     num_bytes = weights_bytes(model.path)
     room_bytes = room_for_rows(limit_bytes, resident_bytes() + num_bytes)
-    row_tokens = min(model.context_length, 2 * config.default_max_tokens)
+    row_tokens = min(model.context_length, 2 * _open_fields(model, config).max_tokens)
     budget = KvBudget(measure_cost(model.model), room_bytes, in_slabs=True)
     return Fit(num_bytes, limit_bytes, budget, row_tokens, config.engine.max_num_seqs)

@@ -16,6 +16,7 @@ from mlxq import keys
 from mlxq.errors import ConfigError
 from mlxq.metrics.address import ADDRESS_FORM, Address
 from mlxq_worker.decoding.memory_watch import machine_bytes
+from mlxq_worker.model.generation import GenerationConfig
 
 T = TypeVar("T")
 
@@ -24,8 +25,6 @@ NO_KV_BITS = "keys and values are kept as the model computes them; leave it out,
 """What mlx-lm's commands quantise them to, which is refused here rather than ignored."""
 
 SIZE_FORM = "a size such as 24GB, 24GiB or 70%"
-DEFAULT_MAX_TOKENS = 2048
-"""The limit of a request that sets none, unless the worker is given another."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +61,13 @@ class WorkerConfig:
 
     Args:
         model: a directory, a repository on the Hub, or ``demo``.
+        adapter_path: a directory with a LoRA adapter for the model, as mlx-lm writes them.
+        served_model_name: what answers call the model; by default its own name.
         queues: RQ queues in order of preference.
         url: Redis URL; unused where RQ's own command line opens the connection.
         burst: end once the queues are empty.
-        default_max_tokens: the limit of a request that sets none.
+        default_max_tokens: the limit of a request that sets none; by default the model's own, else 2048.
+        generation_config: whether what a request leaves out is taken from the model's generation_config.json.
         extra_eos_tokens: further end-of-sequence tokens, each as its id or its text.
         allow_no_eos: accept a model without any end-of-sequence token.
         tool_call_parser: how the model writes tool calls, in vLLM's names; by default what its files tell.
@@ -95,10 +97,13 @@ class WorkerConfig:
     """
 
     model: str
+    adapter_path: str | None = None
+    served_model_name: str | None = None
     queues: tuple[str, ...] = (keys.DEFAULT_QUEUE,)
     url: str = field(default=keys.DEFAULT_URL, repr=False)  # may hold a password
     burst: bool = False
-    default_max_tokens: int = DEFAULT_MAX_TOKENS
+    default_max_tokens: int | None = None
+    generation_config: GenerationConfig = "auto"
     extra_eos_tokens: tuple[str, ...] = ()
     allow_no_eos: bool = False
     tool_call_parser: str | None = None
@@ -122,13 +127,13 @@ class WorkerConfig:
     def __post_init__(self) -> None:
         _check(self, "model", bool(self.model), "a directory, a Hub repository or demo")
         _check(self, "queues", bool(self.queues) and all(self.queues), "at least one queue name")
-        _check(self, "default_max_tokens", self.default_max_tokens >= 1, "at least 1")
+        _check(self, "generation_config", self.generation_config in ("auto", "off"), "auto or off")
         _check(self, "claim_ahead", self.claim_ahead >= 1, "at least 1")
         _check(self, "lease_s", 1 <= self.lease_s <= 90, "from 1 to 90 seconds")
         _check(self, "grace_s", self.grace_s >= 0, "not negative")
         _check(self, "maintenance_s", self.maintenance_s > 0, "above 0 seconds")
         _check(self, "step_timeout_s", self.step_timeout_s > 0, "above 0 seconds")
-        for name in ("memory_limit_bytes", "max_jobs", "max_generated_tokens"):
+        for name in ("default_max_tokens", "memory_limit_bytes", "max_jobs", "max_generated_tokens"):
             _check(self, name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         wired = self.wired_limit
         _check(self, "wired_limit", wired in ("auto", "off") or int(wired) >= 1, f"auto, off or {SIZE_FORM}")
@@ -253,6 +258,8 @@ _flag = _value(_to_bool, "1 or 0")
 
 _VARIABLES: Mapping[str, tuple[str, _Parser]] = {
     "model": ("MLXQ_MODEL", _text),
+    "adapter_path": ("MLXQ_ADAPTER_PATH", _text),
+    "served_model_name": ("MLXQ_SERVED_MODEL_NAME", _text),
     "queues": ("MLXQ_QUEUE", _words),
     "url": ("MLXQ_URL", _text),
     "burst": ("MLXQ_BURST", _flag),
@@ -261,6 +268,7 @@ _VARIABLES: Mapping[str, tuple[str, _Parser]] = {
     "max_prefix_bytes": ("MLXQ_MAX_PREFIX_BYTES", _integer),
     "longest_first": ("MLXQ_LONGEST_FIRST", _flag),
     "default_max_tokens": ("MLXQ_DEFAULT_MAX_TOKENS", _integer),
+    "generation_config": ("MLXQ_GENERATION_CONFIG", _text),
     "extra_eos_tokens": ("MLXQ_EXTRA_EOS_TOKEN", _words),
     "allow_no_eos": ("MLXQ_ALLOW_NO_EOS", _flag),
     "tool_call_parser": ("MLXQ_TOOL_CALL_PARSER", _text),

@@ -196,7 +196,8 @@ class BatchWorker(BaseWorker):
 
     def _serve(self, config: WorkerConfig, parent: ParentWatch | None) -> bool:
         figures = JobFigures()
-        consumer = Consumer(self._store(config), Presence(self), self._channel, config, figures)
+        presence = Presence(self, width=config.engine.max_num_seqs)
+        consumer = Consumer(self._store(config), presence, self._channel, config, figures)
         watch = StepWatch(config.step_timeout_s)
         io_thread = IoThread(
             consumer,

@@ -10,10 +10,10 @@ What each of them does, returns and raises stands in `mlxq.queue`, which does it
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from redis.asyncio import Redis
 
@@ -66,9 +66,11 @@ class AsyncClient:
         sealed: bool = True,
         chat: bool = False,
         max_inflight: int | None = None,
+        name: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> AsyncBatch:
         """See `Client.submit`."""
-        batch = self.open(batch_id)
+        batch = self.open(batch_id, name=name, metadata=metadata)
         await batch.add(lines, chat=chat, max_inflight=max_inflight)
         if sealed:
             await batch.seal()
@@ -80,9 +82,16 @@ class AsyncClient:
         """See `Client.run`."""
         return _each(self._threads, lambda: self._client.run(_lines(lines), chat=chat, max_inflight=max_inflight))
 
-    def open(self, batch_id: str | None = None, *, prefix: str | None = None) -> AsyncBatch:
+    def open(
+        self,
+        batch_id: str | None = None,
+        *,
+        prefix: str | None = None,
+        name: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> AsyncBatch:
         """See `Client.open`; nothing is awaited, as nothing is written yet."""
-        return AsyncBatch(self._client.open(batch_id, prefix=prefix), self._threads)
+        return AsyncBatch(self._client.open(batch_id, prefix=prefix, name=name, metadata=metadata), self._threads)
 
     async def batch(self, batch_id: str) -> AsyncBatch:
         """See `Client.batch`."""

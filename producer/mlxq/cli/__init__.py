@@ -19,9 +19,11 @@ COMMANDS = {
     "collect": Entry("mlxq.cli.collect:collect", "Write a batch's answers to a file."),
     "cancel": Entry("mlxq.cli.cancel:cancel", "Cancel a batch or a single job."),
     "delete": Entry("mlxq.cli.delete:delete", "Delete a batch and its answers."),
+    "bench": Entry("mlxq_worker.commands.bench:bench", "Measure a model at several widths, and propose one."),
     "doctor": Entry("mlxq_worker.commands.doctor.command:doctor", "Look at everything, and say what is wrong."),
     "deploy": Entry("mlxq.cli.operations.deploy:deploy", "Print what starts, keeps and watches it on your machines."),
     "metrics": Entry("mlxq.cli.operations.metrics:metrics", "Serve the state of the queues to Prometheus."),
+    "top": Entry("mlxq.cli.operations.top:top", "Watch queues, workers, batches and stops, live."),
     "inspect": Entry("mlxq_worker.commands.inspect:inspect", "Print what a model's files say, and what is refused."),
     "eos": Entry("mlxq_worker.commands.eos:eos", "Print the tokens that end a model's answers."),
 }

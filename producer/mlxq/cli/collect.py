@@ -23,6 +23,7 @@ from mlxq.files.tally import Tally
 @options.output(required=True)
 @options.error_file
 @click.option("--follow", is_flag=True, help="Wait for the rest of the batch.")
+@click.option("--delete", is_flag=True, help="Delete answers from Redis once they are on the disk.")
 @options.ordered
 @fields_option
 @options.url
@@ -31,6 +32,7 @@ def collect(
     output: Path,
     error_file: Path | None,
     follow: bool,
+    delete: bool,
     ordered: bool,
     fields: str | None,
     url: str | None,
@@ -38,8 +40,13 @@ def collect(
     """Write the answers of BATCH to a file; run it again for those that ended since.
 
     A Redis that goes away meanwhile is waited for, and so is one that is busy or loading.
+
+    Example: mlxq collect tonight -o out.jsonl --follow
     """
     writing = Writing.of(output, error_file, fields)
+    if delete and (ordered or writing.table):
+        what = "--ordered" if ordered else "a table"
+        raise click.UsageError(f"--delete can't be combined with {what}: the order of the batch is deleted, too")
     patience = Patience()
     client = options.open_client(url)
     batch = patience(lambda: client.batch(batch_id))
@@ -59,6 +66,7 @@ def collect(
             ordered=ordered,
             tell=tell,
             table=writing.table,
+            delete=delete,
         )
     if summary.interrupted:
         tell("The batch is not done; run the same command again for the rest.")

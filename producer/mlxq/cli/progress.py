@@ -19,6 +19,7 @@ from rich.table import Column
 
 from mlxq.cli.terminal import tell
 from mlxq.files.tally import Tally
+from mlxq.files.time_left import TimeLeft
 
 LOG_EVERY_S = 10.0
 DRAW_EVERY_S = 0.2
@@ -42,14 +43,16 @@ class _Sample:
 
 
 class RateMeter:
-    """Requests and tokens per second over the last half minute."""
+    """Requests and tokens per second over the last half minute, and how long the rest takes."""
 
     def __init__(self) -> None:
         self._samples: deque[_Sample] = deque()
+        self._time_left = TimeLeft()
 
     def update(self, tally: Tally, now: float) -> None:
         """Take a sample; requests that were skipped don't count."""
         self._samples.append(_Sample(now, tally.succeeded + tally.cut + tally.failed, tally.completion_tokens))
+        self._time_left.update(now, self._samples[-1].num_ended)
         while now - self._samples[0].time_s > RATE_WINDOW_S:
             self._samples.popleft()
 
@@ -67,6 +70,10 @@ class RateMeter:
     def tokens_per_s(self) -> float:
         """Generated tokens; 0 until there are two samples."""
         return self._per_s(lambda sample: sample.num_tokens)
+
+    def left_s(self, tally: Tally, total: int) -> float | None:
+        """Seconds until so many requests have ended; `None` as long as nothing tells."""
+        return self._time_left.estimate_s(max(0, total - tally.num_done), tally.service_s)
 
     def _per_s(self, count: Callable[[_Sample], int]) -> float:
         if len(self._samples) < 2:
@@ -176,8 +183,7 @@ def describe(tally: Tally, meter: RateMeter, total: int | None, note: str) -> st
         parts.append(f"{tally.cancelled:,} cancelled")
     if note:
         parts.append(note)
-    elif total is not None and meter.requests_per_s > 0:
-        left_s = max(0, total - tally.num_done) / meter.requests_per_s
+    elif total is not None and (left_s := meter.left_s(tally, total)) is not None:
         parts.append(f"{duration(left_s)} left")
     return ", ".join(parts)
 

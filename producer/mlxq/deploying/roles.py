@@ -29,12 +29,12 @@ COMMANDS: Mapping[Role, frozenset[str]] = {
     "observer": frozenset(f"{_CONNECTING} {_LOOKING}".split()),
 }
 """A producer enqueues, collects, cancels and deletes; a worker answers; an observer runs `mlxq status` without a batch,
-and `mlxq metrics`. Names as Redis's ACL has them, a part of a command after a bar."""
+`mlxq top` and `mlxq metrics`. Names as Redis's ACL has them, a part of a command after a bar."""
 
 ABOUT: Mapping[Role, str] = {
     "producer": "for mlxq enqueue, status, collect, cancel, delete, serve, for mlxq run --url, and for mlxq.Client",
     "worker": "for mlxq worker and rq worker; config|get lets it warn of settings that lose jobs",
-    "observer": "for mlxq status without a batch, and for mlxq metrics; changes nothing",
+    "observer": "for mlxq status without a batch, mlxq top and mlxq metrics; changes nothing",
 }
 
 

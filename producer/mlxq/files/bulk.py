@@ -6,18 +6,21 @@ process nor Redis grows with the file. Knows nothing of who answers the jobs, no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeGuard
+from typing import Any, Self, TypeGuard
 
 from mlxq import keys
 from mlxq.errors import BatchNotFound, InputFileError, QueueError, QueueUnavailable
 from mlxq.files.input import BadLine
+from mlxq.files.known_lines import KnownBlock, KnownLines
 from mlxq.files.outages import Outages, Tell
 from mlxq.files.output.answer_table import AnswerTable, InputRow, input_row
+from mlxq.files.output.continuation import going_on, joined_line
 from mlxq.files.output.retry import Retry
 from mlxq.files.output.sink import Sink
 from mlxq.files.read_ahead import ReadAhead
@@ -36,13 +39,16 @@ MAX_AHEAD_BYTES = 16 * 2**20
 """Of the lines that are read ahead; at least one is."""
 
 
+InputItem = ParsedLine | BadLine | KnownBlock
+
+
 class LeftToOthers(Exception):
     """What `on_turn` raises to end a run that another will go on with: its requests stay in the queue."""
 
 
 def process(
     client: Client,
-    lines: Iterable[ParsedLine | BadLine],
+    lines: Iterable[InputItem],
     output: Path,
     error_file: Path,
     *,
@@ -54,10 +60,12 @@ def process(
     tell: Tell | None = None,
     source: str | None = None,
     default_max_tokens: int | None = None,
+    sampling_defaults: Mapping[str, float] | None = None,
     batch_id: str | None = None,
     table: AnswerTable | None = None,
     retry: Retry | None = None,
     model: str | None = None,
+    known: KnownLines | None = None,
 ) -> Summary:
     """Have every line answered: each becomes one line of the output file or of the error file.
 
@@ -67,7 +75,7 @@ def process(
     is answered again, and its new line takes the old one's place.
 
     Args:
-        lines: what `mlxq.files.input.read_requests` yields.
+        lines: what `mlxq.files.input.read_requests` yields, or `read_unknown` with `known`.
         max_inflight: requests in the queue at a time.
         max_inflight_bytes: no more are added while those in the queue were so long in the input; with `max_inflight` it
             bounds memory here and in Redis.
@@ -79,11 +87,13 @@ def process(
             of none of its requests any more are removed.
         default_max_tokens: the limit of a request that sets none, if all workers have the same: an answer that kept to
             another is to something else.
+        sampling_defaults: likewise, what the model's own defaults fill in of a request that leaves it out.
         batch_id: of the batch that all runs over this input and into this output file go on with: requests that an
             earlier one has left in the queue are not cancelled, their answers and failures are taken as they come.
         table: at the end, and only if the run comes to it, the answers are written as this table, too.
         retry: which whole answers are asked for again.
         model: whose answers are to be gone on from; any, if none is named.
+        known: learns the lines that the output file has the answers to, before lines are read.
 
     Raises:
         InputFileError: a file can't be read or written.
@@ -99,8 +109,10 @@ def process(
         resume=resume,
         source=source,
         default_max_tokens=default_max_tokens,
+        sampling_defaults=sampling_defaults,
         retry=retry,
         model=model,
+        known=known,
     ) as sink:
         prefix = batch_prefix(output)
         batch = client.open(batch_id, prefix=prefix)
@@ -127,8 +139,12 @@ def process(
     return sink.summary(interrupted=not bulk.is_done)
 
 
-def _num_bytes(line: ParsedLine | BadLine) -> int:
-    return line.num_bytes if isinstance(line, ParsedLine) else 0
+def _num_bytes(line: InputItem) -> int:
+    return 0 if isinstance(line, BadLine) else line.num_bytes
+
+
+def _whole(part: Mapping[str, Any], content_hash: str, rest: Mapping[str, Any]) -> dict[str, Any]:
+    return joined_line(part, rest, content_hash)
 
 
 def _note_left(batch: Batch, left: set[str]) -> None:
@@ -147,7 +163,7 @@ class _Bulk:
     def __init__(
         self,
         batch: Batch,
-        lines: Iterable[ParsedLine | BadLine],
+        lines: Iterable[InputItem],
         sink: Sink,
         max_inflight: int,
         max_inflight_bytes: int,
@@ -174,7 +190,8 @@ class _Bulk:
         self._tell = tell
         self._refill = min(keys.CHUNK, max(1, max_inflight // 4))
         self._inflight: dict[str, ParsedLine] = {}  # by job id
-        self._raised: dict[str, tuple[str, int]] = {}  # of those: the request's own hash, and the limit it has instead
+        # Of those that ask for something else than their line: makes the answer one to the line.
+        self._made_whole: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {}
         self._unsynced: list[Answer] = []
         self._input_ended = False
         self._has_batch = False
@@ -256,7 +273,10 @@ class _Bulk:
             self._batch.seal()
         return num_added
 
-    def _is_to_run(self, line: ParsedLine | BadLine) -> TypeGuard[ParsedLine]:
+    def _is_to_run(self, line: InputItem) -> TypeGuard[ParsedLine]:
+        if isinstance(line, KnownBlock):
+            self._skip(line)
+            return False
         if self._rows is not None:
             self._rows.append(input_row(line))
         if isinstance(line, BadLine):
@@ -269,12 +289,27 @@ class _Bulk:
             return False
         return not self._sink.skip_request(line)
 
+    def _skip(self, block: KnownBlock) -> None:
+        self._sink.skip_block(block)
+        if self._rows is not None:
+            for custom_id, kept in zip(block.custom_ids, block.kept or repeat({}), strict=False):
+                self._rows.append(InputRow(custom_id, kept))
+        if self._written_early:
+            self._written_early.difference_update(map(self._batch.job_id, block.custom_ids))
+
     def _as_asked(self, line: ParsedLine) -> ParsedLine:
-        """The line itself, or one with a larger limit, whose answer will be one to the line itself."""
-        limit = self._sink.limit_of_retry(line.request.custom_id)
+        """The line itself, or one with a larger limit, or for the rest of an answer; what comes of those will be made
+        an answer to the line itself."""
+        custom_id, content_hash = line.request.custom_id, line.request.content_hash
+        if (part := self._sink.part_of(custom_id)) is not None:
+            self._made_whole[self._batch.job_id(custom_id)] = partial(_whole, part, content_hash)
+            return going_on(line, part)
+        limit = self._sink.limit_of_retry(custom_id)
         if limit is None:
             return line
-        self._raised[self._batch.job_id(line.request.custom_id)] = (line.request.content_hash, limit)
+        self._made_whole[self._batch.job_id(custom_id)] = partial(
+            retried_line, content_hash=content_hash, max_tokens=limit
+        )
         return line.with_max_tokens(limit)
 
     def _collect(self, block_s: float) -> bool:
@@ -296,8 +331,8 @@ class _Bulk:
         if line is not None:
             self._inflight_bytes -= line.num_bytes
             output = {**answer.line, "custom_id": line.request.custom_id}
-            raised = self._raised.pop(answer.job_id, None)
-            self._sink.write(output if raised is None else retried_line(output, *raised))
+            made_whole = self._made_whole.pop(answer.job_id, dict)
+            self._sink.write(made_whole(output), mark=line.mark)
         elif answer.job_id in self._left:
             self._left.remove(answer.job_id)
             self._write_early(answer)

@@ -1,6 +1,6 @@
 """Out of the queue into a file: the answers of a batch that somebody else has submitted.
 
-Deletes nothing from Redis, and knows nothing of who answers, nor of terminals.
+Deletes from Redis only what is on the disk, if it is told to, and knows nothing of who answers, nor of terminals.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from mlxq.files.output.sink import Sink
 from mlxq.files.tally import POLL_S, OnTurn, Summary
 from mlxq.id_table import IdTable
 from mlxq.queue.batch import Batch
+from mlxq.results.answer import Answer
 from mlxq.results.read_back import content_hash_of
 from mlxq.spool import Spool
 
@@ -28,14 +29,17 @@ def collect(
     ordered: bool = False,
     tell: Tell | None = None,
     table: AnswerTable | None = None,
+    delete: bool = False,
 ) -> Summary:
-    """Fetch the answers of a batch that somebody submitted; nothing is deleted from Redis.
+    """Fetch the answers of a batch that somebody submitted.
 
     Args:
         follow: wait until the batch is done; otherwise take what has ended so far.
         ordered: at the end, rewrite the output file in the order of the batch.
         tell: hears that Redis went away, and the collection waits until it is back; without it, that ends it.
         table: at the end, what has been collected is written as this table, too.
+        delete: delete from Redis what is on the disk, so that neither memory grows with the batch. Its order goes with
+            it, so this can be combined with neither `ordered` nor `table`.
 
     Raises:
         InputFileError: a file can't be written.
@@ -44,9 +48,11 @@ def collect(
     """
     outages = Outages(tell)
     with Sink(output, error_file) as sink:
-        collection = _Collection(batch, sink, follow)
+        collection = _Collection(batch, sink, follow, delete)
         while on_turn(sink.tally) and not collection.has_ended:
             sink.tally.is_waiting = not outages.attempt(collection.turn)
+        sink.sync()
+        outages.attempt(collection.forget)
         if ordered and collection.has_ended:
             sink.order_by(collection.custom_ids())
     if table is not None and collection.has_ended:
@@ -60,7 +66,7 @@ def collect(
 class _Collection:
     """One reading of a batch that others answer."""
 
-    def __init__(self, batch: Batch, sink: Sink, follow: bool) -> None:
+    def __init__(self, batch: Batch, sink: Sink, follow: bool, delete: bool) -> None:
         self.is_done = False
         self.has_ended = False
         self._batch = batch
@@ -68,19 +74,31 @@ class _Collection:
         self._collector = batch.collector() if follow else batch.collector(reconcile_s=0.0)
         self._sink = sink
         self._follow = follow
+        self._delete = delete
+        self._undeleted: list[Answer] = []
         self._custom_id_of = IdTable()  # by job id
 
     def turn(self) -> None:
         """Take what has ended; may be repeated after a `QueueUnavailable`."""
-        num_before = len(self._custom_id_of)
+        has_news = False
         for answer in self._collector.next_answers(POLL_S if self._follow else 0.0):
-            self._custom_id_of.put(answer.job_id, answer.custom_id)
+            has_news = True
+            if self._delete:
+                self._undeleted.append(answer)
+            else:
+                self._custom_id_of.put(answer.job_id, answer.custom_id)
             if not self._sink.skip_if_done(answer.custom_id, content_hash_of(answer.line)):
                 self._sink.write(answer.line)
-        self._sink.sync_if_due()
+        if self._sink.sync_if_due():
+            self.forget()
         self.is_done = self._collector.is_done()
-        if self.is_done or not (self._follow or len(self._custom_id_of) > num_before):
+        if self.is_done or not (self._follow or has_news):
             self.has_ended = True
+
+    def forget(self) -> None:
+        """Delete from Redis what was synced, if that is wanted."""
+        self._collector.forget(self._undeleted)
+        self._undeleted = []
 
     def custom_ids(self) -> Iterator[str]:
         """The ids of what has been collected, in the order of the batch, once it `has_ended`."""

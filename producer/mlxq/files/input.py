@@ -6,34 +6,29 @@ business, what a record means that of `mlxq.tables.requests`; nothing here knows
 
 from __future__ import annotations
 
-import contextlib
-import io
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 from mlxq.contract import Failure
-from mlxq.errors import InputFileError, RequestError
-from mlxq.files.paths import STDIN, count_lines, file_errors
-from mlxq.formats.arrow import ArrowReader
-from mlxq.formats.delimited import DelimitedReader
-from mlxq.formats.kinds import HEAD_BYTES, arrow_format_of, kind_of
-from mlxq.formats.lines import read_lines
-from mlxq.formats.names import ARROW_FORMATS, TABLES, Format, named
-from mlxq.formats.packing import packing_of, unpacked
-from mlxq.formats.records import Record, Row, TableReader
+from mlxq.errors import RequestError
+from mlxq.files.known_lines import Known, KnownBlock, KnownLines, Marked, Marker, made_up_id
+from mlxq.files.source import Source
+from mlxq.formats.names import Format
+from mlxq.formats.records import Record
 from mlxq.id_table import IdTable
 from mlxq.requests import openai
 from mlxq.requests.openai import ParsedLine
-from mlxq.results import read_back, result_lines
+from mlxq.results import result_lines
 from mlxq.tables.columns import Columns
 from mlxq.tables.requests import RequestMaker
 
-ID_DIGITS = 16
+KNOWN_BLOCK = 250
+"""Lines that are looked up at a time."""
 
-_Parse = Callable[[bytes | Row, str], ParsedLine]
 Paths = Path | str | Sequence[Path | str]
 
 
@@ -60,17 +55,27 @@ class BadLine:
         return result_lines.rejection(self.error, custom_id=self.custom_id, request_id=f"line-{self.line_number}")
 
 
-def read_requests(
-    paths: Paths,
-    *,
-    input_format: Format | None = None,
-    chat_text: bool = False,
-    system: str | None = None,
-    columns: Columns | None = None,
-    allow_unknown: bool = False,
-    defaults: Mapping[str, Any] | None = None,
-    max_line_bytes: int = openai.MAX_LINE_BYTES,
-) -> Iterator[ParsedLine | BadLine]:
+class HowToRead(TypedDict, total=False):
+    """How an input is read.
+
+    `input_format` is what the files are: by default what their names say, or else what they begin with, or JSON lines.
+    `chat_text` makes plain text a user message rather than a completion prompt. `system` is a system message for every
+    conversation that begins with none; it makes plain text a user message, too. `columns` says what the columns of
+    tables, or the fields of lines that are data, are. `allow_unknown` drops unknown fields instead of refusing them.
+    `defaults` are body fields for every request that doesn't set them. A line of more than `max_line_bytes` is refused,
+    and no more of it is kept in memory than tells that it is longer; at most `openai.MAX_LINE_BYTES`.
+    """
+
+    input_format: Format | None
+    chat_text: bool
+    system: str | None
+    columns: Columns
+    allow_unknown: bool
+    defaults: Mapping[str, Any]
+    max_line_bytes: int
+
+
+def read_requests(paths: Paths, **how: Unpack[HowToRead]) -> Iterator[ParsedLine | BadLine]:
     """Read files of requests, one line or row at a time; of those before, only the ids are kept, on the disk.
 
     Blank lines are skipped, but counted. A request without an id is called ``row-`` and a hash of its content, with
@@ -78,34 +83,50 @@ def read_requests(
 
     Args:
         paths: a file, several, or ``-`` for standard input.
-        input_format: what they are; by default what their names say, or else what they begin with, or JSON lines.
-        chat_text: make plain text a user message rather than a completion prompt.
-        system: a system message for every conversation that begins with none; makes plain text a user message, too.
-        columns: what the columns of tables, or the fields of lines that are data, are.
-        allow_unknown: drop unknown fields instead of refusing them.
-        defaults: body fields for every request that doesn't set them.
-        max_line_bytes: a longer line is refused, and no more of it is kept in memory than tells that it is longer;
-            at most `openai.MAX_LINE_BYTES`.
+        how: see `HowToRead`.
 
     Raises:
         InputFileError: a file can't be read; raised when a line is asked for. It is something else as a whole, such as
             answers or an archive, or lacks a column; raised at once, or of a pipe when a line is asked for.
         ConfigError: a default can't be used, or a file needs a package that isn't there; raised at once.
     """
-    openai.check_defaults(defaults or {})
+    sources, taken = _sources(paths, how), IdTable()
+    return (line for source in sources for record in source.records() for line in (_line(record, source, taken),))
+
+
+def read_unknown(
+    paths: Paths, known: KnownLines, **how: Unpack[HowToRead]
+) -> Iterator[ParsedLine | BadLine | KnownBlock]:
+    """Like `read_requests`, but lines of files that are known are not read any further, and come in blocks. Other
+    requests have a `mark` by which another run may know them."""
+    return _unless_known(_sources(paths, how), known)
+
+
+def _sources(paths: Paths, how: HowToRead) -> list[Source]:
+    defaults = how.get("defaults", {})
+    openai.check_defaults(defaults)
     maker = RequestMaker(
-        columns=columns or Columns(),
-        chat=chat_text,
-        system=system,
-        allow_unknown=allow_unknown,
-        defaults=defaults or {},
-        max_bytes=max_line_bytes,
+        columns=how.get("columns", Columns()),
+        chat=how.get("chat_text", False),
+        system=how.get("system"),
+        allow_unknown=how.get("allow_unknown", False),
+        defaults=defaults,
+        max_bytes=how.get("max_line_bytes", openai.MAX_LINE_BYTES),
     )
     listed = list_paths(paths)
-    sources = [_Source(path, input_format, maker, is_one_of_several=len(listed) > 1) for path in listed]
+    names = _names(listed)
+    sources = [Source(path, how.get("input_format"), maker, name) for path, name in zip(listed, names, strict=True)]
     for source in sources:
         source.look()
-    return _requests(sources)
+    return sources
+
+
+def _names(paths: Sequence[Path | str]) -> list[str | None]:
+    """What to call each of several files: as short as tells them apart."""
+    if len(paths) == 1:
+        return [None]
+    counts = Counter(Path(path).name for path in paths)
+    return [name if counts[name := Path(path).name] == 1 else str(path) for path in paths]
 
 
 def list_paths(paths: Paths) -> list[Path | str]:
@@ -119,7 +140,7 @@ def count_requests(paths: Paths, input_format: Format | None = None) -> int | No
     Raises:
         InputFileError: a file can't be read.
     """
-    counts = [_Source(path, input_format, RequestMaker()).count() for path in list_paths(paths)]
+    counts = [Source(path, input_format, RequestMaker()).count() for path in list_paths(paths)]
     return None if None in counts else sum(count for count in counts if count is not None)
 
 
@@ -131,30 +152,85 @@ def arrow_fields(paths: Paths, input_format: Format | None, columns: Sequence[st
     """
     found: list[dict[str, Any]] = []
     for path in list_paths(paths) if columns else ():
-        table = _Source(path, input_format, RequestMaker()).arrow_table()
+        table = Source(path, input_format, RequestMaker()).arrow_table()
         if table is None:
             return {}
         found.append({name: table.schema.field(name) for name in columns if name in table.columns})
     return found[0] if found and all(other == found[0] for other in found) else {}
 
 
-def _requests(sources: Sequence[_Source]) -> Iterator[ParsedLine | BadLine]:
+class _LookedUp(NamedTuple):
+    """A record as a line, and the answer to that, if it is known."""
+
+    record: Record
+    line: Marked
+    known: Known | None
+
+    def id_and_place(self, source: Source) -> tuple[str, str]:
+        assert self.known is not None
+        return self.known.custom_id, _place(self.record.number, source.name)
+
+
+def _unless_known(sources: Sequence[Source], known: KnownLines) -> Iterator[ParsedLine | BadLine | KnownBlock]:
     taken = IdTable()
     for source in sources:
-        for record in source.records():
-            parsed = _parsed(record, source, taken)
-            kept = {} if isinstance(record.value, RequestError) else source.maker.kept_of(record.value)
-            yield replace(parsed, kept=kept) if kept else parsed
+        records = source.records()
+        if not source.is_file:  # whose lines may come one by one, and are wanted as they do
+            yield from (_line(record, source, taken) for record in records)
+            continue
+        marker: Marker | None = None  # what the file is is known once it is read
+        while block := list(itertools.islice(records, KNOWN_BLOCK)):
+            marker = marker or source.marker()
+            lines = [_marked(record, source, marker) for record in block]
+            yield from _block(list(map(_LookedUp, block, lines, known.look_up(lines))), source, taken)
 
 
-def _parsed(record: Record, source: _Source, taken: IdTable) -> ParsedLine | BadLine:
+def _marked(record: Record, source: Source, marker: Marker) -> Marked:
+    value = record.value
+    return Marked(None, None) if isinstance(value, RequestError) else Marked(source.id_in(value), marker(value))
+
+
+def _block(lines: Sequence[_LookedUp], source: Source, taken: IdTable) -> Iterator[ParsedLine | BadLine | KnownBlock]:
+    for is_known, group in itertools.groupby(lines, key=lambda line: line.known is not None):
+        run = list(group)
+        # One whose id is taken, by a line like it for example, is read: there are rules for it.
+        seconds = taken.add_many([line.id_and_place(source) for line in run]) if is_known else range(len(run))
+        for is_second, places in itertools.groupby(range(len(run)), key=set(seconds).__contains__):
+            part = [run[place] for place in places]
+            if is_second:
+                yield from (_line(line.record, source, taken, line.line.mark) for line in part)
+            else:
+                yield _known_block(part, source)
+
+
+def _known_block(lines: Sequence[_LookedUp], source: Source) -> KnownBlock:
+    known = [line.known for line in lines if line.known is not None]
+    values = [line.record.value for line in lines]
+    keeps = bool(source.maker.columns.keep)
+    return KnownBlock(
+        custom_ids=[each.custom_id for each in known],
+        models=Counter(each.model for each in known),
+        kept=[source.maker.kept_of(value) for value in values if not isinstance(value, RequestError)] if keeps else (),
+        num_bytes=sum(len(value) for value in values if isinstance(value, bytes)),
+    )
+
+
+def _line(record: Record, source: Source, taken: IdTable, mark: str | None = None) -> ParsedLine | BadLine:
+    parsed = _parsed(record, source, taken)
+    kept = {} if isinstance(record.value, RequestError) else source.maker.kept_of(record.value)
+    if isinstance(parsed, ParsedLine) and mark is not None and not parsed.dropped:  # which are counted each time
+        return replace(parsed, kept=kept, mark=mark)
+    return replace(parsed, kept=kept) if kept else parsed
+
+
+def _parsed(record: Record, source: Source, taken: IdTable) -> ParsedLine | BadLine:
     place = _place(record.number, source.name)
     try:
         if isinstance(record.value, RequestError):
             raise record.value
         parsed = source.parse(record.value, "")
     except RequestError as error:
-        own = None if isinstance(record.value, RequestError) else source.maker.id_in(record.value)
+        own = None if isinstance(record.value, RequestError) else source.id_in(record.value)
         custom_id = own or _free_id(record.number, taken)
         bad = BadLine(record.number, custom_id, error, owns_id=own is not None, source=source.name)
         return bad if own is None else _refuse_second(bad, own, record.number, place, taken, source.name)
@@ -173,7 +249,7 @@ def _free_id(number: int, taken: IdTable) -> str:
 
 def _made_up_id(content_hash: str, place: str, taken: IdTable) -> str:
     """The same in every run, wherever in the file the request stands: a rerun has to know it again."""
-    base = f"row-{content_hash[:ID_DIGITS]}"
+    base = made_up_id(content_hash)
     custom_id, count = base, 1
     while not taken.add(custom_id, place):
         count = (taken.get(f"\0{base}") or 1) + 1  # no id of a line has this: where to go on counting
@@ -195,119 +271,3 @@ def _refuse_second(
 
 def _place(number: int, source: str | None) -> str:
     return f"line {number} of {source}" if source else f"line {number}"
-
-
-class _Source:
-    """One file or pipe, and how its records become requests. `name` is there where several files have a line 7."""
-
-    def __init__(
-        self, path: Path | str, input_format: Format | None, maker: RequestMaker, *, is_one_of_several: bool = False
-    ) -> None:
-        self.name = Path(path).name if is_one_of_several else None
-        self.maker = maker
-        self._path = path
-        self._given = input_format
-        self._format: Format = input_format or named(path).format or "jsonl"
-
-    @property
-    def parse(self) -> _Parse:
-        """How this source's records are read."""
-        maker = self.maker
-        if self._format in TABLES:
-            return cast(_Parse, maker.of_row)
-        return cast(_Parse, maker.of_text if self._format == "text" else maker.of_json)
-
-    def look(self) -> None:
-        """One error for the whole file, rather than one per line, and before anything is started for it."""
-        if not self._is_file():
-            return
-        with file_errors(self._path, "read"), self._open() as stream:
-            self._decide(stream.peek(HEAD_BYTES))
-            if self._format == "text" and self.maker.columns.name_any:
-                raise InputFileError(f"{self._path} is plain text, and has no columns")
-            if self._format in TABLES:
-                self._table(stream)
-            elif read_back.decode_output_line(stream.readline(openai.MAX_LINE_BYTES)) is not None:
-                raise InputFileError(f"{self._path} is a file of answers, not of requests; are -i and -o swapped?")
-
-    def records(self) -> Iterator[Record]:
-        """All of them but blank lines, in their order."""
-        with file_errors(self._path, "read"), self._open() as stream:
-            self._decide(stream.peek(HEAD_BYTES))  # what has come of a pipe; it isn't waited for more
-            if self._format in TABLES:
-                yield from self._table(stream).rows()
-                return
-            for record in read_lines(stream, self.maker.max_bytes):
-                if isinstance(record.value, bytes) and record.value.strip():
-                    yield record
-
-    def count(self) -> int | None:
-        """How many records there are, at most; `None` where that is not known without reading them."""
-        if not self._is_file():
-            return count_lines(self._path)
-        with file_errors(self._path, "read"):
-            if (table := self.arrow_table()) is not None:
-                return table.num_rows()
-            return None if packing_of(self._head()) or self._format in TABLES else count_lines(self._path)
-
-    def arrow_table(self) -> ArrowReader | None:
-        """The file as a table of pyarrow's; `None` if it is something else."""
-        if not self._is_file():
-            return None
-        with file_errors(self._path, "read"):
-            self._format = self._given or arrow_format_of(self._head()) or self._format
-            return ArrowReader(self._path, self._format) if self._format in ARROW_FORMATS else None
-
-    def _head(self) -> bytes:
-        with io.FileIO(self._path) as raw:
-            return raw.read(HEAD_BYTES)
-
-    def _is_file(self) -> bool:
-        return str(self._path) != STDIN and Path(self._path).is_file()
-
-    @contextlib.contextmanager
-    def _open(self) -> Iterator[io.BufferedReader]:
-        with _opened(self._path) as packed_stream:
-            packing = packing_of(packed_stream.peek(4))
-            yield packed_stream if packing is None else unpacked(packed_stream, packing, HEAD_BYTES)
-
-    def _decide(self, head: bytes) -> None:
-        """Settle the format, if neither the user nor the name has, and refuse what is none."""
-        if self._format != "text":
-            self._format = self._given or arrow_format_of(head) or self._format
-        if self._format not in TABLES and (kind := kind_of(head, is_text=self._format == "text")) is not None:
-            raise InputFileError(kind.of(self._path))
-
-    def _table(self, stream: io.BufferedReader) -> TableReader:
-        table: TableReader
-        if self._format in ARROW_FORMATS:
-            if not self._is_file():
-                raise InputFileError(f"{_shown(self._path)} is a pipe: Parquet and Arrow are read from files")
-            table = ArrowReader(self._path, self._format)
-        else:
-            table = DelimitedReader(stream, "\t" if self._format == "tsv" else None)
-        try:
-            self.maker.columns.check(table.columns, allow_unknown=self.maker.allow_unknown)
-        except InputFileError as error:
-            raise InputFileError(f"{_shown(self._path)}: {error}") from error
-        return table
-
-
-def _shown(path: Path | str) -> str:
-    return "standard input" if str(path) == STDIN else str(path)
-
-
-def _opened(path: Path | str) -> contextlib.AbstractContextManager[io.BufferedReader]:
-    if str(path) == STDIN:
-        return _standard_input()
-    return io.BufferedReader(io.FileIO(path), HEAD_BYTES)
-
-
-def _standard_input() -> contextlib.AbstractContextManager[io.BufferedReader]:
-    """Not the interpreter's own reader: a thread that still waits in that one when the process ends would crash it."""
-    if sys.stdin is None:  # so Python has it where the shell closed it
-        raise InputFileError("standard input is closed: give a file, or pipe the requests in")
-    try:
-        return io.BufferedReader(io.FileIO(sys.stdin.fileno(), closefd=False), HEAD_BYTES)
-    except io.UnsupportedOperation:  # a stand-in that is no file
-        return contextlib.nullcontext(io.BufferedReader(cast(io.RawIOBase, sys.stdin.buffer), HEAD_BYTES))

@@ -6,7 +6,7 @@ Reads output lines; writes and prints nothing.
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,12 +14,14 @@ from typing import Any
 from mlxq.files.failures import FailureCount, Failures
 from mlxq.results.read_back import (
     custom_id_of,
+    eos_of,
     error_code_of,
     error_message_of,
     is_cancelled,
     is_cut,
     is_success,
     model_of,
+    service_s_of,
     stop_details_of,
     usage_of,
 )
@@ -65,16 +67,27 @@ class Summary:
     retried: int = 0
     failures: tuple[FailureCount, ...] = ()
     dropped: tuple[tuple[str, int], ...] = ()
+    eos: tuple[tuple[str | None, tuple[tuple[int, str], ...]], ...] = ()
+
+    def eos_of(self, model: str) -> tuple[tuple[int, str], ...]:
+        """The ids and texts of all end tokens that answers of this model, in this run, could end on."""
+        found = {end: None for name, ends in self.eos if name == model for end in ends}
+        return tuple(found)
 
     @property
     def total(self) -> int:
         return self.skipped + self.succeeded + self.cut + self.failed + self.cancelled
 
 
+NUM_SERVICE_TIMES = 256
+"""Of the last answers, as many as tell how they are spread."""
+
+
 @dataclass(slots=True)
 class Tally:
-    """The counts of a run so far; they only rise. Two tell of now: `num_inflight`, the requests in the queue, and
-    `is_waiting`, whether the run waits for Redis to come back."""
+    """The counts of a run so far; they only rise. Three tell of now: `num_inflight`, the requests in the queue,
+    `is_waiting`, whether the run waits for Redis to come back, and `service_s`, how long the last answers have taken,
+    without their time in the queue."""
 
     skipped: int = 0
     succeeded: int = 0
@@ -87,12 +100,15 @@ class Tally:
     completion_tokens: int = 0
     num_inflight: int = 0
     is_waiting: bool = False
+    service_s: deque[float] = field(default_factory=lambda: deque(maxlen=NUM_SERVICE_TIMES))
     _started: float = field(default_factory=time.monotonic)
     _error_codes: Counter[str] = field(default_factory=Counter)
     _stops: Counter[tuple[str, str | None]] = field(default_factory=Counter)
     _models: Counter[str] = field(default_factory=Counter)
     _failures: Failures = field(default_factory=Failures)
     _dropped: Counter[str] = field(default_factory=Counter)
+    _eos: dict[tuple[str | None, tuple[tuple[int, str], ...]], None] = field(default_factory=dict)
+    _last_eos: tuple[str | None, Any] = (None, ())
 
     @property
     def num_done(self) -> int:
@@ -103,10 +119,10 @@ class Tally:
         """Since the tally was begun."""
         return time.monotonic() - self._started
 
-    def skip(self, model: str | None) -> None:
-        """Count a request that this model has answered before."""
-        self.skipped += 1
-        self._count_model(model)
+    def skip(self, model: str | None, count: int = 1) -> None:
+        """Count requests that this model has answered before."""
+        self.skipped += count
+        self._count_model(model, count)
 
     def drop(self, fields: Iterable[str]) -> None:
         """Count the fields that were left out of one request."""
@@ -118,7 +134,12 @@ class Tally:
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
         self._stops.update((str(stop.get("type")), _label(stop)) for stop in stop_details_of(line))
-        self._count_model(model_of(line))
+        if (service_s := service_s_of(line)) is not None:
+            self.service_s.append(service_s)
+        self._count_model(model := model_of(line))
+        if self._last_eos != (last := (model, eos_of(line))):  # all lines of a run mostly say the same
+            self._last_eos = last
+            self._eos[model, last[1]] = None
         if is_cancelled(line):
             self.cancelled += 1
         elif is_success(line):
@@ -153,11 +174,12 @@ class Tally:
             unasked_failures=unasked_failures,
             failures=self._failures.most_common(),
             dropped=tuple(self._dropped.most_common()),
+            eos=tuple(self._eos),
         )
 
-    def _count_model(self, model: str | None) -> None:
+    def _count_model(self, model: str | None, count: int = 1) -> None:
         if model is not None:
-            self._models[model] += 1
+            self._models[model] += count
 
 
 def _label(stop: Mapping[str, Any]) -> str | None:

@@ -34,7 +34,21 @@ class Table(Collector):
         return families(self._metrics, self._look(), self._common)
 
 
-def registry_of(*tables: Table) -> CollectorRegistry:
+class Joined(Collector):
+    """Several tables of the same metrics, each with other values of its common labels."""
+
+    def __init__(self, tables: Sequence[Table]) -> None:
+        self._tables = tables
+
+    def collect(self) -> Iterable[Family]:
+        """Asked by prometheus-client."""
+        for first, *others in zip(*(table.collect() for table in self._tables), strict=True):
+            for other in others:
+                first.samples.extend(other.samples)
+            yield first
+
+
+def registry_of(*tables: Collector) -> CollectorRegistry:
     """What the server asks: all tables, without what prometheus-client adds of itself."""
     registry = CollectorRegistry()
     for table in tables:

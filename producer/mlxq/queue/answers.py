@@ -171,7 +171,9 @@ class Collector:
         started = time.monotonic()
         stream = keys.batch_events(self._batch_id)
         with self._redis.pipeline(transaction=False) as pipe:
-            pipe.xread({stream: self._position}, count=keys.CHUNK, block=max(1, int(block_s * 1000)))
+            # Not 1 ms where nobody is to wait: Redis looks at such clients ten times a second only.
+            block_ms = max(1, int(block_s * 1000)) if block_s > 0 else None
+            pipe.xread({stream: self._position}, count=keys.CHUNK, block=block_ms)
             [reply] = pipe.execute()
         if not reply:
             left_s = block_s - (time.monotonic() - started)
@@ -198,14 +200,29 @@ class Collector:
             yield from (job_id for item in job_ids if (job_id := item.decode()) not in self._seen)
 
     def _fetch_chunk(self, chunk: Sequence[EndedJob]) -> list[Answer]:
+        streams = [rq_keys.results(item.job_id) for item in chunk]
+        values = cast("list[bytes | None]", self._redis.eval(source("answers"), len(streams), *streams))
+        answers = {
+            item.job_id: Answer(item.job_id, line["custom_id"], item.status, line, item.event_id)
+            for item, value in zip(chunk, values, strict=True)
+            if (line := _output_line(value)) is not None
+        }
+        rest = [item for item in chunk if item.job_id not in answers]
+        answers |= {answer.job_id: answer for answer in self._made_up(rest)}
+        return [answers[item.job_id] for item in chunk]
+
+    def _made_up(self, jobs: Sequence[EndedJob]) -> list[Answer]:
+        """The failures of jobs that have no output line."""
+        if not jobs:
+            return []
         with self._redis.pipeline(transaction=False) as pipe:
-            for item in chunk:
+            for item in jobs:
                 pipe.xrevrange(rq_keys.results(item.job_id), count=1)
                 pipe.hget(Job.key_for(item.job_id), "meta")
             replies = replies_to(pipe)
         return [
             answer_of(item, entries or [], meta)
-            for item, entries, meta in zip(chunk, replies[::2], replies[1::2], strict=True)
+            for item, entries, meta in zip(jobs, replies[::2], replies[1::2], strict=True)
         ]
 
     def _delete(self, chunk: Sequence[Answer | EndedJob]) -> None:
@@ -240,16 +257,16 @@ def _ended(entry_id: bytes, fields: dict[bytes, bytes]) -> EndedJob | None:
 def answer_of(item: EndedJob, entries: Sequence[tuple[bytes, dict[bytes, bytes]]], meta: bytes | None) -> Answer:
     """The answer in the newest of a job's results, or why there is none. `meta` is the job's own."""
     fields = entries[0][1] if entries else {}
-    line = _output_line(fields)
+    line = _output_line(fields.get(b"return_value"))  # by now there may be one
     if line is None:
         line = failure_line(_made_up_failure(item, fields, meta))
     return Answer(item.job_id, line["custom_id"], item.status, line, item.event_id)
 
 
-def _output_line(fields: dict[bytes, bytes]) -> dict[str, Any] | None:
-    """The output line in an entry of ``rq:results:{job}``; `None` where a stranger wrote something else."""
+def _output_line(value: bytes | None) -> dict[str, Any] | None:
+    """The output line in a return value; `None` where there is none, or a stranger wrote something else."""
     try:
-        return decode_output_line(b64decode(fields.get(b"return_value", b"")))
+        return decode_output_line(b64decode(value or b""))
     except ValueError:  # not base64
         return None
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 from redis import Redis
 from redis.client import Pipeline
-from rq.job import Job, Retry
-from rq.queue import EnqueueData, Queue
+from rq.job import Job
+from rq.queue import Queue
 from rq.serializers import JSONSerializer
 
 from mlxq import keys
@@ -25,8 +25,8 @@ from mlxq.queue.answers import RECONCILE_S, Collector, EndedJob, chunked
 from mlxq.queue.broken_keys import kinds_of_batch, mend, naming
 from mlxq.queue.cancel import ask_to_cancel, end_queued, stop_running, take_out
 from mlxq.queue.connect import queue_errors, replies_to, transact
-from mlxq.queue.content import content_hashes
 from mlxq.queue.counts import BatchCounts, warn_if_no_worker
+from mlxq.queue.job_data import NewJob, content_hashes, enqueue
 from mlxq.queue.reconcile import ends_of, gone, num_open, take_back
 from mlxq.requests.openai import ParsedLine
 from mlxq.requests.submission import RequestLike, as_requests
@@ -34,22 +34,26 @@ from mlxq.results.answer import Answer, Completed
 
 logger = logging.getLogger("mlxq")
 
-MAX_RETRIES = 3
-"""Times that a job whose worker died goes back to the queue."""
 RATE_SAMPLE = 200
 """Ended jobs over which `Batch.rate` is measured."""
 POLL_S = 1.0
 ROOM_POLL_S = 0.1
 
-_ONE_LINE = "mlxq request"
-"""RQ's job description; its default would be the start of the prompt, in Redis and in logs."""
-
 
 class Batch:
     """One batch. Build it with `Client.submit`, `Client.open` or `Client.batch`."""
 
-    def __init__(self, connection: Redis, batch_id: str, queue: str, *, reconcile_s: float = RECONCILE_S) -> None:
+    def __init__(
+        self,
+        connection: Redis,
+        batch_id: str,
+        queue: str,
+        *,
+        reconcile_s: float = RECONCILE_S,
+        about: Mapping[str, str] | None = None,
+    ) -> None:
         self.id = batch_id
+        self._about = dict(about or {})  # of a new batch
         self.queue = queue
         self._redis = connection
         self._reconcile_s = reconcile_s
@@ -330,8 +334,7 @@ class Batch:
         take_back(pipe, self.id, earlier_ends)
         if new or lost:
             to_run = [*lost, *new]
-            self._rq_queue.enqueue_many((self._job(job_id, requests[job_id][1]) for job_id in to_run), pipeline=pipe)
-            pipe.zadd(keys.batch_jobs(self.id), {job_id: requests[job_id][0] for job_id in to_run})
+            enqueue(pipe, self.queue, self.id, [_new_job(job_id, *requests[job_id]) for job_id in to_run])
             pipe.hincrby(keys.batch(self.id), "total", len(new))
         return len(new) + len(lost)
 
@@ -359,22 +362,10 @@ class Batch:
         if cancelled == b"1":
             raise QueueError(f"batch {self.id!r} is cancelled; use another batch id")
 
-    def _job(self, job_id: str, line: ParsedLine) -> EnqueueData:
-        return Queue.prepare_data(
-            keys.FUNCTION_NAME,
-            args=[line.payload],
-            timeout=-1,
-            result_ttl=keys.RESULT_TTL_S,
-            failure_ttl=keys.FAILURE_TTL_S,
-            description=_ONE_LINE,
-            job_id=job_id,
-            meta={"custom_id": line.request.custom_id, "batch": self.id},
-            retry=Retry(max=MAX_RETRIES),
-        )
-
     def _describe(self, pipe: Pipeline) -> None:
         now, batch = time.time(), keys.batch(self.id)
-        initial = {"queue": self.queue, "created": now, "total": 0, "sealed": 0, "cancelled": 0}
+        initial: dict[str, Any] = {"queue": self.queue, "created": now, "total": 0, "sealed": 0, "cancelled": 0}
+        initial |= self._about
         for name, value in initial.items():
             pipe.hsetnx(batch, name, str(value))
         pipe.zadd(keys.BATCHES, {self.id: now}, nx=True)
@@ -390,3 +381,7 @@ class Batch:
 
     def _not_found(self) -> BatchNotFound:
         return BatchNotFound(f"there is no batch {self.id!r} in this Redis")
+
+
+def _new_job(job_id: str, index: int, line: ParsedLine) -> NewJob:
+    return NewJob(job_id, index, line.request.custom_id, line.payload)

@@ -10,12 +10,13 @@ Knows neither the wire format nor files; what can be done with one batch is in `
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Mapping
 from types import TracebackType
-from typing import Self, cast
+from typing import Any, Self, cast
 
 from redis import Redis
 from rq.queue import Queue
@@ -71,6 +72,8 @@ class Client:
         sealed: bool = True,
         chat: bool = False,
         max_inflight: int | None = None,
+        name: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
     ) -> Batch:
         """Enqueue requests as one batch, a chunk at a time; what the batch already has is left as it is.
 
@@ -81,6 +84,8 @@ class Client:
             sealed: with `False` the batch stays open for `Batch.add`, and `Batch.as_completed` waits for more.
             chat: make plain text a chat message rather than a bare prompt.
             max_inflight: wait with the next chunk while the batch would have more requests without an answer than that.
+            name: what people call the batch; it need not be unique. `mlxq status` shows it.
+            metadata: your own, as plain JSON, in `Batch.counts()`.
 
         Raises:
             RequestError: a request can't be accepted, or has the id of an earlier one; the message has its number.
@@ -88,7 +93,7 @@ class Client:
             ConfigError: the batch id can't be used.
             QueueError: the batch is cancelled or in another queue.
         """
-        batch = self.open(batch_id)
+        batch = self.open(batch_id, name=name, metadata=metadata)
         batch.add(lines, chat=chat, max_inflight=max_inflight)
         if sealed:
             batch.seal()
@@ -112,12 +117,20 @@ class Client:
         """
         return Completed(self._run(as_requests(lines, chat=chat), max_inflight))
 
-    def open(self, batch_id: str | None = None, *, prefix: str | None = None) -> Batch:
+    def open(
+        self,
+        batch_id: str | None = None,
+        *,
+        prefix: str | None = None,
+        name: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> Batch:
         """A batch to add to, new or not; a fresh id, which begins with `prefix`, is drawn when none is given. Nothing
-        is written yet.
+        is written yet. `name` and `metadata` are as in `submit`; a batch that is there keeps its own.
 
         Raises:
             ConfigError: the id is not 1 to 100 letters, digits, ``_`` and ``-``, or begins with ``-``, like an option.
+                Or the metadata are no plain JSON.
         """
         if batch_id is None:
             batch_id = f"{prefix or 'b'}{int(time.time()):x}{secrets.token_hex(4)}"
@@ -125,7 +138,11 @@ class Client:
             raise ConfigError(
                 f"batch id {batch_id!r} must be 1 to 100 letters, digits, '_' or '-', and not begin with '-'"
             )
-        return self._batch(batch_id, self.queue)
+        return self._batch(batch_id, self.queue, _about(name, metadata))
+
+    def in_queue(self, queue: str) -> Client:
+        """A client of another queue in the same Redis, over the same connections."""
+        return Client(self.redis, queue, reconcile_s=self._reconcile_s)
 
     def batch(self, batch_id: str) -> Batch:
         """A batch that exists, whatever queue it is in.
@@ -218,5 +235,15 @@ class Client:
         batch.seal()
         batch.delete()
 
-    def _batch(self, batch_id: str, queue: str) -> Batch:
-        return Batch(self.redis, batch_id, queue, reconcile_s=self._reconcile_s)
+    def _batch(self, batch_id: str, queue: str, about: Mapping[str, str] | None = None) -> Batch:
+        return Batch(self.redis, batch_id, queue, reconcile_s=self._reconcile_s, about=about)
+
+
+def _about(name: str | None, metadata: Mapping[str, Any] | None) -> dict[str, str]:
+    about = {} if name is None else {"name": name}
+    if metadata:
+        try:
+            about["metadata"] = json.dumps(metadata, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigError(f"the metadata of a batch must be plain JSON: {error}") from error
+    return about

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
+import msgspec
 from redis import Redis
 from rq.worker_registration import WORKERS_BY_QUEUE_KEY
 
@@ -32,7 +33,8 @@ class StopCount:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BatchCounts:
-    """A snapshot of one batch. `created` is in Unix seconds; `stops` has the most frequent first."""
+    """A snapshot of one batch. `created` is in Unix seconds; `stops` has the most frequent first; `name` and `metadata`
+    are its producer's."""
 
     batch_id: str
     queue: str
@@ -46,6 +48,8 @@ class BatchCounts:
     prompt_tokens: int
     completion_tokens: int
     stops: tuple[StopCount, ...]
+    name: str | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, batch_id: str, fields: Mapping[bytes, bytes]) -> BatchCounts:
@@ -98,7 +102,17 @@ def _counts(batch_id: str, fields: Mapping[str, str]) -> BatchCounts:
         prompt_tokens=int(fields.get("prompt_tokens", 0)),
         completion_tokens=int(fields.get("completion_tokens", 0)),
         stops=tuple(sorted(stops, key=lambda stop: (-stop.count, stop.type))),
+        name=fields.get("name"),
+        metadata=_metadata(fields.get("metadata")),
     )
+
+
+def _metadata(text: str | None) -> dict[str, Any]:
+    """Nothing where a stranger has written something else."""
+    try:
+        return msgspec.json.decode(text or "{}", type=dict[str, Any])
+    except (ValueError, RecursionError):
+        return {}
 
 
 def _finite(text: str) -> float:

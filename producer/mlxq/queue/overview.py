@@ -25,17 +25,24 @@ from mlxq.queue.counts import BatchCounts
 from mlxq.queue.scripts import source
 
 _WORKER_FIELDS = ("queues", "state", "hostname", "pid", "last_heartbeat")
+_OUR_FIELDS = (rq_keys.MODEL, keys.WORKER_WIDTH, keys.WORKER_TOKENS)
 
 
 @dataclass(frozen=True, slots=True)
 class WorkerState:
-    """A worker that is alive, as it has described itself; `last_heartbeat` is in RQ's form, by the worker's clock."""
+    """A worker that is alive, as it has described itself; `last_heartbeat` is in RQ's form, by the worker's clock.
+
+    `model` is what its answers call the model, `width` how many rows it decodes at once, and `num_tokens` how many it
+    has generated for answers that have ended: `None` for a worker of an earlier release, and of RQ's own."""
 
     name: str
     state: str
     hostname: str
     pid: str
     last_heartbeat: str
+    model: str | None = None
+    width: int | None = None
+    num_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +121,19 @@ def queue_state(connection: Redis, queue: str) -> QueueState:
     return state
 
 
+def queue_states(connection: Redis, queues: Sequence[str]) -> tuple[tuple[QueueState, ...], float]:
+    """How some queues stand, without their workers, and what time it is by Redis's clock. One round trip after another
+    for the two.
+
+    Raises:
+        QueueUnavailable: Redis can't be reached.
+    """
+    with queue_errors(connection):
+        now_s, now_us = connection.time()
+        now = now_s + now_us / 1e6
+        return _third_trip(connection, queues, {}, [], now), now
+
+
 def _first_trip(connection: Redis) -> tuple[list[bytes] | None, set[bytes], set[bytes], float]:
     with connection.pipeline(transaction=False) as pipe:
         pipe.zrevrange(keys.BATCHES, 0, -1)
@@ -139,14 +159,16 @@ def _second_trip(
         for batch_id in batch_ids:
             pipe.hgetall(_raw(keys.batch(_name(batch_id))))
         for key in worker_keys:
-            pipe.hmget(key, *_WORKER_FIELDS)
+            pipe.hmget(key, *_WORKER_FIELDS, *_OUR_FIELDS)
         replies = replies_to(pipe)
     workers: dict[str, list[WorkerState]] = {}
     for key, fields in zip(worker_keys, replies[len(batch_ids) :], strict=True):
         if fields is None or not any(fields):
             continue  # it has died, or is none
-        queues, *rest = (_name(value or b"") for value in fields)
-        worker = WorkerState(_name(key).removeprefix(rq_keys.worker("")), *rest)
+        queues, state, hostname, pid, last_heartbeat, model, *counts = (_name(value or b"") for value in fields)
+        name = _name(key).removeprefix(rq_keys.worker(""))
+        width, num_tokens = map(_count, counts)
+        worker = WorkerState(name, state, hostname, pid, last_heartbeat, printable(model) or None, width, num_tokens)
         for name in queues.split(","):
             workers.setdefault(name, []).append(worker)
     return dict(zip(batch_ids, replies[: len(batch_ids)], strict=True)), workers
@@ -205,6 +227,10 @@ def _queue_names(
     prefix = rq_keys.queue("")
     listed = {_name(key).removeprefix(prefix) for key in queue_keys if _name(key).startswith(prefix)}
     return sorted(listed | {counts.queue for counts in batches} | set(workers) | {queue})
+
+
+def _count(text: str) -> int | None:
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 18 else None
 
 
 def _num_open(queue: QueueState) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from mlxq.contract import CHAT, Beam, Endpoint, Request, Sampling, Structure, ToolChoice
+from mlxq.contract import CHAT, LEFT_TO_MODELS, Beam, Endpoint, Request, Sampling, Structure, ToolChoice
 from mlxq.errors import RequestError
 from mlxq.requests import checks
 from mlxq.requests.fields import FIELDS, MAX_BEAM_WIDTH
@@ -67,6 +67,7 @@ def request_of(custom_id: str, endpoint: Endpoint, body: Mapping[str, Any], cont
         structure=structure,
         chat_template_kwargs=_template_kwargs(values),
         **_turn(values),
+        left_out=_left_out(values, sampling),
         model=values.get("model"),
     )
 
@@ -97,6 +98,13 @@ def _sampling(values: Mapping[str, Any], endpoint: Endpoint) -> Sampling:
     _check_min_tokens(sampling)
     _check_best_of(sampling, values)
     return sampling
+
+
+def _left_out(values: Mapping[str, Any], sampling: Sampling) -> tuple[str, ...]:
+    """What a model's defaults may fill: of a beam search only its limit, since it does not sample."""
+    said = {FIELDS[name].fills for name in values}
+    open_to_models = LEFT_TO_MODELS if sampling.beam is None else ("max_tokens",)
+    return tuple(name for name in open_to_models if name not in said)
 
 
 def _check_min_tokens(sampling: Sampling) -> None:

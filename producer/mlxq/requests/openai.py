@@ -21,7 +21,7 @@ from mlxq.errors import ConfigError, RequestError
 from mlxq.requests import checks
 from mlxq.requests.assemble import request_of
 from mlxq.requests.conversation import PART_FIELDS
-from mlxq.requests.envelope import LINE_FIELDS, custom_id_of, endpoint_of
+from mlxq.requests.envelope import LINE_FIELDS, MAX_CUSTOM_ID_CHARS, custom_id_of, endpoint_of
 from mlxq.requests.field import Field
 from mlxq.requests.fields import FIELDS
 from mlxq.requests.foreign import foreign_body, foreign_line
@@ -43,7 +43,7 @@ class ParsedLine:
     ``{"custom_id", "url", "body"}``, its body as it was written, less nulls and permitted unknown fields. `dropped`
     names these, each once: the fields that were left out though they say something. `kept` is the user's own, which
     goes from the input to the output and nowhere else. `num_bytes` is how long the line was, where it was one: about
-    what it takes in memory and in Redis.
+    what it takes in memory and in Redis. `mark` is by what another run may know it (`mlxq.files.known_lines`).
     """
 
     request: Request
@@ -51,6 +51,7 @@ class ParsedLine:
     dropped: tuple[str, ...] = ()
     kept: Mapping[str, Any] = field(default_factory=dict)
     num_bytes: int = field(default=0, compare=False)
+    mark: str | None = field(default=None, compare=False)
 
     def called(self, custom_id: str) -> ParsedLine:
         """The same request under another id."""
@@ -60,8 +61,13 @@ class ParsedLine:
     def with_max_tokens(self, limit: int) -> ParsedLine:
         """The same request with another limit."""
         body = {name: value for name, value in self.payload["body"].items() if name != "max_completion_tokens"}
-        line = {**self.payload, "body": {**body, "max_tokens": limit}}
-        return replace(parse_object(line, default_custom_id=self.request.custom_id), kept=self.kept)
+        return self.with_body({**body, "max_tokens": limit})
+
+    def with_body(self, body: Mapping[str, Any]) -> ParsedLine:
+        """A request with another body, under the same id."""
+        line = {**self.payload, "body": body}
+        parsed = parse_object(line, default_custom_id=self.request.custom_id)
+        return replace(parsed, kept=self.kept, num_bytes=self.num_bytes, mark=self.mark)
 
 
 def parse_line(
@@ -153,6 +159,23 @@ def read_custom_id(data: bytes) -> str | None:
         return custom_id_in(decoded_object(data))
     except RequestError:
         return None
+
+
+class _Ids(msgspec.Struct, gc=False):
+    custom_id: str | None = None
+    id: Any = None
+
+
+_IDS = msgspec.json.Decoder(_Ids)
+
+
+def plain_custom_id(data: bytes) -> str | None:
+    """The `custom_id` of a line that has it under this name and as text, without reading the rest of it."""
+    try:
+        ids = _IDS.decode(data)
+    except (ValueError, RecursionError):
+        return None
+    return ids.custom_id if ids.id is None and 1 <= len(ids.custom_id or "") <= MAX_CUSTOM_ID_CHARS else None
 
 
 def custom_id_in(line: Mapping[str, Any]) -> str | None:

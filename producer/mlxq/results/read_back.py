@@ -6,14 +6,15 @@ nothing, and no function here raises. Builds no lines; `mlxq.results.result_line
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Iterable
+from typing import Any, Final, TypeGuard
 
 import msgspec
 
 CANCELLED_CODES: Final = ("cancelled", "batch_cancelled")
 """Of a request that was cancelled before it ran, by itself or with its batch."""
-_CUT_TYPES: Final = ("cancelled", "deadline", "error")
-_CUT_REASONS: Final = ("abort", "error")
+_CUT_TYPES: Final = frozenset({"cancelled", "deadline", "error"})
+_CUT_REASONS: Final = frozenset({"abort", "error"})
 """`finish_reason` in lines of other programs, which have no `stop_details`."""
 
 
@@ -46,10 +47,14 @@ def is_success(line: Any) -> bool:
 def is_cut(line: Any) -> bool:
     """Whether an output line has a part of an answer, or lacks one of several: somebody cancelled it, its time ran out,
     or one of its rows died."""
-    return any(
-        _at(choice, "stop_details", "type") in _CUT_TYPES or choice.get("finish_reason") in _CUT_REASONS
-        for choice in choices_of(line)
-    )
+    choices = choices_of(line)
+    stops = [_at(choice, "stop_details", "type") for choice in choices]
+    return are_cut(filter(_is_text, stops), filter(_is_text, (choice.get("finish_reason") for choice in choices)))
+
+
+def are_cut(stop_types: Iterable[str], finish_reasons: Iterable[str]) -> bool:
+    """The same of an answer with choices that ended so."""
+    return not (_CUT_TYPES.isdisjoint(stop_types) and _CUT_REASONS.isdisjoint(finish_reasons))
 
 
 def is_cancelled(line: Any) -> bool:
@@ -71,6 +76,15 @@ def default_max_tokens_of(line: Any) -> int | None:
     return value if type(value) is int else None
 
 
+def sampling_defaults_of(line: Any) -> dict[str, float] | None:
+    """What the model's own sampling defaults have filled in of a request; `None` where that isn't known."""
+    if _at(line, "response", "body", "mlxq", "generation_config") is None:
+        return None
+    values = _at(line, "response", "body", "mlxq", "sampling_defaults")
+    known = values.items() if isinstance(values, dict) else ()
+    return {name: value for name, value in known if type(value) in (int, float)}
+
+
 def raised_max_tokens_of(line: Any) -> int | None:
     """The limit of a retry, which is larger than that of the request; `None` for an answer to the request as it is."""
     value = _at(line, "response", "body", "mlxq", "raised_max_tokens")
@@ -81,6 +95,13 @@ def model_of(line: Any) -> str | None:
     """The name of the model that gave the answer in an output line; `None` for one without an answer."""
     value = _at(line, "response", "body", "model")
     return value if isinstance(value, str) else None
+
+
+def eos_of(line: Any) -> tuple[tuple[int, str], ...]:
+    """The ids and texts of the end tokens that were in force for an answer; none where it says none."""
+    ends = _at(line, "response", "body", "mlxq", "eos")
+    pairs = ((_at(end, "id"), _at(end, "token")) for end in ends) if isinstance(ends, list) else ()
+    return tuple((number, token) for number, token in pairs if type(number) is int and isinstance(token, str))
 
 
 def choices_of(line: Any) -> tuple[dict[str, Any], ...]:
@@ -154,10 +175,20 @@ def usage_of(line: Any) -> tuple[int, int]:
     return prompt, completion
 
 
+def service_s_of(line: Any) -> float | None:
+    """The seconds that an answer has taken, without its time in the queue; `None` where that isn't known."""
+    parts = [_at(line, "response", "body", "mlxq", name) for name in ("prefill_s", "decode_s")]
+    return sum(parts) if all(type(part) in (int, float) for part in parts) else None
+
+
 def reasoning_tokens_of(line: Any) -> int:
     """The tokens of an output line's thoughts; zero where it says none."""
     value = _at(line, "response", "body", "usage", "completion_tokens_details", "reasoning_tokens")
     return value if type(value) is int else 0
+
+
+def _is_text(value: Any) -> TypeGuard[str]:
+    return isinstance(value, str)
 
 
 def _at(value: Any, *path: str) -> Any:

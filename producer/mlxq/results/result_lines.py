@@ -49,7 +49,13 @@ def _about_run(run: RunInfo) -> dict[str, Any]:
     """What only mlxq reports. msgspec leaves tuples as they are; a line is plain JSON, before it travels as after."""
     about = {**msgspec.to_builtins(run), "eos": [msgspec.to_builtins(end) for end in run.eos]}
     ignored, limit = list(about.pop("ignored_formats")), about.pop("default_max_tokens")
-    return about | _given(ignored_formats=ignored or None, default_max_tokens=limit)
+    mode, defaults = about.pop("generation_config"), about.pop("sampling_defaults")
+    return about | _given(
+        ignored_formats=ignored or None,
+        default_max_tokens=limit,
+        generation_config=mode,
+        sampling_defaults=defaults or None,
+    )
 
 
 def failure_line(failure: Failure) -> dict[str, Any]:

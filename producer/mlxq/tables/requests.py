@@ -33,6 +33,13 @@ class RequestMaker:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     max_bytes: int = openai.MAX_LINE_BYTES
 
+    def settings(self) -> tuple[object, ...]:
+        """All that decides what a record means, each with a `repr` that says what it is."""
+        columns = self.columns
+        template = columns.template and columns.template.source
+        named = (columns.prompt, columns.messages, columns.id, template, columns.keep)
+        return (named, self.chat, self.system, self.allow_unknown, dict(self.defaults), self.max_bytes)
+
     def of_json(self, line: bytes, custom_id: str) -> ParsedLine:
         """The request on a line of JSON.
 
@@ -78,12 +85,13 @@ class RequestMaker:
             return {}
 
     def id_in(self, value: bytes | Row) -> str | None:
-        """The usable id of a record that was refused, if it can be read at all."""
+        """The usable id of a record, if it can be read at all."""
+        has_columns = self.columns.are_named or self.columns.id is not None
+        if isinstance(value, bytes) and not has_columns and (custom_id := openai.plain_custom_id(value)) is not None:
+            return custom_id
         try:
             row = openai.decoded_object(value) if isinstance(value, bytes) else value
-            if self.columns.are_named or self.columns.id is not None:
-                row = {"custom_id": self.columns.custom_id(row)}
-            return openai.custom_id_in(row)
+            return openai.custom_id_in({"custom_id": self.columns.custom_id(row)} if has_columns else row)
         except RequestError:
             return None
 

@@ -31,6 +31,7 @@ class PromptTemplate:
     def __init__(self, source: str) -> None:
         from jinja2 import TemplateSyntaxError
 
+        self.source = source
         environment = _environment()
         try:
             self._tree = environment.parse(source)

@@ -43,6 +43,8 @@ def inspect(
     """Print what MODEL's files say, and what mlxq makes of it.
 
     MODEL is a directory, a Hub repository such as org/name, or demo. Weights are not read.
+
+    Example: mlxq inspect mlx-community/Qwen3-4B-4bit
     """
     from mlxq_worker.model.load import load_tokenizer_only
 
@@ -87,12 +89,23 @@ def model_as_object(
         "quantization": _quantization(described.config),
         "tokenizer": type(tokenizer).__name__,
         "eos": eos_as_object(described),
+        **_sampling_defaults(described.generation_config),
         "chat_templates": _templates(tokenizer.chat_template),
         "chats": {name: sample.outcome for name, sample in samples.items()},
         "reasoning": None if markers is None else {"parser": markers.name, "start": markers.start, "end": markers.end},
         "tool_calls": None if tool_format is None else sample_chats.about_calls(tokenizer, tool_format),
         **({"sample": _sample_text(samples)} if with_sample else {}),
     }
+
+
+def _sampling_defaults(generation_config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the model proposes for fields that requests leave out, or what is wrong with that."""
+    from mlxq_worker.model.generation import sampling_defaults
+
+    try:
+        return {"sampling_defaults": sampling_defaults(generation_config), "sampling_defaults_error": None}
+    except MlxqError as error:
+        return {"sampling_defaults": {}, "sampling_defaults_error": str(error)}
 
 
 def _sample_text(samples: Mapping[str, Sample]) -> str | None:
@@ -193,6 +206,8 @@ def _lines(found: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "ends answers", f"{token['id']} {token['token']} ({', '.join(token['sources'])})"
     for token in found["eos"]["rejected"]:
         yield "ends none", f"{token['token']} ({token['source']}): {token['reason']}"
+    own = ", ".join(f"{name} {value:g}" for name, value in found["sampling_defaults"].items())
+    yield "sampling defaults", found["sampling_defaults_error"] or own or "none of its own"
     yield "chat templates", ", ".join(found["chat_templates"]) or "none: completions only"
     for name, outcome in found["chats"].items():
         yield f"chat: {name}", outcome

@@ -8,8 +8,9 @@ needs Redis or the terminal is imported meanwhile.
 from __future__ import annotations
 
 import os
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -26,17 +27,20 @@ from mlxq.cli.options.writing import fields as fields_option
 from mlxq.cli.signals import StopRequest
 from mlxq.cli.terminal import tell
 from mlxq.errors import QueueNotReady, QueueUnavailable
+from mlxq.files.known_lines import KnownLines
+from mlxq.files.output.manifest import RunFacts, check_manifest, manifest_path, write_manifest
 from mlxq.files.output.retry import Retry
 from mlxq.files.tally import Summary, Tally
 from mlxq_worker.commands.worker_options import worker_command, worker_option
-from mlxq_worker.config import DEFAULT_MAX_TOKENS
 from mlxq_worker.startup import collecting_later
 from mlxq_worker.supervision.redis_server import private_redis
+from mlxq_worker.supervision.totals import Totals
 from mlxq_worker.supervision.worker_process import WorkerProcess
 
 if TYPE_CHECKING:
     from mlxq.cli.progress import Display
     from mlxq.queue.client import Client
+    from mlxq_worker.model.generation import GenerationConfig, OpenFields
     from mlxq_worker.supervision.dead_workers import DeadWorkers
 
 LEASE_S = 30
@@ -57,6 +61,7 @@ RESUME_HINT = "Run the same command again to go on from here."
 )
 @worker_option("max_num_seqs")
 @worker_option("default_max_tokens")
+@worker_option("generation_config")
 @worker_option("memory_limit_bytes")
 @worker_option("wired_limit")
 @click.option("--workers", type=click.IntRange(0), default=1, help="Worker processes; 0 leaves the work to others.")
@@ -74,12 +79,18 @@ RESUME_HINT = "Run the same command again to go on from here."
     metavar="FACTORx[:MAX]",
     help="Ask again for answers that hit their limit, with one so many times as large: 2x, or 2x:4096.",
 )
+@click.option(
+    "--continue-length", is_flag=True, help="Go on from the text of answers that are there and hit their limit."
+)
 @click.option("--accept-model-change", is_flag=True, help="Go on from answers of another model.")
 @options.ordered
 @worker_option("extra_eos_tokens")
 @worker_option("allow_no_eos")
 @worker_option("tool_call_parser")
 @worker_option("reasoning_parser")
+@click.option(
+    "--manifest/--no-manifest", default=True, help="In the end, write down what came of it: OUT.manifest.json."
+)
 @click.option("--validate-only", is_flag=True, help="List the lines that can't be used, and run nothing.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what the worker writes.")
 def run(
@@ -94,8 +105,10 @@ def run(
     resume: bool,
     retry_reasons: tuple[str, ...],
     max_tokens_on_retry: str | None,
+    continue_length: bool,
     accept_model_change: bool,
     ordered: bool,
+    manifest: bool,
     validate_only: bool,
     verbose: bool,
     **worker_options: Any,
@@ -105,6 +118,8 @@ def run(
     Starts a Redis and a worker for itself, and ends them. The output file is the only state: run the same command
     again after an interruption, or over a longer input, and only what is missing is done. With --url, a Redis that
     goes away is waited for. Give each model its own --output and, on a shared Redis, its own --queue.
+
+    Example: mlxq run -i in.jsonl -o out.jsonl --set temperature=0
     """
     if validate_only:
         from mlxq.cli.validate import validate
@@ -122,20 +137,28 @@ def run(
         kept_types=reading.kept_types(),
         inputs=reading.paths,
     )
-    retry = Retry.read(retry_reasons, max_tokens_on_retry)
-    lines = reading.requests()
+    manifest_file = manifest_path(output) if manifest and (output.is_file() or not output.exists()) else None
+    if manifest_file is not None:
+        check_manifest(manifest_file)
+    retry = Retry.read(retry_reasons, max_tokens_on_retry, goes_on=continue_length)
+    filled = _open_fields(worker_options) if workers else None
+    known, started = KnownLines(), time.time()
+    lines = reading.unknown(known)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         is_shared = bool(url)
         url = url or stack.enter_context(private_redis()).url
         in_redis = _InRedis(url, queue)
         stack.callback(in_redis.close)
+        totals = [Totals() for _ in range(workers)]
         command = worker_command(queue, **worker_options)
         processes = [
             stack.enter_context(
-                WorkerProcess(command, _variables(url), verbose=verbose, tell=tell, on_end=in_redis.release)
+                WorkerProcess(
+                    command, _variables(url), verbose=verbose, tell=tell, on_end=in_redis.release, totals=figures
+                )
             )
-            for _ in range(workers)
+            for figures in totals
         ]
         if not is_shared and not writing.answers.exists():  # else there may be nothing to answer, or no Redis
             for process in processes:
@@ -167,10 +190,12 @@ def run(
                 # A Redis of others comes back some day; one of our own has nothing to come back with.
                 tell=tell if is_shared else None,
                 source=reading.source,
-                default_max_tokens=(worker_options["default_max_tokens"] or DEFAULT_MAX_TOKENS) if workers else None,
+                default_max_tokens=filled.max_tokens if filled else None,
+                sampling_defaults=filled.sampling or {} if filled else None,
                 table=writing.table,
                 retry=retry,
-                model=_model_to_go_on_from(worker_options["model"]) if workers and not accept_model_change else None,
+                known=known,
+                model=_name_of(worker_options["model"]) if workers and not accept_model_change else None,
             )
         except QueueUnavailable as error:
             whose = "" if is_shared else "The Redis that this run had started is gone. "
@@ -181,6 +206,20 @@ def run(
             tell(f"The answers so far are in {writing.answers}; the table is made when all are there.")
     elif summary.total == 0:
         tell(EMPTY_HINT)
+    if manifest_file is not None:
+        facts = RunFacts(
+            started=started,
+            command=["mlxq", *sys.argv[1:]],
+            files={
+                "input": [str(path) for path in reading.paths],
+                "output": str(output),
+                "answers": str(writing.answers),
+                "errors": str(writing.errors),
+            },
+            model=_name_of(worker_options["model"]) if workers else None,
+            row_efficiency=_row_efficiency(totals),
+        )
+        write_manifest(manifest_file, summary, facts)
     if workers:
         _warn_of_other_models(summary, worker_options["model"])
     finish(summary, writing.errors, stop)
@@ -196,20 +235,41 @@ def _findings(client: Client) -> list[str]:
         return []
 
 
-def _model_to_go_on_from(model: str) -> str:
+def _name_of(model: str) -> str:
     from mlxq_worker.model.load import name_of
 
     return name_of(model)
 
 
-def _warn_of_other_models(summary: Summary, model: str) -> None:
-    from mlxq_worker.model.load import name_of
+def _row_efficiency(totals: Sequence[Totals]) -> float | None:
+    """Of all workers together."""
+    kept, computed = map(sum, zip(*(figures.rows() for figures in totals), strict=True)) if totals else (0, 0)
+    return kept / computed if computed else None
 
+
+def _open_fields(worker_options: Mapping[str, Any]) -> OpenFields | None:
+    """What our workers fill in where a request says nothing; `None` if the model isn't here yet, so nobody knows.
+
+    Raises:
+        ModelError: the model's generation_config.json is broken.
+    """
+    from mlxq_worker.model.generation import OpenFields, read_generation_config
+    from mlxq_worker.model.load import folder_of
+
+    folder = folder_of(worker_options["model"])
+    mode: GenerationConfig = worker_options["generation_config"] or "auto"
+    if folder is None and mode == "auto":
+        return None
+    stated = {} if folder is None else read_generation_config(folder)
+    return OpenFields.of(stated, mode, worker_options["default_max_tokens"])
+
+
+def _warn_of_other_models(summary: Summary, model: str) -> None:
     for name, count in summary.models:
-        if name != name_of(model):
+        if name != _name_of(model):
             tell(
-                f"Warning: {count:,} of the answers are by {name}, not by {name_of(model)}. Give each model an --output"
-                " of its own and, on a shared Redis, a --queue of its own."
+                f"Warning: {count:,} of the answers are by {name}, not by {_name_of(model)}. Give each model an"
+                " --output of its own and, on a shared Redis, a --queue of its own."
             )
 
 

@@ -95,6 +95,7 @@ WORKER_LEASE_S = 30
 @worker_option("model", help="With --with-worker: directory or Hub repository of the model.  [default: demo]")
 @worker_option("max_num_seqs")
 @worker_option("default_max_tokens")
+@worker_option("generation_config")
 @worker_option("memory_limit_bytes")
 @worker_option("wired_limit")
 @worker_option("tool_call_parser")
@@ -126,6 +127,8 @@ def serve(
 
     All are answered by the workers of the queue; with --with-worker by one of its own. What has not ended goes on
     when the same command is run again, also after a kill. Ends on SIGTERM or SIGINT.
+
+    Example: mlxq serve --with-worker --model demo --data served
     """
     from mlxq.serve.api.service import Limits
     from mlxq.serve.live.desk import WaitLimits

@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Collection
 from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -30,8 +32,19 @@ if TYPE_CHECKING:
     from mlxq_worker.supervision.totals import Totals
 
 
+NOT_OF_EACH_MODEL = ("url", "models_file", "burst", "grace_s", "metrics_address")
+"""With several models: options of the process that looks after them, and not of those that work."""
+
+
 @click.command()
 @all_worker_options
+@click.option(
+    "--models",
+    "models_file",
+    envvar="MLXQ_MODELS",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="TOML file of several models, each served from a queue of its own, one at a time.",
+)
 @click.option("--url", help="Redis URL.  [env var: MLXQ_URL, REDIS_URL; default: redis://localhost:6379/0]")
 @click.option(
     "--log-level",
@@ -55,6 +68,7 @@ def worker(
     /,
     log_level: str,
     log_format: LogFormat,
+    models_file: Path | None,
     queues: tuple[str, ...],
     extra_eos_tokens: tuple[str, ...],
     **given: Any,
@@ -62,20 +76,34 @@ def worker(
     """Claim jobs from Redis and decode them in one batch.
 
     Ends on SIGTERM or SIGINT: running rows get their grace, everything else goes back to the queue. A second signal
-    gives everything back at once. The model runs in a process of its own, which is started again when it dies.
+    gives everything back at once. The model runs in a process of its own, which is started again when it dies. With
+    --models several take turns in that process.
+
+    Example: mlxq worker --model mlx-community/Qwen3-4B-4bit
     """
     log_to_stderr(log_format, worker=os.environ.get("MLXQ_NAME"))  # unlike RQ's own
     log_printably("mlxq.supervisor", "rq.worker")
+    given |= {"queues": queues or None, "extra_eos_tokens": extra_eos_tokens or None}
     try:
-        config = WorkerConfig.from_env(
-            os.environ, queues=queues or None, extra_eos_tokens=extra_eos_tokens or None, **given
-        )
+        if models_file is not None:
+            _supervise_models(models_file, given, options_given(ctx, NOT_OF_EACH_MODEL), log_level)
+            return
+        config = WorkerConfig.from_env(os.environ, **given)
         if config.parent_pid is None:
             _supervise(config, options_given(ctx), log_level)
         else:
-            _end(_work(config, log_level, log_format))
+            width_given = given["max_num_seqs"] is not None
+            _end(_work(config if width_given else _tuned(config, log_level), log_level, log_format))
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
+
+
+def _supervise_models(path: Path, given: dict[str, Any], options: list[str], log_level: str) -> None:
+    from mlxq_worker.commands.several_models import supervise_models
+    from mlxq_worker.supervision.supervisor import logger
+
+    logger.setLevel(log_level.upper())
+    supervise_models(path, given, options)
 
 
 def _supervise(config: WorkerConfig, options: list[str], log_level: str) -> None:
@@ -135,6 +163,19 @@ def _served_totals(config: WorkerConfig, stack: ExitStack) -> Totals | None:
     return totals
 
 
+def _tuned(config: WorkerConfig, log_level: str) -> WorkerConfig:
+    """With the width that `mlxq bench` has proposed, if it has; nobody has given one."""
+    from mlxq_worker.commands import tuning
+
+    proposal = tuning.tuning_of(config.model)
+    if proposal is None:
+        return config
+    logger = logging.getLogger("rq.worker")
+    logger.setLevel(log_level.upper())  # RQ itself does so later
+    logger.info("No width was given: %s", proposal)
+    return tuning.tuned(config, proposal)
+
+
 def _work(config: WorkerConfig, log_level: str, log_format: LogFormat) -> int:
     """Be the process that works; returns its exit code (`exits`)."""
     from mlxq.queue.connect import connect, queue_errors
@@ -185,11 +226,11 @@ def _end(code: int) -> NoReturn:
     os._exit(code)
 
 
-def options_given(ctx: click.Context) -> list[str]:
+def options_given(ctx: click.Context, but: Collection[str] = ("url",)) -> list[str]:
     """The options on the command line, but for the URL, as they were given."""
     words: list[str] = []
     for option in ctx.command.params:
         name = option.name or ""
-        if name != "url" and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+        if name not in but and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             words += words_of(option.opts[0], ctx.params[name])
     return words

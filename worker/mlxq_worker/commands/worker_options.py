@@ -37,6 +37,12 @@ _COUNT: Mapping[str, Any] = {"type": click.IntRange(1)}
 
 WORKER_OPTIONS: Mapping[str, WorkerOption] = {
     "model": WorkerOption("--model", "Directory or Hub repository of the model, or demo."),
+    "adapter_path": WorkerOption(
+        "--adapter-path", "Directory with a LoRA adapter for the model, as mlx-lm writes them.", {"metavar": "DIR"}
+    ),
+    "served_model_name": WorkerOption(
+        "--served-model-name", "What answers call the model.  [default: its own name]", {"metavar": "NAME"}
+    ),
     "queues": WorkerOption("--queue", "RQ queue to serve; may be repeated.  [default: mlxq]", {"multiple": True}),
     "burst": WorkerOption("--burst", "End once the queues are empty.", _FLAG),
     "max_num_seqs": WorkerOption("--max-num-seqs", "Rows decoded at once.  [default: 32]", _COUNT),
@@ -53,7 +59,13 @@ WORKER_OPTIONS: Mapping[str, WorkerOption] = {
     ),
     "longest_first": WorkerOption("--longest-first", "Start the longest waiting prompts first.", _FLAG),
     "default_max_tokens": WorkerOption(
-        "--default-max-tokens", "Limit for requests that set none.  [default: 2048]", _COUNT
+        "--default-max-tokens", "Limit for requests that set none, before the model's own.  [default: 2048]", _COUNT
+    ),
+    "generation_config": WorkerOption(
+        "--generation-config",
+        "What requests leave out of temperature, top_p, top_k, min_p, repetition_penalty and max_tokens: auto takes it"
+        " from the model's generation_config.json, off leaves mlxq's defaults.  [default: auto]",
+        {"type": click.Choice(["auto", "off"])},
     ),
     "extra_eos_tokens": WorkerOption(
         "--extra-eos-token",

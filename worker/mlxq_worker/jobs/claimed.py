@@ -10,11 +10,11 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
 import msgspec
 from rq.queue import Queue
-from rq.utils import str_to_date
 
 from mlxq import keys
 from mlxq.errors import RequestError
@@ -159,10 +159,12 @@ def _meta(meta: bytes | None) -> _Meta:
 
 
 def _timestamp(date: bytes | None, default: float) -> float:
+    """In Unix seconds, of a time as RQ writes it; its own `utcparse` takes twenty times as long."""
     try:
-        return str_to_date(date).timestamp() if date else default
+        moment = datetime.fromisoformat(date.decode()) if date else None
     except ValueError:
         return default
+    return moment.timestamp() if moment and moment.tzinfo else default
 
 
 def _decompressed(data: bytes) -> bytes:

@@ -133,6 +133,7 @@ class Consumer:
             case Streamed(pieces):
                 self._streams.take(pieces)
             case RowEnded(result):
+                self._presence.num_tokens += len(result.token_ids)
                 self._completion.row_ended(result, now)
             case Dropped(row_ids):
                 for active in self._active.of_rows(row_ids):

@@ -41,10 +41,17 @@ class Command:
 
 
 class Presence:
-    """One worker's entry in Redis, kept alive, and its command channel."""
+    """One worker's entry in Redis, kept alive, and its command channel.
 
-    def __init__(self, worker: BaseWorker) -> None:
+    Args:
+        width: how many rows it decodes at once, at most.
+    """
+
+    def __init__(self, worker: BaseWorker, *, width: int = 0) -> None:
         self._worker = worker
+        self._width = width
+        self.num_tokens = 0
+        """Generated for answers that have ended; counted by who sees them end."""
         self._say_present = worker.connection.register_script(script("present"))
         self._pubsub: PubSub | None = None
         self._machine = machine_id()
@@ -72,6 +79,8 @@ class Presence:
                 self._machine,
                 worked_s - self._told_s,
                 self._model,
+                self._width,
+                self.num_tokens,
             ],
         )
         self._told_s = worked_s

@@ -20,6 +20,7 @@ from mlxq_worker.model.config_json.build import build, config_overrides, untagge
 from mlxq_worker.model.config_json.rope_check import check_scaling
 from mlxq_worker.model.config_json.yarn import leave_range_unrounded
 from mlxq_worker.model.eos import EosSet, resolve_eos
+from mlxq_worker.model.generation import read_generation_config
 from mlxq_worker.model.json_file import read_object
 from mlxq_worker.model.load_tokenizer import load_tokenizer
 from mlxq_worker.model.safetensors import WEIGHT_FILES
@@ -70,6 +71,7 @@ class LoadedModel(DescribedModel):
 def load_model(
     model: str | None = None,
     *,
+    adapter_path: str | Path | None = None,
     extra_eos_tokens: Sequence[int | str] = (),
     allow_no_eos: bool = False,
     before_weights: Callable[[LoadedModel], None] = lambda loaded: None,
@@ -79,6 +81,7 @@ def load_model(
     Args:
         model: a directory, a Hub repository id, or ``demo`` (also `None`); a local directory that is called
             demo is ``./demo``.
+        adapter_path: a directory with a LoRA adapter for it, as mlx-lm writes them.
         before_weights: shown the model while its weights are still on the disk; what it raises ends the loading.
 
     Raises:
@@ -87,6 +90,8 @@ def load_model(
     """
     described = _describe(_locate(model, with_weights=True), extra_eos_tokens, allow_no_eos)
     loaded = LoadedModel(**vars(described), model=_build(described))
+    if adapter_path is not None:
+        _lay_adapter_over(loaded, Path(adapter_path).expanduser())
     before_weights(loaded)
     _read_weights(loaded)
     return loaded
@@ -141,6 +146,21 @@ def name_of(model: str | None) -> str:
     return path.resolve().name if path.is_dir() else model
 
 
+def folder_of(model: str | None) -> Path | None:
+    """Where a model's files lie, if they are on this machine; fetches nothing and checks nothing."""
+    if model is None or model == DEMO or Path(model).expanduser().is_dir():
+        return _locate(model, with_weights=False).path
+    if not _REPOSITORY_ID.fullmatch(model):
+        return None
+    import huggingface_hub
+
+    try:
+        return Path(huggingface_hub.snapshot_download(model, local_files_only=True))
+    except Exception as error:  # noqa: BLE001  of many kinds, all of which say that it isn't here
+        logger.debug("%s is not in the Hub's cache: %s", model, error)
+        return None
+
+
 def _locate(model: str | None, *, with_weights: bool) -> _Location:
     if model is None or model == DEMO:
         from mlxq_worker.demo import MODEL_PATH
@@ -170,8 +190,7 @@ def _download(repository: str, patterns: Sequence[str]) -> Path:
 
 def _describe(location: _Location, extra_eos_tokens: Sequence[int | str], allow_no_eos: bool) -> DescribedModel:
     config = _read_config(location.path)
-    generation_file = location.path / "generation_config.json"
-    generation_config = read_object(generation_file) if generation_file.exists() else {}
+    generation_config = read_generation_config(location.path)
     tokenizer = load_tokenizer(location.path, config)
     vocab_size = vocab_size_of(config, tokenizer)
     eos = resolve_eos(
@@ -229,6 +248,24 @@ def _build(described: DescribedModel) -> Any:
             window,
         )
     return model
+
+
+def _lay_adapter_over(loaded: LoadedModel, folder: Path) -> None:
+    """
+    Raises:
+        ModelError: it can't be read, or isn't one for this model.
+    """
+    from mlx_lm.utils import load_adapters
+
+    for name in ("adapter_config.json", "adapters.safetensors"):
+        if not (folder / name).is_file():
+            raise ModelError(f"{folder} has no {name}: a LoRA adapter is a directory that mlx_lm.lora has written")
+    read_object(folder / "adapter_config.json")
+    try:
+        load_adapters(loaded.model, str(folder))
+    except Exception as error:  # of mlx-lm, of MLX, and of whatever a wrong file does to them
+        raise ModelError(f"the adapter in {folder} doesn't go with {loaded.name}: {error}") from error
+    loaded.model.eval()
 
 
 def _read_weights(loaded: LoadedModel) -> None:

@@ -29,9 +29,10 @@ from mlxq.offline.outputs import RequestOutput, answered, failed
 from mlxq.offline.prompts import AskedPrompt, Message, Prompt, chats, completions
 from mlxq.offline.sampling_params import SamplingParams
 from mlxq_worker.backend import Backend, load_backend, machine_of
-from mlxq_worker.config import DEFAULT_MAX_TOKENS, EngineConfig, WorkerConfig
+from mlxq_worker.config import EngineConfig, WorkerConfig
 from mlxq_worker.engine.api import RowResult, RowSpec
 from mlxq_worker.messages import Preparer
+from mlxq_worker.model.generation import DEFAULT_MAX_TOKENS
 from mlxq_worker.model.load import DescribedModel
 from mlxq_worker.offline.bars import bar
 from mlxq_worker.offline.in_process import InProcess
@@ -257,6 +258,7 @@ def _config(given: Mapping[str, Any]) -> WorkerConfig:
     return WorkerConfig(
         model=given["model"],
         default_max_tokens=given.get("max_model_len", DEFAULT_MAX_TOKENS),
+        generation_config="off",  # `get_default_sampling_params` is the place for it, as in vLLM
         extra_eos_tokens=given.get("extra_eos_tokens", ()),
         allow_no_eos=given.get("allow_no_eos", False),
         reasoning_parser=given.get("reasoning_parser"),

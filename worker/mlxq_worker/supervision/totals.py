@@ -12,7 +12,15 @@ from threading import Lock
 from typing import Literal, get_args
 
 from mlxq.metrics.figures import Figures, Number, Snapshot, Spread
-from mlxq_worker.metrics.table import REPORT_AGE, RESTARTS, WORKER_METRICS, WORKER_REDIS_UP, WORKER_UP
+from mlxq_worker.metrics.table import (
+    GENERATION_TOKENS,
+    REPORT_AGE,
+    RESTARTS,
+    ROWS_COMPUTED,
+    WORKER_METRICS,
+    WORKER_REDIS_UP,
+    WORKER_UP,
+)
 
 RestartReason = Literal["died", "recycled", "no_redis"]
 
@@ -81,6 +89,12 @@ class Totals:
             if (age_s := self._age_s()) is None:
                 return whole
             return whole.beside(Snapshot((Number(REPORT_AGE.name, (), age_s),)))
+
+    def rows(self) -> tuple[float, float]:
+        """Tokens that were kept, and rows that were computed for them, in all its lives."""
+        with self._lock:
+            counts = {number.name: number.value for number in _added(self._before, self._now).numbers}
+        return counts.get(GENERATION_TOKENS.name, 0), counts.get(ROWS_COMPUTED.name, 0)
 
     @property
     def idle_s(self) -> float:

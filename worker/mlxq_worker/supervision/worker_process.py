@@ -153,6 +153,16 @@ class WorkerProcess:
     def is_running(self) -> bool:
         return self._life is not None and self._life.process.poll() is None
 
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has its model, as of the last `check`."""
+        return self._life is not None and self._life.ready_at is not None
+
+    def rest(self) -> None:
+        """It has ended because it was asked to: the next `check` starts it at once, as if it had never died."""
+        self._start_at = 0.0
+        self._restarts = Restarts()
+
     def check(self, now: float | None = None) -> bool:
         """Start the process if it is not there, after a pause that grows with every death in a row.
 

@@ -5,7 +5,7 @@ Plain Python: knows no engine, no wire format and no queue.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
@@ -20,16 +20,25 @@ from mlxq_worker.text.vocabulary import TokenTexts
 
 class AnswerBuilder:
     """Builds the answers of one model. `reader` tells their parts apart; they report `model_name` and, where a request
-    has no limit, `default_max_tokens`."""
+    has no limit, `default_max_tokens`, and likewise what of the `sampling_defaults` it has left out, if they are in
+    force."""
 
     def __init__(
-        self, tokenizer: Tokenizer, eos: EosSet, reader: AnswerReader, *, model_name: str, default_max_tokens: int
+        self,
+        tokenizer: Tokenizer,
+        eos: EosSet,
+        reader: AnswerReader,
+        *,
+        model_name: str,
+        default_max_tokens: int,
+        sampling_defaults: Mapping[str, float] | None,
     ) -> None:
         self._reader = reader
         self._texts = TokenTexts(tokenizer)
         self._eos = eos
         self._model_name = model_name
         self._default_max_tokens = default_max_tokens
+        self._sampling_defaults = sampling_defaults
 
     def grows(self, request: Request, spec: RowSpec) -> bool:
         """Whether an answer can be told while it grows, see `AnswerReader.grows`."""
@@ -138,6 +147,10 @@ class AnswerBuilder:
             decode_s=max(result.decode_s for result in results),
             ignored_formats=ignored_formats(request),
             default_max_tokens=self._default_max_tokens if request.sampling.max_tokens is None else None,
+            generation_config="off" if self._sampling_defaults is None else "auto",
+            sampling_defaults={
+                name: value for name, value in (self._sampling_defaults or {}).items() if name in request.left_out
+            },
         )
 
 

@@ -8,8 +8,10 @@ queue.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+
+import msgspec
 
 from mlxq.contract import Request, Result, Sampling
 from mlxq.errors import RequestError
@@ -44,6 +46,7 @@ class ModelPreparer:
         vocab_size: how many ids the model has.
         context_length: how many tokens prompt and answer may have together.
         default_max_tokens: the limit of a request that sets none; never more than the context leaves.
+        sampling_defaults: values for the fields in a request's `left_out`; `None` if the model's own aren't asked for.
         model_name: what answers report.
         tool_format: how the model writes tool calls, if that is known.
         markers: what the model's reasoning stands between, if it has such a part.
@@ -58,6 +61,7 @@ class ModelPreparer:
         vocab_size: int,
         context_length: int,
         default_max_tokens: int,
+        sampling_defaults: Mapping[str, float] | None = None,
         model_name: str,
         tool_format: ToolFormat | None = None,
         markers: ReasoningMarkers | None = None,
@@ -68,6 +72,7 @@ class ModelPreparer:
         self._vocab_size = vocab_size
         self._context_length = context_length
         self._default_max_tokens = default_max_tokens
+        self._sampling_defaults = sampling_defaults or {}
         self._draw_seed = draw_seed
         self._prompts = PromptReader(
             tokenizer,
@@ -82,7 +87,12 @@ class ModelPreparer:
         self._streaming: Streaming | None = None  # once somebody asks for it
         reader = AnswerReader(tokenizer, self.decode, tool_format, markers.wrappers if markers else ())
         self._answers = AnswerBuilder(
-            tokenizer, eos, reader, model_name=model_name, default_max_tokens=default_max_tokens
+            tokenizer,
+            eos,
+            reader,
+            model_name=model_name,
+            default_max_tokens=default_max_tokens,
+            sampling_defaults=sampling_defaults,
         )
 
     def prepare(self, request: Request, request_id: str) -> tuple[RowSpec, ...]:
@@ -126,7 +136,7 @@ class ModelPreparer:
         return self._answers.build(request, specs, results, request_id=request_id, created=created, queue_s=queue_s)
 
     def _first_row(self, request: Request, row_id: RowId) -> RowSpec:
-        sampling = request.sampling
+        sampling = self._sampling(request)
         self._check_token_ids(sampling)
         prompt_ids = self._prompts.token_ids(request)
         reasoning = self._reasoning(request, prompt_ids)
@@ -163,6 +173,12 @@ class ModelPreparer:
             beam=sampling.beam,
             num_beams_returned=sampling.n if sampling.beam else 1,
         )
+
+    def _sampling(self, request: Request) -> Sampling:
+        """What the request says, over the model's defaults; its limit alone is looked up later (`_max_tokens`)."""
+        filled = {name: value for name, value in self._sampling_defaults.items() if name in request.left_out}
+        filled.pop("max_tokens", None)
+        return msgspec.structs.replace(request.sampling, **filled) if filled else request.sampling
 
     def _further_row(self, request: Request, first: RowSpec, index: int) -> RowSpec:
         """The row of answer `index`. A grammar's state is its row's own."""

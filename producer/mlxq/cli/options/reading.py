@@ -16,7 +16,8 @@ from typing import Any, get_args
 import click
 
 from mlxq.errors import ConfigError
-from mlxq.files.input import BadLine, arrow_fields, count_requests, read_requests
+from mlxq.files.input import BadLine, HowToRead, arrow_fields, count_requests, read_requests, read_unknown
+from mlxq.files.known_lines import KnownBlock, KnownLines
 from mlxq.files.paths import STDIN, file_errors, source_name
 from mlxq.formats.names import Format
 from mlxq.requests.openai import ParsedLine, check_defaults
@@ -52,15 +53,21 @@ class Reading:
 
     def requests(self) -> Iterator[ParsedLine | BadLine]:
         """What `mlxq.files.input.read_requests` yields."""
-        return read_requests(
-            self.paths,
-            input_format=self.input_format,
-            chat_text=self.chat,
-            system=self.system,
-            columns=self.columns,
-            allow_unknown=self.allow_unknown,
-            defaults=self.defaults,
-        )
+        return read_requests(self.paths, **self._how())
+
+    def unknown(self, known: KnownLines) -> Iterator[ParsedLine | BadLine | KnownBlock]:
+        """What `mlxq.files.input.read_unknown` yields."""
+        return read_unknown(self.paths, known, **self._how())
+
+    def _how(self) -> HowToRead:
+        return {
+            "input_format": self.input_format,
+            "chat_text": self.chat,
+            "system": self.system,
+            "columns": self.columns,
+            "allow_unknown": self.allow_unknown,
+            "defaults": self.defaults,
+        }
 
     def prompt(self, text: str, *, custom_id: str) -> ParsedLine:
         """A prompt of the command line. Raises `RequestError`."""

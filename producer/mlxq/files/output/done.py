@@ -5,22 +5,29 @@ Kept on the disk, so that it takes no memory to speak of. Knows no requests that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
+from msgspec import Struct
 
-from mlxq.files.output.stored import read_lines
-from mlxq.id_table import IdTable
+from mlxq.files.known_lines import MADE_UP, Known, KnownLines, Marked, made_up_id
+from mlxq.files.output.continuation import can_go_on
+from mlxq.files.output.stored import read_as, read_lines
+from mlxq.id_table import IdTable, is_text
 from mlxq.results import read_back
 
+LINES_AT_ONCE = 500
 
-class Done(msgspec.Struct, frozen=True, array_like=True):
+
+class Done(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An answer in a result file: the hash of the request it answers, and the name of the model it is by.
 
     One that `is_cut` is there in part, so its request is not done. `default_max_tokens` is the worker's limit that the
     answer kept to, where its request has none and the line says so; `raised_max_tokens` is the one of a retry.
+    `sampling_defaults` is what the model's own have filled in of the request, `None` where the line doesn't say.
     `finish_reasons` are those of its choices, and `hit_limit` tells whether one of them had `max_tokens` tokens.
     """
 
@@ -31,6 +38,7 @@ class Done(msgspec.Struct, frozen=True, array_like=True):
     finish_reasons: tuple[str, ...] = ()
     hit_limit: bool = False
     raised_max_tokens: int | None = None
+    sampling_defaults: dict[str, float] | None = None
 
 
 class DoneTable:
@@ -59,24 +67,71 @@ class DoneTable:
         self.models.add(done.model)
         self._table.put(custom_id, self._encoder.encode(done))
 
+    def put_many(self, answers: Sequence[tuple[str, Done]]) -> None:
+        """`put` for each of them; the last one of an id counts."""
+        self.models.update({done.model for _, done in answers})
+        self._table.put_many([(custom_id, self._encoder.encode(done)) for custom_id, done in answers])
+
     def items(self) -> Iterator[tuple[str, Done]]:
         """All ids with their answers, by id."""
         return ((custom_id, self._decoder.decode(data)) for custom_id, data in self._table.items())
 
 
-def load_done(path: Path | str) -> DoneTable:
+def load_done(
+    path: Path | str, known: KnownLines | None = None, *, stands: Callable[[Done], bool] = lambda _: True
+) -> DoneTable:
     """The answers in a result file. Later lines win; a missing file is empty.
+
+    Args:
+        known: learns the input lines whose answers need not be looked at any further.
+        stands: says of a whole answer whether it is one of these.
 
     Raises:
         InputFileError: the file can't be read, or a line other than a cut-off last one is not an output line.
     """
     table = DoneTable()
-    if Path(path).is_file():
-        for line in read_lines(path):
-            table.num_lines += 1
-            if (answer := done_by(line)) is not None:
-                table.put(line["custom_id"], answer)
+    lines = iter(read_as(path, read_outcome) if Path(path).is_file() else ())
+    while outcomes := list(islice(lines, LINES_AT_ONCE)):
+        table.num_lines += len(outcomes)
+        answers = [(outcome.custom_id, outcome.done) for outcome in outcomes if outcome.done is not None]
+        table.put_many(answers)
+        if known is not None:
+            known.put_many([pair for outcome in outcomes if (pair := _known_by(outcome, stands)) is not None])
+    if known is not None and len(table) < table.num_lines:
+        known.void()  # a mark may be that of an answer which another has replaced
     return table
+
+
+def parts_in(path: Path) -> IdTable:
+    """The output lines of a result file whose answers can be gone on with, as JSON by id; later lines win."""
+    parts = IdTable()
+    for line in read_lines(path) if path.is_file() else ():
+        if can_go_on(line):
+            parts.put(line["custom_id"], msgspec.json.encode(line))
+        else:
+            parts.discard(line["custom_id"])
+    return parts
+
+
+class LineOutcome(NamedTuple):
+    """What an output line says of a request, for a rerun: `done` is `None` if it is no answer by mlxq, nor a part of
+    one; `mark` is that of the input line (`mlxq.files.known_lines`), where it has one."""
+
+    custom_id: str
+    done: Done | None
+    mark: str | None = None
+
+
+def read_outcome(data: bytes) -> LineOutcome | None:
+    """The outcome on a line; `None` if it is no output line, or only a part of one."""
+    try:
+        line = _DECODER.decode(data)
+    except (ValueError, RecursionError):  # another program's, or it is none
+        plain = read_back.decode_output_line(data)
+        return None if plain is None else LineOutcome(plain["custom_id"], done_by(plain))
+    if line.response is None and line.error is None:
+        return None
+    return LineOutcome(line.custom_id, _done_by(line), line.mlxq.line)
 
 
 def done_by(line: Mapping[str, Any]) -> Done | None:
@@ -93,4 +148,78 @@ def done_by(line: Mapping[str, Any]) -> Done | None:
         finish_reasons=tuple(reason for reason in reasons if isinstance(reason, str)),
         hit_limit=any(stop.get("type") == "max_tokens" for stop in read_back.stop_details_of(line)),
         raised_max_tokens=read_back.raised_max_tokens_of(line),
+        sampling_defaults=read_back.sampling_defaults_of(line),
     )
+
+
+# --- The same of the lines that mlxq writes itself, without making objects of what isn't needed -----------------
+
+
+class _Stop(Struct, gc=False):
+    type: str | None = None
+
+
+class _Choice(Struct, gc=False):
+    finish_reason: str | None = None
+    stop_details: _Stop | None = None
+
+
+class _About(Struct, gc=False):
+    content_hash: str
+    default_max_tokens: int | None = None
+    raised_max_tokens: int | None = None
+
+
+class _Body(Struct, gc=False):
+    model: str | None = None
+    choices: list[_Choice] = []
+    mlxq: _About | None = None
+
+
+class _Response(Struct, gc=False):
+    status_code: int | None = None
+    body: _Body | None = None
+
+
+class _AboutLine(Struct, frozen=True, gc=False):
+    line: str | None = None
+
+
+class _Line(Struct, gc=False):
+    custom_id: str
+    response: _Response | None = None
+    error: Any = None
+    mlxq: _AboutLine = _AboutLine()
+
+
+_DECODER = msgspec.json.Decoder(_Line)
+
+
+def _done_by(line: _Line) -> Done | None:
+    body = line.response and line.response.body
+    if not (line.response and body and body.mlxq and line.error is None and line.response.status_code == 200):
+        return None
+    stops = [choice.stop_details.type for choice in body.choices if choice.stop_details and choice.stop_details.type]
+    reasons = tuple(choice.finish_reason for choice in body.choices if choice.finish_reason is not None)
+    return Done(
+        body.mlxq.content_hash,
+        body.model,
+        is_cut=read_back.are_cut(stops, reasons),
+        default_max_tokens=body.mlxq.default_max_tokens,
+        finish_reasons=reasons,
+        hit_limit="max_tokens" in stops,
+        raised_max_tokens=body.mlxq.raised_max_tokens,
+    )
+
+
+def _known_by(outcome: LineOutcome, stands: Callable[[Done], bool]) -> tuple[Marked, Known] | None:
+    done, custom_id = outcome.done, outcome.custom_id
+    if outcome.mark is None or done is None or done.is_cut or not stands(done) or not is_text(custom_id):
+        return None
+    own_id: str | None = custom_id
+    if custom_id.startswith(MADE_UP):
+        made_up = made_up_id(done.content_hash)
+        if custom_id.startswith(f"{made_up}-"):  # one of several lines that are alike, and were counted
+            return None
+        own_id = None if custom_id == made_up else custom_id
+    return Marked(own_id, outcome.mark), Known(custom_id, done.model)

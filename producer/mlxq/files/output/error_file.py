@@ -7,7 +7,7 @@ failure says which input it is of. Knows nothing of answers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
@@ -60,6 +60,12 @@ class ErrorFile:
         """Have `close` remove the old failures of this request: it has another outcome now."""
         if custom_id in self._old:
             self._settled.add(custom_id)
+
+    def settle_all(self, custom_ids: Sequence[str]) -> None:
+        """`settle` each of them."""
+        if len(self._old):
+            for custom_id in custom_ids:
+                self.settle(custom_id)
 
     def settle_source(self) -> None:
         """The input was read to its end, and all of it has an outcome: what is left of it was repaired or removed."""

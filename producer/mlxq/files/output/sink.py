@@ -14,9 +14,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import msgspec
+
 from mlxq.errors import ConfigError
 from mlxq.files.input import BadLine
-from mlxq.files.output.done import Done, DoneTable, done_by, load_done
+from mlxq.files.known_lines import KnownBlock, KnownLines
+from mlxq.files.output.continuation import can_be_continued
+from mlxq.files.output.done import Done, DoneTable, done_by, load_done, parts_in
 from mlxq.files.output.error_file import ErrorFile
 from mlxq.files.output.result_file import check_result_file, open_writer
 from mlxq.files.output.retry import Retry
@@ -61,8 +65,10 @@ class Sink:
         resume: keep and skip what the output file already holds; otherwise both files start empty.
         source: a name for the input, as of `mlxq.files.paths.source_name`.
         default_max_tokens: the limit of a request that sets none, where that is known.
+        sampling_defaults: what the model's own fill in of a request that leaves it out, where that is known.
         retry: which whole answers are to be asked for again.
         model: whose answers are to be gone on from; any, if none is named.
+        known: learns the input lines that the output file has the answers to.
 
     Raises:
         InputFileError: a file can't be used, or another run is using it.
@@ -77,10 +83,13 @@ class Sink:
         resume: bool = True,
         source: str | None = None,
         default_max_tokens: int | None = None,
+        sampling_defaults: Mapping[str, float] | None = None,
         retry: Retry | None = None,
         model: str | None = None,
+        known: KnownLines | None = None,
     ) -> None:
         self.tally = Tally()
+        self._known_lines = KnownLines() if known is None else known  # an empty one is false
         self._retry = retry or Retry()
         self._retried: dict[str, int | None] = {}  # limits of requests that are asked again
         self._output_path = output
@@ -88,12 +97,14 @@ class Sink:
         self._dropped = IdTable()
         self._num_asked = 0
         self._default_max_tokens = default_max_tokens
+        self._sampling_defaults = sampling_defaults
         self._synced = time.monotonic()
         check_result_file(error_file)  # before the output file comes into being
         with ExitStack() as stack:
             self._output = stack.enter_context(open_writer(output, keep=resume))
             self._errors = stack.enter_context(ErrorFile(error_file, keep=resume, source=source))
-            self._done = load_done(output)
+            self._done = load_done(output, self._known_lines, stands=self._stands)
+            self._parts = parts_in(output) if self._retry.goes_on else IdTable()
             _check_model(output, self._done, model)
             # A run that was killed may have left two lines for one id.
             self._needs_rewrite = self._done.num_lines != len(self._done)
@@ -112,13 +123,35 @@ class Sink:
             return False
         return self._skip(custom_id, known)
 
+    def skip_block(self, block: KnownBlock) -> None:
+        """Count lines whose whole answers were known without reading them."""
+        self._num_asked += len(block.custom_ids)
+        for model, count in block.models.items():
+            self.tally.skip(model, count)
+        self._errors.settle_all(block.custom_ids)
+
+    def _stands(self, known: Done) -> bool:
+        """Whether a whole answer is still one to the same line, whatever that says."""
+        limits = {known.default_max_tokens, self._default_max_tokens} - {None}
+        return (known.default_max_tokens is None or len(limits) == 1) and not self._retry.wants(known)
+
     def limit_of_retry(self, custom_id: str) -> int | None:
         """The larger limit with which a request is to be asked again; `None` if it is asked as it is."""
         return self._retried.get(custom_id)
 
+    def part_of(self, custom_id: str) -> dict[str, Any] | None:
+        """The output line whose text is to be gone on with; `None` for a request that is asked from its beginning."""
+        data = self._parts.get(custom_id) if custom_id in self._retried else None
+        return None if data is None else msgspec.json.decode(data)
+
     def _is_retried(self, line: ParsedLine, known: Done) -> bool:
         if known.is_cut or not self._retry.wants(known):
             return False
+        if self._retry.goes_on and known.hit_limit:
+            if not (line.request.custom_id in self._parts and can_be_continued(line)):
+                return False
+            self._retried[line.request.custom_id] = None
+            return True
         limits = (known.raised_max_tokens, line.request.sampling.max_tokens, known.default_max_tokens)
         last = next((limit for limit in (*limits, self._default_max_tokens) if limit is not None), None)
         limit = self._retry.limit_after(known, last)
@@ -136,9 +169,22 @@ class Sink:
         limits = {known.default_max_tokens, self._default_max_tokens} - {None}
         if line.request.sampling.max_tokens is None and len(limits) > 1:
             return False
+        if not self._has_same_defaults(known, line.request.left_out):
+            return False
         if known.content_hash == line.request.content_hash:
             return True
         return known.content_hash == spelled_hash(line.payload["url"], line.payload["body"])
+
+    def _has_same_defaults(self, known: Done, left_out: tuple[str, ...]) -> bool:
+        """Whether the model's defaults filled in what they would now. Lines of earlier releases don't say."""
+        filled = known.sampling_defaults
+        if filled is None:
+            return True
+        if known.raised_max_tokens is not None:  # a retry's own limit, in place of any other
+            left_out = tuple(name for name in left_out if name != "max_tokens")
+        if self._sampling_defaults is None:
+            return filled.keys() <= set(left_out)
+        return filled == {name: value for name, value in self._sampling_defaults.items() if name in left_out}
 
     def _skip(self, custom_id: str, known: Done) -> bool:
         if known.is_cut:
@@ -151,32 +197,36 @@ class Sink:
         """Write an answer that an earlier run had asked for; it counts as skipped when its request comes. `False` if it
         isn't a whole one, and so is not written."""
         custom_id, answer = line["custom_id"], done_by(line)
-        if answer is None or answer.is_cut:
+        if answer is None or answer.is_cut or custom_id in self._parts:  # the rest of an answer is none by itself
             return False
         if self._done.get(custom_id) != answer:
-            self._needs_rewrite |= custom_id in self._done
+            if custom_id in self._done:
+                self._needs_rewrite = True
+                self._known_lines.void()
             self._output.append(line)
             self._errors.settle(custom_id)
             self._done.put(custom_id, answer)
         return True
 
-    def write(self, line: Mapping[str, Any], place: str | None = None) -> None:
+    def write(self, line: Mapping[str, Any], place: str | None = None, mark: str | None = None) -> None:
         """Write one output line. It stands, after `close`, for all that the output file held under its id. `place` is
-        where its request stands, if it is not known by its id."""
+        where its request stands, if it is not known by its id; `mark` is that of its input line."""
         self.tally.add(line, place)
         known = self._done.get(line["custom_id"])
         self._needs_rewrite |= known is not None
-        if line["custom_id"] in self._retried:
+        is_retry = line["custom_id"] in self._retried
+        if is_retry:
             del self._retried[line["custom_id"]]
             self.tally.retried += 1
         else:
             self.tally.changed += known is not None and not known.is_cut
         if is_success(line):
-            self._output.append(line)
+            self._output.append(line if mark is None else {**line, "mlxq": {"line": mark}})
             self._errors.settle(line["custom_id"])
         else:
             self._errors.append(line)
-            self._dropped.add(line["custom_id"])
+            if not is_retry:  # the answer that is there is still one to the request
+                self._dropped.add(line["custom_id"])
 
     def refuse(self, bad: BadLine) -> None:
         """Write the failure of an input line that was refused."""

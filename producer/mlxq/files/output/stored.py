@@ -9,9 +9,9 @@ import contextlib
 import io
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import msgspec
 
@@ -20,6 +20,8 @@ from mlxq.files.paths import BLOCK_BYTES, file_errors
 from mlxq.formats.names import named
 from mlxq.formats.packing import Packing, packing_of, unpacked
 from mlxq.results import read_back
+
+T = TypeVar("T")
 
 
 class Stored(NamedTuple):
@@ -46,8 +48,13 @@ def read_lines(path: Path | str) -> Iterator[dict[str, Any]]:
     Raises:
         InputFileError: the file can't be read, or a line other than a cut-off last one is not an output line.
     """
+    return read_as(path, read_back.decode_output_line)
+
+
+def read_as(path: Path | str, decode: Callable[[bytes], T | None]) -> Iterator[T]:
+    """What `decode` makes of each line, which is `None` for what is no output line. Raises as `read_lines`."""
     with file_errors(path, "read"), opened(Path(path)) as source:
-        for _, _, line in stored_lines(source, path):
+        for _, _, line in _decoded(source, path, decode):
             yield line
 
 
@@ -79,11 +86,15 @@ def stored_lines(source: BinaryIO, path: Path | str) -> Iterator[Stored]:
     Raises:
         InputFileError: a line is something else.
     """
+    return (Stored(*each) for each in _decoded(source, path, read_back.decode_output_line))
+
+
+def _decoded(source: BinaryIO, path: Path | str, decode: Callable[[bytes], T | None]) -> Iterator[tuple[int, bytes, T]]:
     offset = 0
     for number, raw in enumerate(source, start=1):
-        line = read_back.decode_output_line(raw)
+        line = decode(raw)
         if line is not None:
-            yield Stored(offset, raw, line)
+            yield offset, raw, line
         elif raw.endswith(b"\n"):
             raise not_an_output_line(number, path)
         offset += len(raw)

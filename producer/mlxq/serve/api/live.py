@@ -43,7 +43,7 @@ _DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class UnderstoodRequest:
     """A live request as it was understood."""
 
     line: ParsedLine
@@ -98,7 +98,7 @@ async def _answer(request: Request, endpoint: Endpoint) -> Response:
         return await stream.whole(request.receive)
 
 
-def _enter(service: Service, waiter: Waiter, endpoint: Endpoint, body: dict[str, Any]) -> Asked:
+def _enter(service: Service, waiter: Waiter, endpoint: Endpoint, body: dict[str, Any]) -> UnderstoodRequest:
     """Read a request, and put it in line."""
     asked = _read(body, endpoint, waiter.job_id, allow_unknown=service.allow_unknown)
     model, names = asked.line.request.model, service.desk.models()
@@ -108,7 +108,7 @@ def _enter(service: Service, waiter: Waiter, endpoint: Endpoint, body: dict[str,
     return asked
 
 
-def _read(body: Mapping[str, Any], endpoint: Endpoint, request_id: str, *, allow_unknown: bool) -> Asked:
+def _read(body: Mapping[str, Any], endpoint: Endpoint, request_id: str, *, allow_unknown: bool) -> UnderstoodRequest:
     is_streamed = _flag(body.get("stream"), "stream")
     options = body.get("stream_options")
     if options is not None and not is_streamed:
@@ -135,7 +135,7 @@ def _read(body: Mapping[str, Any], endpoint: Endpoint, request_id: str, *, allow
             parsed = parse_object(line, default_custom_id=request_id, allow_unknown=allow_unknown)
     except RequestError as error:
         raise ApiError(error.message, status_code=error.status_code, param=error.param, code=error.code) from error
-    return Asked(parsed, is_streamed, with_usage)
+    return UnderstoodRequest(parsed, is_streamed, with_usage)
 
 
 def _flag(value: Any, param: str) -> bool:
@@ -166,7 +166,7 @@ def _place(desk: Desk, owner: str) -> Iterator[_Place]:
 class LiveAnswer(Response):
     """The answer to a request that is in line: whole, or as a response that tells it while it grows."""
 
-    def __init__(self, desk: Desk, waiter: Waiter, endpoint: Endpoint, asked: Asked) -> None:
+    def __init__(self, desk: Desk, waiter: Waiter, endpoint: Endpoint, asked: UnderstoodRequest) -> None:
         self._desk = desk
         self._waiter = waiter
         self._asked = asked

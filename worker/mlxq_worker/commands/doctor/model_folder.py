@@ -64,6 +64,8 @@ def look_at_description(inspected: Callable[[], Mapping[str, Any]]) -> Iterator[
         if tokens
         else warning("model_eos", "no token ends an answer", "name one with --extra-eos-token")
     )
+    if broken := found["sampling_defaults_error"]:
+        yield problem("model_sampling", broken, "mend generation_config.json, or --generation-config off for workers")
     yield from _on_chats(found["chat_templates"], found["chats"])
     calls, reasoning = found["tool_calls"], found["reasoning"]
     yield (

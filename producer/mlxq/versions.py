@@ -1,0 +1,13 @@
+"""Which version of a package is installed."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+
+
+def version_of(package: str) -> str | None:
+    """``0.1.0``; `None` for a package that isn't there."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,167 @@
+"""`mlxq worker --models` and `mlxq enqueue --route` as their users see them: two models under load, one at a time."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis import Redis
+from tests.support.batch_files import demo_examples, request, text_of, write_lines
+from tests.support.processes import MLXQ, run, running
+from tests.support.waiting import DEADLINE_S
+
+from mlxq import keys
+from mlxq.queue.client import Client
+from mlxq.results.read_back import model_of
+from mlxq_worker.demo import MODEL_PATH
+from mlxq_worker.supervision.model_policy import Policy
+
+EXAMPLES = demo_examples(480)
+POLICY = Policy(max_wait_s=1, min_turn_s=1, drain_s=60)
+MODELS = f"""
+[policy]
+max_wait_s = {POLICY.max_wait_s}
+min_turn_s = {POLICY.min_turn_s}
+drain_s = {POLICY.drain_s}
+
+[models.one]
+model = "demo"
+max_num_seqs = 2
+
+[models.two]
+model = "./other"
+max_num_seqs = 2
+"""
+
+pytestmark = pytest.mark.slow
+
+
+class Children:
+    """The processes that a supervisor has started, looked at again and again: how many at a time, and their memory."""
+
+    def __init__(self, pid: int) -> None:
+        self._listed = Path(f"/proc/{pid}/task/{pid}/children")
+        self.most = 0
+        self.seen: set[int] = set()
+        self.largest_kb: dict[int, int] = {}
+        self.total_kb = 0
+
+    def look(self) -> None:
+        try:
+            pids = [int(pid) for pid in self._listed.read_text().split()]
+        except OSError:
+            return
+        sizes = {pid: size for pid in pids if (size := _resident_kb(pid))}
+        self.most = max(self.most, len(sizes))
+        self.seen |= sizes.keys()
+        self.total_kb = max(self.total_kb, sum(sizes.values()))
+        for pid, size in sizes.items():
+            self.largest_kb[pid] = max(size, self.largest_kb.get(pid, 0))
+
+
+def _resident_kb(pid: int) -> int:
+    """0 for one that has ended."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")), 0)
+
+
+@contextmanager
+def watched(pid: int) -> Iterator[Children]:
+    children, is_over = Children(pid), threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(0.02):
+            children.look()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield children
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def events(log: str, *beginnings: str) -> list[tuple[float, str]]:
+    """When the supervisor or a worker said so, in seconds, and what."""
+    said = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
+    return [
+        (datetime.fromisoformat(line["time"]).timestamp(), line["message"])
+        for line in said
+        if line["message"].startswith(beginnings)
+    ]
+
+
+def enqueue(folder: Path, url: str, *lines: dict[str, Any], options: tuple[str, ...] = ()) -> Any:
+    write_lines(folder / "in.jsonl", lines)
+    return run(*MLXQ, "enqueue", "-i", "in.jsonl", "--route", "--url", url, *options, cwd=folder)
+
+
+def asked(custom_id: str, model: str | None) -> dict[str, Any]:
+    line = request(custom_id, EXAMPLES[custom_id])
+    body = line.get("body", line)
+    return {**line, "body": {**body, "model": model}} if "body" in line else {**line, "model": model}
+
+
+def test_two_models_under_load_take_turns_and_nothing_is_lost(
+    connection: Redis, redis_url: str, tmp_path: Path
+) -> None:
+    # given two models, and more requests for each than its turn is long
+    shutil.copytree(MODEL_PATH, tmp_path / "other")
+    (tmp_path / "models.toml").write_text(MODELS)
+    connection.zadd(keys.MODELS, {"one": 2e9, "two": 2e9})
+    names = list(EXAMPLES)
+    model_for = {name: ("one", "two")[index % 2] for index, name in enumerate(names)}
+    strange = [asked(names[0], "three") | {"custom_id": "s1"}, asked(names[1], None) | {"custom_id": "s2"}]
+    added = enqueue(tmp_path, redis_url, *(asked(name, model_for[name]) for name in names), *strange)
+    ids = added.stdout.split()
+
+    # when
+    worker = (*MLXQ, "worker", "--models", "models.toml", "--burst", "--log-format", "json")
+    with running(*worker, cwd=tmp_path, MLXQ_URL=redis_url) as supervisor, watched(supervisor.pid) as children:
+        log, _ = supervisor.communicate(timeout=DEADLINE_S)
+
+    # then every request has one answer, by the model that it named
+    client = Client(connection)
+    assert (supervisor.returncode, len(ids)) == (0, 2), log
+    answers = {answer.custom_id: answer.line for each in ids for answer in client.batch(each).as_completed()}
+    assert {name: model_of(line) for name, line in answers.items()} == model_for
+    right = [name for name, line in answers.items() if text_of(line) == EXAMPLES[name].expected_text]
+    assert len(right) >= 0.95 * len(names)
+    assert [client.batch(each).counts().num_finished for each in ids] == [len(names) / 2] * 2
+
+    # and they took turns while both had work, one process at a time, none of which took more than one model does
+    loads = events(log, "Loading ")
+    assert [message.split()[1].rstrip(",") for _, message in loads][:3] in (
+        ["one", "two", "one"],
+        ["two", "one", "two"],
+    )
+    assert (children.most, len(children.seen)) == (1, len(loads))
+    assert children.total_kb == max(children.largest_kb.values())
+    assert max(children.largest_kb.values()) < 1.5 * min(children.largest_kb.values())
+
+    # and nobody waited longer than the bound, for swaps as long as these were
+    readies = [at for at, _ in events(log, "Worker ") if "model" in _]
+    gone = [at for at, _ in events(log, "one is unloaded", "two is unloaded")]
+    drains = [at for at, _ in events(log, "Draining ")]
+    loading_s = max(ready - at for ready, (at, _) in zip(readies, loads, strict=True))
+    draining_s = max(end - begin for begin, end in zip(drains, gone, strict=True))
+    waited_s = [float(message.split()[-2]) for _, message in loads]
+    looks_s = 60  # a look a second, on a machine that may be very slow
+    assert max(waited_s) <= POLICY.longest_wait_s(2, loading_s + draining_s) + looks_s
+
+    # and who asked for what there isn't was told what there is
+    assert added.returncode == 1
+    assert "request s1: no worker serves the model 'three'; known ones are one, two" in added.stderr
+    assert "request s2: the request names no model; known ones are one, two" in added.stderr
+    assert connection.zscore(keys.MODELS, "one") < 2e9  # announced since, by Redis's clock
