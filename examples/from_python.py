@@ -8,13 +8,28 @@ REDIS_URL names a Redis elsewhere.
 
 import os
 
-from mlxq import Client, request
+from mlxq import Answer, AnswerError, Batch, BatchCounts, Client, StopCount, request
 
 COUNTRIES = ("France", "Greece", "Gabon", "Romania")
 
 
 def question(country: str) -> str:
     return f"What is the capital of {country}?"
+
+
+def told(answer: Answer) -> str:
+    """One answer in a line: its text and what it stopped on, or why there is none."""
+    error: AnswerError | None = answer.error
+    if error is not None:
+        return f"failed, {error.code}: {error.message}"
+    stop = answer.stop_details
+    return f"{answer.text.strip()} [{stop.type} {stop.token or stop.string or ''}]"
+
+
+def summary(batch: Batch) -> str:
+    counts: BatchCounts = batch.counts()
+    stops: tuple[StopCount, ...] = counts.stops
+    return f"{counts.num_finished} answered: " + ", ".join(sorted(f"{stop.count} by {stop.type}" for stop in stops))
 
 
 client = Client(os.environ.get("REDIS_URL", "redis://localhost:6379/0"))
@@ -29,8 +44,6 @@ batch = client.submit(
     ]
 )
 for answer in batch.as_completed(timeout_s=600):
-    if not answer.is_success:
-        print(f"{answer.custom_id}: failed, {answer.line}")
-        continue
-    stop = answer.stop_details
-    print(f"{answer.custom_id}: {answer.text.strip()} [{stop.type} {stop.token or stop.string or ''}]")
+    print(f"{answer.custom_id}: {told(answer)}")
+print(summary(batch))
+print("once more,", told(batch.answer("Gabon")))

@@ -3,10 +3,13 @@
 Hypothesis times no single example: on a busy machine any of them may take long, and pytest's timeout bounds them all.
 
 `tests/parity` needs torch and is run by `make parity`, which installs it; `make compat` does so for `tests/compat` and
-the programs that it is about.
+the programs that it is about. `tests/alerts` needs a Prometheus, and is run by `make alerts`.
 
 `make test` runs several files at once, each in a process that has a Redis of its own (`-n`, `--dist loadfile`). There
 BLAS takes one thread in each, and in what they start: with more, the threads of all of them get into each other's way.
+
+A thousand of the processes that they start are Python's, and those write down the byte code of our sources, wherever
+`PYTHONDONTWRITEBYTECODE` says otherwise: to compile them takes longer than to import them.
 
 What a shell starts in the background ignores SIGINT, and so does all that it starts, unless somebody asks for it again.
 """
@@ -21,6 +24,8 @@ from importlib.util import find_spec
 
 from hypothesis import settings
 
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")
 
@@ -33,6 +38,6 @@ settings.register_profile("mlxq", deadline=None)
 settings.load_profile("mlxq")
 
 collect_ignore = [] if find_spec("torch") else ["parity"]
-if "MLXQ_COMPAT" not in os.environ:
-    collect_ignore.append("compat")
+collect_ignore += ["compat"] if "MLXQ_COMPAT" not in os.environ else []
+collect_ignore += ["alerts"] if "MLXQ_PROMETHEUS" not in os.environ else []
 pytest_plugins = ["tests.support.redis_fixture"]

@@ -43,7 +43,7 @@ tool calls is another, `tool_calls`: it ends on a token like any other, and its 
 
 
 class Beam(msgspec.Struct, frozen=True, kw_only=True):
-    """Beam search: `width` hypotheses are followed, the best `SamplingParams.n` of the finished ones are returned.
+    """Beam search: `width` hypotheses are followed, the best `Sampling.n` of the finished ones are returned.
 
     A finished hypothesis scores the sum of its log probabilities divided by its length to the power `length_penalty`.
     `early_stopping` has transformers' meaning: true ends with `width` finished hypotheses, false once no better one is
@@ -64,8 +64,9 @@ class RepetitionDetection(msgspec.Struct, frozen=True, kw_only=True):
     min_count: int
 
 
-class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
-    """How one request is decoded. Names and defaults are vLLM's (`SamplingParams`) where it has the field.
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How one request is decoded. Names and defaults are those of vLLM's `SamplingParams` where it has the field;
+    `mlxq.SamplingParams`, which programs write, is read into one of these by way of the fields of a request.
 
     `temperature == 0` is greedy; `top_k == 0`, `top_p == 1` and `min_p == 0` switch those filters off.
     `max_tokens is None` leaves the limit to the worker (`--default-max-tokens`); `seed is None` lets the worker
@@ -145,7 +146,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 
     custom_id: str
     endpoint: Endpoint
-    sampling: SamplingParams
+    sampling: Sampling
     content_hash: str
     prompt: str | tuple[int, ...] | None = None
     messages: tuple[dict[str, Any], ...] | None = None

@@ -3,6 +3,7 @@
     MlxqError
     ├── RequestError            one request is wrong: fix that line (names the field)
     ├── InputFileError          a whole file can't be read or written: fix the path or the options
+    │   ├── NoSuchFile          it is to be read, and isn't there: fix the path
     │   └── FileInUse           another run has it: wait for that one
     ├── ConfigError             an option or a variable has a bad value: fix it and start again
     ├── ModelError              the model can't be loaded or used: choose another
@@ -50,6 +51,12 @@ class RequestError(MlxqError):
 
 class InputFileError(MlxqError):
     """A file as a whole can't be read or written."""
+
+
+class NoSuchFile(InputFileError):
+    """A file that is to be read isn't there."""
+
+    exit_code = 2
 
 
 class FileInUse(InputFileError):

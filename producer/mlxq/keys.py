@@ -5,6 +5,12 @@ Beside them stand, per queue and per batch:
 
     mlxq:delayed:{queue}            zset    job id -> when it goes back into its queue, Unix seconds: a job with strikes
                                             waits here, and is called queued all the same
+    mlxq:live:{queue}               list    the ids of waiting jobs that somebody waits for, as in rq:queue:{queue}
+    mlxq:stream:{job}               stream  the answer to a live job as it grows, if that was asked for; what doesn't
+                                            get in, or is cut off in front, comes with the answer itself
+        execution                   str     whose answer that is
+        pieces                      str     JSON: a list of [index of the choice, content | reasoning, how many
+                                            characters of that part come before, text]
     mlxq:pulse:{queue}              hash    whether silent workers can be told from those that Redis kept from beating
         beat                        float   when a worker of the queue beat last, Redis's clock in Unix seconds
         trusted_from                float   from when on a lease that has run out tells of a death
@@ -38,11 +44,13 @@ RQ's hash of a job has these fields more:
         mlxq_outcome                str     finished | failed | cancelled: what its batch has counted it as
         mlxq_claimed_by             str     the execution that has claimed it last
         mlxq_ended_by               str     the execution that wrote that end
+        mlxq_live                   1       somebody waits for it: it is in no batch, and goes before those that are
 
 and that of a worker:
 
     rq:worker:{name}                hash
         mlxq_machine                str     tells hosts of one name apart; empty where nothing does
+        mlxq_model                  str     the model that it answers with; empty while it is being loaded
 
 A job's answer, good or bad, is the newest entry of RQ's ``rq:results:{job}``: its `return_value` is the output
 line (an object with ``id``, ``custom_id``, ``response``, ``error``); a failed job has it beside RQ's `exc_string`.
@@ -54,7 +62,10 @@ from __future__ import annotations
 
 import hashlib
 
+DEFAULT_URL = "redis://localhost:6379/0"
 DEFAULT_QUEUE = "mlxq"
+DEFAULT_MAX_INFLIGHT = 4096
+"""Jobs that a run has in its queue at a time."""
 FUNCTION_NAME = "mlxq.jobs.generate"
 """The only function name that a worker executes."""
 
@@ -62,6 +73,12 @@ RESULT_TTL_S = 7 * 24 * 3600
 FAILURE_TTL_S = 30 * 24 * 3600
 BATCH_TTL_S = FAILURE_TTL_S
 """Counted from the last write to the batch; up to a hundredth less, since not every end of a job renews it."""
+
+LIVE_TTL_S = 300
+"""For how long a live job that has ended is kept for somebody who doesn't come."""
+STREAM_TTL_S = 300
+STREAM_LENGTH = 500
+"""Entries that a stream keeps, about."""
 
 CHUNK = 500
 """Jobs that are read or written in one round trip."""
@@ -95,6 +112,16 @@ def pulse(queue: str) -> str:
 def excused(queue: str) -> str:
     """The sorted set of the leases that may have run out because Redis took no beats."""
     return f"mlxq:excused:{queue}"
+
+
+def live(queue: str) -> str:
+    """The list of the ids of the live jobs that wait in a queue."""
+    return f"mlxq:live:{queue}"
+
+
+def stream(job_id: str) -> str:
+    """The stream of what is told of a live job's answer as it grows."""
+    return f"mlxq:stream:{job_id}"
 
 
 def delayed(queue: str) -> str:

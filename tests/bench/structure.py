@@ -27,7 +27,7 @@ from mlx_lm.models import llama
 from rich.console import Console
 from rich.table import Table
 
-from mlxq.contract import Request, SamplingParams, Structure
+from mlxq.contract import Request, Sampling, Structure
 from mlxq_worker.engine.api import RowId, RowSpec
 from mlxq_worker.engine.constraint import Constraint, fill_masks
 from mlxq_worker.engine.engine import BatchEngine
@@ -82,7 +82,7 @@ class Bench:
         request = Request(
             custom_id="",
             endpoint="/v1/completions",
-            sampling=SamplingParams(),
+            sampling=Sampling(),
             content_hash="",
             structure=Structure(kind="json_schema", value=SCHEMA, param="response_format"),
         )

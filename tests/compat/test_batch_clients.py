@@ -1,4 +1,4 @@
-"""The batch helpers of litellm and instructor, pointed at `mlxq serve` by nothing but their base URL."""
+"""Batch helpers and live requests of litellm and instructor, pointed at `mlxq serve` by nothing but their base URL."""
 
 from __future__ import annotations
 
@@ -47,6 +47,30 @@ while processor.get_batch_status(batch_id)["status"] not in ("completed", "faile
 print([answer.result for answer in processor.retrieve_results(batch_id)])
 """
 
+LIVE_LITELLM = """
+import os
+import litellm
+
+server = {"custom_llm_provider": "openai", "api_base": os.environ["OPENAI_BASE_URL"], "api_key": "any"}
+asked = {"model": "echo", "messages": [{"role": "user", "content": "hello there"}]}
+print(litellm.completion(**asked, **server).choices[0].message.content)
+stream = litellm.completion(**asked, **server, stream=True)
+print("".join(chunk.choices[0].delta.content or "" for chunk in stream))
+"""
+
+LIVE_INSTRUCTOR = """
+import instructor
+from openai import OpenAI
+from pydantic import BaseModel
+
+class User(BaseModel):
+    name: str
+
+client = instructor.from_openai(OpenAI(), mode=instructor.Mode.JSON_SCHEMA)
+messages = [{"role": "user", "content": '{"name": "Bob"}'}]
+print(repr(client.chat.completions.create(model="echo", response_model=User, messages=messages)))
+"""
+
 
 def printed_by(program: str, redis_url: str, folder: Path) -> str:
     """What a program prints that finds the service, with a worker that echoes, by its environment."""
@@ -77,3 +101,11 @@ def test_litellm_runs_a_batch(redis_url: str, tmp_path: Path) -> None:
 
 def test_instructor_runs_a_batch_and_reads_its_answers(redis_url: str, tmp_path: Path) -> None:
     assert "[User(name='Bob')]" in printed_by(INSTRUCTOR, redis_url, tmp_path)
+
+
+def test_litellm_makes_live_requests(redis_url: str, tmp_path: Path) -> None:
+    assert printed_by(LIVE_LITELLM, redis_url, tmp_path).count("hello there") == 2
+
+
+def test_instructor_makes_a_live_request(redis_url: str, tmp_path: Path) -> None:
+    assert "User(name='Bob')" in printed_by(LIVE_INSTRUCTOR, redis_url, tmp_path)

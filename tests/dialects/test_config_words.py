@@ -11,11 +11,14 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models.rope_utils import YarnRoPE
+from tests.support.architectures import OWN
 
 from mlxq.errors import ModelError
 from mlxq_worker.model.config_json.architectures import words_of
-from mlxq_worker.model.config_json.build import config_overrides, window_not_kept
+from mlxq_worker.model.config_json.build import build, config_overrides, window_not_kept
 from mlxq_worker.model.config_json.words import in_mlx_lm_words
+from mlxq_worker.model.config_json.yarn import leave_range_unrounded
 
 CORPUS = Path(__file__).parents[1] / "corpus"
 
@@ -292,3 +295,34 @@ def test_published_models_are_read_as_they_mean_it(name: str, key: str, value: A
     config = PUBLISHED[name]
 
     assert {**config, **config_overrides(config)}[key] == value
+
+
+@pytest.mark.parametrize("words", ["rope_scaling", "rope_parameters"])
+def test_yarn_that_is_not_to_be_rounded_is_not(words: str) -> None:
+    # gpt-oss: 32 rotations in 4,096 tokens are dimension 8.09 of 64, one is 17.4; mlx-lm takes 8 and 18.
+    stated = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False}
+    common = {"model_type": "gpt_oss", **OWN["gpt_oss"], "head_dim": 64, "rope_theta": 150_000.0}
+    rope = {**stated, "rope_theta": 150_000.0} if words == "rope_parameters" else stated
+    config = {**common, words: rope}
+    full = {**config, **config_overrides(config)}
+    model = build(full)
+    (plain, *_) = [m._freqs for _, m in model.named_modules() if isinstance(m, YarnRoPE)]
+
+    leave_range_unrounded(model, full)
+
+    for _, module in model.named_modules():
+        if isinstance(module, YarnRoPE):
+            place, pair = (13 - 8.092779) / (17.398025 - 8.092779), 150_000.0 ** (26 / 64)
+            assert module._freqs[13].item() == pytest.approx(pair / (1 - place + place / 32), rel=1e-4)
+            assert mx.allclose(module._freqs[:8], plain[:8], rtol=1e-5)
+            assert mx.allclose(module._freqs[18:], plain[18:], rtol=1e-5)
+            assert not mx.allclose(module._freqs[9:18], plain[9:18], rtol=1e-3)
+
+
+def test_yarn_that_mlx_lm_reckons_otherwise_is_refused_where_it_is_not_to_be_rounded() -> None:
+    stated = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096}
+    full = {"model_type": "gpt_oss", **OWN["gpt_oss"], "head_dim": 64, "rope_theta": 150_000.0, "rope_scaling": stated}
+    said = {**full, "rope_scaling": {**stated, "factor": 4.0, "truncate": False}}
+
+    with pytest.raises(ModelError, match='"truncate": false'):
+        leave_range_unrounded(build(full), said)

@@ -12,7 +12,7 @@ import pytest
 from tests.support.scripted_models import byte_level_tokenizer
 from transformers import PreTrainedTokenizerFast
 
-from mlxq.contract import Request, SamplingParams, ToolChoice
+from mlxq.contract import Request, Sampling, ToolChoice
 from mlxq.errors import RequestError
 from mlxq_worker.dialects.dialect import Dialect
 from mlxq_worker.dialects.registry import DIALECTS
@@ -62,7 +62,7 @@ def request(**fields: Any) -> Request:
     return Request(
         custom_id="r",
         endpoint="/v1/chat/completions",
-        sampling=SamplingParams(),
+        sampling=Sampling(),
         content_hash="",
         messages=(),
         **{"tools": TOOLS, **fields},

@@ -271,7 +271,7 @@ def test_a_missing_input_is_one_line_and_empties_no_file(tmp_path: Path) -> None
 
     done = files.run("--no-resume")
 
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == f"Error: can't read {files.input}: No such file or directory\n"
     assert read_lines(files.output).keys() == {"from before"}
     assert read_lines(files.errors).keys() == {"failed before"}

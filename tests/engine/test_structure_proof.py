@@ -21,7 +21,7 @@ from tests.support.small_tokenizers import real_tokenizer
 from tests.support.thorough import sample_of
 from tests.support.tiny_models import build
 
-from mlxq.contract import Request, SamplingParams, Structure, ToolChoice
+from mlxq.contract import Request, Sampling, Structure, ToolChoice
 from mlxq_worker.dialects.tool_format import ToolFormat, tool_format_of
 from mlxq_worker.engine.api import RowResult, RowSpec
 from mlxq_worker.engine.engine import BatchEngine
@@ -93,7 +93,7 @@ def request(schema: Schema | None = None, **fields: Any) -> Request:
     return Request(
         custom_id="r",
         endpoint="/v1/chat/completions",
-        sampling=SamplingParams(),
+        sampling=Sampling(),
         content_hash="",
         messages=(),
         structure=structure,

@@ -3,7 +3,8 @@
     python -m tests.faults.served --seconds 180 --clients 50 --batches 200 --lines 100
 
 Two services share one Redis and one data directory; a client that finds one dead asks the other. In the end
-every batch has every line once, with the right text, and no key sees what is another's. Exit code 1 if not.
+every batch has every line once, with the right text, and no key sees what is another's. Beside each batch its client
+makes a live request, streamed or whole, until it has its answer: the right one, too. Exit code 1 if not.
 `tests/e2e/test_serve.py` has a short version.
 """
 
@@ -22,7 +23,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 import openai
@@ -95,7 +96,7 @@ class Customer:
         while True:
             try:
                 return question(self._rng.choice(self._clients))
-            except (openai.APIConnectionError, openai.InternalServerError):
+            except (openai.APIConnectionError, openai.InternalServerError, BrokenOff):
                 self._story.count("questions asked again")
                 time.sleep(PAUSE_S)
 
@@ -111,6 +112,7 @@ class Customer:
         )
         with self._story.lock:
             self._story.begun.setdefault(self.name, set()).add(batch.id)
+        self.run_live(is_streamed=number % 2 == 0)
         while batch.status not in ENDED:
             time.sleep(PAUSE_S)
             batch = self.ask(partial(_retrieved, batch_id=batch.id))
@@ -124,6 +126,13 @@ class Customer:
         if texts != {custom_id: text_of(start) for custom_id, start in asked.items()}:
             self._story.fault(f"{batch.id}: lines are missing, wrong, or of others")
 
+    def run_live(self, *, is_streamed: bool) -> None:
+        start = self._rng.choice(NUMBERS)
+        text = self.ask(partial(_live_answer, start=start, is_streamed=is_streamed))
+        self._story.count("live answers")
+        if text != text_of(start):
+            self._story.fault(f"a live answer of {self.name}, streamed: {is_streamed}, is {text!r}")
+
     def look_around(self) -> None:
         """All that the key sees is its own."""
         seen = self.ask(lambda client: [batch.id for batch in client.batches.list(limit=100)])
@@ -136,13 +145,38 @@ def _retrieved(client: OpenAI, batch_id: str) -> Batch:
     return client.batches.retrieve(batch_id)
 
 
+class BrokenOff(Exception):
+    """A stream that has come to no end."""
+
+
+def _live_answer(client: OpenAI, start: int, *, is_streamed: bool) -> str:
+    asked: dict[str, Any] = {"model": "mlxq-demo", "prompt": prompt_of(start), "temperature": 0}
+    if not is_streamed:
+        return str(client.completions.create(**asked).choices[0].text)
+    text, is_whole = "", False
+    stream = client.completions.create(**asked, stream=True)
+    try:
+        for chunk in stream:
+            text += chunk.choices[0].text
+            is_whole |= chunk.choices[0].finish_reason is not None
+    except Exception as error:
+        raise BrokenOff from error
+    if not is_whole:
+        raise BrokenOff
+    return text
+
+
 def key_of(name: str) -> str:
     return f"sk-{name}-0123456789abcdef"
 
 
 def line_of(custom_id: str, start: int) -> dict[str, object]:
-    body = {"prompt": f"Count from {start} to {start + 3}:", "temperature": 0}
+    body = {"prompt": prompt_of(start), "temperature": 0}
     return {"custom_id": custom_id, "method": "POST", "url": "/v1/completions", "body": body}
+
+
+def prompt_of(start: int) -> str:
+    return f"Count from {start} to {start + 3}:"
 
 
 def text_of(start: int) -> str:

@@ -287,3 +287,50 @@ def test_a_batch_that_was_done_before_it_was_cancelled_stays_done(client: Client
     assert batch.cancel() == 0
     counts = batch.counts()
     assert (counts.cancelled, counts.is_done, counts.num_finished) == (False, True, 2)
+
+
+# --- Requests in, answers out -----------------------------------------------------------------------------------
+
+
+def test_a_run_reads_requests_as_they_are_answered_and_leaves_nothing(client: Client, redis_url: str) -> None:
+    read, most_ahead, answered = 0, 0, set()
+
+    def produced() -> Iterator[dict[str, Any]]:
+        nonlocal read
+        for line in numbered(200):
+            read += 1
+            yield line
+
+    with FakeWorker(redis_url):
+        for answer in client.run(produced(), max_inflight=20):
+            most_ahead = max(most_ahead, read - len(answered))
+            answered.add(answer.custom_id)
+    assert len(answered) == 200
+    assert most_ahead <= 20 + 5 + 20  # the window, the part that waits for room, and answers that are not read yet
+    assert client.redis.keys("rq:job:*") == client.redis.keys("mlxq:batch*") == []
+
+
+def test_a_run_that_is_broken_off_or_meets_a_wrong_request_cancels_the_rest(client: Client, redis_url: str) -> None:
+    with FakeWorker(redis_url):
+        answers = client.run(numbered(50), max_inflight=4)
+        next(answers)
+        answers.close()
+        with pytest.raises(RequestError, match="request 9"):
+            list(client.run(iter([*numbered(8), {"prompt": 5}]), max_inflight=4))
+    assert all(client.batch(batch_id).counts().cancelled for batch_id in client.batch_ids())
+    assert client.queue_length() == 0
+    with pytest.raises(ConfigError, match="max_inflight must be at least 1"):
+        next(client.run(numbered(1), max_inflight=0))
+
+
+def test_answers_are_found_by_the_ids_of_their_requests(client: Client, redis_url: str) -> None:
+    batch = client.submit(numbered(3))
+    assert batch.answer("r0") is None
+    assert batch.cancel_job(batch.job_id("r2"))
+    with FakeWorker(redis_url):
+        batch.wait(TIMEOUT_S)
+    answer = batch.answer("r1")
+    assert answer is not None
+    assert (answer.custom_id, answer.text) == ("r1", "prompt 1")
+    found = batch.answers(["r2", "r0", "nobody", "r0"])
+    assert {custom_id: each.status for custom_id, each in found.items()} == {"r2": "cancelled", "r0": "finished"}

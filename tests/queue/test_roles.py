@@ -21,7 +21,9 @@ from mlxq.metrics.queue_figures import QueueFigures
 from mlxq.queue import durability, scripts
 from mlxq.queue.client import Client
 from mlxq.queue.connect import connect
+from mlxq.queue.live.live_queue import LiveQueue
 from mlxq.queue.overview import overview
+from mlxq.requests.openai import text_request
 from mlxq_worker.commands.doctor.rights import COMMANDS as TRIED
 from mlxq_worker.commands.doctor.rights import look_at_rights
 from mlxq_worker.config import WorkerConfig
@@ -64,6 +66,10 @@ def test_each_role_may_do_its_own_and_together_they_answer_a_batch(mortal_redis:
         assert cancelled.cancel() == 1
         waiting = overview(observer, "mlxq").queue("mlxq").waiting
         assert durability.warnings(worker)
+        live = LiveQueue(producer, "mlxq")
+        for job_id in ("live-1", "live-2"):
+            live.enqueue(job_id, text_request("six", custom_id=job_id), is_streamed=True, wait_s=60)
+        live.cancel(["live-2"])
 
         dead_workers = DeadWorkers(worker, ["mlxq"])
         dead_workers.release_silent()
@@ -71,6 +77,10 @@ def test_each_role_may_do_its_own_and_together_they_answer_a_batch(mortal_redis:
         dead_workers.release("somebody")
         QueueFigures(worker, ["mlxq"]).snapshot()
 
+        assert set(live.read({"live-1": "0-0"}, 0.001).lines) == {"live-1"}
+        assert live.states(["live-1"]) == {"live-1": "finished"}
+        assert live.models() == []
+        live.forget(["live-1"])
         collector = batch.collector()
         collector.forget(list(collector.next_answers(0.0)))
         assert Client(producer).batch_ids()

@@ -21,7 +21,7 @@ from mlxq.contract import FINISH_REASONS, Choice, Request, Result, RunInfo, Stop
 from mlxq.errors import RequestError
 from mlxq_worker.backend import Backend
 from mlxq_worker.config import WorkerConfig
-from mlxq_worker.engine.api import AbortReason, RowId, RowResult, RowSpec, StepReport
+from mlxq_worker.engine.api import AbortReason, RowId, RowPiece, RowResult, RowSpec, StepReport, Streaming
 from mlxq_worker.worker import BatchWorker
 
 DEFAULT_MAX_TOKENS = 3
@@ -56,7 +56,7 @@ class FakeEngine:
     """Obeys the protocol; rows run in the order in which they came. `widths` has the number of rows of every step and
     `times` the time that it was told. `num_running` may be read by another thread.
 
-    A test may clear `may_step`: then a full batch waits until it is set again.
+    A test may clear `may_step`: then no row gets any further until it is set again, and a full batch takes in no more.
     """
 
     max_num_seqs: int = 4
@@ -82,6 +82,9 @@ class FakeEngine:
         self.num_running = len(running)
         if self.num_running >= self.max_num_seqs:
             self.may_step.wait(DEADLINE_S)
+        elif not self.may_step.is_set():
+            time.sleep(0.001)
+            return self._report((), num_computed=0)
         self.widths.append(self.num_running)
         self.times.append(now)
         self.compute(running)
@@ -93,13 +96,12 @@ class FakeEngine:
         for result in finished:
             del self.rows[result.row_id]
         self.num_running = len(self.running)
-        return StepReport(
-            finished=finished,
-            num_running=self.num_running,
-            num_waiting=len(self.rows) - self.num_running,
-            rows_computed=len(running),
-            rows_useful=len(running),
+        pieces = tuple(
+            RowPiece(row_id=row.spec.row_id, part="content", start=row.num_tokens - 1, text="x")
+            for row in running
+            if row.spec.streaming is not None and row.stop is None
         )
+        return self._report(finished, num_computed=len(running), pieces=pieces)
 
     @property
     def running(self) -> list[FakeRow]:
@@ -134,6 +136,18 @@ class FakeEngine:
     def kv_usage(self) -> float:
         return self.num_running / self.max_num_seqs
 
+    def _report(
+        self, finished: tuple[RowResult, ...], *, num_computed: int, pieces: tuple[RowPiece, ...] = ()
+    ) -> StepReport:
+        return StepReport(
+            finished=finished,
+            num_running=self.num_running,
+            num_waiting=len(self.rows) - self.num_running,
+            rows_computed=num_computed,
+            rows_useful=num_computed,
+            pieces=pieces,
+        )
+
     def _start_rows(self) -> None:
         width = self.max_num_seqs if self.max_running is None else min(self.max_num_seqs, self.max_running)
         waiting = [row for row in self.rows.values() if not row.has_started]
@@ -164,7 +178,7 @@ class FakePreparer:
     """One token per character."""
 
     def prepare(self, request: Request, request_id: str) -> tuple[RowSpec, ...]:
-        prompt = request.prompt
+        prompt = request.messages[-1]["content"] if request.messages else request.prompt
         assert isinstance(prompt, str)
         if "bad" in prompt.split():
             raise RequestError("this prompt is bad", param="prompt", code="bad_prompt")
@@ -182,6 +196,9 @@ class FakePreparer:
         return tuple(
             replace(spec, row_id=spec.row_id.answer(index), seed=spec.seed + index) for index in range(num_rows)
         )
+
+    def streaming(self, request: Request, specs: tuple[RowSpec, ...]) -> tuple[RowSpec, ...]:
+        return tuple(replace(spec, streaming=Streaming()) for spec in specs)
 
     def finish(
         self,
@@ -228,7 +245,7 @@ class FakeWorker(BatchWorker):
 
     def load_backend(self, config: WorkerConfig) -> Backend:
         width = config.engine.max_num_seqs
-        return Backend(FakePreparer(), lambda: FakeEngine(width, self.step_s), "model fake")
+        return Backend(FakePreparer(), lambda: FakeEngine(width, self.step_s), "model fake", model_name="fake")
 
 
 class LoadingWorker(FakeWorker):

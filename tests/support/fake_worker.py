@@ -76,7 +76,7 @@ class FakeWorker:
 
     def _work(self) -> None:
         while not self._stopping.is_set():
-            job_id = self._redis.lpop(f"rq:queue:{self._queue}")
+            job_id = self._redis.lpop(keys.live(self._queue)) or self._redis.lpop(f"rq:queue:{self._queue}")
             if isinstance(job_id, bytes):
                 self._run(Job.fetch(job_id.decode(), self._redis, "json"))
             else:
@@ -88,10 +88,11 @@ class FakeWorker:
         line = self._answer(request, job.id)
         status = "cancelled" if is_cancelled(line) else "finished" if is_success(line) else "failed"
         value = b64encode(msgspec.json.encode(line)).decode()
-        batch = job.meta["batch"]
+        batch = job.meta.get("batch")
         with self._redis.pipeline() as pipe:
             pipe.hset(job.key, "status", "canceled" if status == "cancelled" else status)
             pipe.xadd(f"rq:results:{job.id}", {"type": 1, "worker_name": "fake", "return_value": value})
-            pipe.xadd(keys.batch_events(batch), {"job": job.id, "status": status})
-            pipe.hincrby(keys.batch(batch), "cancelled_jobs" if status == "cancelled" else status, 1)
+            if batch is not None:
+                pipe.xadd(keys.batch_events(batch), {"job": job.id, "status": status})
+                pipe.hincrby(keys.batch(batch), "cancelled_jobs" if status == "cancelled" else status, 1)
             pipe.execute()

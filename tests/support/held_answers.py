@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from mlxq.contract import Request, SamplingParams, Structure
+from mlxq.contract import Request, Sampling, Structure
 from mlxq_worker.dialects.tool_format import tool_format_of
 from mlxq_worker.engine.constraint import Constraint
 from mlxq_worker.engine.reasoning import Reasoning
@@ -35,12 +35,12 @@ def encode(text: str) -> list[int]:
     return demo().tokenizer.encode(text, add_special_tokens=False)
 
 
-def request(kind: Any = None, value: Any = None, sampling: SamplingParams | None = None, **fields: Any) -> Request:
+def request(kind: Any = None, value: Any = None, sampling: Sampling | None = None, **fields: Any) -> Request:
     structure = Structure(kind=kind, value=value, param="response_format") if kind else None
     return Request(
         custom_id="r",
         endpoint="/v1/chat/completions",
-        sampling=sampling or SamplingParams(),
+        sampling=sampling or Sampling(),
         content_hash="",
         messages=(),
         structure=structure,

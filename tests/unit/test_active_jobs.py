@@ -9,14 +9,13 @@ from tests.support.fake_engine import FakePreparer
 from tests.support.row_results import row_result
 from tests.support.row_specs import row_named, row_spec
 
-from mlxq.contract import Beam, Request, SamplingParams
+from mlxq.contract import Beam, Request, Sampling
 from mlxq_worker.engine.api import RowSpec
-from mlxq_worker.jobs.active import ActiveJob, ActiveJobs, PreparedRequest
+from mlxq_worker.jobs.active import ActiveJob, ActiveJobs
 from mlxq_worker.jobs.claimed import ClaimedJob
+from mlxq_worker.prepared import PreparedRequest
 
-REQUEST = Request(
-    custom_id="c", endpoint="/v1/completions", prompt="Hi", sampling=SamplingParams(), content_hash="ab" * 32
-)
+REQUEST = Request(custom_id="c", endpoint="/v1/completions", prompt="Hi", sampling=Sampling(), content_hash="ab" * 32)
 
 
 def claimed(name: str) -> ActiveJob:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mlxq.contract import Beam, RepetitionDetection, Request, SamplingParams, Structure, ToolChoice
+from mlxq.contract import Beam, RepetitionDetection, Request, Sampling, Structure, ToolChoice
 from mlxq.errors import RequestError
 from mlxq.requests import openai
 from mlxq.requests.fields import MAX_ALLOWED_TOKENS, MAX_BAD_WORDS, MAX_BIASES
@@ -77,8 +77,8 @@ def refused(**body: Any) -> tuple[str | None, str]:
     ],
 )
 def test_what_is_asked_reaches_the_sampling_params(body: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert completion(**body).sampling == SamplingParams(**expected)
-    assert chat(**body).sampling == SamplingParams(**expected)
+    assert completion(**body).sampling == Sampling(**expected)
+    assert chat(**body).sampling == Sampling(**expected)
 
 
 @pytest.mark.parametrize(

@@ -309,7 +309,7 @@ def test_enqueue_reads_stdin_and_lays_settings_under_every_request(redis_url: st
 
 def test_a_missing_input_file_is_one_line(redis_url: str, tmp_path: Path) -> None:
     result = mlxq("enqueue", "-i", tmp_path / "none.jsonl", "--url", redis_url)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "none.jsonl" in result.stderr
     assert result.stdout == ""
 
@@ -771,3 +771,9 @@ def test_an_option_of_the_worker_that_cannot_be_right_is_named_and_starts_nothin
     result = mlxq("worker", "--model", "demo", *option)
 
     assert (result.exit_code, option[0] in result.stderr) == (2, True)
+
+
+def test_a_template_file_that_is_not_there_is_a_wrong_option(tmp_path: Path) -> None:
+    result = mlxq("run", "-i", __file__, "-o", tmp_path / "out.jsonl", "--template", "prompt.jinja")
+    assert result.exit_code == 2
+    assert "prompt.jinja" in result.stderr

@@ -110,7 +110,7 @@ def test_every_block_is_run_or_compared_or_says_why_not(document: Path) -> None:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_comment_stands_right_before_its_block(document: Path) -> None:
-    marks = re.findall(r"^<!-- (?!fields: |end of fields).*-->$", TEXTS[document], re.MULTILINE)
+    marks = re.findall(r"^<!-- (?!(?:fields|arguments): |end of |panels).*-->$", TEXTS[document], re.MULTILINE)
 
     assert len(marks) == sum(block.mark is not None for block in blocks_of(TEXTS[document]))
 

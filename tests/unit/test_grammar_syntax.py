@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from tests.support.held_answers import demo, encode, eos_ids, made, request, verdict
 
-from mlxq.contract import SamplingParams
+from mlxq.contract import Sampling
 from mlxq.errors import RequestError
 from mlxq_worker.text.grammar_syntax import as_lark
 
@@ -123,7 +123,7 @@ def test_a_grammar_that_names_a_stop_token_of_the_request_is_refused_too() -> No
     (stop_id,) = encode("!")
 
     with pytest.raises(RequestError, match="ends the answer"):
-        made(request("grammar", f'start: "a" <[{stop_id}]>', SamplingParams(stop_token_ids=(stop_id,))))
+        made(request("grammar", f'start: "a" <[{stop_id}]>', Sampling(stop_token_ids=(stop_id,))))
 
 
 def test_an_end_tokens_text_in_strings_expressions_and_comments_names_no_token() -> None:

@@ -388,6 +388,15 @@ def test_requests_choose_only_so_many_labels() -> None:
     assert value(snapshot, table.SUCCESS, "stop") == MAX_TOKEN_IDS + 10
 
 
+def test_what_an_alert_sees_rise_is_there_before_it_does() -> None:
+    fresh = JobFigures().snapshot(0).beside(Totals().snapshot())
+    alarming = {(each.name, each.labels) for each in fresh.numbers if not each.value and each.labels}
+
+    assert {(table.FAILURE.name, (code,)) for code in ("worker_crashed", "engine_error")} <= alarming
+    assert (table.RESTARTS.name, ("died",)) in alarming
+    assert {(table.RETRIES.name, (reason,)) for reason in ("worker_died", "step_raised")} <= alarming
+
+
 def test_the_first_token_comes_after_the_queue_and_the_prefill() -> None:
     figures = JobFigures()
     figures.answered(["length"], {}, Times(queue_s=4.0, prefill_s=0.5, decode_s=10.0))

@@ -11,7 +11,7 @@ from mlxq.contract import (
     CHAT,
     COMPLETIONS,
     Request,
-    SamplingParams,
+    Sampling,
 )
 from mlxq.errors import ConfigError, RequestError
 from mlxq.requests import normal_form, openai
@@ -32,7 +32,7 @@ def refusal(line: Any, **options: Any) -> RequestError:
     return caught.value
 
 
-def sampling(**body: Any) -> SamplingParams:
+def sampling(**body: Any) -> Sampling:
     return parse({"prompt": "x", **body}).sampling
 
 
@@ -45,7 +45,7 @@ def test_the_canonical_batch_line_is_read() -> None:
     assert request == Request(
         custom_id="r1",
         endpoint=CHAT,
-        sampling=SamplingParams(max_tokens=5),
+        sampling=Sampling(max_tokens=5),
         content_hash=normal_form.content_hash(CHAT, body),
         messages=(USER,),
         model="m",
@@ -351,7 +351,7 @@ def test_a_refused_field_is_refused_unless_neutral(name: str, value: Any) -> Non
     assert (error.param, error.code) == (name, "unsupported_field")
     for neutral in FIELDS[name].neutral:
         assert (FIELDS[name].hint or json.dumps(neutral)) in error.message
-        assert parse({"messages": [USER], name: neutral}).sampling == SamplingParams()
+        assert parse({"messages": [USER], name: neutral}).sampling == Sampling()
 
 
 @pytest.mark.parametrize(("name", "value"), [("priority", False), ("stream", 0), ("store", 0)])

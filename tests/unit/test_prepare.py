@@ -16,7 +16,7 @@ from mlxq.contract import (
     Alternative,
     EosEntry,
     Request,
-    SamplingParams,
+    Sampling,
     StopDetails,
     StopType,
     Structure,
@@ -69,7 +69,7 @@ def completion(prompt: str | tuple[int, ...] = "Hi", **sampling: Any) -> Request
         custom_id="c1",
         endpoint="/v1/completions",
         prompt=prompt,
-        sampling=SamplingParams(**sampling),
+        sampling=Sampling(**sampling),
         content_hash="ab" * 32,
     )
 
@@ -86,7 +86,7 @@ def chat(
         messages=messages or ({"role": "user", "content": "Hi"},),
         tools=tools,
         chat_template_kwargs=chat_template_kwargs or {},
-        sampling=SamplingParams(**sampling),
+        sampling=Sampling(**sampling),
         content_hash="ab" * 32,
     )
 

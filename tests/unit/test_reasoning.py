@@ -9,7 +9,7 @@ import pytest
 from tests.support.row_specs import row_spec
 from tests.support.small_tokenizers import CHATML_TEMPLATE, real_tokenizer
 
-from mlxq.contract import Request, SamplingParams, Structure
+from mlxq.contract import Request, Sampling, Structure
 from mlxq_worker.dialects.reasoning import ReasoningMarkers, reasoning_markers_of, split_reasoning
 from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.reasoning import Reasoning, ReasoningState
@@ -177,7 +177,7 @@ def prepared(request: Request, template: str = CHATML_TEMPLATE) -> tuple[ModelPr
 
 def asked(**fields: Any) -> Request:
     chat = {"endpoint": "/v1/chat/completions", "messages": ({"role": "user", "content": "Why?"},)}
-    return Request(**{"custom_id": "r", "content_hash": "", "sampling": SamplingParams(), **chat, **fields})
+    return Request(**{"custom_id": "r", "content_hash": "", "sampling": Sampling(), **chat, **fields})
 
 
 def test_a_chat_whose_template_opens_the_part_is_answered_with_its_reasoning_apart() -> None:

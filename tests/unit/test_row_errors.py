@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mlxq.requests.openai import parse_object
-from mlxq_worker.jobs.endings import row_error
+from mlxq_worker.prepared import row_error
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
 TOOL = {"type": "function", "function": {"name": "clock", "strict": True, "parameters": SCHEMA}}

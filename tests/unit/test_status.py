@@ -183,7 +183,16 @@ def test_a_broken_batch_costs_its_own_line_only(connection: Redis, redis_url: st
 
 @pytest.mark.parametrize(
     "key",
-    ["mlxq:batches", "rq:queues", "rq:workers", "rq:queue:mlxq", "rq:wip:mlxq", "rq:failed:mlxq", "mlxq:delayed:mlxq"],
+    [
+        "mlxq:batches",
+        "rq:queues",
+        "rq:workers",
+        "rq:queue:mlxq",
+        "rq:wip:mlxq",
+        "rq:failed:mlxq",
+        "mlxq:delayed:mlxq",
+        "mlxq:live:mlxq",
+    ],
 )
 def test_a_key_of_the_wrong_type_costs_what_it_would_have_told(connection: Redis, redis_url: str, key: str) -> None:
     connection.set(key, "x")

@@ -10,7 +10,7 @@ import pytest
 from tests.support.held_answers import allows, compiler, demo, encode, eos_ids, made, request, verdict
 from tests.support.small_tokenizers import llama_3, real_tokenizer
 
-from mlxq.contract import SamplingParams, ToolChoice
+from mlxq.contract import Sampling, ToolChoice
 from mlxq.errors import RequestError
 from mlxq.requests.structures import MAX_CHOICES
 from mlxq_worker.dialects.tool_format import tool_format_of
@@ -90,7 +90,7 @@ def test_a_complete_answer_that_something_can_follow_may_go_on_or_end() -> None:
 
 def test_a_stop_token_id_may_end_a_complete_answer_even_under_ignore_eos() -> None:
     (stop_id,) = encode("!")
-    asked = request("choice", ["yes"], SamplingParams(ignore_eos=True, stop_token_ids=(stop_id,)))
+    asked = request("choice", ["yes"], Sampling(ignore_eos=True, stop_token_ids=(stop_id,)))
     constraint = compiler().constraint(asked, frozenset())
     assert constraint is not None
 
@@ -103,7 +103,7 @@ def test_a_stop_token_id_may_end_a_complete_answer_even_under_ignore_eos() -> No
 
 def test_a_stop_token_id_whose_text_fits_counts_only_where_the_answer_is_complete() -> None:
     (stop_id,) = encode("b")
-    constraint = made(request("regex", "ab+", SamplingParams(stop_token_ids=(stop_id,))))
+    constraint = made(request("regex", "ab+", Sampling(stop_token_ids=(stop_id,))))
 
     complete = [constraint.is_complete]
     for letter in "ab":
@@ -125,7 +125,7 @@ def test_no_reasoning_part_before_a_structure_is_complete() -> None:
 
 def test_a_structured_answer_that_no_token_could_end_is_refused() -> None:
     with pytest.raises(RequestError) as refused:
-        compiler().constraint(request("choice", ["yes"], SamplingParams(ignore_eos=True)), frozenset())
+        compiler().constraint(request("choice", ["yes"], Sampling(ignore_eos=True)), frozenset())
 
     assert refused.value.param == "ignore_eos"
 

@@ -15,7 +15,7 @@ from tests.support.row_results import row_result
 from tests.support.row_specs import row_spec
 from tests.support.small_tokenizers import real_tokenizer
 
-from mlxq.contract import Request, SamplingParams, StopDetails, StopType, Structure, ToolChoice
+from mlxq.contract import Request, Sampling, StopDetails, StopType, Structure, ToolChoice
 from mlxq.errors import ConfigError
 from mlxq_worker.dialects.tool_calls import ToolAnswer, split_answer
 from mlxq_worker.dialects.tool_format import ToolFormat, tool_format_of
@@ -322,7 +322,7 @@ def request(**fields: Any) -> Request:
     return Request(
         custom_id="r",
         endpoint="/v1/chat/completions",
-        sampling=SamplingParams(),
+        sampling=Sampling(),
         content_hash="",
         messages=(),
         **{"tools": TOOLS, **fields},

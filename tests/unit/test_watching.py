@@ -60,11 +60,11 @@ def test_every_alert_asks_for_what_there_is_and_says_what_to_do(alert: dict[str,
 
 
 def test_every_alert_fires_once_in_promtools_tests_and_is_silent_before() -> None:
-    tried = {test["name"]: test["alert_rule_test"] for test in TESTS["tests"]}
+    tried = [(test["name"], test["alert_rule_test"]) for test in TESTS["tests"]]
 
-    assert set(tried) == {alert["alert"] for alert in alerts()}
-    for name, checks in tried.items():
-        assert [bool(check["exp_alerts"]) for check in checks] == [False, True], name
+    assert {name for name, _ in tried} == {alert["alert"] for alert in alerts()}
+    for name, checks in tried:
+        assert [(check["alertname"], bool(check["exp_alerts"])) for check in checks] == [(name, False), (name, True)]
     assert (ROOT / "tests" / "alerts" / TESTS["rule_files"][0]).resolve() == ALERTS
 
 

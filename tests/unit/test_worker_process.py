@@ -146,11 +146,15 @@ def test_a_signal_that_ends_it_is_named() -> None:
     assert "SIGKILL" in rig.told[0]
 
 
-def test_one_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("is_ready", "stop_timeout_s"), [(True, 0.1), (False, 3600.0)], ids=["ready", "loading"])
+def test_one_that_ignores_sigterm_is_killed_and_one_that_is_not_ready_at_once(
+    is_ready: bool, stop_timeout_s: float, tmp_path: Path
+) -> None:
     deaf = tmp_path / "deaf"
     rig = Rig(
-        f"import signal, time; signal.signal(15, signal.SIG_IGN); open({str(deaf)!r}, 'w'); time.sleep(3600)",
-        stop_timeout_s=0.1,
+        f"import signal, time; signal.signal(15, signal.SIG_IGN); {SAYS_READY if is_ready else ''}"
+        f"open({str(deaf)!r}, 'w'); time.sleep(3600)",
+        stop_timeout_s=stop_timeout_s,
     )
     with rig.worker:
         rig.worker.check()
@@ -158,6 +162,22 @@ def test_one_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
         process = rig.process
         assert process is not None
     assert process.returncode == -9
+    assert rig.died == [True] * is_ready
+
+
+def test_one_that_is_ready_is_given_time_to_end(tmp_path: Path) -> None:
+    listens = tmp_path / "listens"
+    rig = Rig(
+        f"import signal, time; signal.signal(15, lambda *_: (time.sleep(0.2), sys.exit(0))); {SAYS_READY}"
+        f"open({str(listens)!r}, 'w'); time.sleep(3600)"
+    )
+    with rig.worker:
+        rig.worker.check()
+        wait_until(listens.exists, "it to listen")
+        process = rig.process
+        assert process is not None
+    assert process.returncode == 0
+    assert rig.died == [False]
 
 
 # --- When to start again --------------------------------------------------------------------------------------

@@ -15,17 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlxq.errors import ModelError
+from mlxq.errors import ConfigError, ModelError
 from mlxq_worker.blas import preload_openblas
 from mlxq_worker.config import EngineConfig, WorkerConfig
 from mlxq_worker.decoding.memory_watch import MemoryWatch, machine_bytes, no_limit, resident_bytes
 from mlxq_worker.engine.api import Engine
 from mlxq_worker.messages import Preparer
 from mlxq_worker.slow_states import Setting, slow_states, thread_limits
+from mlxq_worker.startup import import_transformers
 
 if TYPE_CHECKING:
     from mlxq_worker.engine.kvcache.fit import Fit
-    from mlxq_worker.model.load import LoadedModel
+    from mlxq_worker.model.load import DescribedModel, LoadedModel
 
 logger = logging.getLogger("rq.worker")
 
@@ -40,13 +41,16 @@ def _nothing() -> None:
 @dataclass(frozen=True, slots=True)
 class Backend:
     """A loaded model. `description` is for the log; `memory` watches over what model and engine take together. Engines
-    belong to the thread that builds them; `close` comes after the last one's."""
+    belong to the thread that builds them; `close` comes after the last one's. `model_name` is what answers report,
+    `model` what its files say."""
 
     preparer: Preparer
     new_engine: Callable[[], Engine]
     description: str
     memory: MemoryWatch = field(default_factory=no_limit)
     close: Callable[[], None] = _nothing
+    model_name: str = ""
+    model: DescribedModel | None = None
 
 
 class ModelEngines:
@@ -105,15 +109,19 @@ class ModelEngines:
         return room_for_rows(self._limit_bytes, self._used_bytes())
 
 
-def load_backend(config: WorkerConfig) -> Backend:
+def load_backend(config: WorkerConfig, *, max_model_len: int | None = None) -> Backend:
     """Load the model on this thread, which then owns it.
+
+    Args:
+        max_model_len: how many tokens prompt and answer may have together, if fewer than the model can.
 
     Raises:
         ModelError: the model can't be loaded, leaves no memory for rows, or (EosError) says nowhere how its answers
             end.
-        ConfigError: more memory is to be wired than Metal allows.
+        ConfigError: more memory is to be wired than Metal allows, or `max_model_len` is more than the model can.
     """
-    has_openblas = preload_openblas()  # before the next line brings in mlx, which binds its BLAS as it loads
+    has_openblas = preload_openblas()  # before the next lines bring in mlx, which binds its BLAS as it loads
+    import_transformers()
 
     from mlxq_worker.dialects.reasoning import reasoning_markers_of
     from mlxq_worker.dialects.tool_format import tool_format_of
@@ -130,13 +138,13 @@ def load_backend(config: WorkerConfig) -> Backend:
         config.model,
         extra_eos_tokens=config.extra_eos_tokens,
         allow_no_eos=config.allow_no_eos,
-        before_weights=lambda model: _say_what_fits(model, config, limit_bytes, has_openblas=has_openblas),
+        before_weights=lambda model: _look_before_loading(model, config, limit_bytes, max_model_len, has_openblas),
     )
     preparer = ModelPreparer(
         loaded.tokenizer,
         loaded.eos,
         vocab_size=loaded.vocab_size,
-        context_length=loaded.context_length,
+        context_length=max_model_len or loaded.context_length,
         default_max_tokens=config.default_max_tokens,
         model_name=loaded.name,
         tool_format=tool_format_of(loaded.tokenizer, config.tool_call_parser),
@@ -156,7 +164,25 @@ def load_backend(config: WorkerConfig) -> Backend:
             f"model {loaded.name}, end tokens [{end_tokens}], {wiring}",
             MemoryWatch(used_bytes, limit_bytes, device.release_unused),
             stack.pop_all().close,
+            loaded.name,
+            loaded,
         )
+
+
+def _look_before_loading(
+    model: LoadedModel, config: WorkerConfig, limit_bytes: int, max_model_len: int | None, has_openblas: bool
+) -> None:
+    """What can be told of a model whose weights are not read yet.
+
+    Raises:
+        ConfigError: it can't have sequences as long as that.
+        ModelError: there isn't the memory for its weights.
+    """
+    if max_model_len is not None and max_model_len > model.context_length:
+        raise ConfigError(
+            f"max_model_len is {max_model_len}, but {model.name} can have {model.context_length} tokens at most"
+        )
+    _say_what_fits(model, config, limit_bytes, has_openblas=has_openblas)
 
 
 def _say_what_fits(model: LoadedModel, config: WorkerConfig, limit_bytes: int, *, has_openblas: bool) -> None:

@@ -15,7 +15,6 @@ from typing import Any, Literal, TypeVar
 from mlxq import keys
 from mlxq.errors import ConfigError
 from mlxq.metrics.address import ADDRESS_FORM, Address
-from mlxq.queue.connect import DEFAULT_URL
 from mlxq_worker.decoding.memory_watch import machine_bytes
 
 T = TypeVar("T")
@@ -97,7 +96,7 @@ class WorkerConfig:
 
     model: str
     queues: tuple[str, ...] = (keys.DEFAULT_QUEUE,)
-    url: str = field(default=DEFAULT_URL, repr=False)  # may hold a password
+    url: str = field(default=keys.DEFAULT_URL, repr=False)  # may hold a password
     burst: bool = False
     default_max_tokens: int = DEFAULT_MAX_TOKENS
     extra_eos_tokens: tuple[str, ...] = ()

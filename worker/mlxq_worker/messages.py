@@ -15,7 +15,7 @@ from typing import Protocol
 from mlxq.contract import Request, Result
 from mlxq.errors import RequestError
 from mlxq.metrics.figures import Snapshot
-from mlxq_worker.engine.api import RowId, RowResult, RowSpec
+from mlxq_worker.engine.api import RowId, RowPiece, RowResult, RowSpec
 
 
 class Preparer(Protocol):
@@ -39,6 +39,9 @@ class Preparer(Protocol):
         queue_s: float,
     ) -> Result:
         """The answer to a request all of whose rows have ended: `results` has one for each choice, in order."""
+
+    def streaming(self, request: Request, specs: tuple[RowSpec, ...]) -> tuple[RowSpec, ...]:
+        """The rows of a request whose text is to be told while it grows, as far as that can be told from it."""
 
 
 # --- To the decode thread -------------------------------------------------------------------------------------
@@ -96,9 +99,10 @@ ToDecode = Admit | Cancel | StopWorker | Recycle | Drained | IoFailed | Signalle
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The model is loaded: claim jobs."""
+    """The model is loaded: claim jobs. `model_name` is what answers report."""
 
     preparer: Preparer
+    model_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +110,13 @@ class RowEnded:
     """A row has ended by itself, or as it was told to."""
 
     result: RowResult
+
+
+@dataclass(frozen=True, slots=True)
+class Streamed:
+    """Text of rows that go on, for those who read along."""
+
+    pieces: tuple[RowPiece, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +166,7 @@ class Close:
     """Write what has ended, give everything else back, and end."""
 
 
-ToIo = Ready | RowEnded | Dropped | Refused | StepRaised | Returned | StopClaiming | Measured | Close
+ToIo = Ready | RowEnded | Streamed | Dropped | Refused | StepRaised | Returned | StopClaiming | Measured | Close
 
 
 @dataclass(frozen=True, slots=True)

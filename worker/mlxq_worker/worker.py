@@ -45,6 +45,7 @@ from mlxq_worker.messages import Channel, Ready, Signalled
 from mlxq_worker.metrics.decode_figures import DecodeFigures
 from mlxq_worker.metrics.job_figures import JobFigures
 from mlxq_worker.processes import ParentWatch
+from mlxq_worker.startup import collecting_later
 from mlxq_worker.step_watch import StepWatch
 
 logger = logging.getLogger("rq.worker")
@@ -57,8 +58,9 @@ class BatchWorker(BaseWorker):
     a `config`. A subclass may load something else than an MLX model by overriding `load_backend`.
     """
 
-    idle_wait_s = 1.0
-    """How long the decode thread waits for a message when it has nothing to decode; a signal wakes it."""
+    idle_wait_s = 0.2
+    """How long the decode thread waits for a message when it has nothing to decode. A signal wakes it, unless it
+    comes in the moment before the wait."""
 
     birth_pause_s = 2.0
     """Between two tries to register in a Redis that can't do that now."""
@@ -249,9 +251,9 @@ class BatchWorker(BaseWorker):
             grace_s=config.grace_s,
             figures=figures,
         )
-        self._channel.to_io.put(Ready(backend.preparer))
         if config.ready_fd is not None:
-            _say_ready(config.ready_fd)
+            _say_ready(config.ready_fd)  # before a job can be claimed: until it is said, ending us costs none
+        self._channel.to_io.put(Ready(backend.preparer, backend.model_name))
         logger.info(
             "Worker %s: %s, queues %s, up to %d rows",
             self.name,
@@ -270,7 +272,8 @@ class BatchWorker(BaseWorker):
     def _load(self, config: WorkerConfig) -> Backend:
         self._handle_signals(self._on_signal_while_loading)
         try:
-            return self.load_backend(config)
+            with collecting_later():
+                return self.load_backend(config)
         finally:
             self._handle_signals(self.request_stop)  # jobs are claimed from now on: no more sudden ends
 

@@ -20,6 +20,8 @@ def cancel(target: str, url: str | None) -> None:
     """Cancel a batch or a single job. Partial answers of running requests are kept.
 
     A Redis that is busy or loading is waited for, up to a minute; one that is full is no hindrance.
+
+    Example: mlxq cancel tonight
     """
     client = options.open_client(url)
     patience = Patience(ANSWER_S)

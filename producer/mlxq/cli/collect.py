@@ -38,6 +38,8 @@ def collect(
     """Write the answers of BATCH to a file; run it again for those that ended since.
 
     A Redis that goes away meanwhile is waited for, and so is one that is busy or loading.
+
+    Example: mlxq collect tonight -o out.jsonl --follow
     """
     writing = Writing.of(output, error_file, fields)
     patience = Patience()

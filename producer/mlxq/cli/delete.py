@@ -18,6 +18,8 @@ def delete(batch_id: str, url: str | None) -> None:
 
     A batch whose requests wait or run is left as it is: cancel it first. What is not deleted goes by itself, answers
     after 7 days and failures after 30.
+
+    Example: mlxq delete tonight
     """
     with Client(url or DEFAULT_URL) as client:
         client.batch(batch_id).delete()

@@ -51,6 +51,8 @@ def enqueue(
     Enqueuing the same file again under the same --batch-id adds only what is missing; requests that have changed since
     are left out and counted. Lines that can't be used are named on stderr and left out; `mlxq collect` never sees them.
     If anything was left out, the exit code is 1. A Redis that goes away meanwhile, or is full, is waited for.
+
+    Example: mlxq enqueue -i in.jsonl --batch-id tonight
     """
     _check_usage(reading, prompt, wait)
     client = Client(url or DEFAULT_URL, queue)

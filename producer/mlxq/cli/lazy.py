@@ -6,6 +6,7 @@ anything else is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -35,9 +36,15 @@ class Entry:
     help: str
 
     def load(self) -> click.Command:
-        """Import the command."""
+        """Import the command, without collecting garbage meanwhile: what an import makes is there to stay."""
         module, _, attribute = self.target.partition(":")
-        command: click.Command = getattr(import_module(module), attribute)
+        was_enabled = gc.isenabled()
+        gc.disable()
+        try:
+            command: click.Command = getattr(import_module(module), attribute)
+        finally:
+            if was_enabled:
+                gc.enable()
         return command
 
 
@@ -68,7 +75,11 @@ class LazyGroup(click.Group):
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run as a program."""
         open_closed_streams()
-        return super().main(*args, **kwargs)
+        try:
+            return super().main(*args, **kwargs)
+        finally:
+            if not args and kwargs.get("args") is None:  # else somebody calls it whose process goes on
+                gc.freeze()  # what is left ends with the process: to look for cycles in it takes longer than help
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. One that is interrupted, and had nothing to bring to an end, dies by that."""

@@ -33,6 +33,8 @@ def status(batch_id: str | None, as_json: bool, url: str | None, queue: str) -> 
     """Show the batches, the newest first, or one BATCH, and the queues with their workers.
 
     A Redis that is full, busy or loading is waited for, up to a minute.
+
+    Example: mlxq status tonight --json
     """
     client = Client(url or DEFAULT_URL, queue)
     patience = Patience(ANSWER_S)

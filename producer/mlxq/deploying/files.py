@@ -16,7 +16,19 @@ from xml.sax.saxutils import escape
 from mlxq.errors import ConfigError
 
 Kind = Literal[
-    "launchd", "systemd", "systemd-serve", "systemd-redis", "compose", "redis", "prometheus", "alerts", "grafana"
+    "launchd",
+    "launchd-daemon",
+    "launchd-logs",
+    "systemd",
+    "systemd-cuda",
+    "systemd-serve",
+    "systemd-redis",
+    "compose",
+    "redis",
+    "redis-backup",
+    "prometheus",
+    "alerts",
+    "grafana",
 ]
 
 INSTALLED = Path(__file__).parents[1] / "deploy_files"
@@ -59,25 +71,30 @@ class Template:
 
 
 _MODEL = "mlx-community/Qwen3-4B-4bit"
+_ON_MAC = {"model": _MODEL, "url": "redis://:CHANGE-ME@queue.example:6379/0", "user": "YOU"}
+_ON_LINUX = {"model": _MODEL, "home": "/var/lib/mlxq"}
 
 TEMPLATES: Mapping[Kind, Template] = {
-    "launchd": Template(
-        "com.mlxq.worker.plist",
-        "a worker on a Mac, from login on",
-        {"model": _MODEL, "url": "redis://:CHANGE-ME@queue.example:6379/0", "user": "YOU"},
-        _for_plist,
+    "launchd": Template("com.mlxq.worker.plist", "a worker on a Mac, from login on", _ON_MAC, _for_plist),
+    "launchd-daemon": Template(
+        "com.mlxq.worker.daemon.plist", "a worker on a Mac, from its start on", _ON_MAC, _for_plist
     ),
-    "systemd": Template(
-        "mlxq-worker.service", "a worker on Linux", {"model": _MODEL, "home": "/var/lib/mlxq"}, _for_systemd
+    "launchd-logs": Template("com.mlxq.logs.plist", "what keeps a Mac's log small", {"user": "YOU"}, _for_plist),
+    "systemd": Template("mlxq-worker.service", "a worker on Linux, on the CPU", _ON_LINUX, _for_systemd),
+    "systemd-cuda": Template(
+        "mlxq-worker-cuda@.service", "a worker on Linux for each NVIDIA card", _ON_LINUX, _for_systemd
     ),
     "systemd-serve": Template(
         "mlxq-serve.service", "OpenAI's Batch API on Linux", {"home": "/var/lib/mlxq"}, _for_systemd
     ),
     "systemd-redis": Template("mlxq-redis.service", "the queue's Redis on Linux"),
-    "compose": Template("compose.yaml", "the queue's Valkey or Redis in a container"),
+    "compose": Template("compose.yaml", "the queue's Valkey or Redis in a container, and what watches it"),
     "redis": Template("redis.conf", "the settings of a Redis that loses no jobs"),
+    "redis-backup": Template("redis-backup.sh", "a copy of the queue, and a new Redis from it"),
     "prometheus": Template(
-        "prometheus/prometheus.yml", "what scrapes workers and queues", {"worker-address": "localhost:9401"}
+        "prometheus/prometheus.yml",
+        "what scrapes workers and queues",
+        {"worker-address": "localhost:9401", "queues-address": "localhost:9400"},
     ),
     "alerts": Template("prometheus/alerts.yml", "what Prometheus should tell somebody of"),
     "grafana": Template("grafana/mlxq.json", "a dashboard to import"),

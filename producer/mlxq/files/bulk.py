@@ -30,7 +30,7 @@ from mlxq.results.answer import Answer
 from mlxq.results.result_lines import retried_line
 from mlxq.spool import Spool
 
-DEFAULT_MAX_INFLIGHT = 4096
+DEFAULT_MAX_INFLIGHT = keys.DEFAULT_MAX_INFLIGHT
 DEFAULT_MAX_INFLIGHT_BYTES = 256 * 2**20
 MAX_AHEAD_BYTES = 16 * 2**20
 """Of the lines that are read ahead; at least one is."""

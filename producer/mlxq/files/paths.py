@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from mlxq.errors import ConfigError, InputFileError
+from mlxq.errors import ConfigError, InputFileError, NoSuchFile
 
 STDIN = "-"
 BLOCK_BYTES = 64 * 1024
@@ -25,12 +25,14 @@ def file_errors(path: Path | str, action: str) -> Iterator[None]:
     """Turns what the operating system raises inside the block into a sentence: "can't {action} {path}: ...".
 
     Raises:
-        InputFileError: in place of an `OSError`.
+        NoSuchFile: it is to be read and isn't there.
+        InputFileError: in place of any other `OSError`.
     """
     try:
         yield
     except OSError as error:
-        raise InputFileError(f"can't {action} {path}: {error.strerror or error}") from error
+        kind = NoSuchFile if isinstance(error, FileNotFoundError) and action == "read" else InputFileError
+        raise kind(f"can't {action} {path}: {error.strerror or error}") from error
 
 
 def count_lines(path: Path | str) -> int | None:

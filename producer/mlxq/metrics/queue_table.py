@@ -11,7 +11,7 @@ REDIS_UP = Metric("redis_up", "gauge", "Whether Redis answered this scrape's que
 JOB_COUNT = Metric(
     "job_count",
     "gauge",
-    "Jobs of a queue by state: waiting (those that wait for another try included), running, failed.",
+    "Jobs of a queue by state: waiting (live ones and those that wait for another try included), running, failed.",
     ("queue", "state"),
 )
 OLDEST_WAITING = Metric(

@@ -11,6 +11,7 @@ OPEN_BATCHES = Metric(
     ("status",),
 )
 OPEN_REQUESTS = Metric("serve_open_requests", "gauge", "Requests of batches in progress that have no answer yet.")
+LIVE_REQUESTS = Metric("serve_live_requests", "gauge", "Live requests of all keys that this process is answering.")
 FILES = Metric("serve_files", "gauge", "Files of all keys.")
 HTTP_REQUESTS = Metric(
     "serve_http_requests_total",
@@ -19,4 +20,4 @@ HTTP_REQUESTS = Metric(
     ("status",),
 )
 
-SERVE_METRICS = (OPEN_BATCHES, OPEN_REQUESTS, FILES, HTTP_REQUESTS)
+SERVE_METRICS = (OPEN_BATCHES, OPEN_REQUESTS, LIVE_REQUESTS, FILES, HTTP_REQUESTS)

@@ -37,6 +37,14 @@ T = TypeVar("T")
 
 _STATUSES: Mapping[bytes, Status] = {b"finished": "finished", b"failed": "failed", b"cancelled": "cancelled"}
 
+_RQ_STATUSES: Mapping[bytes, Status] = {
+    b"finished": "finished",
+    b"failed": "failed",
+    b"canceled": "cancelled",
+    b"stopped": "cancelled",
+}
+"""RQ's words for jobs that have ended."""
+
 RECONCILE_S = 5.0
 RECONCILE_MAX_S = 60.0
 BUSY_LOOP_GUARD_S = 0.02
@@ -116,6 +124,20 @@ class Collector:
                 answers = self._fetch_chunk(chunk)
             yield from answers
 
+    def look_up(self, job_ids: Iterable[str]) -> Iterator[Answer]:
+        """The answers of those jobs that have ended by now, whether they were collected or not.
+
+        Raises:
+            QueueUnavailable: Redis can't be reached.
+        """
+        for chunk in chunked(job_ids, keys.CHUNK):
+            with queue_errors(self._redis), self._redis.pipeline(transaction=False) as pipe:
+                for job_id in chunk:
+                    pipe.hget(Job.key_for(job_id), "status")
+                statuses = [_RQ_STATUSES.get(status or b"") for status in replies_to(pipe)]
+            found = zip(chunk, statuses, strict=True)
+            yield from self.fetch([EndedJob(job_id, status, "") for job_id, status in found if status is not None])
+
     def is_done(self) -> bool:
         """Whether the batch is sealed and every job that is still in it has been seen.
 
@@ -182,7 +204,7 @@ class Collector:
                 pipe.hget(Job.key_for(item.job_id), "meta")
             replies = replies_to(pipe)
         return [
-            _answer(item, entries or [], meta)
+            answer_of(item, entries or [], meta)
             for item, entries, meta in zip(chunk, replies[::2], replies[1::2], strict=True)
         ]
 
@@ -215,7 +237,8 @@ def _ended(entry_id: bytes, fields: dict[bytes, bytes]) -> EndedJob | None:
     return EndedJob(fields[b"job"].decode(errors="replace"), status, entry_id.decode(), is_lost)
 
 
-def _answer(item: EndedJob, entries: list[tuple[bytes, dict[bytes, bytes]]], meta: bytes | None) -> Answer:
+def answer_of(item: EndedJob, entries: Sequence[tuple[bytes, dict[bytes, bytes]]], meta: bytes | None) -> Answer:
+    """The answer in the newest of a job's results, or why there is none. `meta` is the job's own."""
     fields = entries[0][1] if entries else {}
     line = _output_line(fields)
     if line is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from typing import cast
 
@@ -193,6 +193,19 @@ class Batch:
             pipe.zrem(keys.BATCHES, self.id)
             pipe.execute()
 
+    def answer(self, custom_id: str) -> Answer | None:
+        """The answer to one request; `None` as long as it has not ended, and if the batch has no such request."""
+        return self.answers([custom_id]).get(custom_id)
+
+    def answers(self, custom_ids: Iterable[str]) -> dict[str, Answer]:
+        """The answers to these requests by their ids, of those that have ended by now, without waiting.
+
+        Raises:
+            QueueUnavailable: Redis can't be reached.
+        """
+        job_ids = {self.job_id(custom_id): custom_id for custom_id in custom_ids}
+        return {job_ids[answer.job_id]: answer for answer in self.collector().look_up(job_ids)}
+
     def cancel(self) -> int:
         """Cancel the batch and return how many waiting jobs were ended at once. One that is done stays as it is.
 
@@ -244,7 +257,7 @@ class Batch:
                 has_warned = True
             yield ended
 
-    def _answers(self, timeout_s: float | None, forget: bool) -> Iterator[Answer]:
+    def _answers(self, timeout_s: float | None, forget: bool) -> Generator[Answer]:
         collector = self.collector()
         read: list[Answer] = []  # and done with: the next one was asked for
         try:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from types import TracebackType
 from typing import Self, cast
 
@@ -21,17 +21,21 @@ from redis import Redis
 from rq.queue import Queue
 
 from mlxq import keys
-from mlxq.errors import BatchNotFound, ConfigError, QueueError
-from mlxq.queue.answers import RECONCILE_S
-from mlxq.queue.batch import Batch
+from mlxq.errors import BatchNotFound, ConfigError, QueueError, QueueUnavailable
+from mlxq.queue.answers import RECONCILE_S, chunked
+from mlxq.queue.batch import POLL_S, Batch
 from mlxq.queue.broken_keys import kinds_of_batch, naming
 from mlxq.queue.connect import DEFAULT_URL, connect, queue_errors, replies_to, takes_bytes
-from mlxq.queue.counts import BatchCounts, num_workers
-from mlxq.requests.submission import RequestLike
-from mlxq.results.answer import Answer
+from mlxq.queue.counts import BatchCounts, num_workers, warn_if_no_worker
+from mlxq.requests.openai import ParsedLine
+from mlxq.requests.submission import RequestLike, as_requests
+from mlxq.results.answer import Answer, Completed
 
 __all__ = ["Answer", "Batch", "BatchCounts", "Client"]
 
+DEFAULT_MAX_INFLIGHT = 1000
+_REFILLS = 4
+"""In so many parts the requests of a run are made good for those that were answered."""
 _BATCH_ID = re.compile(r"(?!-)[A-Za-z0-9_-]{1,100}")
 
 
@@ -89,6 +93,24 @@ class Client:
         if sealed:
             batch.seal()
         return batch
+
+    def run(
+        self, lines: Iterable[RequestLike], *, chat: bool = False, max_inflight: int = DEFAULT_MAX_INFLIGHT
+    ) -> Completed:
+        """Have requests answered: ``for`` or ``async for`` over their answers, in the order in which they end.
+
+        However many there are, so many of them are in Redis at a time at most: they are read as others are answered,
+        and an answer is deleted from Redis some time after it was read. Whoever stops reading cancels the rest.
+
+        Args:
+            lines, chat: as for `submit`. What is wrong with a request is raised when it is its turn.
+            max_inflight: requests that have no answer yet.
+
+        Raises:
+            RequestError: a request can't be accepted, or has the id of an earlier one; the message has its number.
+            QueueUnavailable: Redis can't be reached. What was submitted stays there.
+        """
+        return Completed(self._run(as_requests(lines, chat=chat), max_inflight))
 
     def open(self, batch_id: str | None = None, *, prefix: str | None = None) -> Batch:
         """A batch to add to, new or not; a fresh id, which begins with `prefix`, is drawn when none is given. Nothing
@@ -148,6 +170,7 @@ class Client:
         """How many jobs wait in the queue, of any batch; those that wait to be tried again, too."""
         with queue_errors(self.redis), self.redis.pipeline(transaction=False) as pipe:
             pipe.llen(Queue(self.queue, connection=self.redis).key)
+            pipe.llen(keys.live(self.queue))
             pipe.zcard(keys.delayed(self.queue))
             return sum(num or 0 for num in replies_to(pipe))
 
@@ -166,6 +189,34 @@ class Client:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    def _run(self, lines: Iterable[ParsedLine], max_inflight: int) -> Generator[Answer]:
+        if max_inflight < 1:
+            raise ConfigError(f"max_inflight must be at least 1, not {max_inflight}")
+        batch = self.open()
+        collector = batch.collector()
+        chunks = chunked(lines, max(1, min(keys.CHUNK, max_inflight // _REFILLS)))
+        num_open, has_warned = 0, False
+        try:
+            chunk = next(chunks, None)
+            while chunk is not None or num_open:
+                while chunk is not None and num_open + len(chunk) <= max_inflight:
+                    num_open += batch.add(chunk)
+                    chunk = next(chunks, None)
+                answers = list(collector.fetch(collector.poll(POLL_S)))
+                if not answers and not has_warned:
+                    warn_if_no_worker(self.redis, self.queue)
+                    has_warned = True
+                yield from answers
+                collector.forget(answers)
+                num_open -= len(answers)
+        except QueueUnavailable:
+            raise
+        except BaseException:
+            batch.cancel()
+            raise
+        batch.seal()
+        batch.delete()
 
     def _batch(self, batch_id: str, queue: str) -> Batch:
         return Batch(self.redis, batch_id, queue, reconcile_s=self._reconcile_s)

@@ -13,15 +13,18 @@ from urllib.parse import urlsplit
 
 from redis import Redis
 from redis import exceptions as redis_errors
+from redis.asyncio import Redis as AsyncRedis
+from redis.asyncio import from_url as async_from_url
 from redis.client import Pipeline
 
+from mlxq import keys
 from mlxq.errors import ConfigError, LoginRefused, QueueError, QueueNotReady, QueueUnavailable
 from mlxq.passing import passes, refusal_code
 from mlxq.sentinel import connect_through_sentinel, is_sentinel_url, service_of
 
 T = TypeVar("T")
 
-DEFAULT_URL = "redis://localhost:6379/0"
+DEFAULT_URL = keys.DEFAULT_URL
 CONNECT_TIMEOUT_S = 5.0
 SOCKET_TIMEOUT_S = 30.0
 """Longer than any script or blocking read that mlxq sends."""
@@ -69,6 +72,23 @@ def connect(url: str, *, timeout_s: float | None = None) -> Redis:
         # Not what it says, which may be a piece of the password.
         unknown = " with options that are known" if "?" in url else ""
         raise ConfigError(f"{mask_url(url)!r} is not a Redis URL{unknown}: {URL_HINT}") from None
+    return connection
+
+
+def connect_async(url: str) -> AsyncRedis:
+    """Likewise for an event loop: a connection pool of redis.asyncio.
+
+    Raises:
+        ConfigError: the URL has a scheme or a part that Redis clients don't know, or names Sentinels.
+    """
+    if is_sentinel_url(url):
+        raise ConfigError(
+            "an AsyncClient finds no Redis through Sentinels by itself: give it a connection,"
+            " redis.asyncio.sentinel.Sentinel(...).master_for(...)"
+        )
+    connect(url).close()  # says what is wrong with it
+    connection: AsyncRedis = async_from_url(url, **_OPTIONS)
+    connection.connection_pool.connection_kwargs["decode_responses"] = False
     return connection
 
 

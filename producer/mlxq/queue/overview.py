@@ -42,8 +42,8 @@ class WorkerState:
 class QueueState:
     """One queue. A count is `None` where its key holds something of another type.
 
-    `waiting` counts those that wait to be tried again, too. `oldest_waiting_s` is the age of the job that waits in
-    front, by Redis's clock, if that is known.
+    `waiting` counts live ones and those that wait to be tried again, too. `oldest_waiting_s` is the age of the job that
+    waits in front, by Redis's clock, if that is known.
     """
 
     name: str
@@ -159,8 +159,8 @@ def _third_trip(
     with connection.pipeline(transaction=False) as pipe:
         for name in queues:
             registries = (StartedJobRegistry.key_template.format(name), FailedJobRegistry.key_template.format(name))
-            of_queue = map(_raw, (rq_keys.queue(name), keys.delayed(name), *registries))
-            pipe.eval(script, 4, *of_queue, Job.key_for(""))
+            of_queue = map(_raw, (rq_keys.queue(name), keys.live(name), keys.delayed(name), *registries))
+            pipe.eval(script, 5, *of_queue, Job.key_for(""))
         if gone:
             pipe.zrem(keys.BATCHES, *gone)
         replies = pipe.execute(raise_on_error=False)[: len(queues)]  # a list that can't be tidied can be read
@@ -170,13 +170,13 @@ def _third_trip(
     return tuple(
         QueueState(
             name=printable(name),
-            waiting=None if waiting < 0 else waiting + max(0, delayed),
+            waiting=None if waiting < 0 else waiting + max(0, live) + max(0, delayed),
             running=None if running < 0 else running,
             failed=None if failed < 0 else failed,
             oldest_waiting_s=_age_s(enqueued_at, now),
             workers=tuple(workers.get(name, ())),
         )
-        for name, (waiting, delayed, running, failed, enqueued_at) in zip(queues, replies, strict=True)
+        for name, (waiting, live, delayed, running, failed, enqueued_at) in zip(queues, replies, strict=True)
     )
 
 

@@ -53,6 +53,7 @@ def num_open(connection: Redis, queue: str) -> int:
     """How many jobs of all batches wait or run in a queue. A batch that misses more than that has lost some."""
     with connection.pipeline(transaction=False) as pipe:
         pipe.llen(Queue(queue, connection=connection).key)
+        pipe.llen(keys.live(queue))
         pipe.zcard(keys.delayed(queue))
         pipe.zcard(StartedJobRegistry(queue, connection=connection).key)
         return sum(num or 0 for num in replies_to(pipe))

@@ -20,6 +20,9 @@ from rq.worker_registration import REDIS_WORKER_KEYS, WORKERS_BY_QUEUE_KEY
 from mlxq import keys
 from mlxq.queue.broken_keys import Kind
 
+MODEL = "mlxq_model"
+"""The field of a worker that names the model it answers with."""
+
 _REGISTRIES = (CanceledJobRegistry, FailedJobRegistry, FinishedJobRegistry, ReadyJobRegistry, StartedJobRegistry)
 
 
@@ -63,7 +66,7 @@ def kinds_for_worker(name: str, queues: Sequence[str]) -> dict[str, Kind]:
         Queue.redis_queues_keys: "set",
     }
     for queue_name in queues:
-        kinds |= {queue(queue_name): "list", keys.delayed(queue_name): "zset"}
+        kinds |= {queue(queue_name): "list", keys.live(queue_name): "list", keys.delayed(queue_name): "zset"}
         kinds[WORKERS_BY_QUEUE_KEY % queue_name] = "set"
         kinds |= dict.fromkeys((registry.key_template.format(queue_name) for registry in _REGISTRIES), "zset")
     return kinds

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from mlxq.contract import CHAT, Beam, Endpoint, Request, SamplingParams, Structure, ToolChoice
+from mlxq.contract import CHAT, Beam, Endpoint, Request, Sampling, Structure, ToolChoice
 from mlxq.errors import RequestError
 from mlxq.requests import checks
 from mlxq.requests.fields import FIELDS, MAX_BEAM_WIDTH
@@ -37,7 +37,7 @@ _NOT_OF_BEAMS = (
     "logprob_token_ids",
     "thinking_token_budget",
 )
-"""Fields, named like attributes of `SamplingParams`, that a beam search can't honour."""
+"""Fields, named like attributes of `Sampling`, that a beam search can't honour."""
 _MAX_SHOWN_TOOLS = 10
 
 
@@ -86,26 +86,26 @@ def _conflict(param: str, message: str) -> RequestError:
 # --- Sampling -------------------------------------------------------------------------------------------------
 
 
-def _sampling(values: Mapping[str, Any], endpoint: Endpoint) -> SamplingParams:
+def _sampling(values: Mapping[str, Any], endpoint: Endpoint) -> Sampling:
     filled: dict[str, Any] = {}
     for name, value in values.items():
         attribute = FIELDS[name].fills
         if attribute is not None and filled.setdefault(attribute, value) != value:
             names = " and ".join(other for other in values if FIELDS[other].fills == attribute)
             raise RequestError(f"{names} differ; give one of them", param=name)
-    sampling = SamplingParams(**filled, logprobs=_num_logprobs(values, endpoint), beam=_beam(values))
+    sampling = Sampling(**filled, logprobs=_num_logprobs(values, endpoint), beam=_beam(values))
     _check_min_tokens(sampling)
     _check_best_of(sampling, values)
     return sampling
 
 
-def _check_min_tokens(sampling: SamplingParams) -> None:
+def _check_min_tokens(sampling: Sampling) -> None:
     if sampling.max_tokens is not None and sampling.min_tokens > sampling.max_tokens:
         expected = f"at most max_tokens ({sampling.max_tokens})"
         raise checks.out_of_range("min_tokens", expected, sampling.min_tokens)
 
 
-def _check_best_of(sampling: SamplingParams, values: Mapping[str, Any]) -> None:
+def _check_best_of(sampling: Sampling, values: Mapping[str, Any]) -> None:
     if values.get("best_of", 1) not in (1, sampling.n):
         expected = f"1 or n ({sampling.n}), since all answers are returned"
         raise checks.out_of_range("best_of", expected, values["best_of"])
@@ -126,7 +126,7 @@ def _num_logprobs(values: Mapping[str, Any], endpoint: Endpoint) -> int | None:
     return num_top if asked or "logprob_token_ids" in values else None
 
 
-def _check_echo(sampling: SamplingParams, values: Mapping[str, Any], endpoint: Endpoint) -> None:
+def _check_echo(sampling: Sampling, values: Mapping[str, Any], endpoint: Endpoint) -> None:
     """An answer without a token of its own is for the scores of the prompt that it repeats."""
     echo = values.get("echo", False)
     if echo and endpoint == CHAT:
@@ -153,7 +153,7 @@ def _beam(values: Mapping[str, Any]) -> Beam | None:
     return Beam(width=width, **{name: values[name] for name in ("length_penalty", "early_stopping") if name in values})
 
 
-def _check_beams(sampling: SamplingParams, structure: Structure | None, choice: ToolChoice, tools: Tools) -> None:
+def _check_beams(sampling: Sampling, structure: Structure | None, choice: ToolChoice, tools: Tools) -> None:
     """Nothing that a beam search would have to leave aside is asked of it."""
     if sampling.beam is None:
         return
@@ -166,10 +166,8 @@ def _check_beams(sampling: SamplingParams, structure: Structure | None, choice: 
         raise _conflict("tool_choice", "tool_choice can't demand a call together with use_beam_search")
 
 
-def _not_of_beams(
-    sampling: SamplingParams, structure: Structure | None, choice: ToolChoice, tools: Tools
-) -> Iterator[str]:
-    default = SamplingParams()
+def _not_of_beams(sampling: Sampling, structure: Structure | None, choice: ToolChoice, tools: Tools) -> Iterator[str]:
+    default = Sampling()
     yield from (name for name in _NOT_OF_BEAMS if getattr(sampling, name) != getattr(default, name))
     if structure is not None:
         yield _field_of(structure)

@@ -23,7 +23,7 @@ class Field:
     With a `check` the field is honoured (or is a `label`, which by definition can't change the answer). Without
     one it is refused: only the `neutral` values are accepted. `neutral` values ask for nothing, so they are accepted
     where the field makes no sense, too. `hint` says what to use instead of a refused field. `fills` names the attribute
-    of `SamplingParams` that the field sets. `inside` are the fields of the object (or of every object in the list) that
+    of `Sampling` that the field sets. `inside` are the fields of the object (or of every object in the list) that
     the value may be. A refused field that is `droppable` says how to serve a request, not what to answer, so who allows
     unknown fields has it left out.
     """

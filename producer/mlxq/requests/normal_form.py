@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from mlxq.contract import SamplingParams
+from mlxq.contract import Sampling
 from mlxq.requests import checks
 from mlxq.requests.fields import FIELDS
 
@@ -28,10 +28,10 @@ _UNSAID = {
     "add_generation_prompt": True,
     "continue_final_message": False,
 }
-"""Values that ask for what a request without the field gets, of fields that no `SamplingParams` has."""
+"""Values that ask for what a request without the field gets, of fields that no `Sampling` has."""
 _STRUCTURES = ("response_format", "structured_outputs")
 _HIDDEN_BY_NO_CHOICE = ("tools", "tool_choice", "parallel_tool_calls")
-_SAMPLING = SamplingParams()
+_SAMPLING = Sampling()
 
 
 def content_hash(url: str, body: Mapping[str, Any]) -> str:

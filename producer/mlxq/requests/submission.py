@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mlxq.errors import ConfigError, RequestError
+from mlxq.id_table import IdTable
 from mlxq.requests.openai import ParsedLine, parse_object, text_request
 
 RequestLike = ParsedLine | Mapping[str, Any] | str
@@ -34,11 +35,11 @@ def as_requests(items: Iterable[RequestLike], *, chat: bool = False) -> Iterable
 
 
 def _checked(items: Iterable[RequestLike], chat: bool) -> Iterator[ParsedLine]:
-    numbers: dict[str, int] = {}
+    numbers = IdTable()
     for number, item in enumerate(items, start=1):
         line = _parsed(item, number, chat)
-        first = numbers.setdefault(line.request.custom_id, number)
-        if first != number:
+        if not numbers.add(line.request.custom_id, number):
+            first = numbers.get(line.request.custom_id)
             message = f"request {number} has the custom_id of request {first}: every id must be used once"
             raise RequestError(message, param="custom_id", code="duplicate_custom_id")
         yield line

@@ -7,7 +7,7 @@ nothing of Redis.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -108,8 +108,12 @@ class Completed(Iterator[Answer], AsyncIterator[Answer]):
     itself; iterate anew with another `Batch.as_completed`.
     """
 
-    def __init__(self, answers: Iterator[Answer]) -> None:
+    def __init__(self, answers: Generator[Answer]) -> None:
         self._answers = answers
+
+    def close(self) -> None:
+        """Read no further: what was to be done in the end is done now."""
+        self._answers.close()
 
     def __iter__(self) -> Self:
         return self

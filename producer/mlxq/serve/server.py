@@ -16,6 +16,7 @@ from mlxq.serve.api.access import KeyRing
 from mlxq.serve.api.app import build_app
 from mlxq.serve.api.service import Limits, Service
 from mlxq.serve.http_server import HttpServer
+from mlxq.serve.live.desk import Desk, WaitLimits
 from mlxq.serve.store.database import Database
 from mlxq.serve.store.disk import DataDirectory
 from mlxq.serve.work.batch_run import BatchRun, Rules
@@ -31,7 +32,7 @@ REPEAT_S = 60.0
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What the user says. `alone` keeps other processes out of the data directory, `lease_s` is how long a batch waits
-    for a process that was killed."""
+    for a process that was killed, `wait_limits` is that of live requests."""
 
     data: Path
     host: str = "127.0.0.1"
@@ -42,6 +43,7 @@ class Settings:
     max_running: int = MAX_RUNNING
     rules: Rules = field(default_factory=Rules)
     limits: Limits = field(default_factory=Limits)
+    wait_limits: WaitLimits = field(default_factory=WaitLimits)
 
 
 @contextmanager
@@ -71,9 +73,12 @@ def serving(client: Client, settings: Settings, tell: Tell) -> Iterator[HttpServ
             max_running=settings.max_running,
             tell=once,
         )
-        service = Service(database, disk, client, settings.limits, dispatcher.wake)
+        desk = Desk(client, max_waiting=settings.limits.max_live, wait_limits=settings.wait_limits)
+        allow_unknown = settings.rules.allow_unknown
+        service = Service(database, disk, client, settings.limits, desk, allow_unknown, dispatcher.wake)
         server = HttpServer(build_app(service, settings.keys), settings.host, settings.port)
         stack.enter_context(dispatcher)
+        stack.enter_context(desk)
         yield stack.enter_context(server)
 
 

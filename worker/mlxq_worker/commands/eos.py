@@ -38,6 +38,8 @@ def eos(model: str, as_json: bool, extra_eos_token: tuple[str, ...], allow_no_eo
 
     MODEL is a directory, a Hub repository such as org/name, or demo. The variables that add end tokens to a worker,
     MLXQ_EXTRA_EOS_TOKEN and MLXQ_ALLOW_NO_EOS, count here too.
+
+    Example: mlxq eos mlx-community/Qwen3-4B-4bit --json
     """
     from mlxq_worker.model.load import load_tokenizer_only
 

@@ -43,6 +43,8 @@ def inspect(
     """Print what MODEL's files say, and what mlxq makes of it.
 
     MODEL is a directory, a Hub repository such as org/name, or demo. Weights are not read.
+
+    Example: mlxq inspect mlx-community/Qwen3-4B-4bit
     """
     from mlxq_worker.model.load import load_tokenizer_only
 

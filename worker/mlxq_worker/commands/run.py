@@ -1,7 +1,8 @@
 """`mlxq run`: a file of requests in, a file of answers out, with nothing else to start.
 
 Puts together what others do: a private Redis (unless one is given), worker processes, `mlxq.files.bulk` and a progress
-display. Never imports mlx itself.
+display. Never imports mlx itself. A worker takes as long to start as all else together, so it is started first: what
+needs Redis or the terminal is imported meanwhile.
 """
 
 from __future__ import annotations
@@ -11,33 +12,32 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from mlxq import keys
 from mlxq.cli import options
 from mlxq.cli.options.reading import Reading, reading
 from mlxq.cli.options.writing import Writing
 from mlxq.cli.options.writing import fields as fields_option
-from mlxq.cli.progress import Display, progress
-from mlxq.cli.report import EMPTY_HINT, finish
 from mlxq.cli.signals import StopRequest
 from mlxq.cli.terminal import tell
-from mlxq.cli.validate import validate
 from mlxq.errors import QueueNotReady, QueueUnavailable
-from mlxq.files import bulk
 from mlxq.files.output.retry import Retry
 from mlxq.files.tally import Summary, Tally
-from mlxq.queue import durability
-from mlxq.queue.client import Client
-from mlxq.queue.connect import address_of
 from mlxq_worker.commands.worker_options import worker_command, worker_option
 from mlxq_worker.config import DEFAULT_MAX_TOKENS
-from mlxq_worker.supervision.dead_workers import DeadWorkers
+from mlxq_worker.startup import collecting_later
 from mlxq_worker.supervision.redis_server import private_redis
 from mlxq_worker.supervision.worker_process import WorkerProcess
+
+if TYPE_CHECKING:
+    from mlxq.cli.progress import Display
+    from mlxq.queue.client import Client
+    from mlxq_worker.supervision.dead_workers import DeadWorkers
 
 LEASE_S = 30
 """Shorter than a worker's own default: a run that is killed leaves its jobs behind for this long."""
@@ -53,7 +53,7 @@ RESUME_HINT = "Run the same command again to go on from here."
 @click.option("--url", envvar=options.URL_VARIABLES, help="Use this Redis instead of a private one.")
 @options.queue
 @click.option(
-    "--max-inflight", type=click.IntRange(1), default=bulk.DEFAULT_MAX_INFLIGHT, help="Requests queued at a time."
+    "--max-inflight", type=click.IntRange(1), default=keys.DEFAULT_MAX_INFLIGHT, help="Requests queued at a time."
 )
 @worker_option("max_num_seqs")
 @worker_option("default_max_tokens")
@@ -105,8 +105,12 @@ def run(
     Starts a Redis and a worker for itself, and ends them. The output file is the only state: run the same command
     again after an interruption, or over a longer input, and only what is missing is done. With --url, a Redis that
     goes away is waited for. Give each model its own --output and, on a shared Redis, its own --queue.
+
+    Example: mlxq run -i in.jsonl -o out.jsonl --set temperature=0
     """
     if validate_only:
+        from mlxq.cli.validate import validate
+
         validate(reading)
     if output is None:
         raise click.UsageError("Missing option '-o' / '--output'.")
@@ -126,20 +130,30 @@ def run(
         stop = stack.enter_context(StopRequest())
         is_shared = bool(url)
         url = url or stack.enter_context(private_redis()).url
-        client = Client(url, queue)
-        stack.callback(client.close)
-        if is_shared:  # maybe by a variable that was set for something else
-            tell(f"Using queue {queue} in the Redis at {address_of(client.redis)}.")
-        dead_workers = DeadWorkers(client.redis, [queue])
+        in_redis = _InRedis(url, queue)
+        stack.callback(in_redis.close)
         command = worker_command(queue, **worker_options)
         processes = [
             stack.enter_context(
-                WorkerProcess(command, _variables(url), verbose=verbose, tell=tell, on_end=dead_workers.release)
+                WorkerProcess(command, _variables(url), verbose=verbose, tell=tell, on_end=in_redis.release)
             )
             for _ in range(workers)
         ]
+        if not is_shared and not writing.answers.exists():  # else there may be nothing to answer, or no Redis
+            for process in processes:
+                process.check()
+
+        with collecting_later():
+            from mlxq.cli.progress import progress
+            from mlxq.cli.report import EMPTY_HINT, finish
+            from mlxq.files import bulk
+            from mlxq.queue.connect import address_of
+
+            client = in_redis.client
+        if is_shared:  # maybe by a variable that was set for something else
+            tell(f"Using queue {queue} in the Redis at {address_of(client.redis)}.")
         display = stack.enter_context(progress(reading.count()))
-        turn = _Turn(client, processes, dead_workers, display, stop)
+        turn = _Turn(client, processes, in_redis.dead_workers, display, stop)
         try:
             for finding in _findings(client) if is_shared else ():
                 tell(f"Warning: {finding}")
@@ -176,6 +190,8 @@ def run(
 
 def _findings(client: Client) -> list[str]:
     """What there is to say of the Redis; nothing while it can't be asked: the run itself waits for it, and says so."""
+    from mlxq.queue import durability
+
     try:
         return durability.warnings(client.redis)
     except QueueNotReady:
@@ -197,6 +213,34 @@ def _warn_of_other_models(summary: Summary, model: str) -> None:
                 f"Warning: {count:,} of the answers are by {name}, not by {name_of(model)}. Give each model an --output"
                 " of its own and, on a shared Redis, a --queue of its own."
             )
+
+
+class _InRedis:
+    """What the run sees of its queue, from when it first asks."""
+
+    def __init__(self, url: str, queue: str) -> None:
+        self._url = url
+        self._queue = queue
+
+    @cached_property
+    def client(self) -> Client:
+        from mlxq.queue.client import Client
+
+        return Client(self._url, self._queue)
+
+    @cached_property
+    def dead_workers(self) -> DeadWorkers:
+        from mlxq_worker.supervision.dead_workers import DeadWorkers
+
+        return DeadWorkers(self.client.redis, [self._queue])
+
+    def release(self, worker_name: str, has_died: bool) -> None:
+        """`DeadWorkers.release`."""
+        self.dead_workers.release(worker_name, has_died)
+
+    def close(self) -> None:
+        if "client" in vars(self):
+            self.client.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""`mlxq serve`: OpenAI's Files and Batches API, over a queue that others work off or, with a worker, all in one.
+"""`mlxq serve`: OpenAI's Batch API and live requests, over a queue that others work off or, with a worker, all in one.
 
 Puts together what others do: a private Redis and a worker process (if asked for), and `mlxq.serve.server`. Never
 imports mlx, and without a worker nothing that needs it.
@@ -71,6 +71,19 @@ WORKER_LEASE_S = 30
     help="Requests of one batch queued at a time.",
 )
 @click.option(
+    "--max-live",
+    type=click.IntRange(1),
+    default=256,
+    help="Live requests of one key that are answered at a time.",
+)
+@click.option(
+    "--live-wait",
+    type=click.FloatRange(1),
+    default=300.0,
+    metavar="SECONDS",
+    help="How long a live request waits for a worker to take it.",
+)
+@click.option(
     "--batch-lease",
     type=click.FloatRange(1),
     default=15.0,
@@ -101,18 +114,23 @@ def serve(
     max_file_bytes: int,
     max_requests: int,
     max_inflight: int,
+    max_live: int,
+    live_wait: float,
     batch_lease: float,
     allow_unknown_params: bool,
     with_worker: bool,
     verbose: bool,
     **worker_options: Any,
 ) -> None:
-    """Offer OpenAI's Files and Batches API: point a client's base_url here.
+    """Offer OpenAI's Files and Batches API, chats and completions: point a client's base_url here.
 
-    Batches are answered by the workers of the queue; with --with-worker by one of its own. What has not ended goes on
+    All are answered by the workers of the queue; with --with-worker by one of its own. What has not ended goes on
     when the same command is run again, also after a kill. Ends on SIGTERM or SIGINT.
+
+    Example: mlxq serve --with-worker --model demo --data served
     """
     from mlxq.serve.api.service import Limits
+    from mlxq.serve.live.desk import WaitLimits
     from mlxq.serve.server import Settings, serving
 
     _allow_open_files()
@@ -139,7 +157,8 @@ def serve(
             alone=not is_shared,
             lease_s=batch_lease,
             rules=Rules(max_inflight=max_inflight, max_requests=max_requests, allow_unknown=allow_unknown_params),
-            limits=Limits(max_file_bytes=max_file_bytes),
+            limits=Limits(max_file_bytes=max_file_bytes, max_live=max_live),
+            wait_limits=WaitLimits(in_line_s=live_wait),
         )
         server = stack.enter_context(serving(client, settings, tell))
         tell(f"Serving {server.url}/v1 from {settings.data}.")

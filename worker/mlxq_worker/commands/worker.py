@@ -24,6 +24,7 @@ from mlxq.printable import log_printably, printable_lines
 from mlxq_worker import exits
 from mlxq_worker.commands.worker_options import WORKER, all_worker_options, no_kv_bits, words_of
 from mlxq_worker.config import KV_BITS, WorkerConfig
+from mlxq_worker.startup import collecting_later
 
 if TYPE_CHECKING:
     from mlxq_worker.supervision.totals import Totals
@@ -62,6 +63,8 @@ def worker(
 
     Ends on SIGTERM or SIGINT: running rows get their grace, everything else goes back to the queue. A second signal
     gives everything back at once. The model runs in a process of its own, which is started again when it dies.
+
+    Example: mlxq worker --model mlx-community/Qwen3-4B-4bit
     """
     log_to_stderr(log_format, worker=os.environ.get("MLXQ_NAME"))  # unlike RQ's own
     log_printably("mlxq.supervisor", "rq.worker")
@@ -140,7 +143,8 @@ def _work(config: WorkerConfig, log_level: str, log_format: LogFormat) -> int:
 
     connection = connect(config.url)
     try:
-        from mlxq_worker.worker import BatchWorker
+        with collecting_later():
+            from mlxq_worker.worker import BatchWorker
 
         with queue_errors(connection):
             batch_worker = BatchWorker(

@@ -34,6 +34,7 @@ from mlxq_worker.messages import (
     StepRaised,
     StopClaiming,
     StopWorker,
+    Streamed,
     ToDecode,
 )
 from mlxq_worker.metrics.decode_figures import DecodeFigures
@@ -214,6 +215,8 @@ class DecodeLoop:
         self._num_running = report.num_running
         if self._figures is not None:
             self._figures.end(report)
+        if report.pieces:
+            self._channel.to_io.put(Streamed(report.pieces))
         for result in report.finished:
             self._rows.discard(result.row_id)
             self._channel.to_io.put(RowEnded(result))

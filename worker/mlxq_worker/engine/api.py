@@ -19,6 +19,9 @@ from mlxq_worker.engine.reasoning import Reasoning as Reasoning
 from mlxq_worker.engine.reasoning import ReasoningState as ReasoningState
 from mlxq_worker.engine.reasoning import TextMarkers as TextMarkers
 
+Part = Literal["content", "reasoning"]
+"""What a piece of an answer belongs to."""
+
 Decode = Callable[[Sequence[int]], str]
 """Token ids to text, special tokens left out."""
 
@@ -33,6 +36,11 @@ REPLACEMENT = "\ufffd"
 """What decoders put where bytes are not (yet) a character."""
 
 _LEAST_TEMPERATURE = 1e-5
+
+
+def most_live_rows(width: int) -> int:
+    """How many rows of a batch that is so wide may be live ones while others wait: three quarters, and one at least."""
+    return max(1, width * 3 // 4)
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -63,6 +71,25 @@ class TokenScores:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Streaming:
+    """A row whose text is told while it grows. What a token of `unsettled_ids` has written may yet change with the next
+    token: those that stand for single bytes, where a decoder reads several of them together."""
+
+    unsettled_ids: frozenset[int] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RowPiece:
+    """Text that a row has got since the last one, and that stands `start` characters behind the beginning of its part.
+    All of a row's pieces join to the beginning of what its answer will be."""
+
+    row_id: RowId
+    part: Part
+    start: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RowSpec:
     """A request made ready for the engine: tokenised, checked against the model, every default filled in.
 
@@ -76,6 +103,8 @@ class RowSpec:
     `None` asks for no scores; those of `logprob_token_ids` are reported wherever those of the answer are. With a `beam`
     the spec stands for a whole beam search; its `num_beams_returned` best hypotheses end on one step, as the answers 0,
     1, and so on of its request. Inside `reasoning` no stop string is looked for; `None` if the model has no such part.
+    For one that `is_live` somebody waits: it goes before others, see `mlxq_worker.engine.scheduling.live_share`. With
+    `streaming` its text is reported as it grows.
     """
 
     row_id: RowId
@@ -107,6 +136,8 @@ class RowSpec:
     logprob_token_ids: tuple[int, ...] = ()
     beam: Beam | None = None
     num_beams_returned: int = 1
+    is_live: bool = False
+    streaming: Streaming | None = None
 
     @property
     def answer_ids(self) -> tuple[RowId, ...]:
@@ -186,8 +217,9 @@ class StepReport:
     """What one `Engine.step` did. `rows_computed` counts the rows of this step's decode batch and `rows_useful`
     the tokens that were kept on it; the quotient of their sums over a run is `row_efficiency`.
     `num_prefilled` counts the tokens of prompts that it gave to the device, `num_prompt_tokens` those of the prompts
-    that entered the batch, and `num_shared_tokens` those of the latter that were computed for others already. The
-    engine is idle when no row runs or waits."""
+    that entered the batch, and `num_shared_tokens` those of the latter that were computed for others already. `pieces`
+    are of rows that stream and go on; what is left of one that has ended is in its result. The engine is idle when no
+    row runs or waits."""
 
     finished: tuple[RowResult, ...]
     num_running: int
@@ -197,6 +229,7 @@ class StepReport:
     num_prefilled: int = 0
     num_prompt_tokens: int = 0
     num_shared_tokens: int = 0
+    pieces: tuple[RowPiece, ...] = ()
 
     @property
     def has_advanced(self) -> bool:

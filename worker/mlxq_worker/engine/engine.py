@@ -171,6 +171,7 @@ class BatchEngine:
             num_prefilled=plan.num_prefilled,
             num_prompt_tokens=self._scheduler.admitted.num_tokens,
             num_shared_tokens=self._scheduler.admitted.num_shared,
+            pieces=self._scheduler.take_pieces(),
         )
 
     def _choose_step_size(self) -> None:

@@ -12,49 +12,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
-from msgspec.structs import replace
-
-from mlxq.contract import ChoiceError, Request, Result
+from mlxq.contract import Result
 from mlxq_worker.engine.api import RowId, RowResult, RowSpec
 from mlxq_worker.jobs import endings
 from mlxq_worker.jobs.claimed import ClaimedJob
 from mlxq_worker.jobs.endings import CancelledAs, Ending
-from mlxq_worker.messages import Preparer
+from mlxq_worker.prepared import PreparedRequest
 from mlxq_worker.traces import trace_of
 
 logger = logging.getLogger("rq.worker")
-
-
-@dataclass(frozen=True, slots=True)
-class PreparedRequest:
-    """A request, its rows as the engine is given them, and who builds the answer from what comes of those."""
-
-    preparer: Preparer
-    request: Request
-    specs: tuple[RowSpec, ...]
-
-    @property
-    def answer_ids(self) -> tuple[RowId, ...]:
-        """The row ids of the answers, in the order of the choices."""
-        return tuple(row_id for spec in self.specs for row_id in spec.answer_ids)
-
-    def answer(self, job: ClaimedJob, results: tuple[RowResult, ...], now: float) -> Result:
-        """The answer to the request of `job`, from one result for each of `answer_ids`; those that died say why."""
-        decoded_s = max(result.prefill_s + result.decode_s for result in results)
-        queue_s = max(0.0, now - job.enqueued_at - decoded_s)
-        answer = self.preparer.finish(
-            self.request, self.specs, results, request_id=job.job_id, created=int(now), queue_s=queue_s
-        )
-        if not any(result.error_code for result in results):
-            return answer
-        choices = (
-            replace(choice, error=self.error_of(result)) for choice, result in zip(answer.choices, results, strict=True)
-        )
-        return replace(answer, choices=tuple(choices))
-
-    def error_of(self, result: RowResult) -> ChoiceError | None:
-        """What killed a row; `None` if nothing did."""
-        return None if result.error_code is None else endings.row_error(result.error_code, self.request)
 
 
 @dataclass(slots=True, eq=False)
@@ -110,16 +76,18 @@ class ActiveJob:
             return self.failure
         assert self.prepared is not None, "rows end only after they were prepared"
         results = tuple(self.results[row_id] for row_id in self.prepared.answer_ids)
-        errors = [self.prepared.error_of(result) for result in results]
-        if errors[0] is not None and all(errors):
-            return endings.all_rows_died(self.job, errors[0])
+        if (death := self.prepared.error_of_all(results)) is not None:
+            return endings.all_rows_died(self.job, death)
         try:
-            return endings.answered(self.job, self.prepared.answer(self.job, results, now), self.cancelled_as)
+            return endings.answered(self.job, self._answer(self.prepared, results, now), self.cancelled_as)
         except Exception as error:  # noqa: BLE001 - whatever it is, it costs this job only
             logger.error(
                 "The answer to job %s can't be built: %s", self.job.job_id, trace_of(error), extra=self.job.log_fields()
             )
             return endings.gave_up(self.job, "internal_error", f"the answer can't be built: {error}")
+
+    def _answer(self, prepared: PreparedRequest, results: tuple[RowResult, ...], now: float) -> Result:
+        return prepared.answer(results, request_id=self.job.job_id, queued_at=self.job.enqueued_at, now=now)
 
 
 class ActiveJobs:
@@ -129,6 +97,8 @@ class ActiveJobs:
     def __init__(self) -> None:
         self._jobs: dict[str, ActiveJob] = {}
         self._unprepared: deque[ActiveJob] = deque()
+        self._unprepared_live: deque[ActiveJob] = deque()
+        self._live: dict[str, ActiveJob] = {}
         self.num_open_rows = 0
 
     def __repr__(self) -> str:
@@ -143,16 +113,31 @@ class ActiveJobs:
 
     @property
     def unprepared(self) -> tuple[ActiveJob, ...]:
-        return tuple(self._unprepared)
+        return (*self._unprepared_live, *self._unprepared)
 
     @property
     def num_unprepared(self) -> int:
+        return len(self._unprepared_live) + len(self._unprepared)
+
+    @property
+    def num_unprepared_bulk(self) -> int:
+        """How many of those are no live ones."""
         return len(self._unprepared)
 
     @property
     def num_unprepared_bytes(self) -> int:
         """How much data the jobs have that are not prepared yet."""
-        return sum(len(active.job.data) for active in self._unprepared)
+        return sum(len(active.job.data) for active in self.unprepared)
+
+    @property
+    def num_live_rows(self) -> int:
+        """How many rows live jobs take; one that isn't prepared yet counts as one."""
+        return sum(active.num_open_rows if active.specs else 1 for active in self._live.values())
+
+    @property
+    def num_open_bulk_rows(self) -> int:
+        """How many rows of a batch all others take together."""
+        return self.num_open_rows - sum(active.num_open_rows for active in self._live.values())
 
     @property
     def rows_per_job(self) -> float:
@@ -163,10 +148,17 @@ class ActiveJobs:
     def add(self, active: ActiveJob) -> None:
         """A job was claimed; it is to be prepared."""
         self._jobs[active.job.execution_id] = active
-        self._unprepared.append(active)
+        if active.job.is_live:
+            self._live[active.job.execution_id] = active
+            self._unprepared_live.append(active)
+        else:
+            self._unprepared.append(active)
 
-    def next_unprepared(self) -> ActiveJob | None:
-        return self._unprepared.popleft() if self._unprepared else None
+    def next_unprepared(self, *, only_live: bool = False) -> ActiveJob | None:
+        """The next one to prepare; live ones come first."""
+        if self._unprepared_live:
+            return self._unprepared_live.popleft()
+        return self._unprepared.popleft() if self._unprepared and not only_live else None
 
     def open_rows(self, active: ActiveJob, prepared: PreparedRequest) -> None:
         """A job is prepared: these are its rows."""
@@ -188,8 +180,14 @@ class ActiveJobs:
     def forget(self, job: ClaimedJob) -> None:
         active = self._jobs.pop(job.execution_id)
         self.num_open_rows -= active.num_open_rows
-        if active in self._unprepared:
-            self._unprepared.remove(active)
+        self._live.pop(job.execution_id, None)
+        for unprepared in (self._unprepared, self._unprepared_live):
+            if active in unprepared:
+                unprepared.remove(active)
+
+    def of_execution(self, execution_id: str) -> ActiveJob | None:
+        """The job that was claimed so, if it is ours."""
+        return self._jobs.get(execution_id)
 
     def of_row(self, row_id: RowId) -> ActiveJob | None:
         """The job that this row belongs to, if it is ours."""

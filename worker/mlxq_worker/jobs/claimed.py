@@ -40,7 +40,8 @@ class ClaimedJob:
 
     `execution_id` is new with every claim. `claimed_at` and `enqueued_at` are in Unix seconds. `strikes` counts
     how often a step raised or a worker died while it held the job. `num_data_bytes` is what lies in Redis, of which
-    `data` holds nothing if that is too much. `rq_timeout` is RQ's `job_timeout` as it stands there.
+    `data` holds nothing if that is too much. `rq_timeout` is RQ's `job_timeout` as it stands there. For one that
+    `is_live` somebody waits, and reads along where it `is_streamed`.
     """
 
     job_id: str
@@ -55,12 +56,14 @@ class ClaimedJob:
     strikes: int = 0
     rq_features: tuple[str, ...] = ()
     rq_timeout: str = ""
+    is_live: bool = False
+    is_streamed: bool = False
 
     @classmethod
     def read(cls, reply: Sequence[Any], now: float) -> ClaimedJob:
         """One job as the scripts describe it, whatever somebody has written into its hash: what can't be read is
         taken for unset, since an error here would end every worker that meets the job."""
-        queue, job_id, execution_id, strikes, size, data, meta, enqueued_at, timeout, *features = reply
+        queue, job_id, execution_id, strikes, size, data, meta, enqueued_at, timeout, live, *features = reply
         known = _meta(meta)
         name = _text(job_id)
         return cls(
@@ -76,6 +79,8 @@ class ClaimedJob:
             strikes=int(strikes or 0),
             rq_features=tuple(what for what, num_bytes in zip(RQ_FEATURES, features, strict=True) if num_bytes),
             rq_timeout=_text(timeout),
+            is_live=bool(live),
+            is_streamed=bool(live) and known.stream is True,
         )
 
     def log_fields(self) -> dict[str, Any]:
@@ -142,6 +147,7 @@ class ClaimedJob:
 class _Meta(msgspec.Struct):
     custom_id: str | None = None
     batch: str | None = None
+    stream: bool | None = None
 
 
 def _meta(meta: bytes | None) -> _Meta:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace as replace_spec
 
 from msgspec.structs import replace
 
@@ -16,13 +17,15 @@ from mlxq.contract import Request
 from mlxq.errors import RequestError
 from mlxq.requests.openai import parse_object
 from mlxq_worker.config import WorkerConfig
+from mlxq_worker.engine.api import most_live_rows
 from mlxq_worker.jobs import endings
-from mlxq_worker.jobs.active import ActiveJob, ActiveJobs, PreparedRequest
+from mlxq_worker.jobs.active import ActiveJob, ActiveJobs
 from mlxq_worker.jobs.cancelled_batches import CancelledBatches
 from mlxq_worker.jobs.claimed import MAX_DATA_BYTES, ClaimedJob
 from mlxq_worker.jobs.completion import Completion
 from mlxq_worker.jobs.store import SUSPECT_STRIKES, JobStore
 from mlxq_worker.messages import Admit, Channel, Preparer
+from mlxq_worker.prepared import PreparedRequest
 from mlxq_worker.timing import Every
 from mlxq_worker.traces import trace_of
 
@@ -67,7 +70,9 @@ class Claiming:
         self._kept_meanwhile = kept_meanwhile
         self._preparer: Preparer | None = None
         self._is_stopped = False
-        self._num_queued = 0
+        self._most_live_rows = most_live_rows(config.engine.max_num_seqs)
+        self._num_queued = 0  # as far as is known, of bulk jobs
+        self._num_live = 0  # likewise, of live ones
         self._poll_timer = Every(POLL_S)
         self.is_suspended = False
 
@@ -96,25 +101,31 @@ class Claiming:
 
         Returns whether it saw that nothing is left: nothing queued that may be claimed, and nothing active.
         """
-        room = self._room()
-        if room == 0 or not (self._num_queued or self._poll_timer.is_due(now)):
+        room, live_room = self._room(), self._live_room()
+        if not (room or live_room):
+            return False
+        if not (self._knows_of_jobs(room, live_room) or self._poll_timer.is_due(now)):
             return False
         max_bytes = MAX_DATA_BYTES - self._active.num_unprepared_bytes
-        claim = self._store.claim(room, now, num_held=len(self._active), max_bytes=max_bytes)
-        self._num_queued = claim.num_queued if claim.jobs else 0
+        claim = self._store.claim(room, now, live_limit=live_room, num_held=len(self._active), max_bytes=max_bytes)
+        # Where there was room and nobody came, those that wait can't be claimed yet.
+        has_live = any(job.is_live for job in claim.jobs)
+        has_bulk = any(not job.is_live for job in claim.jobs)
+        self._num_live = claim.num_live if has_live or not live_room else 0
+        self._num_queued = claim.num_queued - claim.num_live if has_bulk or not room else 0
         self._note_suspension(claim.suspended)
         self._add(claim.jobs)
         return not len(self._active) and (claim.suspended or not claim.num_queued)
 
     def prepare_some(self) -> None:
-        """Prepare jobs in the order in which they were claimed, for a short while. If they turn out to have more rows
-        than may be active, the rest goes back: another worker may have room for them."""
+        """Prepare jobs in the order in which they were claimed, live ones first, for a short while. If the others turn
+        out to have more rows than may be active, the rest goes back: another worker may have room for them."""
         started = time.perf_counter()
-        room = self._config.max_active_rows - self._active.num_open_rows
-        while room > 0 and (active := self._active.next_unprepared()):
+        room = self._config.max_active_rows - self._active.num_open_bulk_rows
+        while active := self._active.next_unprepared(only_live=room <= 0):
             with self._kept_meanwhile() if active.job.num_data_bytes >= HEAVY_BYTES else nullcontext():
                 self._prepare(active)
-            room -= active.num_open_rows
+            room -= 0 if active.job.is_live else active.num_open_rows
             if time.perf_counter() - started >= PREPARE_SLICE_S:
                 return
         if surplus := self._active.unprepared:
@@ -124,9 +135,20 @@ class Claiming:
         """How long there is nothing to claim or to prepare, as far as can be told."""
         if self._active.num_unprepared:
             return 0.0
-        if not self._room():
+        room, live_room = self._room(), self._live_room()
+        if not (room or live_room):
             return float("inf")
-        return 0.0 if self._num_queued else self._poll_timer.left_s(now)
+        return 0.0 if self._knows_of_jobs(room, live_room) else self._poll_timer.left_s(now)
+
+    def _knows_of_jobs(self, room: int, live_room: int) -> bool:
+        return bool((room and self._num_queued) or (live_room and self._num_live))
+
+    def _live_room(self) -> int:
+        """How many live jobs to claim now: no more than may run at once, since another worker may have room for the
+        rest. They have this room beside that of all others."""
+        if self._is_stopped or self._preparer is None or self._has_suspect():
+            return 0
+        return max(0, self._most_live_rows - self._active.num_live_rows)
 
     def _room(self) -> int:
         """How many jobs to claim now. Not each single one that ends: a claim costs a round trip. How many rows they
@@ -134,7 +156,7 @@ class Claiming:
         if self._is_stopped or self._preparer is None:
             return 0
         most = self._config.max_active_rows
-        room = most - self._active.num_unprepared - self._active.num_open_rows
+        room = most - self._active.num_unprepared_bulk - self._active.num_open_bulk_rows
         spare = most - self._config.engine.max_num_seqs
         if room <= spare // 4 or self._has_suspect():
             return 0
@@ -162,7 +184,12 @@ class Claiming:
             raise RuntimeError("jobs are claimed only once there is a preparer")
         try:
             request = _within(parse_object(job.line(), default_custom_id=job.custom_id).request, job.allowance_s())
-            prepared = PreparedRequest(preparer, request, preparer.prepare(request, job.execution_id))
+            specs = preparer.prepare(request, job.execution_id)
+            if job.is_live:
+                specs = tuple(replace_spec(spec, is_live=True) for spec in specs)
+            if job.is_streamed:
+                specs = preparer.streaming(request, specs)
+            prepared = PreparedRequest(preparer, request, specs)
         except RequestError as error:
             self._completion.end(endings.rejected(job, error))
         except Exception as error:  # noqa: BLE001 - whatever it is, it costs this job only

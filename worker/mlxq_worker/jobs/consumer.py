@@ -20,6 +20,7 @@ from mlxq_worker.jobs.cancelled_batches import CancelledBatches
 from mlxq_worker.jobs.claiming import Claiming
 from mlxq_worker.jobs.completion import Completion
 from mlxq_worker.jobs.leases import Leases
+from mlxq_worker.jobs.live.streams import Streams
 from mlxq_worker.jobs.mending import Mending
 from mlxq_worker.jobs.outbox import Outbox
 from mlxq_worker.jobs.presence import Presence
@@ -37,6 +38,7 @@ from mlxq_worker.messages import (
     RowEnded,
     StepRaised,
     StopClaiming,
+    Streamed,
     ToIo,
 )
 from mlxq_worker.metrics.job_figures import JobFigures
@@ -80,6 +82,7 @@ class Consumer:
         self._leases = Leases(
             store, presence, self._active, self.outbox, self._completion, batches, channel, config, figures
         )
+        self._streams = Streams(store, self._active)
         self._claiming = Claiming(
             store, self._active, self._completion, batches, channel, config, self._leases_kept_meanwhile
         )
@@ -103,6 +106,7 @@ class Consumer:
         self._working_time.look(bool(self._active), now)
         self._leases.beat_if_due(self._state(), self._working_time.seconds, now)  # before what Redis may refuse
         self._claiming.note_queued(self.outbox.write(now))
+        self._streams.write_if_due(now)
         self._recycle_if_due()
         self._leases.obey()
         if self._claiming.has_model and self._leases.is_recovery_due(now):
@@ -117,13 +121,17 @@ class Consumer:
             self._presence.restore(self._state())
         if self.outbox.has_endings:
             return 0.0
-        return min(self._leases.wait_s(now), self._claiming.wait_s(now))
+        return min(self._leases.wait_s(now), self._claiming.wait_s(now), self._streams.wait_s(now))
 
     def receive(self, message: ToIo, now: float) -> None:
         """Take in what the decode thread has to say. Sends nothing to Redis, so it can't fail on it."""
         match message:
-            case Ready(preparer):
+            case Ready(preparer, model_name):
+                self._presence.serves(model_name)
+                self._leases.beat_soon()
                 self._claiming.start(preparer)
+            case Streamed(pieces):
+                self._streams.take(pieces)
             case RowEnded(result):
                 self._completion.row_ended(result, now)
             case Dropped(row_ids):

@@ -10,26 +10,20 @@ import json
 import zlib
 from base64 import b64encode
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from mlxq.contract import ChoiceError, Failure, Request, Result, SamplingParams
+from mlxq.contract import ChoiceError, Failure, Result
 from mlxq.errors import RequestError
 from mlxq.results.result_lines import failure_line, rejection, result_line
 from mlxq_worker.jobs.claimed import NOT_JSON, ClaimedJob
 from mlxq_worker.metrics.job_figures import Times
 
-if TYPE_CHECKING:  # a supervisor, which writes endings too, need not load what the engine's constraints need
-    from mlxq_worker.engine.api import RowError
-
 Outcome = Literal["finished", "failed", "cancelled"]
 RqStatus = Literal["finished", "failed", "canceled", "stopped"]
 CancelledAs = Literal["canceled", "stopped"]
 """RQ's words: `Job.cancel` and a batch's cancellation make a job canceled, the stop-job command stopped."""
-
-_NAN = "the model's output for this request has values that are no numbers (NaN)"
-_LIMITING_FIELDS = ("min_tokens", "allowed_token_ids", "bad_words", "logit_bias")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,24 +87,6 @@ def all_rows_died(job: ClaimedJob, error: ChoiceError) -> Ending:
     return gave_up(job, error.code, error.message)
 
 
-def row_error(error: RowError, request: Request) -> ChoiceError:
-    """What killed a row of this request; names the fields that may have."""
-    if error == "nan_logits":
-        return ChoiceError(code=error, message=_NAN)
-    structure, default = request.structure, SamplingParams()
-    asked = [name for name in _LIMITING_FIELDS if getattr(request.sampling, name) != getattr(default, name)]
-    fields = _listed([*_structures(request), *asked]) or "what the request allows and forbids"
-    reasons = []
-    if structure is not None or request.tools:
-        reasons.append("what it is held to is too complex, or a dead end")
-        if "min_tokens" in asked:
-            reasons.append("it is complete before min_tokens")
-        if len(asked) > ("min_tokens" in asked):
-            reasons.append("it fits no token that the others leave")
-    why = f": {', or '.join(reasons)}" if reasons else ""
-    return ChoiceError(code=error, message=f"no token is left to go on with by {fields}{why}")
-
-
 def cancelled(job: ClaimedJob, cancelled_as: CancelledAs, *, with_batch: bool) -> Ending:
     """The job, or its whole batch, was cancelled before any of its rows ran."""
     if with_batch:
@@ -118,22 +94,6 @@ def cancelled(job: ClaimedJob, cancelled_as: CancelledAs, *, with_batch: bool) -
     else:
         answer = _never_ran(job, "cancelled", "the job was cancelled before it ran")
     return Ending(job=job, outcome="cancelled", rq_status=cancelled_as, answer=answer)
-
-
-def _structures(request: Request) -> list[str]:
-    """The fields that hold the answer to something."""
-    held = [request.structure.param] if request.structure is not None else []
-    if request.tools and request.tool_choice.mode == "required":
-        held.append("tool_choice")
-    if any(tool["function"].get("strict") for tool in request.tools or ()):
-        held.append("the strict tools")
-    return held
-
-
-def _listed(names: Sequence[str]) -> str:
-    """``a``, ``a and b`` or ``a, b and c``."""
-    *others, last = names or ("",)
-    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _never_ran(job: ClaimedJob, code: str, message: str) -> bytes:

@@ -81,6 +81,10 @@ class Leases:
         """How long no beat is due."""
         return self._beat_timer.left_s(now)
 
+    def beat_soon(self) -> None:
+        """There is something new to say of the worker: the next beat is due at once."""
+        self._beat_timer = Every(self._beat_s)
+
     def obey(self) -> None:
         """Do what RQ's commands have asked for since the last look."""
         for command in self._presence.commands():

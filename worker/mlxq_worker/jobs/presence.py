@@ -20,6 +20,7 @@ from rq.utils import now, utcformat
 from rq.worker import BaseWorker, WorkerStatus
 
 from mlxq.machine import machine_id
+from mlxq.queue import rq_keys
 from mlxq_worker.jobs.store import script
 
 logger = logging.getLogger("rq.worker")
@@ -48,6 +49,11 @@ class Presence:
         self._pubsub: PubSub | None = None
         self._machine = machine_id()
         self._told_s = 0.0
+        self._model = ""
+
+    def serves(self, model_name: str) -> None:
+        """From now on it answers, with this model."""
+        self._model = model_name
 
     def beat(self, state: WorkerStatus, worked_s: float) -> None:
         """Say that the worker lives and what it does. An entry that expired or was flushed is written anew.
@@ -59,7 +65,14 @@ class Presence:
         worker.last_heartbeat = now()
         is_there = self._say_present(
             keys=[worker.key, worker.executions_key],
-            args=[utcformat(worker.last_heartbeat), state, ENTRY_TTL_S, self._machine, worked_s - self._told_s],
+            args=[
+                utcformat(worker.last_heartbeat),
+                state,
+                ENTRY_TTL_S,
+                self._machine,
+                worked_s - self._told_s,
+                self._model,
+            ],
         )
         self._told_s = worked_s
         if not is_there:
@@ -100,7 +113,7 @@ class Presence:
             worker.set_state(state, pipeline=pipe)
             pipe.hset(worker.key, mapping=worker.serialize())
             worker_registration.register(worker, pipe)
-            pipe.hset(worker.key, MACHINE, self._machine)
+            pipe.hset(worker.key, mapping={MACHINE: self._machine, rq_keys.MODEL: self._model})
             worker.heartbeat(ENTRY_TTL_S, pipeline=pipe)
             pipe.execute()
 

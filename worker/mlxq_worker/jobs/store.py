@@ -10,7 +10,7 @@ clocks differ.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal, cast
@@ -59,10 +59,12 @@ RECOVER_LIMIT = 500
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a claim brought, and how many jobs are still queued. `suspended` says that ``rq suspend`` is on."""
+    """What a claim brought, how many jobs are still queued, and how many of those are live. `suspended` says that
+    ``rq suspend`` is on."""
 
     jobs: list[ClaimedJob]
     num_queued: int
+    num_live: int
     suspended: bool
 
 
@@ -121,14 +123,24 @@ class JobStore:
         self._recover = connection.register_script(script("recover"))
         self._abandon = connection.register_script(script("abandon"))
 
-    def claim(self, limit: int, now: float, *, num_held: int = 0, max_bytes: int = MAX_DATA_BYTES) -> Claim:
-        """Take up to `limit` jobs with up to `max_bytes` of data and lease them. A suspect comes alone, and only to a
-        worker that has nothing else; the data of a job that has too much doesn't come at all."""
+    def claim(
+        self,
+        limit: int,
+        now: float,
+        *,
+        live_limit: int | None = None,
+        num_held: int = 0,
+        max_bytes: int = MAX_DATA_BYTES,
+    ) -> Claim:
+        """Take up to `limit` jobs and, before them, up to `live_limit` live ones (by default as many), with up to
+        `max_bytes` of data, and lease them. A suspect comes alone, and only to a worker that has nothing else; the data
+        of a job that has too much doesn't come at all."""
         reply = self._claim(
             args=self._args(
                 now,
                 queues=self._queues,
                 limit=limit,
+                live_limit=limit if live_limit is None else live_limit,
                 num_held=num_held,
                 max_bytes=max_bytes,
                 max_job_bytes=MAX_DATA_BYTES,
@@ -136,8 +148,8 @@ class JobStore:
                 seed=uuid4().hex,
             )
         )
-        suspended, num_queued, jobs = cast("tuple[int, int, list[list[bytes | None]]]", reply)
-        return Claim([ClaimedJob.read(job, now) for job in jobs], num_queued, bool(suspended))
+        suspended, num_queued, num_live, jobs = cast("tuple[int, int, int, list[list[bytes | None]]]", reply)
+        return Claim([ClaimedJob.read(job, now) for job in jobs], num_queued, num_live, bool(suspended))
 
     def beat(self, jobs: Sequence[ClaimedJob], now: float) -> list[LeaseState]:
         """Extend the leases. Says of each job whether it is still ours, canceled (RQ's `Job.cancel`), or lost. One that
@@ -165,6 +177,20 @@ class JobStore:
             for ending in endings:
                 self._finish(args=self._finish_args(ending, now), client=pipe)
             return [bool(code) for code in pipe.execute()]
+
+    def stream(self, pieces: Mapping[str, bytes], executions: Mapping[str, str]) -> None:
+        """Tell those who read along, by job, what is new of its answer; the execution says who has written it. What
+        can't be written is nobody's loss: the whole answer comes in the end.
+
+        Raises:
+            redis.exceptions.RedisError: Redis can't be reached.
+        """
+        with self._redis.pipeline(transaction=False) as pipe:
+            for job_id, text in pieces.items():
+                entry: dict[Any, Any] = {"execution": executions[job_id], "pieces": text}
+                pipe.xadd(keys.stream(job_id), entry, maxlen=keys.STREAM_LENGTH, approximate=True)
+                pipe.expire(keys.stream(job_id), keys.STREAM_TTL_S)
+            pipe.execute(raise_on_error=False)
 
     def release(self, jobs: Iterable[ClaimedJob], now: float, *, strikes: int = 0) -> None:
         """Give jobs back to the front of their queues in their old order, those that get strikes after a delay; no

@@ -31,6 +31,10 @@ class JobFigures:
     def __init__(self) -> None:
         self._figures = Figures()
         self._token_ids: set[str] = set()
+        for code in STRUCK_OUT:  # alerts ask how much these have risen, and don't see one that begins at 1
+            self._figures.add(table.FAILURE, 0, code)
+        for reason in ("step_raised", "worker_died"):
+            self._figures.add(table.RETRIES, 0, reason)
 
     def answered(self, finish_reasons: Iterable[str], counts: Mapping[str, int], times: Times) -> None:
         """A request has its answers, and they are written. `counts` is what its batch adds up."""

@@ -18,6 +18,7 @@ from mlxq.errors import ModelError
 from mlxq_worker.blas import preload_openblas
 from mlxq_worker.model.config_json.build import build, config_overrides, untagged, window_not_kept
 from mlxq_worker.model.config_json.rope_check import check_scaling
+from mlxq_worker.model.config_json.yarn import leave_range_unrounded
 from mlxq_worker.model.eos import EosSet, resolve_eos
 from mlxq_worker.model.json_file import read_object
 from mlxq_worker.model.load_tokenizer import load_tokenizer
@@ -213,7 +214,9 @@ def _build(described: DescribedModel) -> Any:
     try:
         said = config_overrides(described.config)
         model, _config = load_lazily(described.path, lazy=True, model_config=said)
-        check_scaling(model, {**described.config, **said}, build)
+        config = {**described.config, **said}
+        check_scaling(model, config, build)
+        leave_range_unrounded(model, config)
     except ModelError:
         raise
     except Exception as error:  # a wrong config fails anywhere inside the model's own code

@@ -17,6 +17,7 @@ from mlxq.errors import ModelError
 from mlxq_worker.model.json_file import read_object
 from mlxq_worker.model.python_template import use_python_template
 from mlxq_worker.model.tokenizer import Tokenizer
+from mlxq_worker.startup import import_transformers
 
 logger = logging.getLogger("rq.worker")
 
@@ -77,6 +78,8 @@ def _as_the_file_says(path: Path, config: Mapping[str, Any]) -> Any:
 
 
 def _of_its_class(path: Path, config: Mapping[str, Any]) -> Any:
+    import_transformers()
+
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(path, config=_config_for_tokenizer(config), trust_remote_code=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
@@ -17,16 +18,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from redis import Redis
-from redis.exceptions import RedisError
-
 from mlxq.errors import ConfigError, QueueUnavailable
 from mlxq_worker.processes import end_process
-from mlxq_worker.supervision.embedded_redis import embedded_redis
 
 SERVERS = ("redis-server", "valkey-server")
 START_TIMEOUT_S = 10.0
 STOP_TIMEOUT_S = 5.0
+LOOK_S = 0.003
 LOG_TAIL_LINES = 5
 
 
@@ -60,20 +58,19 @@ def private_redis(*, embedded: bool = False) -> Iterator[PrivateRedis]:
 
 
 def _start_server(program: str, directory: Path, stack: ExitStack) -> PrivateRedis:
-    socket, log = directory / "redis.sock", directory / "redis.log"
-    server = _spawn_server(program, directory, socket, log)
-    stack.callback(_stop, server)
+    path, log = directory / "redis.sock", directory / "redis.log"
+    server = _spawn_server(program, directory, path, log)
+    stack.callback(_kill, server)
     watchdog = _spawn_watchdog(server.pid, directory)
     stack.callback(_stop, watchdog)  # goes first, so that it never kills a pid that has been reused
-    url = f"unix://{socket}"
-    _wait_until_up(url, server, log)
-    return PrivateRedis(url, Path(program).name)
+    _wait_until_up(path, server, log)
+    return PrivateRedis(f"unix://{path}", Path(program).name)
 
 
-def _spawn_server(program: str, directory: Path, socket: Path, log: Path) -> subprocess.Popen[bytes]:
+def _spawn_server(program: str, directory: Path, path: Path, log: Path) -> subprocess.Popen[bytes]:
     options = {
         "port": "0",
-        "unixsocket": str(socket),
+        "unixsocket": str(path),
         "unixsocketperm": "700",
         "dir": str(directory),
         "save": "",
@@ -95,7 +92,7 @@ def _spawn_server(program: str, directory: Path, socket: Path, log: Path) -> sub
 
 def _spawn_watchdog(pid: int, directory: Path) -> subprocess.Popen[bytes]:
     """A shell that reads a pipe which only we hold: it ends when we do, by `kill -9` too, on any POSIX system."""
-    script = 'cat >/dev/null; kill "$0"; rm -rf "$1"'
+    script = 'while read -r line; do :; done; kill "$0"; rm -rf "$1"'
     return subprocess.Popen(
         ["/bin/sh", "-c", script, str(pid), str(directory)],
         stdin=subprocess.PIPE,
@@ -105,18 +102,32 @@ def _spawn_watchdog(pid: int, directory: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def _wait_until_up(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+def _wait_until_up(path: Path, server: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
-    with Redis.from_url(url) as connection:
-        while server.poll() is None and time.monotonic() < deadline:
-            try:
-                connection.ping()
-            except RedisError:
-                time.sleep(0.01)
-            else:
-                return
+    while server.poll() is None and time.monotonic() < deadline:
+        if _answers(path):
+            return
+        time.sleep(LOOK_S)
     tail = "\n".join(log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:])
     raise QueueUnavailable(f"the private Redis didn't start: {tail or 'no output'}")
+
+
+def _answers(path: Path) -> bool:
+    """Without redis-py, which takes longer to import than Redis to start."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(1.0)
+        try:
+            connection.connect(str(path))
+            connection.sendall(b"PING\r\n")
+            return connection.recv(16).startswith(b"+PONG")
+        except OSError:
+            return False
+
+
+def _kill(server: subprocess.Popen[bytes]) -> None:
+    """At once: it has nothing to keep, and looks only ten times a second whether it is asked to end."""
+    server.kill()
+    server.wait()
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
@@ -126,9 +137,11 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _start_embedded(directory: Path, stack: ExitStack) -> PrivateRedis:
-    socket = directory / "redis.sock"
+    from mlxq_worker.supervision.embedded_redis import embedded_redis
+
+    path = directory / "redis.sock"
     try:
-        stack.enter_context(embedded_redis(socket))
+        stack.enter_context(embedded_redis(path))
     except ConfigError:
         raise ConfigError(f"no {' or '.join(SERVERS)} on the PATH: install one, or fakeredis, or give --url") from None
-    return PrivateRedis(f"unix://{socket}", "fakeredis")
+    return PrivateRedis(f"unix://{path}", "fakeredis")

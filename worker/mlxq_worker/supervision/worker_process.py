@@ -180,10 +180,12 @@ class WorkerProcess:
             self._life.process.send_signal(signum)
 
     def stop(self) -> None:
-        """End the process, in peace if it can; more than once is fine."""
+        """End the process; more than once is fine. In peace if it can: one that is not ready has claimed no job, and
+        would look up only once it has loaded its model."""
         if self._life is None:
             return
-        end_process(self._life.process, self._stop_timeout_s)
+        self._life.look(time.monotonic())
+        end_process(self._life.process, self._stop_timeout_s if self._life.ready_at is not None else 0.0)
         self._close(self._life, time.monotonic())
 
     def __enter__(self) -> Self:

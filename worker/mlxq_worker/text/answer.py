@@ -31,6 +31,10 @@ class AnswerBuilder:
         self._model_name = model_name
         self._default_max_tokens = default_max_tokens
 
+    def grows(self, request: Request, spec: RowSpec) -> bool:
+        """Whether an answer can be told while it grows, see `AnswerReader.grows`."""
+        return self._reader.grows(request, spec)
+
     def build(
         self,
         request: Request,

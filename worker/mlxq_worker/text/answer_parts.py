@@ -74,6 +74,19 @@ class AnswerReader:
         is_cut_call = finish_reason == "length" and begins_call(raw, self._tool_format)
         return replace(bare, text=raw) if is_cut_call else bare
 
+    def grows(self, request: Request, spec: RowSpec) -> bool:
+        """Whether a row's answer grows as its text does, so that it can be told as it comes. Where calls may be in it,
+        channels, wrappers or markers that no token stands for, what its parts are shows only in the end."""
+        if request.echo or spec.beam is not None or request.sampling.max_tokens == 0:
+            return False
+        if spec.reasoning is not None and spec.reasoning.texts is not None:
+            return False
+        if self._tool_format is not None and _may_call(request):
+            return False
+        if request.messages is None:
+            return True
+        return not self._wrappers and not (self._tool_format and self._tool_format.dialect.is_channelled)
+
     def _with_calls(
         self,
         request: Request,

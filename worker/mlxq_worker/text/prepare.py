@@ -11,11 +11,11 @@ import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from mlxq.contract import Request, Result, SamplingParams
+from mlxq.contract import Request, Result, Sampling
 from mlxq.errors import RequestError
 from mlxq_worker.dialects.reasoning import ReasoningMarkers
 from mlxq_worker.dialects.tool_format import ToolFormat
-from mlxq_worker.engine.api import Constraint, Reasoning, RowId, RowResult, RowSpec
+from mlxq_worker.engine.api import Constraint, Reasoning, RowId, RowResult, RowSpec, Streaming
 from mlxq_worker.model.eos import EosSet
 from mlxq_worker.model.tokenizer import Tokenizer, token_text
 from mlxq_worker.text.answer import AnswerBuilder
@@ -24,7 +24,7 @@ from mlxq_worker.text.bad_words import BadWordSpeller
 from mlxq_worker.text.prompt import PromptReader
 from mlxq_worker.text.structure import StructureCompiler
 from mlxq_worker.text.thought_budget import ThoughtBudget
-from mlxq_worker.text.vocabulary import check_ids
+from mlxq_worker.text.vocabulary import byte_ids, check_ids
 
 _DRAWN_SEEDS = 2**53
 _SEEDS = 2**64
@@ -79,6 +79,7 @@ class ModelPreparer:
         self._structures = StructureCompiler(tokenizer, eos.ids(chat=True), vocab_size, tool_format)
         self._bad_words = BadWordSpeller(tokenizer, vocab_size)
         self._markers = markers
+        self._streaming: Streaming | None = None  # once somebody asks for it
         reader = AnswerReader(tokenizer, self.decode, tool_format, markers.wrappers if markers else ())
         self._answers = AnswerBuilder(
             tokenizer, eos, reader, model_name=model_name, default_max_tokens=default_max_tokens
@@ -97,6 +98,15 @@ class ModelPreparer:
         if first.beam:
             return (first,)
         return first, *(self._further_row(request, first, index) for index in range(1, request.sampling.n))
+
+    def streaming(self, request: Request, specs: tuple[RowSpec, ...]) -> tuple[RowSpec, ...]:
+        """The rows of a request whose text is to be told while it grows; as they are, where that can only be done in
+        the end."""
+        if not self._answers.grows(request, specs[0]):
+            return specs
+        if self._streaming is None:
+            self._streaming = Streaming(unsettled_ids=byte_ids(self._tokenizer))
+        return tuple(replace(spec, streaming=self._streaming) for spec in specs)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of generated tokens, special tokens left out."""
@@ -189,7 +199,7 @@ class ModelPreparer:
             end_ids, budget = reasoning.ends[0], 0  # no message has begun that could be ended
         return ThoughtBudget(reasoning, budget, end_ids=end_ids, inner=held, vocab_size=self._vocab_size)
 
-    def _check_token_ids(self, sampling: SamplingParams) -> None:
+    def _check_token_ids(self, sampling: Sampling) -> None:
         check_ids(sampling.stop_token_ids, self._vocab_size, "stop_token_ids")
         check_ids(sampling.logprob_token_ids, self._vocab_size, "logprob_token_ids")
         check_ids(sampling.logit_bias, self._vocab_size, "logit_bias")

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from mlxq.contract import Alternative, TokenLogprob
 from mlxq.errors import RequestError
 from mlxq_worker.engine.api import REPLACEMENT, TokenScores
-from mlxq_worker.model.tokenizer import Tokenizer
+from mlxq_worker.model.tokenizer import Tokenizer, find_token
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -28,6 +28,12 @@ def check_ids(token_ids: Iterable[int], vocab_size: int, param: str) -> None:
                 param=param,
                 code="out_of_range",
             )
+
+
+def byte_ids(tokenizer: Tokenizer) -> frozenset[int]:
+    """The ids of tokens that stand for single bytes, several of which are decoded together (``<0xE2>``)."""
+    found = (find_token(tokenizer, f"<0x{byte:02X}>") for byte in range(256))
+    return frozenset(token_id for token_id in found if token_id is not None)
 
 
 def check_text(text: str, param: str) -> None:

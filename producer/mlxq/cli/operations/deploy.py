@@ -24,11 +24,12 @@ def _redis_user(_ctx: click.Context, _param: click.Parameter, name: str | None) 
 
 @click.command(context_settings=options.SETTINGS)
 @click.argument("what", type=click.Choice([*TEMPLATES, ACL]))
-@click.option("--model", help="launchd, systemd: the model that the worker serves.")
-@click.option("--url", help="launchd: the Redis URL; the file then holds its password.")
-@click.option("--user", callback=_redis_user, help="launchd: your user name. acl: the user in Redis.")
-@click.option("--home", help="systemd, systemd-serve: the directory of its user, where its venv is.")
+@click.option("--model", help="launchd, systemd and their kin: the model that the worker serves.")
+@click.option("--url", help="launchd, launchd-daemon: the Redis URL; the file then holds its password.")
+@click.option("--user", callback=_redis_user, help="launchd and its kin: your user name. acl: the user in Redis.")
+@click.option("--home", help="systemd and its kin: the directory of its user, where its venv is.")
 @click.option("--worker-address", help="prometheus: where a worker serves metrics, as HOST:PORT.")
+@click.option("--queues-address", help="prometheus: where mlxq metrics serves those of the queues, as HOST:PORT.")
 @click.option("--role", type=click.Choice(list(COMMANDS)), help="acl: what the user is to be.")
 @click.pass_context
 def deploy(
@@ -40,13 +41,15 @@ def deploy(
     user: str | None,
     home: str | None,
     worker_address: str | None,
+    queues_address: str | None,
     role: str | None,
 ) -> None:
     """Print a file that starts, keeps or watches mlxq, with your values in it. What to do with it stands in it.
 
-    launchd and systemd start a worker, systemd-serve the Batch API; systemd-redis, compose and redis keep the queue;
-    prometheus, alerts and grafana watch all of them. acl is a line of a Redis ACL file for a producer, a worker or an
-    observer: put a password in place of CHANGE-ME.
+    launchd, launchd-daemon, systemd and systemd-cuda start a worker, systemd-serve the Batch API; systemd-redis,
+    compose and redis keep the queue, and redis-backup a copy of it; prometheus, alerts and grafana watch all of them,
+    and launchd-logs keeps a log small. acl is a line of a Redis ACL file for a producer, a worker or an observer: put
+    a password in place of CHANGE-ME.
 
     Example: mlxq deploy systemd --model mlx-community/Qwen3-4B-4bit > mlxq-worker.service
     """
@@ -58,7 +61,15 @@ def deploy(
         say(acl_line(known, user))
         return
     kind = cast("Kind", what)
-    given = {"model": model, "url": url, "user": user, "home": home, "worker-address": worker_address, "role": role}
+    given = {
+        "model": model,
+        "url": url,
+        "user": user,
+        "home": home,
+        "worker-address": worker_address,
+        "queues-address": queues_address,
+        "role": role,
+    }
     values = {name: value for name, value in given.items() if name in TEMPLATES[kind].examples or _is_asked(ctx, name)}
     show(text_of(kind, values).rstrip("\n"))
 

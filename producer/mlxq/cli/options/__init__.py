@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from mlxq import keys
-from mlxq.queue.client import Client
-from mlxq.queue.connect import DEFAULT_URL, refuse_cluster
+
+if TYPE_CHECKING:
+    from mlxq.queue.client import Client
 
 SETTINGS = {"auto_envvar_prefix": "MLXQ", "show_default": True}
 """For every command: the variable of an option is the same wherever the option appears.
@@ -45,7 +46,10 @@ def open_client(url: str | None, queue: str = keys.DEFAULT_QUEUE) -> Client:
         ConfigError: the URL can't be read, or leads to a Redis Cluster.
         QueueUnavailable: Redis can't be reached.
     """
-    client = Client(url or DEFAULT_URL, queue)
+    from mlxq.queue.client import Client  # redis and rq take longer to import than all else
+    from mlxq.queue.connect import refuse_cluster
+
+    client = Client(url or keys.DEFAULT_URL, queue)
     refuse_cluster(client.redis)
     return client
 

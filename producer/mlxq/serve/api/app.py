@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from mlxq.errors import QueueError
-from mlxq.serve.api import batches, files
+from mlxq.serve.api import batches, files, live
 from mlxq.serve.api.access import Access, KeyRing
 from mlxq.serve.api.errors import HANDLERS
 from mlxq.serve.api.metrics import Metrics
@@ -36,7 +36,7 @@ def build_app(service: Service, keys: KeyRing | None) -> Starlette:
     metrics = Metrics(service)
     own = [Route("/health", health, methods=["GET"]), Route("/metrics", metrics.serve, methods=["GET"])]
     app = Starlette(
-        routes=[*own, *files.ROUTES, *batches.ROUTES],
+        routes=[*own, *files.ROUTES, *batches.ROUTES, *live.ROUTES],
         middleware=[Middleware(metrics.counted), Middleware(Timeouts), Middleware(Access, keys=keys)],
         exception_handlers=HANDLERS,
     )

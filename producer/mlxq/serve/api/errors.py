@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from mlxq.errors import InputFileError, QueueUnavailable
+
+RETRY_AFTER_S = 5
+"""For a client that comes while the disk is full, or Redis away."""
 
 logger = logging.getLogger("mlxq.serve")
 
@@ -20,24 +24,37 @@ class ApiError(Exception):
         message: what is wrong and what would be right, in one sentence.
         param: the field at fault.
         code: a short stable word for programs.
+        retry_after_s: when another try may go better.
     """
 
     def __init__(
-        self, message: str, *, status_code: int = 400, param: str | None = None, code: str | None = None
+        self,
+        message: str,
+        *,
+        status_code: int = 400,
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.status_code = status_code
         self.param = param
         self.code = code
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> dict[str, Any]:
+        """What is said in OpenAI's shape."""
+        kind = "server_error" if self.status_code >= 500 else "invalid_request_error"
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
         """The answer in OpenAI's shape; who is answered so is sent away from the connection, whatever is still to come
         on it."""
-        kind = "server_error" if self.status_code >= 500 else "invalid_request_error"
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         headers = {"WWW-Authenticate": "Bearer"} if self.status_code == 401 else {}
-        return JSONResponse({"error": error}, status_code=self.status_code, headers=headers)
+        if self.retry_after_s is not None:
+            headers["Retry-After"] = str(self.retry_after_s)
+        return JSONResponse(self.body(), status_code=self.status_code, headers=headers)
 
 
 def not_found(kind: str, object_id: str) -> ApiError:
@@ -47,7 +64,7 @@ def not_found(kind: str, object_id: str) -> ApiError:
 
 def unavailable(message: str) -> ApiError:
     """Something is in the way that passes; clients try again by themselves."""
-    return ApiError(message, status_code=503, code="unavailable")
+    return ApiError(message, status_code=503, code="unavailable", retry_after_s=RETRY_AFTER_S)
 
 
 async def on_api_error(_request: Request, error: Exception) -> Response:

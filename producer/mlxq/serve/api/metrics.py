@@ -16,7 +16,7 @@ from mlxq.metrics.exposition import Table, registry_of
 from mlxq.metrics.figures import Figures, Snapshot
 from mlxq.metrics.queue_figures import QueueFigures
 from mlxq.metrics.queue_table import QUEUE_METRICS
-from mlxq.metrics.serve_table import FILES, HTTP_REQUESTS, OPEN_BATCHES, OPEN_REQUESTS, SERVE_METRICS
+from mlxq.metrics.serve_table import FILES, HTTP_REQUESTS, LIVE_REQUESTS, OPEN_BATCHES, OPEN_REQUESTS, SERVE_METRICS
 from mlxq.serve.api.service import Service
 from mlxq.serve.store.records import ENDED, STATUSES
 
@@ -70,5 +70,6 @@ class Metrics:
                 figures.set(OPEN_BATCHES, sum(record.status == status for record in records), status)
         counts = [record.counts for record in records if record.status == "in_progress"]
         figures.set(OPEN_REQUESTS, sum(count.total - count.completed - count.failed for count in counts))
+        figures.set(LIVE_REQUESTS, self._service.desk.num_waiting)
         figures.set(FILES, self._service.database.num_files())
         return figures.snapshot().beside(self._seen)

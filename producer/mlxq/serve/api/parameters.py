@@ -40,8 +40,10 @@ def batch_id_of(request: Request) -> str:
     return batch_id
 
 
-async def json_body(request: Request, known: Collection[str]) -> dict[str, Any]:
-    """The JSON object in the body, with no other fields than those that are known.
+async def json_body(
+    request: Request, known: Collection[str] | None, *, max_bytes: int = MAX_BODY_BYTES
+) -> dict[str, Any]:
+    """The JSON object in the body, with no other fields than those that are known; `None` leaves that to others.
 
     Raises:
         ApiError: it is something else, or too long.
@@ -51,15 +53,16 @@ async def json_body(request: Request, known: Collection[str]) -> dict[str, Any]:
     data = bytearray()
     async for chunk in request.stream():
         data += chunk
-        if len(data) > MAX_BODY_BYTES:
-            raise ApiError(f"The body is longer than {MAX_BODY_BYTES} bytes.", status_code=413, code="body_too_large")
+        if len(data) > max_bytes:
+            raise ApiError(f"The body is longer than {max_bytes} bytes.", status_code=413, code="body_too_large")
     try:
         body = msgspec.json.decode(bytes(data))
     except (ValueError, RecursionError) as error:
         raise ApiError("The body is not valid JSON.", code="invalid_json") from error
     if not isinstance(body, dict):
         raise ApiError("The body must be a JSON object.", code="invalid_type")
-    refuse_unknown(body, known)
+    if known is not None:
+        refuse_unknown(body, known)
     return body
 
 

@@ -7,11 +7,13 @@ no arrays, no queue. All times are seconds on the caller's monotonic clock.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 from mlxq.contract import StopDetails
-from mlxq_worker.engine.api import AbortReason, Decode, RowError, RowResult, RowSpec, TokenScores
+from mlxq_worker.engine.api import AbortReason, Decode, RowError, RowPiece, RowResult, RowSpec, TokenScores
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.reasoning import ReasoningState
+from mlxq_worker.engine.rows.live_text import LiveText
 from mlxq_worker.engine.rows.repetition import RepetitionWatch
 from mlxq_worker.engine.rows.stop import StopScanner, TextStream
 
@@ -32,6 +34,7 @@ class Row:
         "_first_token_s",
         "_is_followed",
         "_limit",
+        "_live_text",
         "_reasoning",
         "_repetition",
         "_scanner",
@@ -59,8 +62,10 @@ class Row:
         self.result: RowResult | None = None
         self._limit = spec.limit
         self._decode = decode
-        # Text is followed token by token only where a stop string needs it; other rows are decoded once, at the end.
-        self._stream = TextStream(decode) if spec.stop else None
+        # Text is followed token by token only where a stop string needs it, or somebody who reads along; other rows are
+        # decoded once, at the end.
+        self._live_text = LiveText(spec, decode) if spec.streaming else None
+        self._stream = TextStream(decode) if spec.stop or spec.streaming else None
         self._scanner = StopScanner(spec.stop)
         self._reasoning = ReasoningState(spec.reasoning) if spec.reasoning and self._follows_answer else None
         self._repetition = RepetitionWatch(spec.repetition_detection) if spec.repetition_detection else None
@@ -166,8 +171,17 @@ class Row:
             self._end(StopDetails(type="repetition", token_index=index), self._full_text(), now)
         elif at_limit:
             self._end(StopDetails(type=self.spec.limit_type, token_index=index), self._full_text(), now)
-        elif self.spec.constraint:
-            self.spec.constraint.advance(token_id)
+        else:
+            if self.spec.constraint:
+                self.spec.constraint.advance(token_id)
+            if self._live_text:
+                self._live_text.push(self.token_ids, self._scanner.text, self._reasoning)
+
+    def take_pieces(self) -> Iterator[RowPiece]:
+        """What may be told of the answer since the last call, if it is one that streams and goes on."""
+        if self._live_text and self.result is None:
+            for part, start, text in self._live_text.take():
+                yield RowPiece(row_id=self.spec.row_id, part=part, start=start, text=text)
 
     def fail(self, code: RowError, now: float) -> None:
         """End the row because no token can be chosen for it, keeping the text it has."""
@@ -186,7 +200,8 @@ class Row:
     @property
     def _follows_answer(self) -> bool:
         """Whether anything is looked for behind the reasoning part, token by token."""
-        return bool(self.spec.stop) or self.spec.repetition_detection is not None
+        spec = self.spec
+        return bool(spec.stop) or spec.repetition_detection is not None or spec.streaming is not None
 
     def _loops(self, repetition: RepetitionWatch) -> bool:
         """Whether the newest token completes a loop of the answer proper; as in vLLM none counts before `min_tokens`

@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from mlxq_worker.engine.api import AbortReason, RowError, RowId, RowResult, RowSpec, TokenScores
+from mlxq_worker.engine.api import AbortReason, RowError, RowId, RowPiece, RowResult, RowSpec, TokenScores
 from mlxq_worker.engine.kvcache.budget import KvBudget
 from mlxq_worker.engine.kvcache.prefix import Prefix, PrefixTable
 from mlxq_worker.engine.plan import Plan, PrefillChunk, PrefixChunk
 from mlxq_worker.engine.rows.group import Fork, RowGroup
 from mlxq_worker.engine.rows.row import Row
+from mlxq_worker.engine.scheduling.live_share import LiveShare
 from mlxq_worker.engine.scheduling.waiting_queue import WaitingQueue
 
 _NONE: Mapping[Any, Any] = MappingProxyType({})
@@ -78,7 +79,9 @@ class Scheduler:
         self.has_filled_step = False
         self._prefixes = PrefixTable(max_prefix_tokens, budget.cost.tokens_beside_prefix if budget else 0)
         self._waiting = WaitingQueue(longest_first=longest_first)
+        self._live_share = LiveShare()
         self._running: list[RowGroup] = []
+        self._streaming: list[Row] = []  # of those that run
         self._max_running: int | None = None
         self.admitted = Admitted()
         self._num_running = 0
@@ -193,6 +196,12 @@ class Scheduler:
             has_ended |= row.finished
         return self._remove_ended(self._running) if has_ended else []
 
+    def take_pieces(self) -> tuple[RowPiece, ...]:
+        """What may be told of the rows that stream, since the last call."""
+        if not self._streaming:
+            return ()
+        return tuple(piece for row in self._streaming for piece in row.take_pieces())
+
     def kv_usage(self) -> float:
         """The share of the budget that the running rows and their prefixes take; 0 without one."""
         if self._budget is None or self._budget.limit_bytes <= 0:
@@ -206,6 +215,7 @@ class Scheduler:
         """Forget every row and every prefix."""
         self._waiting.clear()
         self._running.clear()
+        self._streaming.clear()
         self._num_running = 0
         self._num_spare_tokens = None
         self._prefixes.clear()
@@ -260,6 +270,9 @@ class Scheduler:
         self._waiting.admit(group)
         group.admit(now, [prefix for _, prefix in joining], copies_prefix=copies)
         self._running.append(group)
+        if group.spec.streaming is not None:
+            self._streaming.append(group.first)
+        self._live_share.entered(is_live=group.spec.is_live)
         self.admitted = self.admitted.plus(group)
         self._num_running += len(group.rows)
         self._num_spare_tokens = None
@@ -269,10 +282,20 @@ class Scheduler:
 
     def _next(self, num_free: int) -> RowGroup | None:
         """Who is next, if anybody had better enter now that so many rows are free."""
-        group = self._waiting.choose(self._prefixes.lengths, self._prefixes.num_spare_tokens)
-        if self._waiting.has_begun(group) or not self._pays_to_hold_back(group, num_free):
+        group = self._waiting.choose(
+            self._prefixes.lengths, self._prefixes.num_spare_tokens, live_first=self._is_live_next()
+        )
+        if group.spec.is_live or self._waiting.has_begun(group) or not self._pays_to_hold_back(group, num_free):
             return group
         return self._waiting.choose_alone()
+
+    def _is_live_next(self) -> bool:
+        """Whether a live request, if one waits, goes before others that wait."""
+        if not (self._waiting.has_live and self._waiting.has_bulk):
+            return True
+        num_live = sum(len(group.rows) for group in self._running if group.spec.is_live)
+        width = self._max_num_seqs if self._max_running is None else min(self._max_num_seqs, self._max_running)
+        return self._live_share.is_live_next(num_live, self.num_running - num_live, width)
 
     def _pays_to_hold_back(self, group: RowGroup, num_free: int) -> bool:
         """Whether the group's prompt has a prefix in common with others that wait, there is no room for it, and there
@@ -345,6 +368,8 @@ class Scheduler:
             self._forget(group)
         if ended:
             self._running = [group for group in self._running if not group.finished]
+            if self._streaming:
+                self._streaming = [row for row in self._streaming if not row.finished]
             self._num_running = sum(len(group.rows) for group in self._running)
             self._num_spare_tokens = None
             self._is_full = False

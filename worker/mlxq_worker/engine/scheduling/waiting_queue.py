@@ -6,6 +6,9 @@ begin like it before it has to make room. Then go those whose prompts have the m
 that came first. With `longest_first` it is the longest prompt instead: that keeps long prompts out of the end of a run,
 where they would decode with the batch half empty.
 
+Requests that somebody waits for have a line of their own, first come first served; whether it is its turn, the caller
+says (`live_share`).
+
 So that no request waits for ever, requests compete in rounds: as many as may overtake each other, in the order in which
 they came. Whoever comes once the round is full waits until all of it have gone. Plain Python; knows no prefixes, only
 the keys of what a prompt begins with.
@@ -67,6 +70,7 @@ class WaitingQueue:
         self._by_key: dict[int, dict[WaitingRequest, None]] = {}  # those of the round, by what they begin with
         self._shared: dict[int, int] = {}  # the tokens of those landmarks that several have
         self._later: deque[WaitingRequest] = deque()
+        self._live: dict[WaitingRequest, None] = {}
         self._newest: WaitingRequest | None = None
         self._begun: WaitingRequest | None = None  # some of its rows have gone into the batch
         self.num_rows = 0
@@ -78,6 +82,16 @@ class WaitingQueue:
         """All groups, in the order in which they came."""
         return iter(self._request_of)
 
+    @property
+    def has_live(self) -> bool:
+        """Whether a live request waits."""
+        return bool(self._live)
+
+    @property
+    def has_bulk(self) -> bool:
+        """Whether another one does."""
+        return bool(self._round)
+
     def add(self, group: RowGroup, beginnings: Mapping[int, int] = _NONE) -> None:
         """Put a group at the end, beside those of its request if they came just before.
 
@@ -87,22 +101,25 @@ class WaitingQueue:
         request_id = group.spec.row_id.request_id
         if self._newest is None or self._newest.request_id != request_id or not self._newest.groups:
             self._newest = WaitingRequest(request_id, len(group.spec.prompt_ids), beginnings)
-            self._later.append(self._newest)
-            if self._num_in_round <= self._max_overtaken:
-                self._enter_round(self._later.popleft())
+            self._join(self._newest, is_live=group.spec.is_live)
         self._newest.groups.append(group)
         self._request_of[group] = self._newest
         self.num_rows += group.spec.num_rows
 
-    def choose(self, prefixes: Mapping[int, int] = _NONE, num_spare_tokens: int = 0) -> RowGroup:
+    def choose(
+        self, prefixes: Mapping[int, int] = _NONE, num_spare_tokens: int = 0, *, live_first: bool = True
+    ) -> RowGroup:
         """Who is next; there is somebody.
 
         Args:
             prefixes: the keys of the prefixes that are there, and their numbers of tokens, the longest first.
             num_spare_tokens: there is room for a further prefix of so many tokens.
+            live_first: whether it is a live request's turn, where one waits.
         """
         if self._begun:
             return self._begun.groups[0]
+        if self._live and (live_first or not self._round):
+            return next(iter(self._live)).groups[0]
         found = next((key for key in prefixes if key in self._by_key), None)
         candidates = self._round if found is None else self._by_key[found]
         if not self._longest_first:
@@ -170,6 +187,14 @@ class WaitingQueue:
         for group in list(self):
             self.discard(group)
 
+    def _join(self, request: WaitingRequest, *, is_live: bool) -> None:
+        if is_live:
+            self._live[request] = None
+            return
+        self._later.append(request)
+        if self._num_in_round <= self._max_overtaken:
+            self._enter_round(self._later.popleft())
+
     def _enter_round(self, request: WaitingRequest) -> None:
         self._num_in_round += 1
         self._round[request] = None
@@ -180,6 +205,9 @@ class WaitingQueue:
     def _forget(self, request: WaitingRequest) -> None:
         if self._begun is request:
             self._begun = None
+        if request in self._live:
+            del self._live[request]
+            return
         if request not in self._round:
             self._later.remove(request)
             return

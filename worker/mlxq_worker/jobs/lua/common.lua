@@ -6,6 +6,7 @@ local p = cjson.decode(ARGV[2])
 
 local function job_key(job) return rq .. ':job:' .. job end
 local function queue_key(queue) return rq .. ':queue:' .. queue end
+local function live_key(queue) return 'mlxq:live:' .. queue end
 local function delayed_key(queue) return 'mlxq:delayed:' .. queue end
 local function wip_key(queue) return rq .. ':wip:' .. queue end
 local function failed_key(queue) return rq .. ':failed:' .. queue end
@@ -105,15 +106,20 @@ local function close_execution(queue, job, execution, worker)
   redis.call('SREM', worker_executions_key(worker), job .. ':' .. execution)
 end
 
+-- Live jobs wait in a list of their own.
+local function is_live(job) return redis.call('HGET', job_key(job), 'mlxq_live') == '1' end
+local function waiting_key(queue, job) return is_live(job) and live_key(queue) or queue_key(queue) end
+
 -- As if it had never been claimed. Without strikes it goes to the front of the queue at once; with some, claim.lua puts
 -- it there after a while that doubles with each, so that a job that breaks things breaks them ever more rarely.
 local function put_back(queue, job, strikes)
-  make_room('list', queue_key(queue))
+  local waiting = waiting_key(queue, job)
+  make_room('list', waiting)
   redis.call('HSET', job_key(job), 'status', 'queued', 'started_at', '', 'worker_name', '')
   local ttl = whole_number(redis.call('HGET', job_key(job), 'ttl'))
   if ttl and ttl > 0 then redis.call('EXPIRE', job_key(job), ttl) end
   if strikes == 0 then
-    redis.call('LPUSH', queue_key(queue), job)
+    redis.call('LPUSH', waiting, job)
     return
   end
   make_room('zset', delayed_key(queue))
@@ -141,5 +147,5 @@ local function describe(queue, job, execution, max_bytes)
   for i, field in ipairs(RQ_FEATURES) do features[i] = redis.call('HSTRLEN', job_key(job), field) end
   local data = size <= max_bytes and redis.call('HGET', job_key(job), 'data')
   return {queue, job, execution, tostring(strikes_of(job)), size, data, short_field(job, 'meta'),
-    short_field(job, 'enqueued_at'), short_field(job, 'timeout'), unpack(features)}
+    short_field(job, 'enqueued_at'), short_field(job, 'timeout'), is_live(job) and 1 or 0, unpack(features)}
 end

@@ -56,6 +56,13 @@ def kind_of(rope: Mapping[str, Any]) -> str:
     return str(rope.get("rope_type") or rope.get("type") or "default")
 
 
+def ropes_of(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """All parameters of positions that a part of a config states: under either name, and of each type of layer."""
+    found = [part[key] for key in ("rope_scaling", "rope_parameters") if isinstance(part.get(key), Mapping)]
+    flat = [list(each.values()) if is_by_layer(each) else [each] for each in found]
+    return [rope for ropes in flat for rope in ropes if rope]
+
+
 def is_by_layer(stated: Mapping[str, Any]) -> bool:
     """Whether these are parameters for each type of layer."""
     return bool(stated) and all(value is None or isinstance(value, Mapping) for value in stated.values())

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mlxq.errors import ModelError
-from mlxq_worker.model.config_json.rope import is_by_layer, is_scaled, kind_of
+from mlxq_worker.model.config_json.rope import is_by_layer, is_scaled, kind_of, ropes_of
 
 _KEPT = ("rope_theta", "partial_rotary_factor")
 
@@ -24,7 +24,7 @@ def check_scaling(model: Any, config: Mapping[str, Any], build: Callable[[dict[s
         ModelError: the scaling makes no difference.
     """
     part = config["text_config"] if isinstance(config.get("text_config"), Mapping) else config
-    kinds = sorted({kind_of(rope) for rope in _ropes(part) if is_scaled(rope)})
+    kinds = sorted({kind_of(rope) for rope in ropes_of(part) if is_scaled(rope)})
     stretched = _signature(model)
     if not kinds or not stretched:
         return
@@ -38,12 +38,6 @@ def check_scaling(model: Any, config: Mapping[str, Any], build: Callable[[dict[s
             f"config.json stretches positions ({', '.join(kinds)}), which mlx-lm does not do for"
             f" {config.get('model_type')} models; if that was put there to reach longer contexts, take it out again"
         )
-
-
-def _ropes(part: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    found = [part[key] for key in ("rope_scaling", "rope_parameters") if isinstance(part.get(key), Mapping)]
-    flat = [list(each.values()) if is_by_layer(each) else [each] for each in found]
-    return [rope for ropes in flat for rope in ropes if rope]
 
 
 def _plain(part: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,1 @@
+"""Live requests in the queue, as those who ask for them see them."""
