@@ -8,15 +8,15 @@ from tests.bench.launches import CASES, Figures, figures_of
 from mlxq_worker.engine.kvcache.pool import Pool
 
 MOST = {
-    "a": Figures(17, 7, 54, 17, 81, 580),
-    "b": Figures(17, 8, 54, 19, 84, 580),
-    "c": Figures(20, 9, 66, 21, 106, 610),
-    "d": Figures(17, 8, 54, 19, 84, 600),
-    "d long": Figures(47, 8, 127, 19, 123, 670),
-    "e": Figures(17, 18, 54, 32, 84, 745),
-    "f": Figures(28, 11, 99, 22, 0, 0),
-    "sliding": Figures(29, 12, 72, 26, 110, 600),
-    "hybrid": Figures(17, 8, 44, 19, 98.5, 1100),
+    "a": Figures(17, 7, 52, 17, 76, 510),
+    "b": Figures(17, 8, 52, 19, 77, 515),
+    "c": Figures(20, 9, 60, 21, 101, 525),
+    "d": Figures(17, 8, 52, 19, 77, 525),
+    "d long": Figures(47, 8, 121, 19, 117, 545),
+    "e": Figures(17, 18, 52, 32, 77, 685),
+    "f": Figures(28, 11, 97, 22, 0, 0),
+    "sliding": Figures(29, 12, 70, 26, 105, 525),
+    "hybrid": Figures(17, 8, 43, 19, 95, 1040),
 }
 """By case, at 32 rows: launches, primitives and Python's calls, each of a layer and outside. On the step on which rows
 join calls aren't counted."""
@@ -30,12 +30,13 @@ def test_a_step_asks_no_more_of_a_gpu_than_it_did(name: str) -> None:
         assert getattr(figures, part) <= getattr(MOST[name], part), (part, figures)
 
 
-@pytest.mark.parametrize("name", ["a", "d", "e"])
+@pytest.mark.parametrize("name", ["a", "d", "e", "f", "sliding", "hybrid"])
 def test_it_launches_no_more_than_mlx_lm_does(name: str) -> None:
     ours, theirs = figures_of("mlxq", CASES[name]), figures_of("batch_generator", CASES[name])
 
     assert ours.launches <= theirs.launches
-    assert ours.launches_outside <= theirs.launches_outside
+    # With one layer; with more all the more so.
+    assert ours.launches + ours.launches_outside <= theirs.launches + theirs.launches_outside
 
 
 def test_one_more_kernel_and_one_more_call_in_every_layer_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ def test_a_step_that_goes_on_from_the_one_before_is_laid_out_as_if_anew(
     layout, anew = Layout(decoding(0)).next().next(), Layout(decoding(2))
 
     # then
-    shape = PoolShape(NUM_KV_HEADS, {0: SlabSize(3, 256), 1: SlabSize(5, 512)})
+    shape = PoolShape.of(NUM_KV_HEADS, {0: SlabSize(3, 256), 1: SlabSize(5, 512)})
     assert layout.decoding == anew.decoding
     assert layout.positions.tolist() == anew.positions.tolist()
     assert layout.places.rows(shape).tolist() == anew.places.rows(shape).tolist()

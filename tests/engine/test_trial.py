@@ -10,6 +10,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import pytest
 from mlx.utils import tree_map
+from mlx_lm.models import qwen3
 from tests.support import architectures
 from tests.support.architectures import OWN, SIZES
 
@@ -95,12 +96,22 @@ def test_looking_into_a_model_leaves_its_modules_as_they_were() -> None:
     assert {kind: kind.__call__ for kind in before} == before
 
 
-def test_a_trial_in_vain_leaves_the_classes_of_the_model_as_they_were() -> None:
+def test_a_trial_in_vain_leaves_the_model_s_classes_and_functions_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given a model that nobody has packed in this process
+    for name in ("scaled_dot_product_attention", "swiglu"):
+        monkeypatch.setattr(qwen3, name, unrouted(getattr(qwen3, name)))
     model = deep("qwen3", mx.float32, None)
     layer = model.model.layers[3]
     layer.self_attn = Altered(layer.self_attn, mx.zeros_like)
     before = {type(module): type(module).__call__ for module in model.modules()}
+    functions = qwen3.scaled_dot_product_attention, qwen3.swiglu
 
     assert find_packing(model).way is None
 
     assert {kind: kind.__call__ for kind in before} == before
+    assert (qwen3.scaled_dot_product_attention, qwen3.swiglu) == functions
+
+
+def unrouted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, without the marks of a route."""
+    return lambda *args, **kwargs: function(*args, **kwargs)

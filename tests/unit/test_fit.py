@@ -119,6 +119,7 @@ def test_a_model_that_does_not_fit_is_refused_before_its_weights_are_read(tmp_pa
     # when, then
     fitting = backend.what_fits(big, WorkerConfig(model="big"), 8 << 30)
     assert fitting.weights_bytes == 1 << 40
+    assert fitting.budget.cost == measure_cost(loaded.model, in_slabs=True), "as the engine reckons"
     assert fitting.num_rows == 0
 
 

@@ -82,7 +82,7 @@ def enqueue(
     if route and ctx.get_parameter_source("queue") is ParameterSource.COMMANDLINE:
         raise click.UsageError("--route takes the queue from each request's model: leave --queue out")
     client = Client(url or DEFAULT_URL, queue)
-    about = _About(batch_name, dict(map(_note, metadata)))
+    about = _Labels(batch_name, dict(map(_note, metadata)))
     batch = client.open(batch_id, name=about.name, metadata=about.metadata)
     refuse_cluster(client.redis)
     models = _known_models(client) if route else ()
@@ -172,7 +172,7 @@ class _GoodLines:
 
 
 @dataclass(frozen=True, slots=True)
-class _About:
+class _Labels:
     """What a user says of a new batch."""
 
     name: str | None
@@ -200,7 +200,7 @@ class _Routes:
         about: what is said of each new batch.
     """
 
-    def __init__(self, client: Client, batch: Batch, models: Collection[str], about: _About) -> None:
+    def __init__(self, client: Client, batch: Batch, models: Collection[str], about: _Labels) -> None:
         self._client = client
         self._about = about
         self._stem = batch.id
@@ -226,7 +226,7 @@ class _Routes:
             yield self._by_model[model], chunk
 
 
-def _batch_for(client: Client, stem: str, model: str, about: _About) -> Batch:
+def _batch_for(client: Client, stem: str, model: str, about: _Labels) -> Batch:
     """The batch of one model's requests, in that one's queue. Its id tells the model as far as an id can."""
     slug = re.sub(r"[^A-Za-z0-9_-]", "-", model)
     if slug != model:  # another name may look like this one now

@@ -153,7 +153,9 @@ class BatchEngine:
             wait_s += time.perf_counter() - since
             running = [row for row in landing.rows if not row.finished]
             rows_computed += len(landing.rows)
-            rows_useful += len([row for row in running if row not in tokens.errors])
+            rows_useful += len(running)
+            if tokens.errors:
+                rows_useful -= len([row for row in running if row in tokens.errors])
             finished += self._scheduler.commit(landing.rows, tokens.token_ids, now, tokens.scores, tokens.errors)
             self._run_ahead.saw(len(running), len([row for row in running if row.is_unforeseen]))
         if self._in_flight:

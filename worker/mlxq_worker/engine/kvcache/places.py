@@ -23,32 +23,27 @@ Numbers = NDArray[np.int64]
 class PoolShape:
     """How H heads of slabs of these sizes lie in one array of R rows.
 
+    All pools of one shape have one object of it (`of`), as a key that takes no time to compare.
+
     Attributes:
-        key: the same for pools of the same shape.
-        slabs: the rows of each slab, `None` for all, and what these are taken apart: its slots, heads and columns.
         num_rows: R.
     """
 
     def __init__(self, num_heads: int, sizes: Mapping[int, SlabSize]) -> None:
         self.num_heads = num_heads
-        self.sizes = dict(sorted(sizes.items()))
+        self.sizes: Mapping[int, SlabSize] = dict(sorted(sizes.items()))
         ends = list(accumulate((num_heads * size.area for size in self.sizes.values()), initial=0))
         self.num_rows = ends[-1]
         self._starts = dict(zip(self.sizes, ends, strict=False))
-        self.slabs = {
-            slab: (
-                None if len(sizes) == 1 else slice(self._starts[slab], self._starts[slab] + num_heads * size.area),
-                (size.num_slots, num_heads, size.num_columns),
-            )
-            for slab, size in self.sizes.items()
-        }
-        self.key = (num_heads, *((slab, size.num_slots, size.num_columns) for slab, size in self.sizes.items()))
 
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, PoolShape) and self.key == other.key
+    @staticmethod
+    def of(num_heads: int, sizes: Mapping[int, SlabSize]) -> PoolShape:
+        """That of a pool for so many heads."""
+        return _shape(num_heads, tuple(sorted(sizes.items())))
 
-    def __hash__(self) -> int:
-        return hash(self.key)
+    def slab_row(self, slab: int) -> int:
+        """The first row of a slab."""
+        return self._starts[slab]
 
     def slot_rows(self, slot: Slot) -> slice:
         """All rows of a slot, head after head."""
@@ -56,15 +51,32 @@ class PoolShape:
         first = self._starts[slot.slab] + slot.index * num_rows
         return slice(first, first + num_rows)
 
-    def rows_of(self, slabs: Numbers, slots: Numbers, columns: Numbers) -> Numbers:
-        """Rows of places (m,): those of all heads, place after place (m * H,)."""
+    def rows_of(self, slabs: Numbers, slots: Numbers, columns: Numbers) -> NDArray[np.uint32]:
+        """Rows of places (m,): those of all heads (m, H)."""
         starts, widths = np.zeros((2, max(self.sizes) + 1), dtype=np.int64)
         for slab, size in self.sizes.items():
             starts[slab], widths[slab] = self._starts[slab], size.num_columns
         width = widths[slabs]
         first = starts[slabs] + slots * (self.num_heads * width) + columns  # (m,) of the first head
-        rows: Numbers = (first[:, None] + np.arange(self.num_heads) * width[:, None]).reshape(-1)
-        return rows
+        return (first[:, None] + np.arange(self.num_heads) * width[:, None]).astype(np.uint32)
+
+
+@lru_cache(maxsize=64)
+def _shape(num_heads: int, sizes: tuple[tuple[int, SlabSize], ...]) -> PoolShape:
+    return PoolShape(num_heads, dict(sizes))
+
+
+@lru_cache(maxsize=64)
+def cut(
+    shape: PoolShape, slab: int, first: int, last: int, num_columns: int, first_column: int, size: int
+) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+    """Where in a pool of so many numbers a row slots `first` to `last` of a slab lie, of so many columns without those
+    before the first one: lengths and steps of slots, heads, columns and numbers, and where the first number is."""
+    width = shape.sizes[slab].num_columns
+    slot_rows = shape.num_heads * width
+    start = shape.slab_row(slab) + first * slot_rows + first_column
+    lengths = (last - first, shape.num_heads, num_columns - first_column, size)
+    return lengths, (slot_rows * size, width * size, size, 1), start * size
 
 
 @lru_cache(maxsize=2)
@@ -96,8 +108,8 @@ class Places:
 
     def __init__(self, slabs: Numbers, slots: Numbers, columns: Numbers) -> None:
         self._slabs, self._slots, self._columns = slabs, slots, columns
-        self._numbers: dict[tuple[object, ...], Numbers] = {}  # by the pool's shape
-        self._rows: dict[tuple[object, ...], mx.array] = {}
+        self._numbers: dict[PoolShape, NDArray[np.uint32]] = {}
+        self._rows: dict[PoolShape, mx.array] = {}
 
     @classmethod
     def of(cls, runs: Iterable[tuple[Slot, range]]) -> Self:
@@ -113,17 +125,17 @@ class Places:
         return len(self._slabs)
 
     def rows(self, shape: PoolShape) -> mx.array:
-        """(m * H,) where the tokens' heads go in a pool of this shape, token after token. Unsigned, since mlx takes a
-        quarter longer to scatter where an index might count from the end."""
-        rows = self._rows.get(shape.key)
+        """(m, H, 1) where the tokens' heads go in a pool of this shape. Unsigned, since mlx takes a quarter longer to
+        scatter where an index might count from the end."""
+        rows = self._rows.get(shape)
         if rows is None:
-            if shape.key not in self._numbers:
-                self._numbers[shape.key] = shape.rows_of(self._slabs, self._slots, self._columns)
-            rows = self._rows[shape.key] = mx.array(self._numbers[shape.key].astype(np.uint32))
+            if shape not in self._numbers:
+                self._numbers[shape] = shape.rows_of(self._slabs, self._slots, self._columns)[..., None]
+            rows = self._rows[shape] = mx.array(self._numbers[shape])
         return rows
 
     def next(self) -> Places:
         """One column further, in the same slots."""
         later = Places(self._slabs, self._slots, self._columns + 1)
-        later._numbers = {key: numbers + 1 for key, numbers in self._numbers.items()}
+        later._numbers = {shape: numbers + 1 for shape, numbers in self._numbers.items()}
         return later

@@ -13,7 +13,7 @@ from typing import Self
 
 import mlx.core as mx
 
-from mlxq_worker.engine.kvcache.places import Places, PoolShape, sources
+from mlxq_worker.engine.kvcache.places import Places, PoolShape, cut, sources
 from mlxq_worker.engine.kvcache.slot_allocator import SlabSize, Slot
 
 
@@ -38,7 +38,7 @@ class Pool:
     @classmethod
     def empty(cls, sizes: Mapping[int, SlabSize], keys: mx.array, values: mx.array) -> Self:
         """A pool for keys and values like these, (m, H, 1, D)."""
-        shape = PoolShape(keys.shape[1], sizes)
+        shape = PoolShape.of(keys.shape[1], sizes)
         return cls(
             shape,
             mx.zeros((shape.num_rows, keys.shape[3]), keys.dtype),
@@ -57,20 +57,20 @@ class Pool:
     def write(self, places: Places, keys: mx.array, values: mx.array) -> None:
         """Write m tokens' keys and values, each (m, H, 1, D), to their places."""
         rows = places.rows(self._shape)
-        self._keys[rows] = keys.flatten(0, 2)
-        self._values[rows] = values.flatten(0, 2)
+        self._keys[rows] = keys
+        self._values[rows] = values
 
     def read(
         self, slab: int, first: int, last: int, num_columns: int, first_column: int = 0
     ) -> tuple[mx.array, mx.array]:
         """Keys and values of slots `first` to `last` of a slab, each (last - first, H, columns, D): of so many columns
         without those before the first one."""
-        rows, apart = self._shape.slabs[slab]
-        where = slice(first, last), slice(None), slice(first_column, num_columns)
-        keys, values = self._keys, self._values
-        if rows is not None:
-            keys, values = keys[rows], values[rows]
-        return keys.reshape(*apart, keys.shape[1])[where], values.reshape(*apart, values.shape[1])[where]
+        # One view of it, where slices of slabs, slots and columns would be six of them.
+        shape, keys, values = self._shape, self._keys, self._values
+        return (
+            mx.as_strided(keys, *cut(shape, slab, first, last, num_columns, first_column, keys.shape[1])),
+            mx.as_strided(values, *cut(shape, slab, first, last, num_columns, first_column, values.shape[1])),
+        )
 
     def copy(self, pairs: Sequence[tuple[Slot, Slot]]) -> None:
         """Copy all columns of slots to other slots, over all of theirs; none is copied from a slot that another is
@@ -102,7 +102,7 @@ class Pool:
                 # Within a run no row is copied from where another is copied to.
                 self.copy(list(run))
             return
-        shape = PoolShape(self._shape.num_heads, sizes)
+        shape = PoolShape.of(self._shape.num_heads, sizes)
         rows, empty = sources(self._shape, shape, tuple(moves))
         self._keys, self._values = self._keys[rows], self._values[rows]
         if empty.size:

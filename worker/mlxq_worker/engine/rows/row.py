@@ -32,6 +32,7 @@ class Row:
         "_admitted_s",
         "_decode",
         "_first_token_s",
+        "_is_followed",
         "_limit",
         "_live_text",
         "_reasoning",
@@ -68,6 +69,8 @@ class Row:
         self._scanner = StopScanner(spec.stop)
         self._reasoning = ReasoningState(spec.reasoning) if spec.reasoning and self._follows_answer else None
         self._repetition = RepetitionWatch(spec.repetition_detection) if spec.repetition_detection else None
+        # Whether a token may mean more to it than an end token or the limit.
+        self._is_followed = self._follows_answer or spec.constraint is not None
         self._admitted_s: float | None = None
         self._first_token_s: float | None = None
 
@@ -96,7 +99,9 @@ class Row:
     @property
     def is_due(self) -> bool:
         """Whether a token can be asked of the device on this step."""
-        return self.result is None and self.num_scheduled < self._limit and self.is_prefilled
+        return (
+            self.result is None and self.num_scheduled < self._limit and self.num_prefilled == len(self.spec.prompt_ids)
+        )
 
     @property
     def is_unforeseen(self) -> bool:
@@ -152,6 +157,8 @@ class Row:
         if scores:
             self.scores.append(scores)
         index = len(self.token_ids) - 1
+        if not self._is_followed and index + 1 < self._limit and token_id not in self.spec.end_tokens:
+            return  # as nearly all tokens of nearly all rows
         is_end_token = token_id in self.spec.end_tokens and self._ends_on(token_id)
         at_limit = index + 1 >= self._limit
         is_thought = self._reasoning is not None and self._reasoning.push(token_id)

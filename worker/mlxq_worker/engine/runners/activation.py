@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -26,31 +27,32 @@ _is_quick: ContextVar[bool] = ContextVar("is_quick", default=False)
 @contextmanager
 def quick_swiglu() -> Iterator[None]:
     """Models that `route_swiglu` was given use the quick one for the block."""
-    token = _is_quick.set(True)
+    token = _is_quick.set(not device.is_gpu())
     try:
         yield
     finally:
         _is_quick.reset(token)
 
 
-def route_swiglu(model: Any) -> None:
+def route_swiglu(model: Any) -> list[Callable[[], None]]:
     """Make the SwiGLU of the module that defines `model` go through here, if it has one.
 
-    mlx-lm's models call one function of their module for it.
+    mlx-lm's models call one function of their module for it. Returns what takes back what is new.
     """
     module: Any = sys.modules[type(model).__module__]
     original = getattr(module, "swiglu", None)
     if original is None or hasattr(original, "is_routed"):
-        return
+        return []
 
     def route(gate: mx.array, x: mx.array) -> mx.array:
-        if _is_quick.get() and gate.dtype == mx.float32 and not device.is_gpu():
+        if _is_quick.get() and gate.dtype == mx.float32:
             return swiglu(gate, x)
         routed: mx.array = original(gate, x)
         return routed
 
     route.is_routed = True  # type: ignore[attr-defined]
     module.swiglu = route
+    return [partial(setattr, module, "swiglu", original)]
 
 
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:

@@ -42,8 +42,8 @@ def attend(
         sliding: with "causal" a query sees itself and so many keys less one before it.
         sinks: (H,) a score for each head that takes part in the softmax and brings no value.
     """
-    if is_fused():
-        if mask == "causal" and sliding is not None and sliding < keys.shape[2]:
+    if device.is_gpu():
+        if sliding is not None and mask == "causal" and sliding is not None and sliding < keys.shape[2]:
             mask = _causal(0, keys.shape[2] - queries.shape[2], keys.shape[2], sliding)
         return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
     if not isinstance(mask, str):

@@ -7,7 +7,6 @@ Knows nothing of keys and values: `kvcache/slots` holds those.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from copy import copy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, chain, groupby
@@ -30,6 +29,7 @@ one: by then starting to is the least of it."""
 _PACKING_STEP = 16
 
 D = TypeVar("D")
+C = TypeVar("C")
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +142,7 @@ class Layout:
 
         There must be no other tokens in this step.
         """
-        later = copy(self)
+        later = copied(self)
         later.__dict__.pop("decoding", None)
         later._num_later += 1
         later._derived = {}
@@ -212,6 +212,13 @@ def _grouped(spans: Sequence[Span]) -> tuple[Span | PackedPrompts, ...]:
     return tuple(groups)
 
 
+def copied(what: C) -> C:
+    """A copy with the same attributes, made faster than `copy.copy` makes one: there are several in every step."""
+    copy = object.__new__(type(what))
+    copy.__dict__.update(what.__dict__)
+    return copy
+
+
 def _indices(values: Iterable[int]) -> mx.array:
     """Unsigned, since mlx takes a quarter longer to scatter where an index might count from the end."""
     return mx.array(list(values), dtype=mx.uint32)
@@ -233,10 +240,12 @@ class Window:
         self.slab = slab
         self.rows, self.num_rows = slice(first, first + len(lengths)), len(lengths)
         self.num_slots = max(lengths) + 1
-        self._lengths = np.array([lengths.get(slot, 1) for slot in range(self.num_slots)])
-        self._grows = np.array([slot in lengths for slot in range(self.num_slots)], dtype=np.int64)
-        self._views: dict[int | None, View] = {}
         has_holes = len(lengths) < self.num_slots
+        # What an empty slot's stand-in sees counts for nothing: as much as the shortest row, so that nobody sees more.
+        self._shortest, self._longest = min(lengths.values()), max(lengths.values())
+        in_slots = [lengths.get(slot, self._shortest) for slot in range(self.num_slots)]
+        self._lengths = np.array(in_slots, dtype=np.int32)[:, None, None, None]  # (S, 1, 1, 1)
+        self.views: dict[int | None, View] = {}  # those that were asked for
         rows = {slot: index for index, slot in enumerate(lengths)}
         # (S,) which decoding row stands in for each slot: its own, or any for a slot that is empty
         self.query_rows = mx.array([rows.get(slot, 0) for slot in range(self.num_slots)]) if has_holes else None
@@ -244,49 +253,57 @@ class Window:
 
     def next(self) -> Window:
         """The same rows one column further."""
-        later = copy(self)
-        later._lengths = self._lengths + self._grows
-        later._views = {}
+        later = copied(self)
+        later._lengths = self._lengths + 1
+        later._shortest, later._longest = self._shortest + 1, self._longest + 1
+        later.views = {}
         return later
 
     def view(self, sliding: int | None) -> View:
         """What is seen of the slab where a token sees itself and so many columns less one before it; `None`: all."""
-        if sliding not in self._views:
-            self._views[sliding] = View(self._lengths, sliding)
-        return self._views[sliding]
+        if sliding not in self.views:
+            self.views[sliding] = View(self._lengths, self._shortest, self._longest, sliding)
+        return self.views[sliding]
 
 
 class View:
     """Columns `first` to `last` of a slab's first S slots, and which of them count.
 
     Args:
-        lengths: (S,) how many columns of each slot are in use.
+        lengths: (S, 1, 1, 1) how many columns of each slot are in use.
+        shortest: the least of them.
+        longest: the most.
         sliding: how many of them the last one's token sees, `None` for all.
 
     Attributes:
         mask: (S, 1, 1, last - first), true where a column counts; `None` where all of them do.
     """
 
-    def __init__(self, lengths: NDArray[np.int64], sliding: int | None) -> None:
-        starts = np.zeros_like(lengths) if sliding is None else np.maximum(lengths - sliding, 0)
-        self.first, self.last = int(starts.min()), int(lengths.max())
+    def __init__(self, lengths: NDArray[np.int32], shortest: int, longest: int, sliding: int | None) -> None:
+        self.first, self.last = 0 if sliding is None else max(0, shortest - sliding), longest
         self.mask: mx.array | None = None
-        if lengths.min() < self.last or starts.max() > self.first:
+        if shortest < longest:
             # Made by the host: a few thousand booleans, instead of kernels that make them.
-            columns = np.arange(self.first, self.last)
-            seen = (columns < lengths[:, None]) & (columns >= starts[:, None])
-            self.mask = mx.array(seen[:, None, None])
-        self._full_mask: mx.array | None = None
+            columns = np.arange(self.first, longest, dtype=np.int32)
+            seen = columns < lengths
+            if sliding is not None and sliding < longest:
+                seen &= columns >= lengths - sliding
+            self.mask = mx.array(seen)
+        self._full_masks: dict[int, mx.array] = {}
 
     def mask_of(self, num_heads: int) -> mx.array | None:
         """The mask for so many heads of queries. Where attention is a single kernel it is laid out in full, (S, heads,
         1, last - first), once a step: the kernel would have it copied like that in every layer."""
-        if self.mask is None or not is_fused() or 1 in (self.mask.shape[0], num_heads):
-            return self.mask
-        if self._full_mask is None or self._full_mask.shape[1] != num_heads:
-            num_slots, _, _, width = self.mask.shape
-            self._full_mask = mx.contiguous(mx.broadcast_to(self.mask, (num_slots, num_heads, 1, width)))
-        return self._full_mask
+        mask = self.mask
+        if mask is None:
+            return None
+        if num_heads in self._full_masks:
+            return self._full_masks[num_heads]
+        if is_fused() and 1 not in (mask.shape[0], num_heads):
+            num_slots, _, _, width = mask.shape
+            mask = mx.contiguous(mx.broadcast_to(mask, (num_slots, num_heads, 1, width)))
+        self._full_masks[num_heads] = mask
+        return mask
 
 
 def _windows(decoding: Sequence[Span]) -> tuple[Window, ...]:
@@ -361,6 +378,6 @@ class Sharing:
 
     def next(self) -> Sharing:
         """The same tokens' next ones."""
-        later = copy(self)
+        later = copied(self)
         later.groups = tuple(group.next() for group in self.groups)
         return later

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from functools import partial
 from itertools import chain
 from typing import Any, Protocol
 
@@ -82,21 +83,22 @@ class PackedModel:
     def __init__(self, model: Any, way: Way = Way.SHARED) -> None:
         self.caches: list[LayerCache] = [_cache_for(cache, way) for cache in make_prompt_cache(model)]
         anatomy = look_into(model)
-        route_swiglu(model)
-        if way is Way.SHARED:
-            route_attention(model)
         grouped = [u for cache, u in zip(self.caches, anatomy.users, strict=True) if not isinstance(cache, SlotCache)]
         if not all(grouped):
             raise ValueError("a layer's cache is handed to no module of it")
-        self._routed = [kind for kind in chain(*grouped) if route_calls(kind)]
         self._body, self._head = split(model, anatomy)
         self.copies_prefixes = way.copies_prefixes
+        # From here on nothing fails: what is routed now `let_go` takes back.
+        self._unroute = route_swiglu(model)
+        if way is Way.SHARED:
+            self._unroute += route_attention(model)
+        self._unroute += [partial(unroute_calls, kind) for kind in chain(*grouped) if route_calls(kind)]
 
     def let_go(self) -> None:
-        """Have the classes of the model's modules do again what they did. It can't be run from here on."""
-        for kind in self._routed:
-            unroute_calls(kind)
-        self._routed.clear()
+        """Have the model's modules and their functions do again what they did. It can't be run from here on."""
+        for unroute in self._unroute:
+            unroute()
+        self._unroute.clear()
 
     def arrange(self, changes: Changes) -> None:
         """Bring every layer's slabs to where the rows of the next steps lie."""
@@ -117,7 +119,7 @@ class PackedModel:
         """Run tokens (N,) through the layers, writing what they leave where `layout` says: (N, 1, E)."""
         for cache in self.caches:
             cache.begin_step(layout)
-        with quick_swiglu(), step_of_layers():
+        with quick_swiglu(), step_of_layers(self.caches):
             hidden: mx.array = self._body(tokens[:, None], self.caches)
         return hidden
 

@@ -9,10 +9,12 @@ own slot. What is stored, and how, is `kvcache/slots`' business.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import cache, partial
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -24,19 +26,26 @@ from mlxq_worker.engine.plan import PrefixChunk
 from mlxq_worker.engine.runners.attention import Partial, attend, attend_causally_in_parts, attend_in_part, taken_apart
 from mlxq_worker.engine.runners.layout import Layout, PackedPrompts, Segment, Sharers, Sharing, Span, View, Window
 
-_written: ContextVar[dict[int, tuple[SlotCache, mx.array, mx.array]]] = ContextVar("written")
+Written = Mapping[int, tuple["SlotCache", mx.array, mx.array]]
+_NOTHING: Written = MappingProxyType({})
+_written: ContextVar[Written] = ContextVar("written", default=_NOTHING)
 
 
 @contextmanager
-def step_of_layers() -> Iterator[None]:
+def step_of_layers(caches: Iterable[object]) -> Iterator[None]:
     """Within the block it is remembered which layer wrote which keys and values: some models hand those to later
     layers, without the cache that they are of. Nobody holds them for longer: MLX is to free them when it has used
     them."""
-    token = _written.set({})
+    written: dict[int, tuple[SlotCache, mx.array, mx.array]] = {}
+    token = _written.set(written)
+    for layer in caches:
+        if isinstance(layer, SlotCache):
+            layer.written = written
     try:
         yield
     finally:
         _written.reset(token)
+        written.clear()
 
 
 class InSlots:
@@ -68,6 +77,8 @@ class SlotCache(InSlots):
     def __init__(self, sliding: int | None = None) -> None:
         super().__init__()
         self._sliding = sliding
+        self._mask = slot_mask(sliding)
+        self.written: dict[int, tuple[SlotCache, mx.array, mx.array]] = {}
         self.layout = Layout([])
         self.offset = mx.array([])
         """(N,) the position of every token of the step in its own sequence: what RoPE rotates by"""
@@ -87,7 +98,7 @@ class SlotCache(InSlots):
 
     def make_mask(self, *_: Any, window_size: int | None = None, **__: Any) -> SlotMask:
         """What the model is to hand to `attend`, which knows who sees what."""
-        return SlotMask(window_size)
+        return slot_mask(window_size)
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write the step's keys and values, each (N, H, 1, D), where they belong; the model gets them back as is."""
@@ -96,7 +107,7 @@ class SlotCache(InSlots):
             self._write_beside_prefixes(keys, values)
         else:
             self.slots.write(layout.places, keys, values)
-        _written.get({})[id(keys)] = self, keys, values
+        self.written[id(keys)] = self, keys, values
         return keys, values
 
     def _write_beside_prefixes(self, keys: mx.array, values: mx.array) -> None:
@@ -113,7 +124,7 @@ class SlotCache(InSlots):
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
         """The step's keys and values, for a later layer that has none of its own."""
-        own = ((keys, values) for layer, keys, values in _written.get().values() if layer is self)
+        own = ((keys, values) for layer, keys, values in self.written.values() if layer is self)
         return next(own)  # the layer that writes them comes first
 
     def attend(
@@ -129,14 +140,20 @@ class SlotCache(InSlots):
 
         `keys` and `values` are those of the step's tokens, (N, H, 1, D), which have been written already.
         """
-        if mask is not None and not isinstance(mask, SlotMask):
-            raise NotImplementedError("the model masks by itself")
         sliding = self._sliding
-        if mask is not None and mask.sliding != sliding:
+        if mask is not None and mask is not self._mask:
+            if not isinstance(mask, SlotMask):
+                raise NotImplementedError("the model masks by itself")
             sliding = one_window(sliding, mask.sliding)
-        if (window := self.layout.lone_window) is not None:
+        window = self.layout.lone_window
+        if window is None:
+            return _Attention(self.layout, self.slots, scale, sliding, sinks).of(queries, keys, values)
+        if window.result_rows is not None:
             return _attend_in_window(self.slots, window, queries, scale, sliding, sinks)
-        return _Attention(self.layout, self.slots, scale, sliding, sinks).of(queries, keys, values)
+        # As there, in as few calls as can be: nearly all steps come through here, in every layer.
+        view = window.views.get(sliding) or window.view(sliding)
+        keys, values = self.slots.read(window.slab, 0, window.num_slots, view.last, view.first)
+        return attend(queries, keys, values, scale, view.mask_of(queries.shape[1]), sinks=sinks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +161,12 @@ class SlotMask:
     """Stands where a model expects a mask. `sliding` is how many tokens a token sees, as far as the model says so."""
 
     sliding: int | None = None
+
+
+@cache
+def slot_mask(sliding: int | None) -> SlotMask:
+    """One mask for all layers that see as much."""
+    return SlotMask(sliding)
 
 
 def one_window(of_cache: int | None, of_mask: int | None) -> int | None:
@@ -273,22 +296,25 @@ def _side_by_side(tokens: mx.array) -> mx.array:
     return tokens[:, :, 0].swapaxes(0, 1)[None]
 
 
-def route_attention(model: Any) -> None:
+def route_attention(model: Any) -> list[Callable[[], None]]:
     """Make the attention of a model's modules go through a `SlotCache` where it is given one.
 
     mlx-lm's models call one function of the module that defines them for attention; with any other cache it does what
-    it did.
+    it did. Returns what takes back what is new.
     """
+    unroute: list[Callable[[], None]] = []
     for name in {kind.__module__ for module in model.modules() for kind in type(module).__mro__}:
         source: Any = sys.modules[name]
         original = getattr(source, "scaled_dot_product_attention", None)
         if original is not None and not hasattr(original, "routes_slots"):
             source.scaled_dot_product_attention = _routed(original)
+            unroute.append(partial(setattr, source, "scaled_dot_product_attention", original))
+    return unroute
 
 
 def _routed(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
     def attend(queries: mx.array, keys: mx.array, values: mx.array, cache: Any, *args: Any, **options: Any) -> Any:
-        written = _written.get({}).get(id(keys))
+        written = _written.get().get(id(keys))
         if written is not None:
             return written[0].attend(queries, keys, values, *args, **options)
         if isinstance(cache, SlotCache):
