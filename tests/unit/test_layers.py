@@ -32,8 +32,8 @@ ENGINE_BUILDER = "mlxq_worker.backend"
 FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
     "mlxq": (
         frozenset(
-            {"contract", "errors", "id_table", "jobs", "keys", "logs", "machine", "passing", "printable", "sentinel"}
-            | {"spool", "versions"}
+            {"contract", "errors", "jobs", "keys", "logs", "machine", "passing", "printable", "sentinel", "storage"}
+            | {"versions"}
         ),
         frozenset({"deploying", "formats", "requests", "results"}),
         frozenset({"offline", "queue", "tables"}),

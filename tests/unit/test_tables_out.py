@@ -27,7 +27,7 @@ from mlxq.files.input import BadLine, arrow_fields, read_requests
 from mlxq.files.output.answer_table import AnswerTable, InputRow, answers_path, input_row
 from mlxq.files.output.result_file import ResultWriter
 from mlxq.requests.openai import ParsedLine
-from mlxq.spool import Spool
+from mlxq.storage.spool import Spool
 from mlxq.tables.columns import Columns
 from mlxq.tables.flat import FlatShape
 

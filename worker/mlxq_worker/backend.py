@@ -308,11 +308,6 @@ def what_fits(model: LoadedModel, config: WorkerConfig, limit_bytes: int) -> Fit
 
     num_bytes = weights_bytes(model.path)
     room_bytes = room_for_rows(limit_bytes, resident_bytes() + num_bytes)
-<<<<<<< HEAD
     row_tokens = min(model.context_length, 2 * _open_fields(model, config).max_tokens)
-    budget = KvBudget(measure_cost(model.model), room_bytes, in_slabs=True)
-=======
-    row_tokens = min(model.context_length, 2 * config.default_max_tokens)
     budget = KvBudget(measure_cost(model.model, in_slabs=True), room_bytes, in_slabs=True)
->>>>>>> engine
     return Fit(num_bytes, limit_bytes, budget, row_tokens, config.engine.max_num_seqs)

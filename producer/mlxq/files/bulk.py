@@ -31,7 +31,7 @@ from mlxq.queue.client import Client
 from mlxq.requests.openai import ParsedLine
 from mlxq.results.answer import Answer
 from mlxq.results.result_lines import retried_line
-from mlxq.spool import Spool
+from mlxq.storage.spool import Spool
 
 DEFAULT_MAX_INFLIGHT = keys.DEFAULT_MAX_INFLIGHT
 DEFAULT_MAX_INFLIGHT_BYTES = 256 * 2**20

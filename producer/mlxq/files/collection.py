@@ -12,11 +12,11 @@ from mlxq.files.outages import Outages, Tell
 from mlxq.files.output.answer_table import AnswerTable, InputRow
 from mlxq.files.output.sink import Sink
 from mlxq.files.tally import POLL_S, OnTurn, Summary
-from mlxq.id_table import IdTable
 from mlxq.queue.batch import Batch
 from mlxq.results.answer import Answer
 from mlxq.results.read_back import content_hash_of
-from mlxq.spool import Spool
+from mlxq.storage.id_table import IdTable
+from mlxq.storage.spool import Spool
 
 
 def collect(

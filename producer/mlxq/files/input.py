@@ -19,10 +19,10 @@ from mlxq.files.known_lines import Known, KnownBlock, KnownLines, Marked, Marker
 from mlxq.files.source import Source
 from mlxq.formats.names import Format
 from mlxq.formats.records import Record
-from mlxq.id_table import IdTable
 from mlxq.requests import openai
 from mlxq.requests.openai import ParsedLine
 from mlxq.results import result_lines
+from mlxq.storage.id_table import IdTable
 from mlxq.tables.columns import Columns
 from mlxq.tables.requests import RequestMaker
 

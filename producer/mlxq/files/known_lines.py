@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from mlxq.id_table import IdTable
+from mlxq.storage.id_table import IdTable
 from mlxq.versions import version_of
 
 MARK_BYTES = 15

@@ -23,7 +23,6 @@ from rq.registry import CanceledJobRegistry, FailedJobRegistry, FinishedJobRegis
 from mlxq import keys
 from mlxq.contract import Failure
 from mlxq.errors import BatchNotFound
-from mlxq.id_table import IdTable
 from mlxq.queue import rq_keys
 from mlxq.queue.broken_keys import kinds_of_batch, naming
 from mlxq.queue.connect import queue_errors, replies_to
@@ -32,6 +31,7 @@ from mlxq.queue.scripts import source
 from mlxq.results.answer import Answer, Status
 from mlxq.results.read_back import custom_id_of, decode_output_line
 from mlxq.results.result_lines import failure_line
+from mlxq.storage.id_table import IdTable
 
 T = TypeVar("T")
 

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from mlxq.errors import ConfigError, RequestError
-from mlxq.id_table import IdTable
 from mlxq.requests.openai import ParsedLine, parse_object, text_request
+from mlxq.storage.id_table import IdTable
 
 RequestLike = ParsedLine | Mapping[str, Any] | str
 """What `mlxq.request` builds; an object as it would stand on an input line; or the text of a prompt."""

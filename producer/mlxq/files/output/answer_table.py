@@ -21,10 +21,10 @@ from mlxq.files.output.stored import line_at, seekable, stored_lines
 from mlxq.files.paths import file_errors
 from mlxq.formats.names import TABLES, Named, named
 from mlxq.formats.table_writer import check_name, write_table
-from mlxq.id_table import IdTable
 from mlxq.requests.openai import ParsedLine
 from mlxq.results.result_lines import failure_line
-from mlxq.spool import Spool
+from mlxq.storage.id_table import IdTable
+from mlxq.storage.spool import Spool
 from mlxq.tables.flat import FlatShape
 
 

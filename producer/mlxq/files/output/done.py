@@ -16,8 +16,8 @@ from msgspec import Struct
 from mlxq.files.known_lines import MADE_UP, Known, KnownLines, Marked, made_up_id
 from mlxq.files.output.continuation import can_go_on
 from mlxq.files.output.stored import read_as, read_lines
-from mlxq.id_table import IdTable, is_text
 from mlxq.results import read_back
+from mlxq.storage.id_table import IdTable, is_text
 
 LINES_AT_ONCE = 500
 

@@ -17,8 +17,8 @@ from mlxq.errors import InputFileError
 from mlxq.files.output.result_file import open_writer
 from mlxq.files.output.rewriting import drop_lines
 from mlxq.files.output.stored import read_lines
-from mlxq.id_table import IdTable
 from mlxq.results import read_back
+from mlxq.storage.id_table import IdTable
 
 
 class ErrorFile:

@@ -16,7 +16,7 @@ from mlxq.files.output.result_file import PACKED_BYTES
 from mlxq.files.output.stored import line_at, packing_in, seekable, stored_lines
 from mlxq.files.paths import file_errors
 from mlxq.formats.packing import Packing, packed
-from mlxq.id_table import IdTable
+from mlxq.storage.id_table import IdTable
 
 
 class Ids(Protocol):

@@ -27,11 +27,11 @@ from mlxq.files.output.retry import Retry
 from mlxq.files.output.rewriting import order_file
 from mlxq.files.tally import Summary, Tally
 from mlxq.formats.names import TABLES, named
-from mlxq.id_table import IdTable
 from mlxq.requests.normal_form import spelled_hash
 from mlxq.requests.openai import ParsedLine
 from mlxq.results.read_back import is_success
 from mlxq.results.result_lines import failure_line
+from mlxq.storage.id_table import IdTable
 
 SYNC_S = 1.0
 

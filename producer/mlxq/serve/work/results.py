@@ -17,11 +17,11 @@ from mlxq.files.output.error_file import ErrorFile
 from mlxq.files.output.rewriting import Ids, order_file
 from mlxq.files.output.stored import read_lines
 from mlxq.files.paths import count_lines
-from mlxq.id_table import IdTable
 from mlxq.requests.openai import ParsedLine
 from mlxq.results import read_back
 from mlxq.results.result_lines import failure_line
 from mlxq.serve.store.records import Counts, TokenUsage
+from mlxq.storage.id_table import IdTable
 
 
 @dataclass(frozen=True, slots=True)
