@@ -16,6 +16,7 @@ from mlxq import (
     LoginRefused,
     MlxqError,
     ModelError,
+    NoSuchFile,
     QueueError,
     QueueNotReady,
     QueueUnavailable,
@@ -32,6 +33,8 @@ def advice(error: MlxqError) -> str:
             return f"mend the request: {error.param}"
         case FileInUse():
             return "wait for the other run"
+        case NoSuchFile():
+            return "look for the file elsewhere"
         case InputFileError():
             return "mend the file or its path"
         case EosError():
