@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mlxq_worker.engine.kvcache import prefix as prefix_module
 from mlxq_worker.engine.kvcache.prefix import BLOCK, MIN_TOKENS, Prefix, PrefixTable
 
 SYSTEM = tuple(range(1000, 1000 + 4 * BLOCK))
@@ -120,6 +124,46 @@ def test_without_room_beside_the_used_prefixes_nothing_more_is_shared() -> None:
 
     assert table.acquire(prompts[0]) is not None
     assert table.acquire(prompts[1]) is None
+
+
+def test_where_there_is_room_for_a_part_that_part_is_shared() -> None:
+    prompt = tuple(range(20 * BLOCK))
+
+    assert acquired(table_of(prompt, prompt, max_tokens=5 * BLOCK + 3), prompt).token_ids == prompt[: 5 * BLOCK]
+
+
+def test_each_turn_of_a_conversation_goes_on_from_the_one_before_however_many_there_are() -> None:
+    num_turns = 520
+    turns = [tuple(range(turn * MIN_TOKENS + 1)) for turn in range(1, num_turns + 1)]
+    table = PrefixTable(sum(map(len, turns)))
+    for turn in (*turns, turns[-1]):
+        table.expect(turn)
+
+    prefix = acquired(table, turns[-1])
+
+    assert [len(each) for each in prefix.unfilled()] == [MIN_TOKENS * turn for turn in range(1, num_turns + 1)]
+
+
+def test_long_prompts_are_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_up: list[int] = []
+
+    class Looked(Counter[int]):
+        def __missing__(self, key: int) -> int:
+            looked_up.append(key)
+            return 0
+
+        def __getitem__(self, key: int) -> int:
+            looked_up.append(key)
+            return super().__getitem__(key)
+
+    monkeypatch.setattr(prefix_module, "Counter", Looked)
+    prompt = tuple(range(3000 * BLOCK))
+    for room in (0, MIN_TOKENS, 100 * BLOCK, 2 * len(prompt)):
+        table = table_of(prompt, prompt, max_tokens=room)
+        looked_up.clear()
+        table.acquire(prompt)
+
+        assert len(looked_up) <= 2 * 3000
 
 
 @given(

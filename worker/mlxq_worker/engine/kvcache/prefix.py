@@ -47,8 +47,14 @@ class Prefix:
 
     def unfilled(self) -> list[Prefix]:
         """What is to be prefilled before a row can go on behind this prefix, in order."""
-        before = self.base.unfilled() if self.base else []
-        return before if self.is_prefilled else [*before, self]
+        return [prefix for prefix in reversed(list(self._chain())) if not prefix.is_prefilled]
+
+    def _chain(self) -> Iterator[Prefix]:
+        """This one, what it begins with, and so on. A long conversation has hundreds."""
+        prefix: Prefix | None = self
+        while prefix is not None:
+            yield prefix
+            prefix = prefix.base
 
 
 def block_keys(prompt_ids: tuple[int, ...]) -> Iterator[int]:
@@ -163,33 +169,45 @@ class PrefixTable:
         self._prefixes.clear()
         self._lengths = {}
 
-    def _longest(self, token_ids: tuple[int, ...], keys: Sequence[int], num_rows: int = 1) -> Prefix | None:
-        """The longest prefix of these tokens, of as many blocks as there are keys or less, that is there already or is
-        worth making because more than `num_rows` rows share it."""
-        for num_blocks in range(len(keys), MIN_TOKENS // BLOCK - 1, -1):
-            key, shared = keys[num_blocks - 1], token_ids[: num_blocks * BLOCK]
-            prefix = self._prefixes.get(key)
-            if prefix is None and self._rows[key] > num_rows and len(shared) >= MIN_TOKENS:
-                prefix = self._make(shared, keys[:num_blocks])
-            if prefix is not None and prefix.token_ids == shared[: len(prefix)]:  # keys are only hashes
-                return prefix
-        return None
+    def _longest(self, token_ids: tuple[int, ...], keys: Sequence[int]) -> Prefix | None:
+        """The longest prefix of these tokens that is there already or is worth making because several rows share it."""
+        base, worth_making = self._look_through(token_ids, keys)
+        for num_blocks in reversed(worth_making):  # each on the longest base that more rows share
+            room = self._max_tokens - self._tokens_beside - self._num_locked_beside(base)
+            has_room = min(num_blocks * BLOCK, len(token_ids)) <= room
+            num_blocks = num_blocks if has_room else max(0, room) // BLOCK
+            shared = token_ids[: num_blocks * BLOCK]
+            if len(shared) - (len(base) if base else 0) >= MIN_TOKENS:
+                base = self._make(shared, keys[num_blocks - 1], base)
+            if not has_room:
+                break
+        return base
 
-    def _make(self, token_ids: tuple[int, ...], keys: Sequence[int]) -> Prefix | None:
-        """A prefix of these tokens on the longest base that more rows share, or that base if it is nearly as long;
-        `None` if there is no room."""
-        *shorter, key = keys
-        base = self._longest(token_ids, shorter, num_rows=self._rows[key])
-        if base is not None and len(token_ids) - len(base) < MIN_TOKENS:
-            return base
-        num_locked = sum(self._size(prefix) for prefix in self._prefixes.values() if prefix.num_users or prefix is base)
-        if num_locked + len(token_ids) + self._tokens_beside > self._max_tokens:
-            return None
+    def _look_through(self, token_ids: tuple[int, ...], keys: Sequence[int]) -> tuple[Prefix | None, list[int]]:
+        """The longest prefix of these tokens that is there already, and the longer ones that more than one row shares,
+        each with more rows than the one before: in blocks, falling."""
+        worth_making: list[int] = []
+        num_rows = 1
+        for num_blocks in range(len(keys), MIN_TOKENS // BLOCK - 1, -1):
+            key = keys[num_blocks - 1]
+            prefix = self._prefixes.get(key)
+            if prefix is not None and prefix.token_ids == token_ids[: len(prefix)]:  # keys are only hashes
+                return prefix, worth_making
+            if prefix is None and self._rows[key] > num_rows:
+                worth_making.append(num_blocks)
+                num_rows = self._rows[key]
+        return None, worth_making
+
+    def _make(self, token_ids: tuple[int, ...], key: int, base: Prefix | None) -> Prefix:
         if base is not None:
             self._hold(base)
         prefix = self._prefixes[key] = Prefix(token_ids, base)
         self._lengths = None
         return prefix
+
+    def _num_locked_beside(self, base: Prefix | None) -> int:
+        """Tokens of the prefixes that are in use, or would be once another one is made on `base`."""
+        return sum(self._size(prefix) for prefix in self._prefixes.values() if prefix.num_users or prefix is base)
 
     def _size(self, prefix: Prefix) -> int:
         return len(prefix) + self._tokens_beside
