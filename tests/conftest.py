@@ -20,8 +20,10 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from importlib.util import find_spec
 
+import pytest
 from hypothesis import settings
 
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -41,3 +43,13 @@ collect_ignore = [] if find_spec("torch") else ["parity"]
 collect_ignore += ["compat"] if "MLXQ_COMPAT" not in os.environ else []
 collect_ignore += ["alerts"] if "MLXQ_PROMETHEUS" not in os.environ else []
 pytest_plugins = ["tests.support.redis_fixture"]
+
+
+@pytest.fixture(autouse=True)
+def _signal_handlers() -> Iterator[None]:
+    """No test leaves its handlers, as those of a worker in this process, to the next one."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        if signal.getsignal(number) is not handler:
+            signal.signal(number, handler)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
-
 
 def version_of(package: str) -> str | None:
     """``0.1.0``; `None` for a package that isn't there."""
+    from importlib.metadata import PackageNotFoundError, version  # brings all that reads e-mails
+
     try:
         return version(package)
     except PackageNotFoundError:

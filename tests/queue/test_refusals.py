@@ -237,7 +237,7 @@ def answered(connection: Redis, num_jobs: int = NUM_JOBS) -> Batch:
     {
         "connect": (checks_health, ONE_BY_ONE),
         "look at what is there": (sends(b"HMGET", b"mlxq:batch:"), {"plain": PLAIN}),
-        "add": (sends(b"HSET", b"rq:job:"), BY_TRANSACTION),
+        "add": (evaluates("enqueue"), BY_SCRIPT),
         "seal": (sends(b"HSET", b"mlxq:batch:"), BY_TRANSACTION),
     }
 )
@@ -261,7 +261,7 @@ def test_enqueuing_goes_on_and_adds_each_request_once(
         "find the batch": (sends(b"HGET", b"mlxq:batch:"), {"plain": PLAIN}),
         "count": (sends(b"HGETALL", b"mlxq:batch:"), {"plain": PLAIN}),
         "read what has ended": (lambda command: command[0] == b"XREAD", {"in a pipeline": PLAIN}),
-        "fetch answers": (sends(b"XREVRANGE", b"rq:results:"), {"in a pipeline": PLAIN}),
+        "fetch answers": (evaluates("answers"), BY_SCRIPT),
     }
 )
 def test_collecting_goes_on_and_writes_each_answer_once(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from tests.support.fake_worker import echo
 
+from mlxq.contract import Request
 from mlxq.files.input import BadLine, read_unknown
 from mlxq.files.known_lines import KnownBlock, KnownLines
 from mlxq.files.output.retry import Retry
@@ -31,7 +32,7 @@ class Run:
         self.asked: list[str] = []
         self.refused: list[str] = []
         self.kept: list[Any] = []
-        known = KnownLines()
+        known = KnownLines((sink or {}).get("sampling_defaults"))
         lines = read_unknown(folder / name, known, **how)
         with Sink(folder / "out.jsonl", folder / "out.errors", known=known, **sink or {}) as self.sink:
             for line in lines:
@@ -164,3 +165,23 @@ def test_nothing_is_known_where_an_id_has_two_answers(tmp_path: Path) -> None:
     write(tmp_path, *lines)
     run = Run(tmp_path)
     assert (run.known, run.asked) == ([], ["r1"])
+
+
+def test_lines_are_read_again_where_something_else_would_be_filled_in_now(tmp_path: Path) -> None:
+    write(tmp_path, {"custom_id": "a", "prompt": "p"}, {"custom_id": "b", "prompt": "p", "temperature": 0.5})
+    before, now = {"temperature": 0.6, "top_k": 20.0}, {"temperature": 0.6, "top_k": 40.0}
+
+    def filled(request: Request, job_id: str) -> dict[str, Any]:
+        line = echo(request, job_id)
+        own = {name: value for name, value in before.items() if name in request.left_out}
+        line["response"]["body"]["mlxq"] |= {"generation_config": "auto", "sampling_defaults": own}
+        return line
+
+    first = Run(tmp_path, answer=filled, sink={"sampling_defaults": before})
+    same = Run(tmp_path, sink={"sampling_defaults": before})
+    unknown = Run(tmp_path)
+    other = Run(tmp_path, sink={"sampling_defaults": now})
+
+    assert (first.asked, same.known, same.read) == (["a", "b"], ["a", "b"], [])
+    assert (unknown.read, unknown.asked) == (["a", "b"], [])
+    assert (other.read, other.asked) == (["a", "b"], ["a", "b"])

@@ -180,7 +180,7 @@ def _unless_known(sources: Sequence[Source], known: KnownLines) -> Iterator[Pars
             continue
         marker: Marker | None = None  # what the file is is known once it is read
         while block := list(itertools.islice(records, KNOWN_BLOCK)):
-            marker = marker or source.marker()
+            marker = marker or source.marker(known.filled_in)
             lines = [_marked(record, source, marker) for record in block]
             yield from _block(list(map(_LookedUp, block, lines, known.look_up(lines))), source, taken)
 

@@ -1,7 +1,8 @@
 """Input lines that a result file has the answers to: they are known by a mark, and need not be read to be skipped.
 
-A mark is a hash of a line as it stands and of how it is read. It is kept beside the answer; where it is the same, so is
-the request. Knows nothing of files, and leaves it to others which answers count.
+A mark is a hash of a line as it stands, of how it is read, and of what is filled in where it says nothing. It is kept
+beside the answer; where it is the same, so is the request. Knows nothing of files, and leaves it to others which
+answers count.
 """
 
 from __future__ import annotations
@@ -79,9 +80,14 @@ class Marked(NamedTuple):
 
 class KnownLines:
     """The answers that there are, by their lines. It is filled before lines are read, and void for good as soon as an
-    id gets another answer, from whatever thread."""
+    id gets another answer, from whatever thread.
 
-    def __init__(self) -> None:
+    Args:
+        filled_in: what stands for fields that a line leaves out, as far as that is known: another, another mark.
+    """
+
+    def __init__(self, filled_in: Mapping[str, float] | None = None) -> None:
+        self.filled_in = None if filled_in is None else sorted(filled_in.items())
         self._table = IdTable()  # number of the model, mark and custom id
         self._models: list[str | None] = []
         self._is_void = False

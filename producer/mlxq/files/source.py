@@ -78,9 +78,9 @@ class Source:
                 if isinstance(record.value, bytes) and record.value.strip():
                     yield record
 
-    def marker(self) -> Marker:
-        """Marks of its records: whatever decides what they mean goes into them."""
-        return marker([self._format, *self.maker.settings()])
+    def marker(self, filled_in: object = None) -> Marker:
+        """Marks of its records: whatever decides what they mean goes into them, and what is filled in besides."""
+        return marker([self._format, *self.maker.settings(), filled_in])
 
     def count(self) -> int | None:
         """How many records there are, at most; `None` where that is not known without reading them."""

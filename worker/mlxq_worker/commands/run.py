@@ -27,7 +27,6 @@ from mlxq.cli.options.writing import fields as fields_option
 from mlxq.cli.signals import StopRequest
 from mlxq.cli.terminal import tell
 from mlxq.errors import QueueNotReady, QueueUnavailable
-from mlxq.files.known_lines import KnownLines
 from mlxq.files.output.manifest import RunFacts, check_manifest, manifest_path, write_manifest
 from mlxq.files.output.retry import Retry
 from mlxq.files.tally import Summary, Tally
@@ -141,9 +140,7 @@ def run(
     if manifest_file is not None:
         check_manifest(manifest_file)
     retry = Retry.read(retry_reasons, max_tokens_on_retry, goes_on=continue_length)
-    filled = _open_fields(worker_options) if workers else None
-    known, started = KnownLines(), time.time()
-    lines = reading.unknown(known)
+    started = time.time()
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         is_shared = bool(url)
@@ -168,9 +165,13 @@ def run(
             from mlxq.cli.progress import progress
             from mlxq.cli.report import EMPTY_HINT, finish
             from mlxq.files import bulk
+            from mlxq.files.known_lines import KnownLines
             from mlxq.queue.connect import address_of
 
             client = in_redis.client
+        filled = _open_fields(worker_options) if workers else None
+        sampling_defaults = filled.sampling or {} if filled else None
+        known = KnownLines(sampling_defaults)
         if is_shared:  # maybe by a variable that was set for something else
             tell(f"Using queue {queue} in the Redis at {address_of(client.redis)}.")
         display = stack.enter_context(progress(reading.count()))
@@ -180,7 +181,7 @@ def run(
                 tell(f"Warning: {finding}")
             summary = bulk.process(
                 client,
-                lines,
+                reading.unknown(known),
                 writing.answers,
                 writing.errors,
                 on_turn=turn,
@@ -191,7 +192,7 @@ def run(
                 tell=tell if is_shared else None,
                 source=reading.source,
                 default_max_tokens=filled.max_tokens if filled else None,
-                sampling_defaults=filled.sampling or {} if filled else None,
+                sampling_defaults=sampling_defaults,
                 table=writing.table,
                 retry=retry,
                 known=known,
@@ -236,7 +237,7 @@ def _findings(client: Client) -> list[str]:
 
 
 def _name_of(model: str) -> str:
-    from mlxq_worker.model.load import name_of
+    from mlxq_worker.model.locate import name_of
 
     return name_of(model)
 
@@ -254,7 +255,7 @@ def _open_fields(worker_options: Mapping[str, Any]) -> OpenFields | None:
         ModelError: the model's generation_config.json is broken.
     """
     from mlxq_worker.model.generation import OpenFields, read_generation_config
-    from mlxq_worker.model.load import folder_of
+    from mlxq_worker.model.locate import folder_of
 
     folder = folder_of(worker_options["model"])
     mode: GenerationConfig = worker_options["generation_config"] or "auto"

@@ -8,7 +8,6 @@ model. Knows nothing of requests or batches.
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,11 +22,8 @@ from mlxq_worker.model.eos import EosSet, resolve_eos
 from mlxq_worker.model.generation import read_generation_config
 from mlxq_worker.model.json_file import read_object
 from mlxq_worker.model.load_tokenizer import load_tokenizer
-from mlxq_worker.model.safetensors import WEIGHT_FILES
+from mlxq_worker.model.locate import Location, locate
 from mlxq_worker.model.tokenizer import Tokenizer
-
-DEMO = "demo"
-DEMO_NAME = "mlxq-demo"
 
 UNSTATED_CONTEXT_LENGTH = 131_072
 """The limit for a model that states none, such as one with a recurrent state instead of positions."""
@@ -37,10 +33,6 @@ _CONTEXT_LENGTH_FIELDS = ("max_position_embeddings", "n_positions", "max_sequenc
 _LARGEST_STATED_LENGTH = 10**9
 
 logger = logging.getLogger("rq.worker")
-
-_REPOSITORY_ID = re.compile(r"(?!\.)[\w.-]+(/[\w.-]+)?")
-_DESCRIPTION_FILES = ("*.json", "*.jsonl", "*.txt", "*.jinja", "tokenizer.model", "*.tiktoken")
-_WEIGHT_FILES = (WEIGHT_FILES,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +80,7 @@ def load_model(
         ModelError: it can't be found, read or loaded.
         EosError: its end tokens are missing or impossible; found before the weights are loaded.
     """
-    described = _describe(_locate(model, with_weights=True), extra_eos_tokens, allow_no_eos)
+    described = _describe(locate(model, with_weights=True), extra_eos_tokens, allow_no_eos)
     loaded = LoadedModel(**vars(described), model=_build(described))
     if adapter_path is not None:
         _lay_adapter_over(loaded, Path(adapter_path).expanduser())
@@ -101,7 +93,7 @@ def load_tokenizer_only(
     model: str | None = None, *, extra_eos_tokens: Sequence[int | str] = (), allow_no_eos: bool = False
 ) -> DescribedModel:
     """Read everything but the weights, without importing mlx. Arguments and errors are `load_model`'s."""
-    return _describe(_locate(model, with_weights=False), extra_eos_tokens, allow_no_eos)
+    return _describe(locate(model, with_weights=False), extra_eos_tokens, allow_no_eos)
 
 
 def vocab_size_of(config: Mapping[str, Any], tokenizer: Tokenizer) -> int:
@@ -132,63 +124,7 @@ def _parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     yield config
 
 
-@dataclass(frozen=True, slots=True)
-class _Location:
-    name: str
-    path: Path
-
-
-def name_of(model: str | None) -> str:
-    """How answers will call the model that is asked for like this. Doesn't find out whether there is one."""
-    if model is None or model == DEMO:
-        return DEMO_NAME
-    path = Path(model).expanduser()
-    return path.resolve().name if path.is_dir() else model
-
-
-def folder_of(model: str | None) -> Path | None:
-    """Where a model's files lie, if they are on this machine; fetches nothing and checks nothing."""
-    if model is None or model == DEMO or Path(model).expanduser().is_dir():
-        return _locate(model, with_weights=False).path
-    if not _REPOSITORY_ID.fullmatch(model):
-        return None
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.snapshot_download(model, local_files_only=True))
-    except Exception as error:  # noqa: BLE001  of many kinds, all of which say that it isn't here
-        logger.debug("%s is not in the Hub's cache: %s", model, error)
-        return None
-
-
-def _locate(model: str | None, *, with_weights: bool) -> _Location:
-    if model is None or model == DEMO:
-        from mlxq_worker.demo import MODEL_PATH
-
-        return _Location(name_of(model), MODEL_PATH)
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return _Location(name_of(model), path)
-    if path.exists():
-        raise ModelError(f"{model} is a file; a model is a directory or a Hub repository such as org/name")
-    if not _REPOSITORY_ID.fullmatch(model):
-        raise ModelError(f"there is no directory {model}")
-    return _Location(name_of(model), _download(model, _DESCRIPTION_FILES + (_WEIGHT_FILES if with_weights else ())))
-
-
-def _download(repository: str, patterns: Sequence[str]) -> Path:
-    """The repository's files in the Hub's local cache, fetched if they are not there."""
-    import huggingface_hub
-
-    try:
-        return Path(huggingface_hub.snapshot_download(repository, allow_patterns=list(patterns)))
-    except Exception as error:
-        raise ModelError(
-            f"{repository} is neither a directory here nor a Hub repository that can be downloaded: {error}"
-        ) from error
-
-
-def _describe(location: _Location, extra_eos_tokens: Sequence[int | str], allow_no_eos: bool) -> DescribedModel:
+def _describe(location: Location, extra_eos_tokens: Sequence[int | str], allow_no_eos: bool) -> DescribedModel:
     config = _read_config(location.path)
     generation_config = read_generation_config(location.path)
     tokenizer = load_tokenizer(location.path, config)

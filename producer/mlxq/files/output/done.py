@@ -168,6 +168,8 @@ class _About(Struct, gc=False):
     content_hash: str
     default_max_tokens: int | None = None
     raised_max_tokens: int | None = None
+    generation_config: str | None = None
+    sampling_defaults: dict[str, int | float] | None = None
 
 
 class _Body(Struct, gc=False):
@@ -209,6 +211,7 @@ def _done_by(line: _Line) -> Done | None:
         finish_reasons=reasons,
         hit_limit="max_tokens" in stops,
         raised_max_tokens=body.mlxq.raised_max_tokens,
+        sampling_defaults=None if body.mlxq.generation_config is None else body.mlxq.sampling_defaults or {},
     )
 
 

@@ -133,7 +133,14 @@ class Sink:
     def _stands(self, known: Done) -> bool:
         """Whether a whole answer is still one to the same line, whatever that says."""
         limits = {known.default_max_tokens, self._default_max_tokens} - {None}
-        return (known.default_max_tokens is None or len(limits) == 1) and not self._retry.wants(known)
+        if known.default_max_tokens is not None and len(limits) > 1:
+            return False
+        return self._may_have_same_defaults(known) and not self._retry.wants(known)
+
+    def _may_have_same_defaults(self, known: Done) -> bool:
+        """Whether nothing speaks against it. The mark of its line says that a run has expected them."""
+        filled, now = known.sampling_defaults, self._sampling_defaults
+        return filled is None or now is None or (filled.items() <= now.items() and bool(filled) == bool(now))
 
     def limit_of_retry(self, custom_id: str) -> int | None:
         """The larger limit with which a request is to be asked again; `None` if it is asked as it is."""
