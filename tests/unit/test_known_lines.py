@@ -32,7 +32,8 @@ class Run:
         self.asked: list[str] = []
         self.refused: list[str] = []
         self.kept: list[Any] = []
-        known = KnownLines((sink or {}).get("sampling_defaults"))
+        known = KnownLines()
+        known.expect((sink or {}).get("sampling_defaults"))
         lines = read_unknown(folder / name, known, **how)
         with Sink(folder / "out.jsonl", folder / "out.errors", known=known, **sink or {}) as self.sink:
             for line in lines:

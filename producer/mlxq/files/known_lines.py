@@ -80,20 +80,21 @@ class Marked(NamedTuple):
 
 class KnownLines:
     """The answers that there are, by their lines. It is filled before lines are read, and void for good as soon as an
-    id gets another answer, from whatever thread.
+    id gets another answer, from whatever thread."""
 
-    Args:
-        filled_in: what stands for fields that a line leaves out, as far as that is known: another, another mark.
-    """
-
-    def __init__(self, filled_in: Mapping[str, float] | None = None) -> None:
-        self.filled_in = None if filled_in is None else sorted(filled_in.items())
+    def __init__(self) -> None:
+        self.filled_in: Sequence[tuple[str, float]] | None = None
         self._table = IdTable()  # number of the model, mark and custom id
         self._models: list[str | None] = []
         self._is_void = False
 
     def __len__(self) -> int:
         return 0 if self._is_void else len(self._table)
+
+    def expect(self, filled_in: Mapping[str, float] | None) -> None:
+        """What stands for fields that a line leaves out, as far as that is known, to be said before lines are read:
+        with another the same line has another mark."""
+        self.filled_in = None if filled_in is None else sorted(filled_in.items())
 
     def put_many(self, answers: Sequence[tuple[Marked, Known]]) -> None:
         """Note the answers to lines."""

@@ -27,6 +27,7 @@ from mlxq.cli.options.writing import fields as fields_option
 from mlxq.cli.signals import StopRequest
 from mlxq.cli.terminal import tell
 from mlxq.errors import QueueNotReady, QueueUnavailable
+from mlxq.files.known_lines import KnownLines
 from mlxq.files.output.manifest import RunFacts, check_manifest, manifest_path, write_manifest
 from mlxq.files.output.retry import Retry
 from mlxq.files.tally import Summary, Tally
@@ -140,7 +141,8 @@ def run(
     if manifest_file is not None:
         check_manifest(manifest_file)
     retry = Retry.read(retry_reasons, max_tokens_on_retry, goes_on=continue_length)
-    started = time.time()
+    known, started = KnownLines(), time.time()
+    lines = reading.unknown(known)
     with ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         is_shared = bool(url)
@@ -165,13 +167,12 @@ def run(
             from mlxq.cli.progress import progress
             from mlxq.cli.report import EMPTY_HINT, finish
             from mlxq.files import bulk
-            from mlxq.files.known_lines import KnownLines
             from mlxq.queue.connect import address_of
 
             client = in_redis.client
         filled = _open_fields(worker_options) if workers else None
         sampling_defaults = filled.sampling or {} if filled else None
-        known = KnownLines(sampling_defaults)
+        known.expect(sampling_defaults)
         if is_shared:  # maybe by a variable that was set for something else
             tell(f"Using queue {queue} in the Redis at {address_of(client.redis)}.")
         display = stack.enter_context(progress(reading.count()))
@@ -181,7 +182,7 @@ def run(
                 tell(f"Warning: {finding}")
             summary = bulk.process(
                 client,
-                reading.unknown(known),
+                lines,
                 writing.answers,
                 writing.errors,
                 on_turn=turn,
