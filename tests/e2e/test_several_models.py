@@ -23,7 +23,7 @@ from mlxq.results.read_back import model_of
 from mlxq_worker.demo import MODEL_PATH
 from mlxq_worker.supervision.model_policy import Policy
 
-EXAMPLES = demo_examples(480)
+EXAMPLES = demo_examples(200)
 POLICY = Policy(max_wait_s=1, min_turn_s=1, drain_s=60)
 MODELS = f"""
 [policy]
@@ -33,11 +33,11 @@ drain_s = {POLICY.drain_s}
 
 [models.one]
 model = "demo"
-max_num_seqs = 2
+max_num_seqs = 1
 
 [models.two]
 model = "./other"
-max_num_seqs = 2
+max_num_seqs = 1
 """
 
 pytestmark = pytest.mark.slow
