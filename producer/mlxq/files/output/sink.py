@@ -132,10 +132,12 @@ class Sink:
 
     def _stands(self, known: Done) -> bool:
         """Whether a whole answer is still one to the same line, whatever that says."""
-        limits = {known.default_max_tokens, self._default_max_tokens} - {None}
-        if known.default_max_tokens is not None and len(limits) > 1:
-            return False
-        return self._may_have_same_defaults(known) and not self._retry.wants(known)
+        same = self._may_have_same_limit(known) and self._may_have_same_defaults(known)
+        return same and not self._retry.wants(known)
+
+    def _may_have_same_limit(self, known: Done) -> bool:
+        """Whether a request without a limit of its own kept to the one that it would have now, as far as is known."""
+        return len({known.default_max_tokens, self._default_max_tokens} - {None}) <= 1
 
     def _may_have_same_defaults(self, known: Done) -> bool:
         """Whether nothing speaks against it. The mark of its line says that a run has expected them."""
@@ -173,8 +175,7 @@ class Sink:
         return known
 
     def _answers(self, known: Done, line: ParsedLine) -> bool:
-        limits = {known.default_max_tokens, self._default_max_tokens} - {None}
-        if line.request.sampling.max_tokens is None and len(limits) > 1:
+        if line.request.sampling.max_tokens is None and not self._may_have_same_limit(known):
             return False
         if not self._has_same_defaults(known, line.request.left_out):
             return False
