@@ -14,6 +14,7 @@ from pathlib import Path
 from mlxq.offline.arguments import CHAT_ARGUMENTS, GENERATE_ARGUMENTS, LLM_ARGUMENTS
 from mlxq.offline.sampling_params import NOT_IN_REQUESTS, PARAMETERS
 from mlxq.requests.field import Field
+from mlxq.requests.field_table import between_marks
 from mlxq.requests.fields import FIELDS
 
 BEGIN = "<!-- arguments: made by python -m mlxq.offline.argument_table docs/vllm.md -->"
@@ -33,16 +34,8 @@ def markdown() -> str:
 
 
 def renewed(text: str) -> str:
-    """The text with the tables between the two marks made anew.
-
-    Raises:
-        ValueError: the text has no marks.
-    """
-    before, _, rest = text.partition(BEGIN)
-    _, mark, after = rest.partition(END)
-    if not mark:
-        raise ValueError(f"there is no {BEGIN} with {END} after it")
-    return f"{before}{BEGIN}\n\n{markdown()}\n\n{END}{after}"
+    """The text with the tables made anew. Raises `ValueError` if it has no marks."""
+    return between_marks(text, BEGIN, END, markdown())
 
 
 _FIELD_OF = {"guided_decoding": "structured_outputs"}

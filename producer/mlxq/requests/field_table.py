@@ -37,16 +37,21 @@ def markdown() -> str:
 
 
 def renewed(text: str) -> str:
-    """The text with the tables between the two marks made anew.
+    """The text with the tables made anew. Raises `ValueError` if it has no marks."""
+    return between_marks(text, BEGIN, END, markdown())
+
+
+def between_marks(text: str, begin: str, end: str, tables: str) -> str:
+    """The text with these tables between two marks, in place of what is there.
 
     Raises:
-        ValueError: the text has no marks.
+        ValueError: the text has no such marks.
     """
-    before, _, rest = text.partition(BEGIN)
-    _, mark, after = rest.partition(END)
+    before, _, rest = text.partition(begin)
+    _, mark, after = rest.partition(end)
     if not mark:
-        raise ValueError(f"there is no {BEGIN} with {END} after it")
-    return f"{before}{BEGIN}\n\n{markdown()}\n\n{END}{after}"
+        raise ValueError(f"there is no {begin} with {end} after it")
+    return f"{before}{begin}\n\n{tables}\n\n{end}{after}"
 
 
 def _all_of(fields: Mapping[str, Field], path: str = "") -> Iterator[tuple[str, Field]]:
