@@ -18,7 +18,7 @@ from mlxq.errors import QueueNotReady, QueueUnavailable, WorkerFailed
 from mlxq.queue.overview import QueueState
 from mlxq_worker.supervision.dead_workers import DeadWorkers
 from mlxq_worker.supervision.model_policy import Backlog, Loaded, Policy, next_model
-from mlxq_worker.supervision.supervisor import POLL_S, STOP_MARGIN_S, logger
+from mlxq_worker.supervision.supervisor import STOP_MARGIN_S, logger, turn_until_done
 from mlxq_worker.supervision.totals import Totals
 from mlxq_worker.supervision.worker_process import WorkerFoundNoRedis, WorkerProcess
 from mlxq_worker.timing import Every
@@ -86,13 +86,7 @@ class ModelsSupervisor:
         Raises:
             WorkerFailed: no model can work, or Redis has never been there.
         """
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            while not self.turn(time.monotonic()):
-                sleep(POLL_S)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        turn_until_done(self.turn, self._on_signal, sleep)
 
     @property
     def loaded(self) -> str | None:

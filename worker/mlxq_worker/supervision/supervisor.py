@@ -24,6 +24,21 @@ STOP_MARGIN_S = 20.0
 """Beyond the grace period, for writing what has ended to a slow Redis. A worker that still lives then hangs."""
 
 
+def turn_until_done(
+    turn: Callable[[float], bool],
+    on_signal: Callable[[int, FrameType | None], None],
+    sleep: Callable[[float], object],
+) -> None:
+    """Take turns until one says that there is nothing more to do; SIGINT and SIGTERM go to `on_signal` meanwhile."""
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        while not turn(time.monotonic()):
+            sleep(POLL_S)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 class Supervisor:
     """Looks after one worker process until it is done or somebody asks it to stop.
 
@@ -50,13 +65,7 @@ class Supervisor:
         Raises:
             WorkerFailed: it can't work, or dies whenever it starts.
         """
-        before = {number: signal.signal(number, self._on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            while not self.turn(time.monotonic()):
-                sleep(POLL_S)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        turn_until_done(self.turn, self._on_signal, sleep)
 
     def turn(self, now: float) -> bool:
         """One iteration; returns whether there is nothing more to look after."""
