@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 from redis import Redis
 from tests.compat.test_viewers import serving
 from tests.support.fake_engine import FakeWorker
+from tests.support.programs import program_on_path
 from tests.support.queued_jobs import submit
 from tests.support.waiting import DEADLINE_S
 
@@ -36,12 +35,7 @@ HEADLESS = (
 
 @pytest.fixture
 def browser() -> str:
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        if os.environ.get("CI"):
-            pytest.fail("no Chromium on the path")
-        pytest.skip("no Chromium on the path")
-    return found
+    return program_on_path(*BROWSERS)
 
 
 def look(browser: str, url: str, folder: Path, *options: str) -> str:

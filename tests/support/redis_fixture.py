@@ -5,8 +5,6 @@ A pytest plugin, so that every test can ask for `redis_url` or `connection`.
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +12,7 @@ from pathlib import Path
 import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
+from tests.support.programs import program_on_path
 from tests.support.waiting import wait_until
 
 from mlxq_worker.supervision.redis_server import SERVERS, private_redis
@@ -52,12 +51,7 @@ class MortalRedis:
 
 @pytest.fixture(scope="session")
 def redis_program() -> str:
-    program = next(filter(None, map(shutil.which, SERVERS)), None)
-    if program is None:
-        if os.environ.get("CI"):
-            pytest.fail("no redis-server on the PATH")
-        pytest.skip("no redis-server on the PATH")
-    return program
+    return program_on_path(*SERVERS)
 
 
 @pytest.fixture(scope="session")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import configparser
 import gzip
-import os
 import plistlib
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 from tests.support.documents import ROOT
+from tests.support.programs import program_on_path
 
 from mlxq.cli import main
 from mlxq.deploying.files import IN_SOURCES, TEMPLATES, Kind
@@ -100,11 +99,7 @@ def test_systemd_finds_nothing_wrong_with_a_unit(kind: Kind, tmp_path: Path) -> 
 
 def verify(unit: str) -> list[str]:
     """The command that has systemd look at a unit; the test is left out where there is none, but not in CI."""
-    if (program := shutil.which("systemd-analyze")) is None:
-        if os.environ.get("CI"):
-            pytest.fail("no systemd-analyze on the path")
-        pytest.skip("no systemd-analyze on the path")
-    return [program, "verify", unit]
+    return [program_on_path("systemd-analyze"), "verify", unit]
 
 
 @pytest.mark.parametrize("kind", ["systemd", "systemd-cuda"])
