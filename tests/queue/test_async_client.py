@@ -179,6 +179,20 @@ def test_a_task_that_is_cancelled_while_it_waits_leaves_a_client_that_works(redi
     in_loop(redis_url, script)
 
 
+def test_a_reader_that_is_cancelled_twice_closes_when_its_thread_has_come_to_its_end(redis_url: str) -> None:
+    async def script(client: AsyncClient) -> None:
+        batch = await client.submit(numbered(1), "b", sealed=False)
+        answers = batch.as_completed()
+        reading = asyncio.ensure_future(anext(answers))
+        await asyncio.sleep(0.1)
+        reading.cancel()
+        await asyncio.sleep(0)
+        await cancelled(reading)
+        assert [answer async for answer in answers] == []
+
+    in_loop(redis_url, script)
+
+
 def test_a_submit_that_is_cancelled_is_completed_by_another(redis_url: str) -> None:
     async def endless() -> AsyncIterator[dict[str, Any]]:
         for line in numbered(CHUNK):

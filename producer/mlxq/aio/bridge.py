@@ -84,10 +84,9 @@ class _Call:
         return outcome.result()
 
     def cancel(self) -> None:
-        """End what it waits for, now or the next time."""
+        """End what it waits for: now, or the next time if that has just come to its end."""
         self._is_cancelled = True
         if self._task is not None:
-            self._has_been_told = True
             self._task.cancel()
 
     def _start(self, coroutine: Coroutine[Any, Any, T], outcome: Future[T]) -> None:
@@ -102,6 +101,7 @@ class _Call:
     def _ended(self, outcome: Future[T], task: asyncio.Task[T]) -> None:
         self._task = None
         if task.cancelled():
+            self._has_been_told = True
             outcome.set_exception(asyncio.CancelledError())
         elif (error := task.exception()) is not None:
             outcome.set_exception(error)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Mapping
 from functools import partial
+from threading import Lock
 from types import TracebackType
 from typing import Any, Self
 
@@ -203,10 +204,21 @@ def _lines(lines: Lines) -> Iterable[RequestLike]:
 
 
 async def _each(threads: Threads, begin: Callable[[], Completed]) -> AsyncIterator[Answer]:
-    """The answers of an iterator, each waited for in a thread. It is closed there, too: closing may need Redis."""
+    """The answers of an iterator, each waited for in a thread. It is closed there, too: closing may need Redis, and has
+    to wait where a task that was cancelled twice has left a thread that is still reading."""
     answers = await threads.run(begin)
+    turn = Lock()
+
+    def read() -> Answer | None:
+        with turn:
+            return next(answers, None)
+
+    def close() -> None:
+        with turn:
+            answers.close()
+
     try:
-        while (answer := await threads.run(partial(next, answers, None))) is not None:
+        while (answer := await threads.run(read)) is not None:
             yield answer
     finally:
-        await threads.run(answers.close)
+        await threads.run(close)
