@@ -13,6 +13,7 @@ import pytest
 from tests.support.engine_runs import decode, run
 from tests.support.rounding import assert_steady
 from tests.support.row_specs import row_named, row_spec
+from tests.support.thorough import sample_of
 from tests.support.tiny_models import VOCAB_SIZE, build
 from tests.support.tried_models import engine_over, model_of
 
@@ -152,9 +153,19 @@ def unshared(architecture: str) -> dict[str, tuple[int, ...]]:
     return run(engine_over(model_of(architecture), max_num_seqs=8, max_prefix_bytes=0), sharing_specs(seed=2)).tokens
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "mixtral"])
+ROOMS = (1, 512), (3, 24), (8, 24), (8, 512)
+"""How many rows a batch takes, and how many tokens a step."""
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("architecture", "width", "max_num_batched_tokens"),
+    sample_of(
+        [(name, *room) for name in ("llama", "qwen3", "mixtral") for room in ROOMS],
+        [*(("llama", *room) for room in ROOMS), ("qwen3", 3, 24), ("mixtral", 8, 24)],
+    ),
+)
 @pytest.mark.parametrize("one_per_step", [False, True], ids=["all at once", "one a step"])
-@pytest.mark.parametrize(("width", "max_num_batched_tokens"), [(1, 512), (3, 24), (8, 24), (8, 512)])
 def test_rows_that_share_a_prefix_get_the_tokens_that_they_get_without_sharing(
     architecture: str, one_per_step: bool, width: int, max_num_batched_tokens: int
 ) -> None:
