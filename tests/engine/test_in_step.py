@@ -61,7 +61,7 @@ def short_and_long_specs() -> list[RowSpec]:
             **kinds[phase % 2],
         )
         for phase in range(3)
-        for index in range(14)
+        for index in range(10)
     ]
 
 
