@@ -17,6 +17,7 @@ What a shell starts in the background ignores SIGINT, and so does all that it st
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -43,6 +44,17 @@ collect_ignore = [] if find_spec("torch") else ["parity"]
 collect_ignore += ["compat"] if "MLXQ_COMPAT" not in os.environ else []
 collect_ignore += ["alerts"] if "MLXQ_PROMETHEUS" not in os.environ else []
 pytest_plugins = ["tests.support.redis_fixture"]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is collected lives to the end: the garbage collector need not look through it, a third of the time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

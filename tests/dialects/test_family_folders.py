@@ -4,18 +4,21 @@ answer's text, thought and calls are those that its script means."""
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.support.family_folders import NOW, WEATHER, Asked, Family, answers, calls_of, engine_answers, families
-from tests.support.scripted_models import Folder, preparer_of, request_of
+from tests.support.scripted_models import Folder, preparer_for, preparer_of, request_of
 
 from mlxq.errors import RequestError
 from mlxq_worker.dialects.reasoning import reasoning_markers_of
 from mlxq_worker.dialects.tool_format import tool_format_of
-from mlxq_worker.model.load import load_tokenizer_only
+from mlxq_worker.messages import Preparer
+from mlxq_worker.model.load import DescribedModel, load_tokenizer_only
 
 BY_ENGINE = ("mistral", "qwen3_coder")
 """The engine takes a second for each."""
@@ -28,14 +31,34 @@ FOLDERS = [(family, name) for family in families() for name in family.folders]
 CASES = [(family, name, asked) for family, name in FOLDERS for asked in family.asked(name)]
 
 
+@dataclass(frozen=True)
+class Read:
+    """What a worker makes of a folder, weights aside: read once."""
+
+    model: DescribedModel
+    preparer: Preparer
+
+
+Reader = Callable[[Family, str], Read]
+
+
 @pytest.fixture(scope="module")
-def answered(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def read(tmp_path_factory: pytest.TempPathFactory) -> Reader:
+    @cache
+    def of(family: Family, name: str) -> Read:
+        model = load_tokenizer_only(str(family.folders[name].write(tmp_path_factory.mktemp("folder"))))
+        return Read(model, preparer_for(model))
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def answered(read: Reader) -> Any:
     """The answers of a folder, made once."""
 
     @cache
     def of(family: Family, name: str) -> dict[str, dict[str, Any] | RequestError]:
-        path: Path = tmp_path_factory.mktemp("folder")
-        return answers(path, family.folders[name], family.asked(name))
+        return answers(read(family, name).preparer, family.folders[name], family.asked(name))
 
     return of
 
@@ -77,8 +100,8 @@ def test_an_engines_answers_are_the_same(tmp_path: Path, family: Family) -> None
 
 
 @EACH_FOLDER
-def test_a_family_is_told_by_its_folder(tmp_path: Path, family: Family, name: str) -> None:
-    tokenizer = load_tokenizer_only(str(family.folders[name].write(tmp_path))).tokenizer
+def test_a_family_is_told_by_its_folder(read: Reader, family: Family, name: str) -> None:
+    tokenizer = read(family, name).model.tokenizer
 
     tool_format, markers = tool_format_of(tokenizer), reasoning_markers_of(tokenizer)
 
@@ -103,11 +126,8 @@ HISTORY = [
 
 
 @EACH_FOLDER
-def test_a_call_of_a_history_is_written_as_models_write_it_or_refused(
-    tmp_path: Path, family: Family, name: str
-) -> None:
-    folder = family.folders[name]
-    preparer = preparer_of(folder.write(tmp_path))
+def test_a_call_of_a_history_is_written_as_models_write_it_or_refused(read: Reader, family: Family, name: str) -> None:
+    model, preparer = read(family, name).model, read(family, name).preparer
     request = request_of({"messages": HISTORY, "tools": [WEATHER, NOW]})
     if name in WITHOUT_HISTORY.get(family.name, ()):
         with pytest.raises(RequestError) as refused:
@@ -116,7 +136,7 @@ def test_a_call_of_a_history_is_written_as_models_write_it_or_refused(
         return
 
     [spec] = preparer.prepare(request, "row")
-    text = load_tokenizer_only(str(tmp_path)).tokenizer.decode(list(spec.prompt_ids))
+    text = model.tokenizer.decode(list(spec.prompt_ids))
 
     written = text.partition(QUESTION)[2].partition(RESULT)[0]
     assert re.search("get_weather.*city.*Paris", written, re.DOTALL), written

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.support.scripted_models import Folder, answer, preparer_of, request_of
+from tests.support.scripted_models import Folder, answer, followed, preparer_of, request_of
 
 from mlxq.errors import ConfigError, RequestError
 from mlxq_worker.dialects.reasoning import SPELLINGS, Spelling, reasoning_markers_of
@@ -32,7 +32,9 @@ def folder_of(spelling: Spelling, *, opens: bool = False, more: tuple[str, ...] 
 
 
 def said(path: Path, folder: Folder, script: str, **body: Any) -> dict[str, Any]:
-    return answer(path, folder, script, {"messages": [ASK], **body})
+    """Without an engine, which only stop strings need."""
+    by = answer if "stop" in body else followed
+    return by(path, folder, script, {"messages": [ASK], **body})
 
 
 def parts(body: dict[str, Any]) -> tuple[str | None, str]:

@@ -15,6 +15,7 @@ from tests.support.engine_runs import decode, run
 from tests.support.rounding import assert_steady, logprobs_of
 from tests.support.row_specs import name_of, row_spec
 from tests.support.tiny_models import COMPARED, VOCAB_SIZE, build
+from tests.support.tried_models import engine_over, model_of
 
 from mlxq.contract import Beam, StopDetails
 from mlxq.errors import RequestError
@@ -63,9 +64,8 @@ def plain_specs() -> list[RowSpec]:
 
 def engine_of(kind: str, *, width: int = 16, pipelined: bool = True) -> BatchEngine:
     architecture, way = kind.split("-")
-    return BatchEngine(
-        build(architecture),
-        decode,
+    return engine_over(
+        model_of(architecture),
         max_num_seqs=width,
         max_num_batched_tokens=32,
         packed=way == "packed",
@@ -76,7 +76,7 @@ def engine_of(kind: str, *, width: int = 16, pipelined: bool = True) -> BatchEng
 @cache
 def reference(architecture: str) -> list[list[tuple[tuple[int, ...], float]]]:
     """The best hypotheses of every search of `beam_specs`, with their scores."""
-    model = build(architecture)
+    model = model_of(architecture)
 
     def continuations(prompt: tuple[int, ...], hypothesis: Hypothesis) -> list[tuple[int, float]]:
         logits = model(mx.array([prompt + hypothesis.token_ids]), cache=make_prompt_cache(model))[0, -1]
@@ -94,15 +94,21 @@ def reference(architecture: str) -> list[list[tuple[tuple[int, ...], float]]]:
     return [best(spec) for spec in beam_specs()]
 
 
+@cache
+def off_by(architecture: str, token_ids: tuple[int, ...]) -> float:
+    """How far rounding moves log probabilities after these tokens."""
+    return logprobs_of(model_of(architecture), token_ids)[1]
+
+
 def found(results: dict[str, RowResult], spec: RowSpec) -> list[RowResult]:
     return [results[name_of(row_id)] for row_id in spec.answer_ids]
 
 
 @pytest.mark.parametrize("architecture", COMPARED)
 def test_no_search_that_is_compared_hangs_on_rounding(architecture: str) -> None:
-    model, specs = build(architecture), [*beam_specs(), *plain_specs()]
+    model, specs = model_of(architecture), [*beam_specs(), *plain_specs()]
 
-    assert_steady(model, lambda: run(BatchEngine(model, decode, max_num_seqs=16, packed=False), specs).tokens)
+    assert_steady(model, lambda: run(engine_over(model, max_num_seqs=16, packed=False), specs).tokens)
 
 
 @pytest.mark.parametrize("pipelined", [True, False], ids=["pipelined", "plain"])
@@ -121,7 +127,7 @@ def test_searches_beside_other_rows_find_what_they_find_alone_and_leave_those_as
         results = found(together, spec)
         assert [result.token_ids for result in results] == [token_ids for token_ids, _ in expected]
         for result, (token_ids, score) in zip(results, expected, strict=True):
-            _, off = logprobs_of(build(architecture), [*spec.prompt_ids, *token_ids])
+            off = off_by(architecture, (*spec.prompt_ids, *token_ids))
             assert result.beam_score == pytest.approx(score, abs=off * len(token_ids))  # a sum of as many
     assert {row_id: result.token_ids for row_id, result in together.items() if row_id in alone} == {
         row_id: result.token_ids for row_id, result in alone.items()
@@ -231,9 +237,9 @@ def test_a_model_that_decodes_one_row_at_a_time_refuses_searches_and_says_why() 
 
 
 def test_a_search_counts_with_all_its_rows_against_the_memory() -> None:
-    model, spec = build("llama"), beam_spec(50, max_tokens=50)
+    model, spec = model_of("llama"), beam_spec(50, max_tokens=50)
     room = measure_cost(model).of_row(100) * 3
-    engine = BatchEngine(model, decode, max_num_seqs=8, kv_bytes=room)
+    engine = engine_over(model, max_num_seqs=8, kv_bytes=room)
 
     with pytest.raises(RequestError, match=r"up to 50 generated ones, 4 times for as many beams, need") as refusal:
         engine.admit(spec)
@@ -242,8 +248,7 @@ def test_a_search_counts_with_all_its_rows_against_the_memory() -> None:
 
 
 def test_the_rows_of_a_search_share_one_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = build("llama")
-    engine = BatchEngine(model, decode, max_num_seqs=8, max_num_batched_tokens=64)
+    engine = engine_over(model_of("llama"), max_num_seqs=8, max_num_batched_tokens=64)
     sizes = []
     monkeypatch.setattr(
         "mlxq_worker.engine.runners.packed.Layout",
@@ -257,10 +262,10 @@ def test_the_rows_of_a_search_share_one_prefill(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_hypotheses_that_outgrow_their_slots_take_what_they_have_with_them() -> None:
-    spec, model = beam_spec(250, end_tokens={}, eos_ids=frozenset()), build("llama")
+    spec, model = beam_spec(250, end_tokens={}, eos_ids=frozenset()), model_of("llama")
 
     outcomes = [
-        run(BatchEngine(model, decode, max_num_seqs=6, max_prefix_bytes=max_prefix_bytes), [spec, *plain_specs()])
+        run(engine_over(model, max_num_seqs=6, max_prefix_bytes=max_prefix_bytes), [spec, *plain_specs()])
         for max_prefix_bytes in (0, 1_000_000)  # 256 columns are outgrown only where the prompt lies in them
     ]
 

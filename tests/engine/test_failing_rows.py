@@ -12,10 +12,10 @@ import pytest
 from tests.support.engine_runs import decode, run
 from tests.support.row_specs import name_of, row_spec
 from tests.support.tiny_models import VOCAB_SIZE, build
+from tests.support.tried_models import engine_over, model_of
 
 from mlxq.contract import StopDetails
 from mlxq_worker.engine.api import RowSpec
-from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.sampling.batch_sampler import BatchSampler
 from mlxq_worker.engine.sampling.token_sampler import best_ids
@@ -55,9 +55,7 @@ def poison(model: Any, token_id: int) -> None:
 def test_rows_that_compute_no_numbers_end_alone(architecture: str, packed: bool, pipelined: bool) -> None:
     model, specs = build(architecture), sound_specs()
     options: dict[str, Any] = {"max_num_batched_tokens": 16, "packed": packed, "pipelined": pipelined}
-    alone = {}
-    for spec in specs:
-        alone |= run(BatchEngine(model, decode, max_num_seqs=1, **options), [spec]).tokens
+    alone = run(engine_over(model, max_num_seqs=1, max_prefix_bytes=0, **options), specs).tokens
     culprit_id = unused_id(specs, alone.values())
     poison(model, culprit_id)
     culprits = [
@@ -68,7 +66,7 @@ def test_rows_that_compute_no_numbers_end_alone(architecture: str, packed: bool,
     company = [*chain(*zip(culprits, specs, strict=True)), steered]
 
     for one_per_step in (True, False):
-        outcome = run(BatchEngine(model, decode, max_num_seqs=4, **options), company, one_per_step=one_per_step)
+        outcome = run(engine_over(model, max_num_seqs=4, **options), company, one_per_step=one_per_step)
 
         assert {row_id: outcome.tokens[row_id] for row_id in alone} == alone
         for culprit in culprits:
@@ -88,7 +86,7 @@ def test_a_row_that_nothing_may_follow_keeps_what_it_has(architecture: str, pack
         return row_spec(row_id=row_id, temperature=temperature, allowed_token_ids=frozenset({5}), **changes)
 
     specs = sound_specs()
-    engine = BatchEngine(build(architecture), decode, max_num_seqs=8, packed=packed)
+    engine = engine_over(model_of(architecture), max_num_seqs=8, packed=packed)
     expected = run(engine, specs).tokens
 
     outcome = run(engine, [stuck("at once", bad_words=((5,),)), *specs, stuck("later", bad_words=((5, 5, 5),))])

@@ -11,7 +11,8 @@ from tests.support.countdown import Countdown, counting_from
 from tests.support.engine_runs import decode, run
 from tests.support.rounding import assert_steady
 from tests.support.row_specs import row_spec
-from tests.support.tiny_models import VOCAB_SIZE, build
+from tests.support.tiny_models import VOCAB_SIZE
+from tests.support.tried_models import engine_over, model_of, packing_of
 
 from mlxq.contract import Beam
 from mlxq_worker.engine.api import RowSpec, StepReport
@@ -34,6 +35,8 @@ class Watched(BatchEngine):
     def __init__(self, model: Any, **options: Any) -> None:
         if "pipelined" not in options:
             options["run_ahead"] = OnGpu()
+        if options.get("packed", True):
+            options["packing"] = packing_of(model)
         super().__init__(model, decode, max_num_seqs=WIDTH, max_num_batched_tokens=32, **options)
         self.ran_ahead: list[bool] = []
 
@@ -58,15 +61,15 @@ def short_and_long_specs() -> list[RowSpec]:
             **kinds[phase % 2],
         )
         for phase in range(3)
-        for index in range(14)
+        for index in range(10)
     ]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3", "mamba2"])
 def test_no_answer_that_is_compared_hangs_on_rounding(architecture: str) -> None:
-    model, specs = build(architecture), short_and_long_specs()
+    model, specs = model_of(architecture), short_and_long_specs()
 
-    assert_steady(model, lambda: run(BatchEngine(model, decode, max_num_seqs=16, packed=False), specs).tokens)
+    assert_steady(model, lambda: run(engine_over(model, max_num_seqs=16, packed=False), specs).tokens)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +77,7 @@ def test_no_answer_that_is_compared_hangs_on_rounding(architecture: str) -> None
 )
 def test_rows_get_the_same_tokens_while_the_engine_changes_its_ways(kind: str) -> None:
     architecture, way = kind.split("-")
-    model, specs = build(architecture), short_and_long_specs()
+    model, specs = model_of(architecture), short_and_long_specs()
 
     engine = Watched(model, packed=way == "packed")
     outcome = run(engine, specs)
@@ -116,7 +119,7 @@ def test_on_a_cpu_the_engine_never_runs_ahead() -> None:
 def test_a_beam_search_without_others_takes_a_step_for_each_token(packed: bool) -> None:
     search = row_spec(prompt_ids=(1, 2, 3), max_tokens=30, beam=Beam(width=WIDTH))
 
-    outcome = run(Watched(build("llama"), packed=packed), [search])
+    outcome = run(Watched(model_of("llama"), packed=packed), [search])
 
     # One step for each, the prompt's, and one more for the first, which was launched before anything was known.
     assert len(outcome.reports) <= 32

@@ -3,6 +3,7 @@ compute them, which on Metal ends in "Resource limit (499000)" after some ten th
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mlx.utils import tree_flatten
 from tests.support import architectures
 from tests.support.engine_runs import decode
 from tests.support.row_specs import row_spec
+from tests.support.thorough import sample_of
 from tests.support.tiny_models import build
 
 from mlxq_worker.engine.engine import BatchEngine
@@ -19,9 +21,10 @@ from mlxq_worker.engine.kvcache.memory import RELEASE_STEPS, measure_cost
 from mlxq_worker.engine.runners import padded
 from mlxq_worker.engine.runners.packed_model import PackedModel
 
-NUM_STEPS = 3_000
+NUM_STEPS = sample_of(3_000, 400)
 MAX_GRAPH = 1_000
-"""Lines to draw what is left between two evaluations. A graph that grows takes ten more with every step."""
+"""Lines to draw what is left between two evaluations. A graph that grows takes ten more with every step, so that a
+hundred steps are enough to tell."""
 
 
 class Watched:
@@ -58,21 +61,21 @@ def graph_size(arrays: list[Any], file: Path) -> int:
     return len(file.read_text().splitlines())
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize(
-    ("architecture", "prompt_lengths", "num_steps"),
-    [("mamba2", [1], NUM_STEPS), ("lfm2", [1], NUM_STEPS), ("mamba2", [5, 5], 600), ("lfm2", [5, 5], 600)],
+    ("architecture", "prompt_lengths"),
+    list(product(["mamba2", "lfm2"], [[1], [5, 5]])),
 )
 def test_the_caches_of_a_long_answer_hold_values_and_no_graph(
-    architecture: str, prompt_lengths: list[int], num_steps: int, tmp_path: Path
+    architecture: str, prompt_lengths: list[int], tmp_path: Path
 ) -> None:
     watched = Watched(architecture, prompt_lengths)
 
-    watched.step(num_steps // 10)
+    watched.step(NUM_STEPS // 10)
     early_bytes = mx.get_active_memory()
-    watched.step(num_steps - num_steps // 10)
+    watched.step(NUM_STEPS - NUM_STEPS // 10)
 
-    keys_and_values = 2 * len(prompt_lengths) * num_steps * watched.cost.bytes_per_token
+    keys_and_values = 2 * len(prompt_lengths) * NUM_STEPS * watched.cost.bytes_per_token
     assert mx.get_active_memory() <= 1.1 * early_bytes + keys_and_values
     assert watched.graph_size(tmp_path / "graph.dot") < MAX_GRAPH
 
@@ -101,16 +104,16 @@ def test_what_a_packed_model_keeps_of_a_long_answer_is_values_and_no_graph(
     monkeypatch.setattr(PackedModel, "__init__", init)
     engine = BatchEngine(architectures.build(architecture), decode, max_num_seqs=2)
     for index in range(2):
-        engine.admit(row_spec(row_id=f"r{index}", prompt_ids=(index + 1,) * 5, max_tokens=300))
+        engine.admit(row_spec(row_id=f"r{index}", prompt_ids=(index + 1,) * 5, max_tokens=160))
 
     # when
     sizes = []
-    for step in range(300):
+    for step in range(160):
         engine.step(float(step))
         sizes.append(graph_size(made[-1].arrays, tmp_path / "graph.dot"))
 
     # then
-    assert max(sizes[150:]) <= 1.1 * max(sizes[:150])
+    assert max(sizes[80:]) <= 1.1 * max(sizes[:80])
 
 
 def test_what_mlx_keeps_for_reuse_is_given_back_now_and_then() -> None:

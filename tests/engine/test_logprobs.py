@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import product
 from random import Random
 from typing import Any
@@ -15,6 +16,7 @@ from tests.support.processed_rows import any_parameters
 from tests.support.rounding import logprobs_of
 from tests.support.row_specs import name_of, row_named, row_spec
 from tests.support.tiny_models import VOCAB_SIZE, build
+from tests.support.tried_models import engine_over, model_of
 
 from mlxq_worker.engine.api import RowSpec, TokenScores
 from mlxq_worker.engine.engine import BatchEngine
@@ -75,18 +77,24 @@ def assert_all_scores(
         assert_scores(scores, own, off, token_id, num_top)
 
 
+@cache
+def by_itself(architecture: str, sequence: tuple[int, ...]) -> tuple[Any, float]:
+    return logprobs_of(model_of(architecture), sequence)
+
+
 @pytest.mark.parametrize(("architecture", "packed"), list(product(("llama", "gemma3", "mamba2"), (True, False))))
 @pytest.mark.parametrize("pipelined", [True, False], ids=["pipelined", "plain"])
 def test_scores_are_those_of_the_model_run_by_itself(architecture: str, packed: bool, pipelined: bool) -> None:
-    model = build(architecture)
-    engine = BatchEngine(model, decode, max_num_seqs=5, max_num_batched_tokens=16, packed=packed, pipelined=pipelined)
+    engine = engine_over(
+        model_of(architecture), max_num_seqs=5, max_num_batched_tokens=16, packed=packed, pipelined=pipelined
+    )
 
     results = run(engine, random_specs(), one_per_step=True).results
 
     for spec in random_specs():
         result, num_prompt = results[name_of(spec.row_id)], len(spec.prompt_ids)
         sequence = (*spec.prompt_ids, *result.token_ids)
-        logprobs, off = logprobs_of(model, sequence)
+        logprobs, off = by_itself(architecture, sequence)
         assert_all_scores(result.logprobs, logprobs[num_prompt - 1 : -1], off, result.token_ids, spec.num_logprobs)
         for scores, own in zip(result.logprobs or (), logprobs[num_prompt - 1 : -1], strict=False):
             assert [token_id for token_id, _ in scores.asked] == list(spec.logprob_token_ids)

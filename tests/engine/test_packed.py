@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import cache
 from random import Random
 from typing import Any
 
@@ -11,8 +12,10 @@ import mlx.core as mx
 import pytest
 from tests.support.engine_runs import decode, run
 from tests.support.rounding import assert_steady
-from tests.support.row_specs import name_of, row_named, row_spec
+from tests.support.row_specs import row_named, row_spec
+from tests.support.thorough import sample_of
 from tests.support.tiny_models import VOCAB_SIZE, build
+from tests.support.tried_models import engine_over, model_of
 
 from mlxq.errors import RequestError
 from mlxq_worker.engine.api import RowSpec
@@ -136,26 +139,42 @@ def sharing_specs(seed: int) -> list[RowSpec]:
     ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(("architecture", "seed"), [("llama", 2), ("llama", 5), ("qwen3", 2), ("mixtral", 2)])
 def test_no_answer_that_is_compared_hangs_on_rounding(architecture: str, seed: int) -> None:
-    model, specs = build(architecture), sharing_specs(seed)
+    model, specs = model_of(architecture), sharing_specs(seed)
 
-    assert_steady(model, lambda: run(BatchEngine(model, decode, max_num_seqs=8), specs).tokens)
+    assert_steady(model, lambda: run(engine_over(model, max_num_seqs=8), specs).tokens)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen3", "mixtral"])
+@cache
+def unshared(architecture: str) -> dict[str, tuple[int, ...]]:
+    """What rows get where nobody shares anything."""
+    return run(engine_over(model_of(architecture), max_num_seqs=8, max_prefix_bytes=0), sharing_specs(seed=2)).tokens
+
+
+ROOMS = (1, 512), (3, 24), (8, 24), (8, 512)
+"""How many rows a batch takes, and how many tokens a step."""
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("architecture", "width", "max_num_batched_tokens"),
+    sample_of(
+        [(name, *room) for name in ("llama", "qwen3", "mixtral") for room in ROOMS],
+        [*(("llama", *room) for room in ROOMS), ("qwen3", 3, 24), ("mixtral", 8, 24)],
+    ),
+)
 @pytest.mark.parametrize("one_per_step", [False, True], ids=["all at once", "one a step"])
-@pytest.mark.parametrize(("width", "max_num_batched_tokens"), [(1, 512), (3, 24), (8, 24), (8, 512)])
 def test_rows_that_share_a_prefix_get_the_tokens_that_they_get_without_sharing(
     architecture: str, one_per_step: bool, width: int, max_num_batched_tokens: int
 ) -> None:
-    model, specs = build(architecture), sharing_specs(seed=2)
+    model, specs = model_of(architecture), sharing_specs(seed=2)
 
-    alone, evicting, sharing = (
+    evicting, sharing = (
         run(
-            BatchEngine(
+            engine_over(
                 model,
-                decode,
                 max_num_seqs=width,
                 max_num_batched_tokens=max_num_batched_tokens,
                 max_prefix_bytes=max_prefix_tokens * measure_cost(model).bytes_per_token,
@@ -163,10 +182,17 @@ def test_rows_that_share_a_prefix_get_the_tokens_that_they_get_without_sharing(
             specs,
             one_per_step=one_per_step,
         ).tokens
-        for max_prefix_tokens in (0, 150, 5_000)
+        for max_prefix_tokens in (150, 5_000)
     )
 
-    assert alone == evicting == sharing
+    assert unshared(architecture) == evicting == sharing
+
+
+@cache
+def read_together() -> dict[str, tuple[int, ...]]:
+    """What rows get that read a shared prefix together."""
+    engine = engine_over(model_of("llama"), max_num_seqs=8, max_num_batched_tokens=24)
+    return run(engine, sharing_specs(seed=5)).tokens
 
 
 @pytest.mark.parametrize("fewest_tokens", [0, 100, 1000], ids=["read together", "the shorter copied", "all copied"])
@@ -174,12 +200,12 @@ def test_rows_that_share_a_prefix_get_the_tokens_that_they_get_without_sharing(
 def test_rows_get_the_same_tokens_where_attention_is_a_single_kernel(
     fewest_tokens: int, one_per_step: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, specs = build("llama"), sharing_specs(seed=5)
-    in_parts = run(BatchEngine(model, decode, max_num_seqs=8, max_num_batched_tokens=24), specs).tokens
+    model, specs = model_of("llama"), sharing_specs(seed=5)
+    in_parts = read_together()
     monkeypatch.setattr("mlxq_worker.engine.kvcache.device.is_gpu", lambda: True)
     monkeypatch.setattr("mlxq_worker.engine.engine.parts_pay", lambda num_rows, num, _bytes: num >= fewest_tokens)
 
-    engine = BatchEngine(model, decode, max_num_seqs=8, max_num_batched_tokens=24)
+    engine = engine_over(model, max_num_seqs=8, max_num_batched_tokens=24)
     fused = run(engine, specs, one_per_step=one_per_step).tokens
 
     assert fused == in_parts
@@ -281,14 +307,8 @@ def test_rows_that_outgrow_their_slots_and_those_that_stay_get_the_tokens_that_t
     ]
 
     together = run(BatchEngine(model, decode, max_num_seqs=5), specs).tokens
-    alone = {
-        name_of(spec.row_id): run(BatchEngine(model, decode, max_num_seqs=1, packed=False), [spec]).tokens[
-            name_of(spec.row_id)
-        ]
-        for spec in specs
-    }
 
-    assert together == alone
+    assert together == run(BatchEngine(model, decode, max_num_seqs=1, packed=False), specs).tokens
 
 
 def test_what_a_row_leaves_in_a_slot_does_not_reach_the_next_one(caches: list[SlotCache]) -> None:

@@ -4,24 +4,29 @@ grow; the activations of a step nobody reckons."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import mlx.core as mx
 import pytest
 from tests.support import architectures
-from tests.support.engine_runs import decode
 from tests.support.row_specs import row_spec
+from tests.support.thorough import sample_of
 from tests.support.tiny_models import VOCAB_SIZE, build
+from tests.support.tried_models import engine_over, packing_of
 
-from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.kvcache.memory import measure_budget
-from mlxq_worker.engine.runners.trial import find_packing
 
 Rows = Sequence[tuple[int, int]]
 
 MOST = 1.2
 NUM_LAYERS = 20
 """As many as small real models have: one layer's slab is there twice while it grows."""
+
+
+@cache
+def deep_llama() -> Any:
+    return build("llama", num_key_value_heads=4, num_hidden_layers=NUM_LAYERS)
 
 
 OF_A_KIND: Mapping[str, Mapping[str, Any]] = {
@@ -46,15 +51,17 @@ OF_A_KIND: Mapping[str, Mapping[str, Any]] = {
 """A model of each kind of layers, whose caches outweigh a step's activations as those of real ones do."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "rows",
-    [[(300, 260)] * 8, [(40 * index + 20, 200) for index in range(8)]],
+    [[(230, sample_of(330, 40))] * 8, [(40 * index + 20, sample_of(200, 40)) for index in range(8)]],
     ids=["rows of one length", "rows of many lengths"],
 )
 @pytest.mark.parametrize("pipelined", [True, False], ids=["pipelined", "plain"])
 def test_a_batch_takes_little_more_than_was_reckoned_for_it(rows: Rows, pipelined: bool) -> None:
-    # given a model whose keys and values outweigh the rest, as those of real ones do
-    model = build("llama", num_key_value_heads=4, num_hidden_layers=NUM_LAYERS)
+    # given a model whose keys and values outweigh the rest, as those of real ones do, and rows that outgrow the 256
+    # columns of their slots
+    model = deep_llama()
 
     assert taken_over_reckoned(model, rows, pipelined=pipelined) <= MOST
 
@@ -70,12 +77,11 @@ def test_so_does_a_batch_of_every_kind_of_layers(architecture: str) -> None:
 
 def taken_over_reckoned(model: Any, rows: Rows, *, pipelined: bool) -> float:
     """How many times what admission reckoned for rows, of so many tokens in and out, is what they take at most."""
-    way = find_packing(model).way
+    way = packing_of(model).way
     assert way is not None
     budget = measure_budget(model, 1 << 40, in_slabs=True, copies_prefixes=way.copies_prefixes)
-    engine = BatchEngine(
+    engine = engine_over(
         model,
-        decode,
         max_num_seqs=8,
         max_num_batched_tokens=64,
         max_prefix_bytes=0,

@@ -8,6 +8,7 @@ are from those of the same weights in float32.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from itertools import takewhile
 from random import Random
 from typing import Any
@@ -17,14 +18,13 @@ import mlx.nn as nn
 import pytest
 from mlx.utils import tree_map
 from mlx_lm.models.cache import make_prompt_cache
-from tests.support.engine_runs import decode, run
-from tests.support.row_specs import row_spec
+from tests.support.engine_runs import run
+from tests.support.row_specs import name_of, row_spec
 from tests.support.tiny_models import VOCAB_SIZE, build
+from tests.support.tried_models import engine_over, packing_of
 
 from mlxq_worker.engine.api import RowSpec
-from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.kvcache import device
-from mlxq_worker.engine.runners.trial import find_packing
 
 NEAR_TIE = 3
 """Two computations, each of whose two logits may be off by about as much."""
@@ -32,6 +32,7 @@ NUM_TOKENS = 12
 SIZES = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
 
 
+@cache
 def model_of(dtype: mx.Dtype, bits: int | None) -> Any:
     model = build("llama", **SIZES)
     in_dtype(model, dtype)
@@ -77,6 +78,12 @@ def rounding_of(model: Any, token_ids: Sequence[int], dtype: mx.Dtype) -> float:
     return float(mx.abs(rounded - exact).max().item())
 
 
+@cache
+def each_alone(dtype: mx.Dtype, bits: int | None) -> list[tuple[int, ...]]:
+    """What mlx-lm answers to each row by itself."""
+    return [alone(model_of(dtype, bits), spec) for spec in specs()]
+
+
 def alone(model: Any, spec: RowSpec) -> tuple[int, ...]:
     """A row as mlx-lm decodes it by itself: the prompt at once, then token by token."""
     cache, tokens = make_prompt_cache(model), list[int]()
@@ -97,14 +104,14 @@ def test_answers_are_those_of_mlx_lm_but_for_near_ties(
     dtype: mx.Dtype, bits: int | None, on_gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, rows = model_of(dtype, bits), specs()
-    assert find_packing(model).way
+    assert packing_of(model).way
     monkeypatch.setattr(device, "is_gpu", lambda: on_gpu)
 
-    answers = run(BatchEngine(model, decode, max_num_seqs=6, max_num_batched_tokens=48), rows).tokens
+    answers = run(engine_over(model, max_num_seqs=6, max_num_batched_tokens=48), rows).tokens
 
     num_equal = 0
-    for index, spec in enumerate(rows):
-        ours, theirs = answers[str(index)], alone(model, spec)
+    for spec, theirs in zip(rows, each_alone(dtype, bits), strict=True):
+        ours = answers[name_of(spec.row_id)]
         common = [token for token, _ in takewhile(lambda pair: pair[0] == pair[1], zip(ours, theirs, strict=True))]
         num_equal += len(common)
         if len(common) < NUM_TOKENS:

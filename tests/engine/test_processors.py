@@ -4,6 +4,7 @@ and whole answers against a model that is run on its own."""
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import product
 from random import Random
 from typing import Any
 
@@ -14,10 +15,11 @@ from tests.support.engine_runs import decode, run
 from tests.support.processed_rows import Residues, any_parameters, processed
 from tests.support.rounding import assert_steady, tolerance
 from tests.support.row_specs import name_of, row_spec
-from tests.support.tiny_models import VOCAB_SIZE, build
+from tests.support.thorough import sample_of
+from tests.support.tiny_models import VOCAB_SIZE
+from tests.support.tried_models import engine_over, model_of
 
 from mlxq_worker.engine.api import RowSpec
-from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.sampling.processors import Processors
 
@@ -128,7 +130,7 @@ def test_a_batch_whose_rows_are_through_with_min_tokens_is_passed_on_untouched()
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return build("llama")
+    return model_of("llama")
 
 
 def mixed_specs(*, temperature: float = 0.0) -> list[RowSpec]:
@@ -161,36 +163,47 @@ def answered_alone(model: Any, spec: RowSpec) -> tuple[int, ...]:
     return tuple(token_ids)
 
 
+@pytest.fixture(scope="module")
+def answers_by_hand(model: Any) -> dict[str, tuple[int, ...]]:
+    return {name_of(spec.row_id): answered_alone(model, spec) for spec in mixed_specs()}
+
+
+@pytest.fixture(scope="module")
+def drawn_alone(model: Any) -> dict[str, tuple[int, ...]]:
+    """Row after row, on mlx-lm's caches."""
+    engine = engine_over(model, max_num_seqs=1, packed=False, pipelined=False)
+    return run(engine, mixed_specs(temperature=0.8)).tokens
+
+
+@pytest.mark.thorough
 @pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_no_answer_that_is_compared_hangs_on_rounding(model: Any, temperature: float) -> None:
     assert_steady(
         model,
-        lambda: run(BatchEngine(model, decode, max_num_seqs=8), mixed_specs(temperature=temperature)).tokens,
+        lambda: run(engine_over(model, max_num_seqs=8), mixed_specs(temperature=temperature)).tokens,
     )
 
 
 @pytest.mark.parametrize("pipelined", [True, False], ids=["pipelined", "plain"])
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
-def test_greedy_answers_are_those_of_the_formulas_applied_by_hand(model: Any, packed: bool, pipelined: bool) -> None:
-    engine = BatchEngine(model, decode, max_num_seqs=5, packed=packed, pipelined=pipelined)
+def test_greedy_answers_are_those_of_the_formulas_applied_by_hand(
+    model: Any, answers_by_hand: dict[str, tuple[int, ...]], packed: bool, pipelined: bool
+) -> None:
+    engine = engine_over(model, max_num_seqs=5, packed=packed, pipelined=pipelined)
 
     tokens = run(engine, mixed_specs(), one_per_step=True).tokens
 
-    assert tokens == {name_of(spec.row_id): answered_alone(model, spec) for spec in mixed_specs()}
+    assert tokens == answers_by_hand
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("pipelined", [True, False], ids=["pipelined", "plain"])
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
 @pytest.mark.parametrize("one_per_step", [True, False], ids=["one after the other", "all at once"])
 def test_answers_are_the_same_alone_and_in_any_company(
-    model: Any, packed: bool, pipelined: bool, one_per_step: bool
+    model: Any, drawn_alone: dict[str, tuple[int, ...]], packed: bool, pipelined: bool, one_per_step: bool
 ) -> None:
-    alone = {}
-    for spec in mixed_specs(temperature=0.8):
-        engine = BatchEngine(model, decode, max_num_seqs=1, packed=False, pipelined=False)
-        alone |= run(engine, [spec]).tokens
-
-    for width in (3, 8):
-        for company in (mixed_specs(temperature=0.8), mixed_specs(temperature=0.8)[::-1]):
-            engine = BatchEngine(model, decode, max_num_seqs=width, packed=packed, pipelined=pipelined)
-            assert run(engine, company, one_per_step=one_per_step).tokens == alone
+    for width, order in sample_of(list(product((3, 8), (1, -1))), [(3, 1), (8, -1)]):
+        engine = engine_over(model, max_num_seqs=width, packed=packed, pipelined=pipelined)
+        company = mixed_specs(temperature=0.8)[::order]
+        assert run(engine, company, one_per_step=one_per_step).tokens == drawn_alone

@@ -20,7 +20,7 @@ def test_a_choice_between_two_equal_tokens_is_a_near_tie() -> None:
 
     with pytest.raises(AssertionError, match="near-tie"):
         assert_steady(model, best)
-    assert smallest_gap(model, PROMPT[:-1], [best()[-2]]) < 2
+    assert smallest_gap(model, (PROMPT[:-1], [best()[-2]])) < 2
 
 
 @pytest.mark.parametrize("architecture", CONFIGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any, cast
 
 import mlx.core as mx
@@ -11,11 +12,12 @@ import pytest
 from numpy.typing import NDArray
 from tests.support.engine_runs import decode, run
 from tests.support.rounding import assert_steady
-from tests.support.row_specs import name_of, row_spec
-from tests.support.tiny_models import VOCAB_SIZE, build
+from tests.support.row_specs import row_spec
+from tests.support.thorough import sample_of
+from tests.support.tiny_models import VOCAB_SIZE
+from tests.support.tried_models import engine_over, model_of
 
 from mlxq_worker.engine.api import RowSpec
-from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.sampling.batch_sampler import BatchSampler
@@ -265,7 +267,7 @@ def test_end_tokens_are_masked_up_to_min_tokens_and_only_in_rows_that_ask(temper
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return build("llama")
+    return model_of("llama")
 
 
 def engine_specs(parameters: Sequence[dict[str, Any]]) -> list[RowSpec]:
@@ -292,29 +294,30 @@ MIXES = pytest.mark.parametrize(
 
 
 @MIXES
+@pytest.mark.thorough
 def test_no_token_that_is_compared_hangs_on_rounding(model: Any, parameters: list[dict[str, Any]]) -> None:
-    assert_steady(model, lambda: run(BatchEngine(model, decode, max_num_seqs=8), engine_specs(parameters)).tokens)
+    assert_steady(model, lambda: run(engine_over(model, max_num_seqs=8), engine_specs(parameters)).tokens)
 
 
 @MIXES
+@pytest.mark.thorough
 def test_tokens_are_the_same_alone_in_any_company_and_after_joining_at_any_step(
     model: Any, parameters: list[dict[str, Any]]
 ) -> None:
     specs = engine_specs(parameters)
-    alone = {name_of(spec.row_id): run(BatchEngine(model, decode, max_num_seqs=1), [spec]).tokens for spec in specs}
+    alone = run(engine_over(model, max_num_seqs=1), specs).tokens
 
-    for width in (3, 8):
-        for company in (specs, specs[::-1]):
-            for one_per_step in (False, True):
-                engine = BatchEngine(model, decode, max_num_seqs=width)
-                together = run(engine, company, one_per_step=one_per_step).tokens
-                assert {row_id: {row_id: token_ids} for row_id, token_ids in together.items()} == alone
+    for width, company, one_per_step in sample_of(
+        list(product((3, 8), (specs, specs[::-1]), (False, True))),
+        [(3, specs, True), (3, specs[::-1], False), (8, specs, False), (8, specs[::-1], True)],
+    ):
+        assert run(engine_over(model, max_num_seqs=width), company, one_per_step=one_per_step).tokens == alone
 
 
 def test_another_seed_gives_other_tokens_and_the_same_seed_the_same(model: Any) -> None:
     specs = [row_spec(row_id=str(n), prompt_ids=(1, 2), seed=n // 2, temperature=1.0, max_tokens=12) for n in range(8)]
 
-    tokens = run(BatchEngine(model, decode, max_num_seqs=8), specs).tokens
+    tokens = run(engine_over(model, max_num_seqs=8), specs).tokens
 
     assert len(set(tokens.values())) == 4
     assert all(tokens[str(n)] == tokens[str(n + 1)] for n in (0, 2, 4, 6))
@@ -327,7 +330,7 @@ def test_no_row_ends_on_an_end_token_before_min_tokens(model: Any, min_tokens: i
         row_spec(row_id=str(n), seed=n, temperature=2.0, min_tokens=min_tokens, end_tokens=half) for n in range(16)
     ]
 
-    outcome = run(BatchEngine(model, decode, max_num_seqs=8), specs)
+    outcome = run(engine_over(model, max_num_seqs=8), specs)
 
     lengths = [len(token_ids) for token_ids in outcome.tokens.values()]
     assert min(lengths) == min_tokens + 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from random import Random
 from typing import Any
 
@@ -9,8 +10,9 @@ import mlx.core as mx
 import pytest
 from tests.support.engine_runs import decode, run
 from tests.support.rounding import assert_steady
-from tests.support.row_specs import name_of, row_spec
+from tests.support.row_specs import row_spec
 from tests.support.tiny_models import COMPARED, VOCAB_SIZE, build
+from tests.support.tried_models import engine_over, model_of
 
 from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.engine import BatchEngine
@@ -44,24 +46,27 @@ def random_prompts() -> list[tuple[int, ...]]:
 
 @pytest.mark.parametrize("architecture", COMPARED)
 def test_no_answer_that_is_compared_hangs_on_rounding(architecture: str) -> None:
-    model, specs = build(architecture), specs_of(random_prompts())
+    model, specs = model_of(architecture), specs_of(random_prompts())
 
-    assert_steady(model, lambda: run(BatchEngine(model, decode, max_num_seqs=20, packed=False), specs).tokens)
+    assert_steady(model, lambda: run(engine_over(model, max_num_seqs=20, packed=False), specs).tokens)
+
+
+@cache
+def alone(architecture: str, way: str) -> dict[str, tuple[int, ...]]:
+    """What each row gets in a batch of its own, where nothing is left of those before it."""
+    engine = engine_over(model_of(architecture), max_num_seqs=1, max_prefix_bytes=0, packed=way == "packed")
+    return run(engine, specs_of(random_prompts())).tokens
 
 
 @pytest.mark.parametrize("width", [3, 20])
 @pytest.mark.parametrize("kind", [f"{each}-{way}" for each in COMPARED for way in ("packed", "padded")])
 def test_answers_to_one_prompt_are_those_of_its_rows_alone(kind: str, width: int) -> None:
     architecture, way = kind.split("-")
-    model, specs = build(architecture), specs_of(random_prompts())
+    engine = engine_over(model_of(architecture), max_num_seqs=width, max_num_batched_tokens=64, packed=way == "packed")
 
-    def engine(max_num_seqs: int) -> BatchEngine:
-        return BatchEngine(model, decode, max_num_seqs=max_num_seqs, max_num_batched_tokens=64, packed=way == "packed")
+    together = run(engine, specs_of(random_prompts())).tokens
 
-    together = run(engine(width), specs).tokens
-
-    for spec in specs:
-        assert run(engine(1), [spec]).tokens == {name_of(spec.row_id): together[name_of(spec.row_id)]}
+    assert together == alone(architecture, way)
 
 
 class Counted:

@@ -35,6 +35,17 @@ def test_a_row_keeps_its_state_while_others_come_and_go() -> None:
     assert rows_of(states.read(indices(1, 0))) == [10, 40]
 
 
+def test_rows_behind_those_that_are_replaced_keep_their_states_as_long_as_they_are_there() -> None:
+    states = States()
+    states.write(indices(0, 1, 2), 3, state(1, 2, 3))
+
+    states.replace_first(state(4, 5), 3)
+    assert rows_of(states.read(3)) == [4, 5, 3]
+    states.replace_first(state(6), 2)
+
+    assert rows_of(states.read(3)) == [6, 5]
+
+
 def test_rows_are_copied_over_others_all_at_once() -> None:
     states = States()
     states.write(indices(0, 1, 2), 3, state(1, 2, 3))

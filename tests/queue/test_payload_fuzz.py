@@ -11,6 +11,7 @@ import pickle
 import random
 import zlib
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -81,9 +82,15 @@ def not_json(redis: Redis, job: str, dice: Dice) -> None:
     redis.hset(job, "data", dice.choice([*broken, dice.randbytes(dice.randint(1, 200))]))
 
 
+@cache
+def a_hundred_megabytes() -> bytes:
+    """Packed."""
+    return zlib.compress(b" " * 100_000_000)
+
+
 def swollen(redis: Redis, job: str, dice: Dice) -> None:
     """A hundred kilobytes that stand for a hundred megabytes; rarely, since even refusing them takes its time."""
-    redis.hset(job, "data", SWOLLEN if dice.random() < 0.01 else BLANKS)
+    redis.hset(job, "data", a_hundred_megabytes() if dice.random() < 0.01 else BLANKS)
 
 
 def another_call(redis: Redis, job: str, dice: Dice) -> None:
@@ -139,7 +146,6 @@ def no_job(redis: Redis, job: str, dice: Dice) -> None:
 
 
 BLANKS = zlib.compress(b" " * 100_000)
-SWOLLEN = zlib.compress(b" " * 100_000_000)
 DAMAGES: list[Damage] = [
     *(bytes_mutated, not_json, swollen, another_call, another_line),
     *(missing_fields, strange_fields, foreign_batch, another_type, no_job),

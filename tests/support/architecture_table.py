@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache, make_prompt_cache
-from tests.support.architectures import OWN, build
+from tests.support.architectures import OWN
+from tests.support.tried_models import architecture_of, packing_of
 
 from mlxq_worker.engine.runners.packed_model import Way
-from mlxq_worker.engine.runners.trial import find_packing
 from mlxq_worker.model.architecture import ALONE, PADDED
 
 TABLE_PATH = Path(__file__).parents[2] / "docs" / "architectures.md"
@@ -72,15 +72,14 @@ def table() -> str:
 
 def way(name: str) -> Way | None:
     """How a tiny model of this architecture is packed, if it is."""
-    return find_packing(build(name)).way
+    return packing_of(architecture_of(name)).way
 
 
 def _layers_and_way(name: str) -> str:
     """How many layers there are of each kind, and how a model of them attends."""
-    model = build(name)
-    found = find_packing(model).way
+    found = way(name)
     assert found is not None, f"{name} isn't packed"
-    kinds = Counter(map(_kind, make_prompt_cache(model)))
+    kinds = Counter(map(_kind, make_prompt_cache(architecture_of(name))))
     return ", ".join(f"{number} {kind}" for kind, number in kinds.items()) + f" | {_WAYS[found]}"
 
 

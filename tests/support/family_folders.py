@@ -18,16 +18,15 @@ from typing import Any, cast
 import mlx.core as mx
 import numpy as np
 from tests.support.engine_runs import run
-from tests.support.row_results import row_result
 from tests.support.row_specs import name_of
-from tests.support.scripted_models import Folder, preparer_of, request_of
+from tests.support.scripted_models import Folder, follow, request_of
 
-from mlxq.contract import Request, StopDetails
+from mlxq.contract import Request
 from mlxq.errors import RequestError
 from mlxq.results.result_lines import result_line
 from mlxq_worker.backend import load_backend
 from mlxq_worker.config import EngineConfig, WorkerConfig
-from mlxq_worker.engine.api import Constraint, Decode, RowResult, RowSpec
+from mlxq_worker.engine.api import RowResult, RowSpec
 from mlxq_worker.messages import Preparer
 
 Choice = dict[str, Any]
@@ -179,11 +178,9 @@ def _folder(about: Mapping[str, Any]) -> Folder:
     return Folder(**{key: tuple(value) if isinstance(value, list) else value for key, value in about.items()})
 
 
-def answers(path: Path, folder: Folder, asked: Sequence[Asked]) -> dict[str, Choice | RequestError]:
+def answers(preparer: Preparer, folder: Folder, asked: Sequence[Asked]) -> dict[str, Choice | RequestError]:
     """The choice of each answer by its name, or why it was refused, from what a worker makes of the folder: its own
-    tokenizer, template, grammars and answers. Instead of an engine each row takes its script's next token, or where it
-    may not, the first that it may."""
-    preparer = preparer_of(folder.write(path))
+    tokenizer, template, grammars and answers. Each row follows its script, without an engine."""
     said: dict[str, Choice | RequestError] = {}
     for each in asked:
         script = _ids(folder, each)
@@ -193,28 +190,8 @@ def answers(path: Path, folder: Folder, asked: Sequence[Asked]) -> dict[str, Cho
         except RequestError as error:
             said[each.name] = error
             continue
-        said[each.name] = _choice(preparer, request, (spec,), (_follow(spec, script, preparer.decode),))
+        said[each.name] = _choice(preparer, request, (spec,), (follow(spec, script, preparer.decode),))
     return said
-
-
-def _follow(spec: RowSpec, script: Sequence[int], decode: Decode) -> RowResult:
-    ids: list[int] = []
-    details = StopDetails(type="max_tokens")
-    while len(ids) < spec.limit:
-        wanted = script[min(len(ids), len(script) - 1)]
-        ids.append(wanted if spec.constraint is None else _allowed(spec.constraint, wanted))
-        if ids[-1] in spec.end_tokens:
-            details = spec.ended_on(ids[-1], len(ids) - 1)
-            break
-        if spec.constraint is not None:
-            spec.constraint.advance(ids[-1])
-    text = decode(ids[:-1] if details.type == "eos_token" else ids)
-    return row_result(row_id=spec.row_id, token_ids=tuple(ids), text=text, stop_details=details)
-
-
-def _allowed(constraint: Constraint, wanted: int) -> int:
-    bits = np.unpackbits(np.frombuffer(constraint.allowed_ids(), np.uint8), bitorder="little")
-    return wanted if bits[wanted] else int(np.flatnonzero(bits)[0])
 
 
 def engine_answers(path: Path, folder: Folder, asked: Sequence[Asked]) -> dict[str, Choice]:

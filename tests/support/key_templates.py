@@ -33,17 +33,17 @@ def _of_mlxq() -> Iterator[str]:
 def _of_rq() -> Iterator[str]:
     """RQ writes its keys as sums and f-strings that begin with its prefix, or with a name for such a text."""
     trees = [ast.parse(path.read_text()) for path in sorted(Path(rq.__path__[0]).rglob("*.py"))]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    assignments = [node for node in nodes if isinstance(node, ast.Assign | ast.AnnAssign)]
     names = dict.fromkeys(_PREFIXES, "rq")
     for _ in range(3):  # names for texts that begin with names for texts
-        for tree in trees:
-            for node in ast.walk(tree):
-                targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-                if isinstance(node, ast.Assign | ast.AnnAssign) and (text := _text(node.value, names)):
-                    names |= {name: text for target in targets if (name := _name(target)) and name != "key"}
-    for tree in trees:
-        for node in ast.walk(tree):
-            if isinstance(node, ast.BinOp | ast.JoinedStr) and (text := _text(node, names)):
-                yield text + HOLE if text.endswith(":") else text
+        for node in assignments:
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            if text := _text(node.value, names):
+                names |= {name: text for target in targets if (name := _name(target)) and name != "key"}
+    for node in nodes:
+        if isinstance(node, ast.BinOp | ast.JoinedStr) and (text := _text(node, names)):
+            yield text + HOLE if text.endswith(":") else text
 
 
 def _text(node: ast.AST | None, names: dict[str, str]) -> str | None:

@@ -13,6 +13,7 @@ import mlx.core as mx
 from mlx import nn
 from mlx_lm.models import llama
 from tests.support.tiny_models import VOCAB_SIZE, build
+from tests.support.tried_models import packing_of
 
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.rows.row import Row
@@ -69,4 +70,11 @@ def poisoned_llama(max_batch: int) -> Any:
 
 
 def poisoned_engine(model: Any, decode: Any, width: int) -> BatchEngine:
-    return BatchEngine(model, decode, max_num_seqs=width, max_num_batched_tokens=64, new_sampler=RaisingSampler)
+    return BatchEngine(
+        model,
+        decode,
+        max_num_seqs=width,
+        max_num_batched_tokens=64,
+        packing=packing_of(model),
+        new_sampler=RaisingSampler,
+    )

@@ -20,6 +20,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 from numpy.typing import NDArray
+from tests.support.thorough import sample_of
 
 _SIGNIFICANT_BITS: Mapping[mx.Dtype, int] = {mx.float32: 24, mx.float16: 11, mx.bfloat16: 8}
 _LONGEST_SUM = 256
@@ -68,35 +69,50 @@ def disturbed(model: Any, seed: int) -> Iterator[None]:
 
 def logprobs_of(model: Any, token_ids: Sequence[int]) -> tuple[NDArray[np.float32], float]:
     """Log probabilities (tokens, V) of what follows each token, and how far another right computation may be off."""
+    return logprobs_of_each(model, [token_ids])[0]
+
+
+def logprobs_of_each(model: Any, sequences: Sequence[Sequence[int]]) -> list[tuple[NDArray[np.float32], float]]:
+    """The same of several sequences that go through the model side by side: what a shorter one is filled up with
+    stands behind all that is looked at."""
+    longest = max(map(len, sequences))
+    ids = mx.array([[*each, *[0] * (longest - len(each))] for each in sequences])  # (N, T)
 
     def compute() -> NDArray[np.float32]:
-        logits = model(mx.array([token_ids]))[0]
-        return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))
+        logits = model(ids)
+        return np.array(logits - mx.logsumexp(logits, axis=-1, keepdims=True))  # (N, T, V)
 
-    logprobs, off = compute(), 0.0
+    logprobs, offs = compute(), np.zeros(ids.shape)
     for seed in range(_NUM_DISTURBANCES):
         with disturbed(model, seed):
-            off = max(off, float(np.abs(compute() - logprobs).max()))
-    return logprobs, off
+            offs = np.maximum(offs, np.abs(compute() - logprobs).max(axis=-1))
+    lengths = list(map(len, sequences))
+    return [(own[:length], float(off[:length].max())) for own, off, length in zip(logprobs, offs, lengths, strict=True)]
 
 
-def smallest_gap(model: Any, prompt: Sequence[int], answer: Sequence[int]) -> float:
-    """The least by which a token of a greedy answer is ahead of the next best, in steps of what rounding may do.
+def smallest_gap(model: Any, *answers: tuple[Sequence[int], Sequence[int]]) -> float:
+    """The least by which a token of these greedy answers, each given as prompt and answer, is ahead of the next best,
+    in steps of what rounding may do.
 
     Below 2 the choice is a near-tie: another right computation may choose otherwise, and tests must not compare it.
     """
-    logprobs, off = logprobs_of(model, [*prompt, *answer])
-    best = np.sort(logprobs[len(prompt) - 1 : -1], axis=-1)[:, -2:]
-    return float((best[:, 1] - best[:, 0]).min()) / off
+    gaps = []
+    found = logprobs_of_each(model, [[*prompt, *answer] for prompt, answer in answers])
+    for (prompt, _), (logprobs, off) in zip(answers, found, strict=True):
+        best = np.sort(logprobs[len(prompt) - 1 : -1], axis=-1)[:, -2:]
+        gaps.append(float((best[:, 1] - best[:, 0]).min()) / off)
+    return min(gaps)
 
 
 def assert_steady(model: Any, answers: Callable[[], object]) -> None:
     """Whatever is compared with these answers may be compared exactly: none of them hangs on rounding.
 
+    `make thorough` disturbs the model more often: as the disturbances are always the same, only new answers can fail.
+
     Raises:
         AssertionError: a choice is a near-tie; take other prompts or seeds.
     """
     expected = answers()
-    for seed in range(_NUM_DISTURBANCES):
+    for seed in range(sample_of(_NUM_DISTURBANCES, 1)):
         with disturbed(model, seed):
             assert answers() == expected, "a choice is a near-tie: take other prompts or seeds"

@@ -16,17 +16,20 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from tests.support.engine_runs import run
+from tests.support.row_results import row_result
 from tests.support.row_specs import name_of
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from mlxq.contract import Request
+from mlxq.contract import Request, StopDetails
 from mlxq.requests.openai import parse_object
 from mlxq.results.result_lines import result_line
 from mlxq_worker.backend import load_backend
 from mlxq_worker.config import EngineConfig, WorkerConfig
 from mlxq_worker.dialects.reasoning import reasoning_markers_of
 from mlxq_worker.dialects.tool_format import tool_format_of
-from mlxq_worker.model.load import load_tokenizer_only
+from mlxq_worker.engine.api import Constraint, Decode, RowResult, RowSpec
+from mlxq_worker.messages import Preparer
+from mlxq_worker.model.load import DescribedModel, load_tokenizer_only
 from mlxq_worker.text.prepare import ModelPreparer
 
 POSITIONS = 2048
@@ -133,7 +136,13 @@ def preparer_of(
     path: Path, *, tool_call_parser: str | None = None, reasoning_parser: str | None = None
 ) -> ModelPreparer:
     """What a worker makes of a folder, weights aside."""
-    described = load_tokenizer_only(str(path))
+    return preparer_for(load_tokenizer_only(str(path)), tool_call_parser, reasoning_parser)
+
+
+def preparer_for(
+    described: DescribedModel, tool_call_parser: str | None = None, reasoning_parser: str | None = None
+) -> ModelPreparer:
+    """The same, once it has been read."""
     return ModelPreparer(
         described.tokenizer,
         described.eos,
@@ -144,6 +153,38 @@ def preparer_of(
         tool_format=tool_format_of(described.tokenizer, tool_call_parser),
         markers=reasoning_markers_of(described.tokenizer, reasoning_parser),
     )
+
+
+def follow(spec: RowSpec, script: Sequence[int], decode: Decode) -> RowResult:
+    """What a row comes to without an engine, if it takes its script's next token each time, or where it may not, the
+    first that it may."""
+    ids: list[int] = []
+    details = StopDetails(type="max_tokens")
+    while len(ids) < spec.limit:
+        wanted = script[min(len(ids), len(script) - 1)]
+        ids.append(wanted if spec.constraint is None else _allowed(spec.constraint, wanted))
+        if ids[-1] in spec.end_tokens:
+            details = spec.ended_on(ids[-1], len(ids) - 1)
+            break
+        if spec.constraint is not None:
+            spec.constraint.advance(ids[-1])
+    text = decode(ids[:-1] if details.type == "eos_token" else ids)
+    return row_result(row_id=spec.row_id, token_ids=tuple(ids), text=text, stop_details=details)
+
+
+def _allowed(constraint: Constraint, wanted: int) -> int:
+    bits = np.unpackbits(np.frombuffer(constraint.allowed_ids(), np.uint8), bitorder="little")
+    return wanted if bits[wanted] else int(np.flatnonzero(bits)[0])
+
+
+def followed(path: Path, folder: Folder, script: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The response body of a worker for this folder, whose row follows the script, special tokens by name. Stop strings
+    are the engine's affair, which `answer` has."""
+    preparer = preparer_of(folder.write(path))
+    request = request_of(body)
+    specs = preparer.prepare(request, "row")
+    ids = folder.tokenizer().encode(script, add_special_tokens=False).ids
+    return _body(preparer, request, specs, tuple(follow(spec, ids, preparer.decode) for spec in specs))
 
 
 def answer(path: Path, folder: Folder, script: str, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,7 +204,12 @@ def answer(path: Path, folder: Folder, script: str, body: Mapping[str, Any]) -> 
         done = run(engine, specs).results
     finally:
         engine.close()
-    results = tuple(done[name_of(each.row_id)] for each in specs)
-    result = backend.preparer.finish(request, specs, results, request_id="q", created=0, queue_s=0.0)
-    body_of: dict[str, Any] = result_line(result)["response"]["body"]
-    return body_of
+    return _body(backend.preparer, request, specs, tuple(done[name_of(each.row_id)] for each in specs))
+
+
+def _body(
+    preparer: Preparer, request: Request, specs: tuple[RowSpec, ...], results: tuple[RowResult, ...]
+) -> dict[str, Any]:
+    result = preparer.finish(request, specs, results, request_id="q", created=0, queue_s=0.0)
+    body: dict[str, Any] = result_line(result)["response"]["body"]
+    return body

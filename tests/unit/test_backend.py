@@ -12,6 +12,7 @@ from tests.support.waiting import DEADLINE_S
 
 from mlxq_worker.backend import load_backend
 from mlxq_worker.config import WorkerConfig
+from mlxq_worker.engine.runners import trial
 from mlxq_worker.engine.scheduling import step_size
 
 LOAD_AND_TELL = """
@@ -50,3 +51,16 @@ def test_the_step_size_is_measured_once_however_many_engines_follow(monkeypatch:
         run(backend.new_engine(), [row_spec(prompt_ids=(1,) * 300, max_tokens=1)])
 
     assert measured == [32]
+
+
+def test_the_model_is_tried_out_once_however_many_engines_follow(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried, find_packing = [], trial.find_packing
+    for module in ("mlxq_worker.engine.runners.trial", "mlxq_worker.engine.engine"):
+        monkeypatch.setattr(f"{module}.find_packing", lambda model: tried.append(model) or find_packing(model))
+    backend = load_backend(WorkerConfig(model="demo"))
+
+    for width in (2, 4):
+        backend.new_engine()
+        backend.engine_at(width)
+
+    assert len(tried) == 1

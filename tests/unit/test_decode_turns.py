@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from queue import Empty
 from typing import Any
 
@@ -34,6 +35,13 @@ from mlxq_worker.messages import (
     ToIo,
 )
 from mlxq_worker.step_watch import StepWatch
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _nothing_left_by_others() -> None:
+    """Whenever a step raises the loop collects garbage: it is not to look through what the tests before have left."""
+    gc.collect()
+    gc.freeze()
 
 
 class Rig:

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 
 import pytest
@@ -375,69 +375,73 @@ def _graph(modules: list[Module]) -> dict[str, set[str]]:
 
 # --- They hold ------------------------------------------------------------------------------------------------
 
-MODULES = [module for name, folder in PACKAGES.items() for module in read_package(name, folder)]
+
+@cache
+def modules() -> list[Module]:
+    """Those of both packages, read when a test first asks, so that nobody else who collects this file reads them."""
+    return [module for name, folder in PACKAGES.items() for module in read_package(name, folder)]
 
 
 def test_both_packages_are_found() -> None:
-    names = {module.name for module in MODULES}
+    names = {module.name for module in modules()}
 
     assert {"mlxq", "mlxq.contract", "mlxq_worker", "mlxq_worker.engine.rows.row"} <= names
 
 
 def test_the_light_package_never_imports_the_worker() -> None:
-    assert light_imports_worker(MODULES) == []
+    assert light_imports_worker(modules()) == []
 
 
 def test_only_the_command_table_names_worker_modules() -> None:
-    assert light_names_worker(MODULES) == []
+    assert light_names_worker(modules()) == []
 
 
 def test_the_engine_sees_no_queue_no_command_line_and_nothing_of_the_worker_around_it() -> None:
-    assert engine_imports_outside(MODULES) == []
+    assert engine_imports_outside(modules()) == []
 
 
 def test_nobody_else_sees_more_of_the_engine_than_its_interface() -> None:
-    assert engine_seen_from_outside(MODULES) == []
+    assert engine_seen_from_outside(modules()) == []
 
 
 def test_folders_import_downwards_only() -> None:
-    assert imports_upwards(MODULES) == []
+    assert imports_upwards(modules()) == []
 
 
 def test_no_class_of_either_package_has_the_name_of_another() -> None:
-    assert class_names_twice(MODULES) == []
+    assert class_names_twice(modules()) == []
 
 
 @pytest.mark.parametrize("package", FLOORS)
 def test_every_floor_is_there(package: str) -> None:
-    names = {_part_of(package, module.name) for module in MODULES} - {""}
+    names = {_part_of(package, module.name) for module in modules()} - {""}
 
     assert names == frozenset().union(*FLOORS[package])
 
 
 def test_commands_print_through_the_one_module_that_escapes() -> None:
-    assert prints_unescaped(MODULES) == []
+    assert prints_unescaped(modules()) == []
 
 
 def test_no_module_is_too_long_and_no_folder_too_full() -> None:
-    assert too_long(MODULES) == []
-    assert too_full(MODULES) == []
+    assert too_long(modules()) == []
+    assert too_full(modules()) == []
 
 
 def test_only_a_few_folders_import_mlx() -> None:
-    assert mlx_imported_elsewhere(MODULES) == []
+    assert mlx_imported_elsewhere(modules()) == []
 
 
 def test_rq_internals_are_touched_in_known_folders_only() -> None:
-    assert rq_internals_imported_elsewhere(MODULES) == []
+    assert rq_internals_imported_elsewhere(modules()) == []
 
 
 def test_no_module_imports_itself_in_a_circle() -> None:
-    assert import_cycles(MODULES) == []
+    assert import_cycles(modules()) == []
 
 
 def test_no_allow_list_names_a_module_that_is_gone() -> None:
-    names = {module.name for module in MODULES}
+    names = {module.name for module in modules()}
     listed = {*MLX_FOLDERS, *WITHOUT_MLX, *RQ_INTERNALS, *ENGINE_MAY_SEE, ENGINE_DOOR, ENGINE_BUILDER}
 
     assert (listed | WORKER_NAMES_LIVE_IN | {RQ_WRITER}) - names == set()

@@ -97,7 +97,7 @@ def test_every_walk_through_what_generators_write_ends_in_an_answer_that_fits() 
     random = Random(7)
     wrong: dict[str, Any] = {}
     num_complete = 0
-    names = sorted(CORPUS.keys() - REFUSED.keys())
+    names = sorted(CORPUS.keys() - REFUSED.keys())[:: sample_of(1, 2)]
     for name in names:
         for _ in range(WALKS):
             end = walk(made(request("json_schema", CORPUS[name])), random)

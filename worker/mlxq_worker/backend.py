@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,7 @@ from mlxq_worker.startup import import_transformers
 
 if TYPE_CHECKING:
     from mlxq_worker.engine.kvcache.fit import Fit
+    from mlxq_worker.engine.runners.trial import Packing
     from mlxq_worker.engine.scheduling.step_size import StepSize
     from mlxq_worker.model.generation import OpenFields
     from mlxq_worker.model.load import DescribedModel, LoadedModel
@@ -63,7 +65,8 @@ class Backend:
 
 
 class ModelEngines:
-    """Builds the engines of one loaded model, one after the other: each gets the memory that is free then.
+    """Builds the engines of one loaded model, one after the other: each gets the memory that is free then. The model is
+    tried out for the first one.
 
     Args:
         decode: token ids to text.
@@ -120,7 +123,14 @@ class ModelEngines:
             max_prefix_bytes=self._config.max_prefix_bytes,
             longest_first=self._config.longest_first,
             kv_bytes=self._room_bytes(),
+            packing=self._packing,
         )
+
+    @cached_property
+    def _packing(self) -> Packing:
+        from mlxq_worker.engine.runners.trial import find_packing
+
+        return find_packing(self._loaded.model)
 
     def _room_bytes(self) -> int:
         from mlxq_worker.engine.kvcache.memory import room_for_rows

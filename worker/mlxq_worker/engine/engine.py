@@ -20,7 +20,7 @@ from mlxq_worker.engine.runners.packed import PackedRunner
 from mlxq_worker.engine.runners.padded import PaddedRunner
 from mlxq_worker.engine.runners.runner import Launched, Runner
 from mlxq_worker.engine.runners.step_timing import step_seconds
-from mlxq_worker.engine.runners.trial import find_packing
+from mlxq_worker.engine.runners.trial import Packing, find_packing
 from mlxq_worker.engine.sampling.batch_sampler import BatchSampler
 from mlxq_worker.engine.scheduling.admission import check_fits, check_width
 from mlxq_worker.engine.scheduling.run_ahead import RunAhead
@@ -50,6 +50,7 @@ class BatchEngine:
         longest_first: admit the longest prompts first, and not those that came first; in either case after those that
             begin with a prefix that is there.
         packed: false keeps to mlx-lm's own caches; slower, the oracle in tests.
+        packing: what came of trying this model out before; by default it is tried out here.
         pipelined: true always runs ahead, false looks at every token before the next step starts; `None` does what
             pays.
         run_ahead: decides what pays, in `pipelined`'s place.
@@ -67,6 +68,7 @@ class BatchEngine:
         max_prefix_bytes: int | None = None,
         longest_first: bool = False,
         packed: bool = True,
+        packing: Packing | None = None,
         pipelined: bool | None = None,
         run_ahead: RunAhead | None = None,
         new_sampler: Callable[[], BatchSampler] = BatchSampler,
@@ -74,7 +76,7 @@ class BatchEngine:
         self._decode = decode
         self._device = device.Device()
         self._max_num_seqs = max_num_seqs
-        way = find_packing(model).way if packed else None
+        way = (packing or find_packing(model)).way if packed else None
         self._budget = measure_budget(
             model, kv_bytes, in_slabs=way is not None, copies_prefixes=bool(way and way.copies_prefixes)
         )

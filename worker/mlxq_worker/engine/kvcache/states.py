@@ -50,6 +50,12 @@ class States:
         """Have these states and no others."""
         self._state = state
 
+    def replace_first(self, state: State, num_rows: int) -> None:
+        """Have these states of the first rows, where there are `num_rows`. What is there of those behind them stays: a
+        layer's other module may have begun them on this very step."""
+        before = self._state or (None,) * len(state)
+        self._state = tuple(_followed(new, old, num_rows) for new, old in zip(state, before, strict=True))
+
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy rows' states to other rows; none is copied from where another is copied to."""
         sources, targets = (mx.array(list(each), dtype=mx.uint32) for each in zip(*pairs, strict=True))
@@ -67,6 +73,12 @@ class States:
     def evict(self, prefix: Prefix) -> None:
         """Free a prefix."""
         self._prefixes.pop(prefix, None)
+
+
+def _followed(new: mx.array | None, old: mx.array | None, num_rows: int) -> mx.array | None:
+    if new is None or old is None or min(num_rows, old.shape[0]) <= new.shape[0]:
+        return new
+    return mx.concatenate([new, old[new.shape[0] : num_rows]])
 
 
 def _written(old: mx.array | None, rows: mx.array, num_rows: int, new: mx.array | None) -> mx.array | None:

@@ -80,8 +80,10 @@ class StateCache:
         source, state = group.parts[0].source, tuple(view.cache)
         if isinstance(source, PrefixChunk):
             self.states.write_prefix(source.prefix, state)
-        elif group.num_rows:
+        elif group.num_rows == self.layout.num_rows:
             self.states.replace(state)
+        elif group.num_rows:
+            self.states.replace_first(state, self.layout.num_rows)
         elif group.results is None:
             self.states.write(group.rows, self.layout.num_rows, state)
         else:
