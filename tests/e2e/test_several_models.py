@@ -209,8 +209,8 @@ def test_two_models_under_load_take_turns_and_nothing_is_lost(
         assert [key for key in scrapes.counts & before.keys() if after.get(key, -1) < before[key]] == []
     loaded = [[model for model, is_up in each.items() if is_up] for each in scrapes.of("mlxq_worker_up")]
     assert {tuple(each) for each in loaded} == {(), ("one",), ("two",)}
-    for name in ("mlxq_num_requests_running", "mlxq_memory_used_bytes", "mlxq_active_jobs", "mlxq_max_running_rows"):
-        assert max(len(each) for each in scrapes.of(name)) == 1, name
+    for name in ("worker_up", "num_requests_running", "memory_used_bytes", "active_jobs", "max_running_rows"):
+        assert max(len(each) for each in scrapes.of(f"mlxq_{name}")) == 1, name
     answered = scrapes.of("mlxq_request_success_total")
     assert 0 < answered[-1]["one"] <= len(names) / 2 >= answered[-1]["two"] > 0
     turns = [model for each in loaded for model in each]

@@ -104,6 +104,8 @@ def _served(
 ) -> ServedModel:
     """A model with its process, which isn't started yet. What the file says of it comes after the options for all."""
     totals = Totals() if shared.metrics_address is not None else None
+    if totals is not None:
+        totals.rests()  # until it is loaded
     command = [*WORKER, *options, "--queue", keys.model_queue(entry.name), *entry.words(), "--grace", f"{drain_s:g}"]
     variables = {"MLXQ_URL": shared.url, "MLXQ_BURST": "0", "MLXQ_MODELS": ""}
     variables |= {variable_of(name): "" for name in (*ONE_MODELS_OWN, "metrics_address")}

@@ -137,6 +137,8 @@ class ModelsSupervisor:
             model.process.rest()
         if model.process.process is None:
             logger.info("%s is unloaded", model.name)
+            if model.totals is not None:
+                model.totals.rests()
             self._unload()
 
     def _put_aside(self, model: ServedModel, error: WorkerFailed, now: float) -> None:
