@@ -8,7 +8,7 @@ import pytest
 
 from mlxq.errors import ConfigError
 from mlxq_worker.config import EngineConfig, WorkerConfig, to_bytes
-from mlxq_worker.decoding.memory_watch import machine_bytes
+from mlxq_worker.host.facts import machine_bytes
 
 
 def test_the_defaults_are_those_of_the_documentation() -> None:

@@ -25,8 +25,8 @@ from mlxq_worker.commands.doctor.finding import Finding
 from mlxq_worker.commands.doctor.rights import COMMANDS, look_at_rights
 from mlxq_worker.commands.inspect import model_as_object
 from mlxq_worker.demo import MODEL_PATH
+from mlxq_worker.host.slow_states import Setting
 from mlxq_worker.model.load import load_tokenizer_only
-from mlxq_worker.slow_states import Setting
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30
@@ -91,14 +91,14 @@ def test_a_package_of_workers_that_is_missing() -> None:
 def test_linux_without_openblas() -> None:
     setting = Setting(platform="linux", is_gpu=False, has_openblas=False)
 
-    finding = only(machine.look_at_device(setting, None, 16 * GIB))
+    finding = only(machine.look_at_device(setting, 16 * GIB))
 
     assert finding.name == "speed"
     assert "libopenblas0-pthread" in finding.todo
 
 
 def test_a_mac_whose_gpu_is_not_used() -> None:
-    finding = only(machine.look_at_device(Setting(platform="darwin", is_gpu=False), None, 16 * GIB))
+    finding = only(machine.look_at_device(Setting(platform="darwin", is_gpu=False), 16 * GIB))
 
     assert "arm64" in finding.todo
 

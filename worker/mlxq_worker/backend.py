@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 from mlxq.errors import ConfigError, ModelError
 from mlxq_worker.blas import preload_openblas
 from mlxq_worker.config import EngineConfig, WorkerConfig
-from mlxq_worker.decoding.memory_watch import MemoryWatch, machine_bytes, no_limit, resident_bytes
+from mlxq_worker.decoding.memory_watch import MemoryWatch, no_limit, resident_bytes
 from mlxq_worker.engine.api import Engine
+from mlxq_worker.host import cgroup, facts
+from mlxq_worker.host.slow_states import DEBUG_VARIABLES, THREAD_VARIABLES, Setting, narrow_batch, slow_states
 from mlxq_worker.messages import Preparer
-from mlxq_worker.slow_states import Setting, narrow_batch, slow_states, thread_limits
 from mlxq_worker.startup import import_transformers
 
 if TYPE_CHECKING:
@@ -149,13 +150,13 @@ def load_backend(config: WorkerConfig, *, max_model_len: int | None = None) -> B
     from mlxq_worker.dialects.reasoning import reasoning_markers_of
     from mlxq_worker.dialects.tool_format import tool_format_of
     from mlxq_worker.engine.kvcache.device import Device
-    from mlxq_worker.engine.kvcache.memory import limit_mlx, usable_bytes
+    from mlxq_worker.engine.kvcache.memory import limit_mlx
     from mlxq_worker.engine.kvcache.wired import wired
     from mlxq_worker.model.load import read_weights
     from mlxq_worker.text.prepare import ModelPreparer
 
     device = Device()
-    limit_bytes = config.memory_limit_bytes or usable_bytes(device)
+    limit_bytes = config.memory_limit_bytes or _usable_bytes()
     limit_mlx(limit_bytes, device)
     loaded = _without_weights(config)
     fit = _look_before_loading(loaded, config, limit_bytes, max_model_len, has_openblas)
@@ -242,7 +243,7 @@ def _look_before_loading(
     logger.info("%s: %s", model.name, fit)
     if fit.given is None:
         logger.info("No width was given: %s", fit.reason)
-    setting = setting_of(model.path, has_openblas=has_openblas)
+    setting = setting_of(model.path, config, has_openblas=has_openblas)
     for state in (*slow_states(setting), *narrow_batch(fit.num_longest, fit.wanted, fit.longest_tokens)):
         logger.warning("This worker will be slow: %s", state)
     return fit
@@ -250,53 +251,63 @@ def _look_before_loading(
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a worker would run on. `weights_bytes` are those of the model that was named, 0 for none;
-    `recommended_bytes` is what Metal recommends to use at most, `usable_bytes` what a worker takes at most unless it is
-    told otherwise."""
+    """What a worker would run on: `usable_bytes` is what it takes at most unless it is told otherwise."""
 
     setting: Setting
     machine_bytes: int
     usable_bytes: int
-    recommended_bytes: int | None
-    weights_bytes: int
 
 
-def machine_of(folder: Path | None) -> Machine:
+def machine_of(folder: Path | None, config: WorkerConfig | None = None) -> Machine:
     """The machine, and the model in that folder, without loading it.
+
+    Args:
+        config: what a worker would be told.
 
     Raises:
         ModelError: the weights' files can't be read.
     """
     has_openblas = preload_openblas()
 
-    from mlxq_worker.engine.kvcache.device import Device
-    from mlxq_worker.engine.kvcache.memory import usable_bytes
-    from mlxq_worker.model.safetensors import weights_bytes
-
-    device = Device()
-    return Machine(
-        setting=setting_of(folder, has_openblas=has_openblas),
-        machine_bytes=machine_bytes(),
-        usable_bytes=usable_bytes(device),
-        recommended_bytes=device.recommended_bytes,
-        weights_bytes=weights_bytes(folder) if folder is not None else 0,
-    )
+    return Machine(setting_of(folder, config, has_openblas=has_openblas), facts.machine_bytes(), _usable_bytes())
 
 
-def setting_of(folder: Path | None, *, has_openblas: bool) -> Setting:
-    """What a model in that folder, if there is one, runs on here."""
-    from mlxq_worker.engine.kvcache.device import is_gpu
-    from mlxq_worker.model.safetensors import main_dtype
+def setting_of(folder: Path | None, config: WorkerConfig | None, *, has_openblas: bool) -> Setting:
+    """What a model in that folder, if there is one, runs on here.
 
+    Raises:
+        ModelError: the weights' files can't be read.
+    """
+    from mlxq_worker.engine.kvcache.device import Device, is_gpu
+    from mlxq_worker.model.safetensors import main_dtype, weights_bytes
+
+    step_tokens = config.engine.max_num_batched_tokens if config is not None else "auto"
     return Setting(
         platform=sys.platform,
         is_gpu=is_gpu(),
         has_nvidia=NVIDIA_DEVICE.exists(),
         has_openblas=has_openblas,
-        num_cores=os.cpu_count() or 1,
-        threads=thread_limits(dict(os.environ)),
+        num_cores=facts.num_cores(),
+        cpu_limit=cgroup.cpu_limit(),
+        threads=facts.variables(THREAD_VARIABLES, os.environ),
+        debugging=facts.variables(DEBUG_VARIABLES, os.environ),
+        is_debug_python=facts.is_debug_python(),
+        is_low_power=facts.is_low_power(),
+        nice=facts.niceness(),
         dtype=main_dtype(folder) if folder is not None else None,
+        weights_bytes=weights_bytes(folder) if folder is not None else 0,
+        available_bytes=facts.available_bytes(),
+        recommended_bytes=Device().recommended_bytes,
+        is_unwired=config is not None and config.wired_limit == "off",
+        step_tokens=None if step_tokens == "auto" else step_tokens,
     )
+
+
+def _usable_bytes() -> int:
+    from mlxq_worker.engine.kvcache.device import Device
+    from mlxq_worker.engine.kvcache.memory import usable_bytes
+
+    return usable_bytes(Device(), facts.machine_bytes())
 
 
 def fit_of(config: WorkerConfig) -> Fit:
@@ -306,11 +317,7 @@ def fit_of(config: WorkerConfig) -> Fit:
         ModelError: it can't be found, read or built.
     """
     preload_openblas()
-
-    from mlxq_worker.engine.kvcache.device import Device
-    from mlxq_worker.engine.kvcache.memory import usable_bytes
-
-    return what_fits(_without_weights(config), config, config.memory_limit_bytes or usable_bytes(Device()))
+    return what_fits(_without_weights(config), config, config.memory_limit_bytes or _usable_bytes())
 
 
 def what_fits(model: LoadedModel, config: WorkerConfig, limit_bytes: int) -> Fit:

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 from mlxq import keys
 from mlxq.errors import ConfigError
 from mlxq.metrics.address import ADDRESS_FORM, Address
-from mlxq_worker.decoding.memory_watch import machine_bytes
+from mlxq_worker.host.facts import machine_bytes
 from mlxq_worker.model.generation import GenerationConfig
 
 T = TypeVar("T")

@@ -21,7 +21,7 @@ from mlxq.queue.connect import DEFAULT_URL, connect
 from mlxq_worker.commands import tuning
 from mlxq_worker.commands.doctor import machine, model_folder, packages, queues, redis_server, rights
 from mlxq_worker.commands.doctor.finding import Finding, problem
-from mlxq_worker.slow_states import narrow_batch
+from mlxq_worker.host.slow_states import narrow_batch
 
 TIMEOUT_S = 5.0
 
@@ -119,7 +119,13 @@ def look_at_worker(model: str | None, *, no_generation: bool) -> Iterator[Findin
     from mlxq_worker.commands.inspect import model_as_object
     from mlxq_worker.config import WorkerConfig
     from mlxq_worker.model.load import load_tokenizer_only
+    from mlxq_worker.model.locate import DEMO
 
+    try:
+        config = WorkerConfig.from_env(os.environ, model=model or DEMO)
+    except ConfigError as error:
+        yield problem("configuration", str(error), "correct that variable: workers would refuse it")
+        return
     folder: Path | None = None
     refused: MlxqError | None = None
     if model is not None:
@@ -129,10 +135,10 @@ def look_at_worker(model: str | None, *, no_generation: bool) -> Iterator[Findin
             refused = error
             folder = Path(model) if Path(model).is_dir() else None
     try:
-        here = machine_of(folder)
+        here = machine_of(folder, config)
     except MlxqError:
-        here = machine_of(None)  # what is wrong with its files is said below
-    yield from machine.look_at_device(here.setting, here.recommended_bytes, here.machine_bytes)
+        here = machine_of(None, config)  # what is wrong with its files is said below
+    yield from machine.look_at_device(here.setting, here.machine_bytes)
     if model is None:
         yield from machine.no_model()
         return
@@ -149,11 +155,10 @@ def look_at_worker(model: str | None, *, no_generation: bool) -> Iterator[Findin
     yield from description
     if any(finding.level == "problem" for finding in (*files, *description)):
         return
-    config = WorkerConfig.from_env(os.environ, model=model)
     yield from machine.look_at_fit(
-        here.weights_bytes,
+        here.setting.weights_bytes,
         config.memory_limit_bytes or here.usable_bytes,
-        has_metal=here.recommended_bytes is not None,
+        has_metal=here.setting.recommended_bytes is not None,
     )
     try:
         fit = fit_of(config)

@@ -7,26 +7,22 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mlxq_worker.commands.doctor.finding import Finding, note, ok, problem, warning
-from mlxq_worker.slow_states import Setting, slow_states
+from mlxq_worker.host.slow_states import Setting, slow_states
 
 LEAST_FREE_BYTES = 1_000_000_000
 _GIB = 2**30
 
 
-def look_at_device(setting: Setting, recommended_bytes: int | None, machine_bytes: int) -> Iterator[Finding]:
-    """What computes, and what makes it slow.
-
-    Args:
-        recommended_bytes: what Metal recommends to use at most; `None` without Metal.
-    """
+def look_at_device(setting: Setting, machine_bytes: int) -> Iterator[Finding]:
+    """What computes, and what makes it slow."""
     device = "the GPU" if setting.is_gpu else "the CPU"
     yield ok("device", f"MLX computes on {device}; the machine has {machine_bytes / _GIB:.0f} GiB of memory")
     states = list(slow_states(setting))
     yield from _warnings("speed", states)
     if not states:
         yield ok("speed", "nothing is known that makes a worker slow here")
-    if recommended_bytes is not None:
-        yield ok("metal_memory", f"Metal recommends to use up to {recommended_bytes / _GIB:.1f} GiB of it")
+    if setting.recommended_bytes is not None:
+        yield ok("metal_memory", f"Metal recommends to use up to {setting.recommended_bytes / _GIB:.1f} GiB of it")
 
 
 def look_at_fit(weights_bytes: int, limit_bytes: int, *, has_metal: bool) -> Iterator[Finding]:
