@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from mlxq_worker.commands import tuning
-from mlxq_worker.commands.bench import bench, draw, table_of
+from mlxq_worker.commands.bench import BAR, bench, draw, table_of
 from mlxq_worker.commands.bench_widths import WidthFigures, proposed
 from mlxq_worker.commands.tuning import Tuning
 from mlxq_worker.config import EngineConfig, WorkerConfig
@@ -36,14 +36,14 @@ def test_the_narrowest_width_that_is_about_as_fast_as_the_fastest_is_proposed(
 
 
 def test_the_table_has_a_bar_for_each_width_and_marks_the_proposed_one() -> None:
-    console = Console(width=120)
+    console = Console(width=80)  # an ordinary terminal's
     with console.capture() as capture:
         console.print(table_of(figures(100, 200), 2))
 
     lines = [line.split("│") for line in capture.get().splitlines() if "MiB" in line]
     assert [(row[1].strip(), row[2].strip(), row[3].count("█")) for row in lines] == [
-        ("1", "100", 20),
-        ("2 *", "200", 40),
+        ("1", "100", BAR // 2),
+        ("2 *", "200", BAR),
     ]
     assert [cell.strip() for cell in lines[0][4:7]] == ["2.0 ms", "1,000", "100 MiB"]
 
@@ -74,6 +74,23 @@ def test_a_picture_that_could_not_be_drawn_is_refused_before_anything_is_measure
     assert (nowhere.exit_code, without.exit_code) == (2, 2)
     assert f"there is no directory {tmp_path / 'none'}" in nowhere.stderr.replace("\n", " ")
     assert "mlxq's extra plots" in without.stderr
+
+
+@pytest.mark.parametrize("what", ["proposal", "picture"])
+def test_what_can_not_be_written_is_said_after_the_figures_are(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    cache = tmp_path / ("file" if what == "proposal" else "cache")
+    monkeypatch.setenv("MLXQ_CACHE_DIR", str(cache))
+    monkeypatch.setattr("mlxq_worker.commands.bench._measure", lambda setting: figures(100, 200))
+    monkeypatch.setattr("mlxq_worker.commands.bench.draw", lambda *_: (tmp_path / "file" / "x.png").touch())
+
+    done = CliRunner().invoke(bench, ["--png", str(tmp_path / "x.png")])
+
+    assert done.exit_code == 1
+    assert "2 rows at once" in done.stdout
+    assert f"the {what} can't be written to {tmp_path}" in done.stderr.replace("\n", " ")
 
 
 def test_a_proposal_is_found_again_for_this_model_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -132,7 +132,7 @@ def mask_url(url: str) -> str:
     Everything before the last ``@`` counts as user and password, whether it is a proper URL or not, and the query,
     which may hold a password, is dropped.
     """
-    scheme, rest = _SCHEME_AND_REST.fullmatch(url).groups()  # type: ignore[union-attr]
+    scheme, rest = _SCHEME_AND_REST.fullmatch(url).groups("")  # type: ignore[union-attr]
     credentials, at, address = rest.rpartition("@")
     shown = _ADDRESS.fullmatch(address)
     if shown is None or "?" in credentials:

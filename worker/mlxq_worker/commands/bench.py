@@ -6,7 +6,8 @@ Draws what `bench_widths` measures, and keeps the proposal where workers look fo
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from mlxq_worker.commands.bench_widths import WidthFigures
 
-BAR = 40
+BAR = 18
 """Characters of the longest one."""
 NO_MATPLOTLIB = "--png needs matplotlib: pip install matplotlib, or mlxq's extra plots"
 
@@ -87,9 +88,11 @@ def bench(png: Path | None, no_save: bool, as_json: bool, **given: Any) -> None:
         Console().print(table_of(figures, best.width))
         say(f"Proposed: {proposal}")
     if not no_save:
-        tell(f"Kept for workers of {setting.model} in {tuning.save(setting.model, proposal)}")
+        with _written("the proposal", tuning.tuning_file(setting.model)):
+            tell(f"Kept for workers of {setting.model} in {tuning.save(setting.model, proposal)}")
     if png is not None:
-        draw(figures, best.width, setting.model, png)
+        with _written("the picture", png):
+            draw(figures, best.width, setting.model, png)
 
 
 def _measure(setting: BenchSetting) -> list[WidthFigures]:
@@ -122,6 +125,18 @@ def _measure(setting: BenchSetting) -> list[WidthFigures]:
     finally:
         backend.close()
     return figures
+
+
+@contextmanager
+def _written(what: str, path: Path) -> Iterator[None]:
+    """
+    Raises:
+        ClickException: the file can't be written inside the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise click.ClickException(f"{what} can't be written to {path}: {error.strerror or error}") from error
 
 
 def _as_object(proposal: Any) -> dict[str, Any]:

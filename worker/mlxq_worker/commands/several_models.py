@@ -19,7 +19,7 @@ from mlxq.queue import durability
 from mlxq.queue.connect import connect
 from mlxq.queue.overview import QueueState, queue_states
 from mlxq.routing import announce
-from mlxq_worker.commands.models_file import ModelEntry, read_models_file
+from mlxq_worker.commands.models_file import ModelEntry, check_folders, read_models_file
 from mlxq_worker.commands.worker_options import WORKER, WORKER_OPTIONS
 from mlxq_worker.config import WorkerConfig, variable_of
 from mlxq_worker.supervision.dead_workers import DeadWorkers
@@ -48,6 +48,7 @@ def supervise_models(path: Path, given: Mapping[str, Any], options: Sequence[str
         if given.get(name):
             raise click.UsageError(f"{WORKER_OPTIONS[name].flag} is for one model: with --models the file says it")
     file = read_models_file(path)
+    check_folders(file)
     # The first model's stands for what all have in common: where Redis is, how long rows may go on after a signal.
     shared = WorkerConfig.from_env(_for_all(os.environ), **{**given, **file.entries[0].given})
     with ExitStack() as stack:

@@ -31,7 +31,8 @@ class Tuning(msgspec.Struct, frozen=True, kw_only=True):
 
     def __str__(self) -> str:
         steps = "" if self.max_num_batched_tokens is None else f", steps of {self.max_num_batched_tokens} tokens"
-        return f"{self.max_num_seqs} rows at once{steps}, as mlxq bench has measured on {self.measured_at}"
+        rows = "1 row" if self.max_num_seqs == 1 else f"{self.max_num_seqs} rows"
+        return f"{rows} at once{steps}, as mlxq bench has measured on {self.measured_at}"
 
 
 def cache_dir() -> Path:

@@ -178,6 +178,6 @@ def _print(finding: Finding) -> None:
     styles = {"ok": "green", "note": "blue", "warning": "yellow", "problem": "red"}
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"{finding.level:>8}", style=styles[finding.level], end="  ")
-    console.print(cell(f"{finding.name}: {finding.what}"))
+    console.print(cell(f"{finding.name}: {' '.join(finding.what.split())}"))
     if finding.todo:
-        console.print(cell(f"{'':10}-> {finding.todo}"))
+        console.print(cell(f"{'':10}-> {' '.join(finding.todo.split())}"))

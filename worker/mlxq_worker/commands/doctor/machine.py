@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mlxq_worker.commands.doctor.finding import Finding, note, ok, problem, warning
+from mlxq_worker.commands.doctor.finding import Finding, in_words, note, ok, problem, warning
 from mlxq_worker.host.slow_states import Setting, slow_states
 
 LEAST_FREE_BYTES = 1_000_000_000
@@ -31,7 +31,7 @@ def look_at_fit(weights_bytes: int, limit_bytes: int, *, has_metal: bool) -> Ite
     Args:
         limit_bytes: what a worker may take of the machine's memory.
     """
-    sizes = f"the weights take {weights_bytes / _GIB:.1f} GiB, and a worker may take {limit_bytes / _GIB:.1f} GiB"
+    sizes = f"the weights take {in_words(weights_bytes)}, and a worker may take {in_words(limit_bytes)}"
     if weights_bytes < 0.8 * limit_bytes:
         yield ok("memory", sizes)
         return
