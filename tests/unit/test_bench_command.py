@@ -54,7 +54,7 @@ def test_the_table_has_a_bar_for_each_width_and_marks_the_proposed_one() -> None
 def test_the_picture_is_one_whatever_the_widths_and_the_model(
     rates: Sequence[float], model: str, tmp_path: Path
 ) -> None:
-    from matplotlib.image import imread  # type: ignore[import-untyped, unused-ignore]
+    from matplotlib.image import imread
 
     draw(figures(*rates), 1, model, tmp_path / "a.png")
 
@@ -120,6 +120,19 @@ def test_a_worker_takes_the_width_and_a_step_size_that_nobody_has_given(given: i
 
     assert engine == EngineConfig(max_num_seqs=64, max_num_batched_tokens=tokens, longest_first=True)
     assert str(PROPOSAL) == "64 rows at once, steps of 512 tokens, as mlxq bench has measured on 2026-01-02"
+
+
+def test_a_width_that_is_given_wins_over_what_was_measured_and_that_over_what_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLXQ_CACHE_DIR", str(tmp_path))
+    given = WorkerConfig(model="demo", engine=EngineConfig(max_num_seqs=3))
+    before = tuning.width_of(WorkerConfig(model="demo"), "what fits")
+
+    tuning.save("demo", PROPOSAL)
+
+    assert (before, tuning.width_of(WorkerConfig(model="demo"), "what fits")) == ("what fits", str(PROPOSAL))
+    assert tuning.width_of(given, "what fits") == "3 rows at once, as MLXQ_MAX_NUM_SEQS says"
 
 
 def test_caches_lie_where_the_system_has_them(monkeypatch: pytest.MonkeyPatch) -> None:
