@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from tests.support.architectures import build
 
 from mlxq.errors import ModelError
 from mlxq_worker import backend
@@ -18,7 +19,7 @@ from mlxq_worker.config import EngineConfig, WorkerConfig
 from mlxq_worker.decoding.memory_watch import resident_bytes
 from mlxq_worker.demo import MODEL_PATH
 from mlxq_worker.engine.kvcache.budget import KvBudget, KvCost
-from mlxq_worker.engine.kvcache.fit import ON_A_CPU, ON_CUDA, ON_METAL, Fit, MostRows, most_rows
+from mlxq_worker.engine.kvcache.fit import ALONE, ON_A_CPU, ON_CUDA, ON_METAL, Fit, MostRows, most_rows
 from mlxq_worker.engine.kvcache.memory import measure_cost
 from mlxq_worker.model.load import LoadedModel, load_model, load_without_weights, read_weights
 from mlxq_worker.model.safetensors import weights_bytes
@@ -111,6 +112,7 @@ def test_it_is_said_in_a_sentence_with_a_width_that_would_do() -> None:
         (32, ON_METAL, "32 rows at once, as many of 1,024 tokens as fit into memory"),
         (9, ON_A_CPU, "9 rows at once, as many of 1,024 tokens as fit into memory"),
         (1, ON_METAL, "1 row at once, as many of 1,024 tokens as fit into memory"),
+        (9, ALONE, "1 row at once, the most that pays with this model, whose rows run one at a time"),
         (0, ON_METAL, "1 row at once, though none of 1,024 tokens fits"),
     ],
 )
@@ -127,6 +129,7 @@ def test_without_a_width_it_is_what_fits_and_pays(room_mib: int, most: MostRows,
 def test_how_many_rows_pay_depends_on_what_computes(is_gpu: bool, has_metal: bool, most: MostRows) -> None:
     assert most_rows(is_gpu=is_gpu, has_metal=has_metal) is most
     assert most_rows(is_gpu=True, has_metal=False) is ON_CUDA
+    assert most_rows(is_gpu=is_gpu, has_metal=has_metal, runs_alone=True) is ALONE
 
 
 # --- In a worker --------------------------------------------------------------------------------------------------
@@ -139,6 +142,13 @@ def test_what_a_row_costs_is_the_same_before_and_after_the_weights_are_read() ->
     read_weights(loaded)
 
     assert measure_cost(loaded.model) == before
+
+
+@pytest.mark.parametrize(("architecture", "width"), [("llama4", 1), ("llama", 32)])
+def test_a_model_whose_rows_run_one_at_a_time_claims_no_more_than_that(architecture: str, width: int) -> None:
+    model = LoadedModel(**{**vars(load_without_weights("demo")), "model": build(architecture)})
+
+    assert backend.what_fits(model, WorkerConfig(model="demo"), 8 << 30).max_num_seqs == width
 
 
 def test_a_model_that_does_not_fit_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:

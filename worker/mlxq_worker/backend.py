@@ -327,6 +327,7 @@ def what_fits(model: LoadedModel, config: WorkerConfig, limit_bytes: int) -> Fit
     from mlxq_worker.engine.kvcache.device import Device, is_gpu
     from mlxq_worker.engine.kvcache.fit import EXPECTED_TOKENS, Fit, most_rows
     from mlxq_worker.engine.kvcache.memory import measure_cost, room_for_rows
+    from mlxq_worker.model.architecture import runs_alone
     from mlxq_worker.model.safetensors import weights_bytes
 
     num_bytes = weights_bytes(model.path)
@@ -338,6 +339,10 @@ def what_fits(model: LoadedModel, config: WorkerConfig, limit_bytes: int) -> Fit
         budget=KvBudget(measure_cost(model.model, in_slabs=True), room_bytes, in_slabs=True),
         row_tokens=min(longest_tokens, EXPECTED_TOKENS),
         longest_tokens=longest_tokens,
-        most=most_rows(is_gpu=is_gpu(), has_metal=Device().recommended_bytes is not None),
+        most=most_rows(
+            is_gpu=is_gpu(),
+            has_metal=Device().recommended_bytes is not None,
+            runs_alone=runs_alone(model.model),
+        ),
         given=config.engine.max_num_seqs,
     )

@@ -22,25 +22,30 @@ rows fewer run, by admission."""
 
 @dataclass(frozen=True, slots=True)
 class MostRows:
-    """The widest batch that pays, `num_rows`, on a `device`."""
+    """The widest batch that pays, and `where` that is so: on a device, or with a kind of model."""
 
     num_rows: int
-    device: str
+    where: str
 
 
-ON_A_CPU = MostRows(32, "a CPU")
+ON_A_CPU = MostRows(32, "on a CPU")
 """Where a step computes from a few rows on: a model of 40M parameters makes 495 tokens a second at 16 rows, 635 at 32,
 481 at 64 and 647 at 128 (``python -m tests.bench.widths --model 40m``, two cores); one of 6M goes on to gain."""
-ON_METAL = MostRows(64, "this GPU")
+ON_METAL = MostRows(64, "on this GPU")
 """A step reads each weight once and computes twice with it for each row. By Apple's figures for operations and bytes a
 second the two take as long at 9 to 11 rows with weights of 4 bits and at 33 to 38 with 16 (M1 to M4); this is the next
 whole tile. Not run on Metal."""
-ON_CUDA = MostRows(256, "this GPU")
+ON_CUDA = MostRows(256, "on this GPU")
 """Likewise some 200 rows with weights of 16 bits on an H200; it is vLLM's default, too. Never run."""
 
 
-def most_rows(*, is_gpu: bool, has_metal: bool) -> MostRows:
-    """The widest batch that pays on what MLX computes on."""
+ALONE = MostRows(1, "with this model, whose rows run one at a time")
+
+
+def most_rows(*, is_gpu: bool, has_metal: bool, runs_alone: bool = False) -> MostRows:
+    """The widest batch that pays on what MLX computes on, with a model whose caches can be batched or not."""
+    if runs_alone:
+        return ALONE
     if not is_gpu:
         return ON_A_CPU
     return ON_METAL if has_metal else ON_CUDA
@@ -99,7 +104,8 @@ class Fit:
         rows = f"{self.fitting} {'row' if self.fitting == 1 else 'rows'} at once"
         length = f"of {self.row_tokens:,} tokens"
         if self.num_rows == self.wanted:
-            return f"{rows}, the most that pays on {self.most.device}; so many {length} fit into memory"
+            fit = "" if self.wanted == 1 else f"; so many {length} fit into memory"
+            return f"{rows}, the most that pays {self.most.where}{fit}"
         if self.fitting < self.num_rows:
             return f"{rows}, in whole tiles; {self.num_rows} {length} fit into memory"
         return f"{rows}, as many {length} as fit into memory" if self.num_rows else f"{rows}, though none {length} fits"
