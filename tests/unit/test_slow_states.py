@@ -197,6 +197,7 @@ def test_variables_are_those_that_are_set_to_something() -> None:
 def test_a_worker_is_told_of_all_that_was_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MTL_DEBUG_LAYER", "1")
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
     monkeypatch.setattr(cgroup, "cpu_limit", lambda: 1.5)
     monkeypatch.setattr(facts, "available_bytes", lambda: 12345)
     monkeypatch.setattr(facts, "is_low_power", lambda: True)
