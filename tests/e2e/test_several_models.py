@@ -5,16 +5,22 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
+from http.client import HTTPException
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
+from urllib.request import urlopen
 
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from tests.support.batch_files import demo_examples, request, text_of, write_lines
 from tests.support.processes import MLXQ, run, running
+from tests.support.queued_jobs import free_port
 from tests.support.waiting import DEADLINE_S
 
 from mlxq import keys
@@ -39,6 +45,9 @@ max_num_seqs = 1
 model = "./other"
 max_num_seqs = 1
 """
+
+Sample = tuple[str, frozenset[tuple[str, str]]]
+"""A name and its labels."""
 
 pytestmark = pytest.mark.slow
 
@@ -75,18 +84,59 @@ def _resident_kb(pid: int) -> int:
     return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")), 0)
 
 
+class Scrapes:
+    """What the supervisor's port has said, one scrape after another: each sample's value, by its name and labels."""
+
+    def __init__(self, address: str) -> None:
+        self._url = f"http://{address}/metrics"
+        self.all: list[dict[Sample, float]] = []
+        self.counts: set[Sample] = set()
+
+    def scrape(self) -> None:
+        try:
+            with urlopen(self._url, timeout=DEADLINE_S) as answer:
+                families = list(text_string_to_metric_families(answer.read().decode()))
+        except (URLError, ConnectionError, HTTPException):  # not there yet, or not any more
+            return
+        read = {}
+        for family in families:
+            for sample in family.samples:
+                key = (sample.name, frozenset(sample.labels.items()))
+                read[key] = sample.value
+                if family.type != "gauge" and not sample.name.endswith("_created"):
+                    self.counts.add(key)
+        self.all.append(read)
+
+    def of(self, name: str) -> list[dict[str, float]]:
+        """A metric by model, in each scrape; with all its labels added up."""
+        return [_by_model(read, name) for read in self.all]
+
+
+def _by_model(read: Mapping[Sample, float], name: str) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for (sample, labels), value in read.items():
+        if sample == name:
+            model = dict(labels)["model_name"]
+            found[model] = found.get(model, 0) + value
+    return found
+
+
 @contextmanager
-def watched(pid: int) -> Iterator[Children]:
-    children, is_over = Children(pid), threading.Event()
+def watched(pid: int, address: str) -> Iterator[tuple[Children, Scrapes]]:
+    children, scrapes, is_over = Children(pid), Scrapes(address), threading.Event()
 
     def watch() -> None:
-        while not is_over.wait(0.02):
+        for number in count():
+            if is_over.wait(0.02):
+                return
             children.look()
+            if number % 10 == 0:
+                scrapes.scrape()
 
     thread = threading.Thread(target=watch)
     thread.start()
     try:
-        yield children
+        yield children, scrapes
     finally:
         is_over.set()
         thread.join()
@@ -127,8 +177,12 @@ def test_two_models_under_load_take_turns_and_nothing_is_lost(
     ids = added.stdout.split()
 
     # when
-    worker = (*MLXQ, "worker", "--models", "models.toml", "--burst", "--log-format", "json")
-    with running(*worker, cwd=tmp_path, MLXQ_URL=redis_url) as supervisor, watched(supervisor.pid) as children:
+    address = f"127.0.0.1:{free_port()}"
+    worker = (*MLXQ, "worker", "--models", "models.toml", "--burst", "--log-format", "json", "--metrics-port", address)
+    with (
+        running(*worker, cwd=tmp_path, MLXQ_URL=redis_url) as supervisor,
+        watched(supervisor.pid, address) as (children, scrapes),
+    ):
         log, _ = supervisor.communicate(timeout=DEADLINE_S)
 
     # then every request has one answer, by the model that it named
@@ -149,6 +203,19 @@ def test_two_models_under_load_take_turns_and_nothing_is_lost(
     assert (children.most, len(children.seen)) == (1, len(loads))
     assert children.total_kb == max(children.largest_kb.values())
     assert max(children.largest_kb.values()) < 1.5 * min(children.largest_kb.values())
+
+    # and a scrape showed it all: counts that went on through the swaps, and levels of the model that was loaded alone
+    for before, after in pairwise(scrapes.all):
+        assert [key for key in scrapes.counts & before.keys() if after.get(key, -1) < before[key]] == []
+    loaded = [[model for model, is_up in each.items() if is_up] for each in scrapes.of("mlxq_worker_up")]
+    assert {tuple(each) for each in loaded} == {(), ("one",), ("two",)}
+    for name in ("worker_up", "num_requests_running", "memory_used_bytes", "active_jobs", "max_running_rows"):
+        assert max(len(each) for each in scrapes.of(f"mlxq_{name}")) == 1, name
+    answered = scrapes.of("mlxq_request_success_total")
+    assert 0 < answered[-1]["one"] <= len(names) / 2 >= answered[-1]["two"] > 0
+    turns = [model for each in loaded for model in each]
+    swaps = [pair for pair in pairwise(turns) if pair[0] != pair[1]]
+    assert len(swaps) >= 2, "scrapes saw a model come back, with the counts of its first turn"
 
     # and nobody waited longer than the bound, for swaps as long as these were
     readies = [at for at, _ in events(log, "Worker ") if "model" in _]

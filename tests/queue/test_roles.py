@@ -17,6 +17,7 @@ from tests.support.redis_fixture import MortalRedis
 
 from mlxq.cli import main
 from mlxq.deploying.roles import ABOUT, COMMANDS, Role, acl_line
+from mlxq.errors import QueueError
 from mlxq.metrics.queue_figures import QueueFigures
 from mlxq.queue import durability, scripts
 from mlxq.queue.client import Client
@@ -24,6 +25,7 @@ from mlxq.queue.connect import connect
 from mlxq.queue.live.live_queue import LiveQueue
 from mlxq.queue.overview import overview
 from mlxq.requests.openai import text_request
+from mlxq_worker.commands.doctor.queues import look_at_queue
 from mlxq_worker.commands.doctor.rights import COMMANDS as TRIED
 from mlxq_worker.commands.doctor.rights import look_at_rights
 from mlxq_worker.config import WorkerConfig
@@ -109,8 +111,11 @@ def test_the_doctor_is_content_with_a_role_and_names_the_right_that_it_lacks(
 ) -> None:
     tried = {words[0].lower().replace(" ", "|") for words in TRIED} & COMMANDS[role]
 
+    with logged_in(mortal_redis, "worker") as redis:
+        FakeWorker(["mlxq"], connection=redis, serializer="json").register_birth()  # so that there is one to look at
     with logged_in(mortal_redis, role) as redis:
         assert {finding.level for finding in look_at_rights(redis, role)} == {"ok"}
+        assert {finding.level for finding in look_at_queue(redis, "mlxq")} == {"ok"}
     for name in sorted(tried)[:: max(1, len(tried) // 8)]:
         with logged_in(mortal_redis, role, without=f"+{name}") as redis:
             [finding] = [each for each in look_at_rights(redis, role) if each.name == "rights"]
@@ -133,6 +138,12 @@ def test_an_observer_can_change_nothing(attempt: Callable[[Redis], object], mort
     refusal = r"(?i)permission|can't (run|access)"
     with logged_in(mortal_redis, "observer") as redis, pytest.raises(ResponseError, match=refusal):
         attempt(redis)
+
+
+def test_who_lacks_a_right_is_told_who_names_it(mortal_redis: MortalRedis) -> None:
+    lacks = r"no permissions to run the 'zmscore' command \(mlxq doctor --role ROLE names all rights"
+    with logged_in(mortal_redis, "observer") as redis, pytest.raises(QueueError, match=lacks):
+        submit(redis, "one")
 
 
 @pytest.mark.parametrize("role", ROLES)

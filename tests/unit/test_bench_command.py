@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
 from mlxq_worker.commands import tuning
-from mlxq_worker.commands.bench import table_of
+from mlxq_worker.commands.bench import BAR, bench, draw, table_of
 from mlxq_worker.commands.bench_widths import WidthFigures, proposed
 from mlxq_worker.commands.tuning import Tuning
 from mlxq_worker.config import EngineConfig, WorkerConfig
@@ -33,16 +36,61 @@ def test_the_narrowest_width_that_is_about_as_fast_as_the_fastest_is_proposed(
 
 
 def test_the_table_has_a_bar_for_each_width_and_marks_the_proposed_one() -> None:
-    console = Console(width=120)
+    console = Console(width=80)  # an ordinary terminal's
     with console.capture() as capture:
         console.print(table_of(figures(100, 200), 2))
 
     lines = [line.split("│") for line in capture.get().splitlines() if "MiB" in line]
     assert [(row[1].strip(), row[2].strip(), row[3].count("█")) for row in lines] == [
-        ("1", "100", 20),
-        ("2 *", "200", 40),
+        ("1", "100", BAR // 2),
+        ("2 *", "200", BAR),
     ]
     assert [cell.strip() for cell in lines[0][4:7]] == ["2.0 ms", "1,000", "100 MiB"]
+
+
+@pytest.mark.parametrize(
+    ("rates", "model"), [((100, 180, 300), "demo"), ((100,), r"a$b_{$\frac$"), (range(1, 10), "org/a-model-4bit")]
+)
+def test_the_picture_is_one_whatever_the_widths_and_the_model(
+    rates: Sequence[float], model: str, tmp_path: Path
+) -> None:
+    from matplotlib.image import imread
+
+    draw(figures(*rates), 1, model, tmp_path / "a.png")
+
+    picture = imread(tmp_path / "a.png")  # (height, width, RGBA)
+    dark = (picture[:, :, :3].sum(axis=2) < 1.5).mean(axis=0)  # of each column
+    assert picture.shape == (400, 800, 4)
+    assert dark[:400].max() > 0.5 < dark[400:].max(), "the axes of both halves"
+
+
+def test_a_picture_that_could_not_be_drawn_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = CliRunner().invoke(bench, ["--png", str(tmp_path / "none" / "a.png")])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    without = CliRunner().invoke(bench, ["--png", str(tmp_path / "a.png")])
+
+    assert (nowhere.exit_code, without.exit_code) == (2, 2)
+    assert f"there is no directory {tmp_path / 'none'}" in nowhere.stderr.replace("\n", " ")
+    assert "mlxq's extra plots" in without.stderr
+
+
+@pytest.mark.parametrize("what", ["proposal", "picture"])
+def test_what_can_not_be_written_is_said_after_the_figures_are(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    cache = tmp_path / ("file" if what == "proposal" else "cache")
+    monkeypatch.setenv("MLXQ_CACHE_DIR", str(cache))
+    monkeypatch.setattr("mlxq_worker.commands.bench._measure", lambda setting: figures(100, 200))
+    monkeypatch.setattr("mlxq_worker.commands.bench.draw", lambda *_: (tmp_path / "file" / "x.png").touch())
+
+    done = CliRunner().invoke(bench, ["--png", str(tmp_path / "x.png")])
+
+    assert done.exit_code == 1
+    assert "2 rows at once" in done.stdout
+    assert f"the {what} can't be written to {tmp_path}" in done.stderr.replace("\n", " ")
 
 
 def test_a_proposal_is_found_again_for_this_model_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,6 +120,19 @@ def test_a_worker_takes_the_width_and_a_step_size_that_nobody_has_given(given: i
 
     assert engine == EngineConfig(max_num_seqs=64, max_num_batched_tokens=tokens, longest_first=True)
     assert str(PROPOSAL) == "64 rows at once, steps of 512 tokens, as mlxq bench has measured on 2026-01-02"
+
+
+def test_a_width_that_is_given_wins_over_what_was_measured_and_that_over_what_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLXQ_CACHE_DIR", str(tmp_path))
+    given = WorkerConfig(model="demo", engine=EngineConfig(max_num_seqs=3))
+    before = tuning.width_of(WorkerConfig(model="demo"), "what fits")
+
+    tuning.save("demo", PROPOSAL)
+
+    assert (before, tuning.width_of(WorkerConfig(model="demo"), "what fits")) == ("what fits", str(PROPOSAL))
+    assert tuning.width_of(given, "what fits") == "3 rows at once, as MLXQ_MAX_NUM_SEQS says"
 
 
 def test_caches_lie_where_the_system_has_them(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 import threading
 import zlib
@@ -183,6 +184,24 @@ def test_an_error_of_ours_is_one_line_and_its_exit_code_says_whether_a_restart_m
     monkeypatch.setattr(Entry, "load", lambda self: failing_command(error))
     result = CliRunner().invoke(lazy_group(Entry("a:b", "Do.")), ["do"])
     assert (result.exit_code, result.stderr) == (code, f"Error: {error}\n")
+
+
+def test_a_command_that_is_misspelt_is_told_from_one_that_is_nothing_like_any() -> None:
+    group = lazy_group(Entry("a:b", "Do."))
+    assert "No such command 'doo'. Did you mean 'do'?" in CliRunner().invoke(group, ["doo"]).stderr
+    assert "No such command 'xyz'." in CliRunner().invoke(group, ["xyz"]).stderr
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("arguments", [("deploy", "redis"), ("deploy", "acl", "--role", "worker"), ("eos", "demo")])
+def test_an_output_that_takes_nothing_is_one_line(arguments: tuple[str, ...]) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "mlxq", *arguments]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1]) == (
+        1,
+        "Error: can't write to standard output or a file: No space left on device",
+    )
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -675,14 +694,13 @@ def test_the_defaults_in_the_help_are_those_of_the_configuration() -> None:
     defaults = [
         config.url,
         config.queues[0],
-        config.engine.max_num_seqs,
         DEFAULT_MAX_TOKENS,
         f"{config.grace_s:g}",
     ]
     shown = re.findall(r"default:\s+(\S+)\]", mlxq("worker", "--help").stdout)
     shown_by_run = re.findall(r"default:\s+(\S+)\]", mlxq("run", "--help").stdout)
     assert {str(default) for default in defaults} <= set(shown)
-    assert {str(config.engine.max_num_seqs), str(DEFAULT_MAX_TOKENS)} <= set(shown_by_run)
+    assert str(DEFAULT_MAX_TOKENS) in shown_by_run
 
 
 # --- What is printed ------------------------------------------------------------------------------------------

@@ -105,3 +105,9 @@ def test_a_connection_for_text_is_refused() -> None:
 def test_a_good_url_is_shown_without_its_secrets(url: str, masked: str) -> None:
     assert mask_url(url) == masked
     connect(url).close()
+
+
+@pytest.mark.parametrize("url", ["localhost:6379", "localhost", "", "/0"])
+def test_an_address_without_a_scheme_is_no_url_and_is_shown_as_it_is(url: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^'({url}|\*\*\*)' is not a Redis URL"):
+        connect(url)

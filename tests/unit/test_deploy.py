@@ -170,6 +170,8 @@ def test_a_variable_counts_where_there_is_a_place_for_it(monkeypatch: pytest.Mon
         (("systemd", "--model", "/My Models/x"), "blanks"),
         (("systemd", "--model", "a\nExecStart=/bin/evil"), "blanks"),
         (("launchd", "--model", "a\nb"), "control characters"),
+        (("prometheus", "--worker-address", "mac:99999"), "'mac:99999' is not a port"),
+        (("systemdd",), "Invalid value for 'WHAT': 'systemdd' is not one of 'launchd'"),
         (("compose", "--model", "x"), "compose has no place for --model: it takes no options"),
         (("systemd", "--role", "worker"), "no place for --role"),
         (("acl",), "acl needs --role"),

@@ -24,9 +24,10 @@ from mlxq_worker.commands.doctor.command import doctor, look_at_queues
 from mlxq_worker.commands.doctor.finding import Finding
 from mlxq_worker.commands.doctor.rights import COMMANDS, look_at_rights
 from mlxq_worker.commands.inspect import model_as_object
+from mlxq_worker.decoding.memory_watch import resident_bytes
 from mlxq_worker.demo import MODEL_PATH
+from mlxq_worker.host.slow_states import Setting
 from mlxq_worker.model.load import load_tokenizer_only
-from mlxq_worker.slow_states import Setting
 
 ROOT = Path(__file__).parents[2]
 GIB = 2**30
@@ -91,14 +92,14 @@ def test_a_package_of_workers_that_is_missing() -> None:
 def test_linux_without_openblas() -> None:
     setting = Setting(platform="linux", is_gpu=False, has_openblas=False)
 
-    finding = only(machine.look_at_device(setting, None, 16 * GIB))
+    finding = only(machine.look_at_device(setting, 16 * GIB))
 
     assert finding.name == "speed"
     assert "libopenblas0-pthread" in finding.todo
 
 
 def test_a_mac_whose_gpu_is_not_used() -> None:
-    finding = only(machine.look_at_device(Setting(platform="darwin", is_gpu=False), None, 16 * GIB))
+    finding = only(machine.look_at_device(Setting(platform="darwin", is_gpu=False), 16 * GIB))
 
     assert "arm64" in finding.todo
 
@@ -346,7 +347,7 @@ def test_a_model_that_generates_and_three_that_do_not() -> None:
         raise ModelError("out of memory")
 
     def backend(engine: FakeEngine) -> Backend:
-        return Backend(FakePreparer(), lambda: engine, "fake")
+        return Backend(FakePreparer(), lambda: engine, 4, "fake")
 
     assert not wrong(model_folder.look_at_generation(lambda: backend(FakeEngine())))
     assert "no kernel" in only(model_folder.look_at_generation(lambda: backend(Raising()))).what
@@ -370,6 +371,27 @@ def test_a_model_that_is_not_there_is_one_finding(tmp_path: Path) -> None:
 
     assert (code, found["model"]["level"]) == (1, "problem")
     assert "generation" not in found
+
+
+def test_the_width_of_a_worker_is_said_as_its_own_log_says_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLXQ_CACHE_DIR", str(tmp_path))
+    arguments = ("--no-redis", "--no-generation", "--model", "demo", "--output-dir", str(tmp_path))
+
+    _, roomy = asked(*arguments)
+    monkeypatch.setenv("MLXQ_MEMORY_LIMIT", str(resident_bytes() + (12 << 20)))
+    _, narrow = asked(*arguments)
+
+    assert roomy["width"]["what"].startswith("32 rows at once, the most that pays on a CPU")
+    assert (narrow["width"]["level"], "--memory-limit" in narrow["width"]["todo"]) == ("warning", True)
+
+
+def test_a_variable_that_workers_would_refuse_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLXQ_MAX_NUM_SEQS", "many")
+
+    code, found = asked("--no-redis", "--output-dir", str(tmp_path))
+
+    assert (code, found["configuration"]["level"]) == (1, "problem")
+    assert "MLXQ_MAX_NUM_SEQS must be an integer" in found["configuration"]["what"]
 
 
 def test_a_broken_model_is_not_loaded(model: Path) -> None:

@@ -51,8 +51,7 @@ FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
     ),
     "mlxq_worker": (
         frozenset(
-            {"blas", "engine", "exits", "processes", "schema", "slow_states", "startup", "step_watch", "timing"}
-            | {"traces"}
+            {"blas", "engine", "exits", "host", "processes", "schema", "startup", "step_watch", "timing"} | {"traces"}
         ),
         frozenset({"demo", "messages", "metrics"}),
         frozenset({"decoding", "model", "prepared"}),

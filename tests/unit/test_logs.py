@@ -1,4 +1,4 @@
-"""Lines of JSON, what makes a worker slow, and that neither says more than it should."""
+"""Lines of JSON, and that they don't say more than they should."""
 
 from __future__ import annotations
 
@@ -7,12 +7,7 @@ import logging
 import sys
 from typing import Any
 
-import pytest
-
 from mlxq.logs import JsonLines, fields
-from mlxq_worker.slow_states import Setting, slow_states, thread_limits
-
-LINUX_CPU = {"platform": "linux", "is_gpu": False}
 
 
 def line(message: str, *args: object, error: bool = False, **about: Any) -> dict[str, Any]:
@@ -53,41 +48,3 @@ def test_an_error_is_told_by_its_type_and_lines_and_not_by_its_message() -> None
 
 def test_what_json_does_not_have_becomes_text() -> None:
     assert line("x", device=object)["device"] == "<class 'object'>"
-
-
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [
-        ({**LINUX_CPU, "has_openblas": False}, "libopenblas0-pthread"),
-        ({**LINUX_CPU, "dtype": "BF16"}, "float32"),
-        ({**LINUX_CPU, "dtype": "F16"}, "float32"),
-        ({**LINUX_CPU, "has_nvidia": True}, "mlxq[cuda]"),
-        ({**LINUX_CPU, "num_cores": 8, "threads": (("OMP_NUM_THREADS", "1"),)}, "OMP_NUM_THREADS"),
-        ({"platform": "darwin", "is_gpu": False}, "arm64"),
-        ({"platform": "darwin", "is_gpu": True, "num_rows": 3, "max_num_seqs": 32}, "--memory-limit"),
-    ],
-)
-def test_what_makes_a_worker_slow_is_said_with_what_helps(setting: dict[str, Any], words: str) -> None:
-    [state] = slow_states(Setting(**setting))
-
-    assert words in state
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        {"platform": "darwin", "is_gpu": True, "dtype": "BF16", "has_openblas": False},
-        {"platform": "linux", "is_gpu": True, "has_nvidia": True, "dtype": "F16"},
-        {**LINUX_CPU, "dtype": "F32", "num_cores": 8, "threads": (("OMP_NUM_THREADS", "8"),)},
-        {**LINUX_CPU, "dtype": "U32", "num_cores": 1, "threads": (("OMP_NUM_THREADS", "1"),)},
-        {**LINUX_CPU, "num_rows": 8, "max_num_seqs": 32},
-    ],
-)
-def test_a_machine_that_does_what_it_can_is_not_called_slow(setting: dict[str, Any]) -> None:
-    assert list(slow_states(Setting(**setting))) == []
-
-
-def test_limits_of_threads_are_those_that_are_set() -> None:
-    assert thread_limits({"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "", "HOME": "/"}) == (
-        ("OMP_NUM_THREADS", "1"),
-    )

@@ -55,7 +55,8 @@ def test_memory_that_is_touched_counts_as_resident() -> None:
     # In a process of its own: other tests' threads give memory back at any moment.
     code = """
 import os
-from mlxq_worker.decoding.memory_watch import machine_bytes, resident_bytes
+from mlxq_worker.decoding.memory_watch import resident_bytes
+from mlxq_worker.host.facts import machine_bytes
 before = resident_bytes()
 ballast = os.urandom(64 * 2**20)
 print(resident_bytes() - before, resident_bytes(), machine_bytes())

@@ -279,6 +279,8 @@ def test_counts_go_on_over_all_processes_and_levels_end_with_theirs() -> None:
     assert value(snapshot, table.GENERATION_TOKENS) == 7
     assert value(snapshot, table.RESTARTS, "died") == 2
     assert value(snapshot, table.WORKER_UP) == 0
+    totals.rests()
+    assert table.WORKER_UP.name not in names(totals.snapshot()), "nobody waits for it"
     assert table.NUM_RUNNING.name not in names(snapshot)
     [steps] = snapshot.spreads
     assert (sum(steps.counts), steps.total) == (7, pytest.approx(1.4))

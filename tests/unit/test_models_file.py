@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mlxq.errors import ConfigError
-from mlxq_worker.commands.models_file import read_models_file
+from mlxq_worker.commands.models_file import check_folders, read_models_file
 from mlxq_worker.commands.worker_options import WORKER_OPTIONS
 from mlxq_worker.supervision.model_policy import Policy
 
@@ -52,6 +52,23 @@ def test_a_whole_file_is_read_in_its_order_with_paths_from_where_it_lies(tmp_pat
     }
 
 
+@pytest.mark.parametrize("missing", ["base", "adapters/poet"])
+def test_a_folder_that_is_not_there_is_named_before_anything_starts(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    written(Path(), WHOLE)
+    for folder in (tmp_path / "here" / "base", tmp_path / "adapters" / "poet"):
+        folder.mkdir(parents=True)
+    check_folders(read_models_file(Path("models.toml")))
+
+    (tmp_path / ("here" if missing == "base" else "") / missing).rmdir()
+
+    with pytest.raises(ConfigError, match=rf"org/poet-1.5.*there is no directory {tmp_path}/here/.*{missing}"):
+        check_folders(read_models_file(Path("models.toml")))
+
+
 def test_an_entry_is_the_options_of_one_worker(tmp_path: Path) -> None:
     words = read_models_file(written(tmp_path, WHOLE)).entries[0].words()
 
@@ -78,7 +95,7 @@ def test_an_entry_is_the_options_of_one_worker(tmp_path: Path) -> None:
             "[models.a]\nmodel = 'demo'\nmax_num_seq = 3",
             "models.a.max_num_seq; did you mean max_num_seqs?",
         ),
-        ("[models.a]\nmodel = 'demo'\nqueue = 'x'", "unknown field models.a.queue; there are model, "),
+        ("[models.a]\nmodel = 'demo'\nqueue = 'x'", "unknown field models.a.queue (there are model, "),
         ("[models.a]\nmodel = 'demo'\nmax_num_seqs = 0", "models.a: max_num_seqs (MLXQ_MAX_NUM_SEQS) must be at least"),
         ("[models.a]\nmodel = 'demo'\nmax_num_seqs = true", "models.a.max_num_seqs must be an integer, not true"),
         ("[models.a]\nmodel = 'demo'\nmemory_limit = 'big'", "models.a.memory_limit must be a size such as 24GB"),

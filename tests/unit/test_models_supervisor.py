@@ -22,6 +22,7 @@ from mlxq_worker.supervision.models_supervisor import ASIDE_S, ModelsSupervisor,
 from mlxq_worker.supervision.worker_process import WorkerGaveUp, WorkerProcess
 
 GRACE_S = 5.0
+WIDTH = 12
 POLICY = Policy(max_wait_s=100, min_turn_s=10, drain_s=30, idle_unload_s=50)
 WORKS = """
 import os, signal, sys, time
@@ -31,7 +32,7 @@ def stop(*_):
     stops.append(1)
     print("hears", file=log)
 signal.signal(signal.SIGTERM, stop)
-os.write(int(os.environ["MLXQ_READY_FD"]), b"1")
+os.write(int(os.environ["MLXQ_READY_FD"]), b"12")
 print("begins", file=log)
 while len(stops) < patience:
     time.sleep(0.005)
@@ -131,7 +132,7 @@ def supervising(
             script = (scripts or {}).get(name, WORKS)
             command = [sys.executable, "-S", "-c", script, str(log), str(patience)]
             process = WorkerProcess(command, {}, verbose=True, tell=print, on_end=dead_workers.release)
-            models.append(ServedModel(name, stack.enter_context(process), width=8))
+            models.append(ServedModel(name, stack.enter_context(process)))
         supervisor = ModelsSupervisor(models, POLICY, queues, dead_workers, GRACE_S, burst=burst)
         yield Rig(supervisor, models, log)
 
@@ -183,6 +184,26 @@ def test_the_next_model_is_started_once_the_one_before_has_ended(tmp_path: Path)
         # then
         assert rig.running == ["b"]
         assert rig.lives() == ["begins", "hears", "hears", "ends", "begins"]
+
+
+def test_a_model_whose_last_jobs_all_run_at_once_leaves_the_next_one_its_turn(tmp_path: Path) -> None:
+    # given one with more claimed jobs than the rows that it decodes at once, as its process has said
+    queues = Queues("a", "b")
+    queues.waiting = {"a": 9}
+    with supervising(tmp_path, queues) as rig:
+        rig.turn(1)
+        rig.loads("a")
+        queues.waiting, queues.running = {"b": 1}, {"a": WIDTH + 1}
+        rig.turn(1)
+        assert rig.running == ["a"]
+
+        # when
+        queues.running = {"a": WIDTH}
+        rig.turn(1)
+        rig.loads("b")
+
+        # then
+        assert rig.lives() == ["begins", "hears", "ends", "begins"]
 
 
 def test_one_that_does_not_end_when_its_turn_is_over_is_killed(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,6 +40,7 @@ def import_transformers() -> None:
         return lru_cache(maxsize, typed)
 
     functools.lru_cache = large_enough
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that there is no PyTorch, which nobody needs here
     try:
         import transformers
     finally:

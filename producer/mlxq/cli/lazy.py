@@ -6,11 +6,13 @@ anything else is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import errno
 import gc
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
@@ -21,6 +23,8 @@ from mlxq.cli.streams import open_closed_streams
 from mlxq.errors import ConfigError, MlxqError
 from mlxq.printable import printable_lines
 
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""What writing raises anywhere once a disk is full."""
 EXTRAS = {
     "prometheus_client": "metrics",
     **dict.fromkeys(("anyio", "h11", "python_multipart", "starlette", "uvicorn"), "serve"),
@@ -67,6 +71,14 @@ class LazyGroup(click.Group):
         with clear_errors():
             return entry.load()
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command, or say which one may be meant."""
+        if args[0] not in self._entries and (close := get_close_matches(args[0], self._entries, 1)):
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {close[0]!r}?")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands from the table, without importing them."""
         with formatter.section("Commands"):
@@ -112,6 +124,10 @@ def clear_errors() -> Iterator[None]:
         if type(error) is not click.ClickException:  # a wrong option, say: the user's own words
             raise
         raise click.ClickException(printable_lines(error.message)) from error
+    except OSError as error:
+        if error.errno not in NO_ROOM or error.filename is not None:
+            raise
+        raise click.ClickException(f"can't write to standard output or a file: {error.strerror}") from error
     except ModuleNotFoundError as error:
         if (missing := missing_package(error)) is None:
             raise

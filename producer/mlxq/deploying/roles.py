@@ -13,15 +13,16 @@ Role = Literal["producer", "worker", "observer"]
 
 _CONNECTING = "auth client|info client|setname hello ping select"
 _LOOKING = (
-    "eval exists hget hgetall hlen hmget info lindex llen smembers time ttl type xrevrange zcard zrevrange zscore"
+    "eval exists hget hgetall hlen hmget info lindex llen pttl smembers time ttl type xrevrange zcard zcount zrevrange"
+    " zscore"
 )
 _WRITING = (
-    "del discard evalsha exec expire hdel hexists hincrby hkeys hmset hset hsetnx lpos lpush multi pttl publish rename"
+    "del discard evalsha exec expire hdel hexists hincrby hkeys hmset hset hsetnx lpos lpush multi publish rename"
     " rpush sadd scard script|exists script|load sismember srem unwatch watch xadd xrange zadd zincrby zpopmin zrange"
     " zrem zremrangebyscore"
 )
 _OF_PRODUCERS = "get lrange lrem set unlink xdel xread zmscore"
-_OF_WORKERS = "hincrbyfloat hstrlen lpop lrange persist subscribe unsubscribe zcount zrangebyscore"
+_OF_WORKERS = "hincrbyfloat hstrlen lpop lrange persist subscribe unsubscribe zrangebyscore"
 
 COMMANDS: Mapping[Role, frozenset[str]] = {
     "producer": frozenset(f"{_CONNECTING} {_LOOKING} {_WRITING} {_OF_PRODUCERS}".split()),
@@ -29,7 +30,8 @@ COMMANDS: Mapping[Role, frozenset[str]] = {
     "observer": frozenset(f"{_CONNECTING} {_LOOKING}".split()),
 }
 """A producer enqueues, collects, cancels and deletes; a worker answers; an observer runs `mlxq status` without a batch,
-`mlxq top` and `mlxq metrics`. Names as Redis's ACL has them, a part of a command after a bar."""
+`mlxq top` and `mlxq metrics`. All may run `mlxq doctor`. Names as Redis's ACL has them, a part of a command after a
+bar."""
 
 ABOUT: Mapping[Role, str] = {
     "producer": "for mlxq enqueue, status, collect, cancel, delete, serve, for mlxq run --url, and for mlxq.Client",

@@ -19,7 +19,7 @@ from redis.client import Pipeline
 
 from mlxq import keys
 from mlxq.errors import ConfigError, LoginRefused, QueueError, QueueNotReady, QueueUnavailable
-from mlxq.passing import passes, refusal_code
+from mlxq.passing import is_denial, passes, refusal_code
 from mlxq.sentinel import connect_through_sentinel, is_sentinel_url, service_of
 
 T = TypeVar("T")
@@ -132,7 +132,7 @@ def mask_url(url: str) -> str:
     Everything before the last ``@`` counts as user and password, whether it is a proper URL or not, and the query,
     which may hold a password, is dropped.
     """
-    scheme, rest = _SCHEME_AND_REST.fullmatch(url).groups()  # type: ignore[union-attr]
+    scheme, rest = _SCHEME_AND_REST.fullmatch(url).groups("")  # type: ignore[union-attr]
     credentials, at, address = rest.rpartition("@")
     shown = _ADDRESS.fullmatch(address)
     if shown is None or "?" in credentials:
@@ -174,7 +174,8 @@ def queue_errors(connection: Redis) -> Iterator[None]:
         if passes(error):
             raise QueueUnavailable(f"{place} can't be reached: {error}") from error
         if isinstance(error, redis_errors.ResponseError):
-            raise QueueError(f"{place} says: {error}") from error
+            todo = " (mlxq doctor --role ROLE names all rights that its user lacks)" if is_denial(error) else ""
+            raise QueueError(f"{place} says: {error}{todo}") from error
         raise
 
 

@@ -79,6 +79,19 @@ def read_models_file(path: Path) -> ModelsFile:
         raise ConfigError(f"--models: {path}: {error}") from error
 
 
+def check_folders(file: ModelsFile) -> None:
+    """What a file says of folders that aren't there is better known at once than when the first request comes.
+
+    Raises:
+        ConfigError: one isn't.
+    """
+    for entry in file.entries:
+        for key in ("model", "adapter_path"):
+            path = Path(entry.given.get(key) or "")
+            if path.is_absolute() and not path.is_dir():
+                raise ConfigError(f"--models: models.{entry.name}.{key}: there is no directory {path}")
+
+
 def _read(content: Mapping[str, Any], folder: Path) -> ModelsFile:
     for name in content:
         if name not in ("models", "policy"):
@@ -134,7 +147,7 @@ def _value(place: str, key: str, value: Any, folder: Path) -> Any:
     if type(value) is not wanted or (wanted is list and not all(isinstance(item, str) for item in value)):
         raise ConfigError(f"{place} must be {_IN_WORDS[wanted]}, not {checks.show(value)}")
     if key in ("model", "adapter_path") and value.startswith(("./", "../")):
-        return str(folder / value)
+        return str((folder / value).absolute())  # or "./a" in this folder would be "a", which may be of the Hub
     return tuple(value) if wanted is list else value
 
 
@@ -147,4 +160,5 @@ def _size(place: str, key: str, value: Any) -> int | str:
 
 
 def _unknown(name: str, place: str, known: Mapping[str, Any] | list[str]) -> ConfigError:
-    return ConfigError(f"{checks.unknown_field(name, list(known), f'{place}.').message}; there are {', '.join(known)}")
+    what = checks.unknown_field(name, list(known), f"{place}.").message
+    return ConfigError(f"{what} (there are {', '.join(known)})")

@@ -105,11 +105,6 @@ def resident_bytes() -> int:
     return int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def machine_bytes() -> int:
-    """All of the machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def _footprint_bytes() -> int:
     """What macOS's Activity Monitor shows, memory that only the GPU maps included. Not run on Metal."""
     info = ctypes.create_string_buffer(_RUSAGE_INFO_BYTES)

@@ -151,7 +151,11 @@ JOB_METRICS = (
 
 # --- The process with the model, as the supervisor sees it ----------------------------------------------------
 
-WORKER_UP = Metric("worker_up", "gauge", "Whether the process with the model runs and has loaded it: 1, or 0.")
+WORKER_UP = Metric(
+    "worker_up",
+    "gauge",
+    "Whether the process with the model runs and has loaded it: 1, or 0. Of several models only that whose turn it is.",
+)
 RESTARTS = Metric(
     "worker_restarts_total",
     "counter",

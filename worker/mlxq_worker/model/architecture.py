@@ -38,6 +38,11 @@ class BatchKind:
     why: str
 
 
+def runs_alone(model: Any) -> bool:
+    """Whether rows of this `mlx.nn.Module` run one at a time."""
+    return _name(model) in ALONE
+
+
 def batch_kind_of(config: Mapping[str, Any]) -> BatchKind:
     """How rows of a model with this config.json are batched.
 
@@ -56,13 +61,17 @@ def batch_kind_of(config: Mapping[str, Any]) -> BatchKind:
         raise
     except Exception as error:  # a wrong config fails anywhere inside the model's own code
         raise ModelError(f"mlx-lm can't build the {config.get('model_type')} model: {error}") from error
-    name = type(model).__module__.rpartition(".")[2]
+    name = _name(model)
     if name in ALONE:
         return BatchKind("one at a time", ALONE[name])
     if name in PADDED:
         return BatchKind("padded", PADDED[name])
     layers = Counter(_kind(cache) for cache in caches)
     return BatchKind("packed", ", ".join(f"{number} {kind}" for kind, number in layers.items()) + " layers")
+
+
+def _name(model: Any) -> str:
+    return type(model).__module__.rpartition(".")[2]
 
 
 def _kind(cache: Any) -> str:

@@ -45,7 +45,7 @@ class Totals:
         self._before = Snapshot()
         self._now = Snapshot()
         self._own = Figures()
-        self._is_up = False
+        self._is_up: bool | None = False
         self._reported_at: float | None = None
         self._turned_at = clock()
         for reason in get_args(RestartReason):
@@ -74,6 +74,11 @@ class Totals:
             self._is_up = False
             self._reported_at = None
 
+    def rests(self) -> None:
+        """It is not this worker's turn: nobody is to wait for its process."""
+        with self._lock:
+            self._is_up = None
+
     def restarts(self, reason: RestartReason) -> None:
         """It will be started again."""
         with self._lock:
@@ -82,13 +87,13 @@ class Totals:
     def snapshot(self) -> Snapshot:
         """All figures now."""
         with self._lock:
-            self._own.set(WORKER_UP, int(self._is_up))
             summed = _added(self._before, self._now)
-            levels = tuple(number for number in self._now.numbers if number.name in _LEVELS)
-            whole = Snapshot(summed.numbers + levels, summed.spreads).beside(self._own.snapshot())
-            if (age_s := self._age_s()) is None:
-                return whole
-            return whole.beside(Snapshot((Number(REPORT_AGE.name, (), age_s),)))
+            levels = [number for number in self._now.numbers if number.name in _LEVELS]
+            if self._is_up is not None:
+                levels.append(Number(WORKER_UP.name, (), int(self._is_up)))
+            if (age_s := self._age_s()) is not None:
+                levels.append(Number(REPORT_AGE.name, (), age_s))
+            return Snapshot((*summed.numbers, *levels), summed.spreads).beside(self._own.snapshot())
 
     def rows(self) -> tuple[float, float]:
         """Tokens that were kept, and rows that were computed for them, in all its lives."""

@@ -9,9 +9,11 @@ import click
 from click.core import ParameterSource
 
 from mlxq.cli import options
+from mlxq.cli.operations.address import AddressType
 from mlxq.cli.terminal import say, show, tell
 from mlxq.deploying.files import TEMPLATES, Kind, text_of
 from mlxq.deploying.roles import ABOUT, COMMANDS, Role, acl_line
+from mlxq.metrics.address import Address
 
 ACL = "acl"
 
@@ -23,13 +25,13 @@ def _redis_user(_ctx: click.Context, _param: click.Parameter, name: str | None) 
 
 
 @click.command(context_settings=options.SETTINGS)
-@click.argument("what", type=click.Choice([*TEMPLATES, ACL]))
+@click.argument("what", type=click.Choice([*TEMPLATES, ACL]), metavar="WHAT")
 @click.option("--model", help="launchd, systemd and their kin: the model that the worker serves.")
 @click.option("--url", help="launchd, launchd-daemon: the Redis URL; the file then holds its password.")
 @click.option("--user", callback=_redis_user, help="launchd and its kin: your user name. acl: the user in Redis.")
 @click.option("--home", help="systemd and its kin: the directory of its user, where its venv is.")
-@click.option("--worker-address", help="prometheus: where a worker serves metrics, as HOST:PORT.")
-@click.option("--queues-address", help="prometheus: where mlxq metrics serves those of the queues, as HOST:PORT.")
+@click.option("--worker-address", type=AddressType(), help="prometheus: where a worker serves metrics, as HOST:PORT.")
+@click.option("--queues-address", type=AddressType(), help="prometheus: where mlxq metrics serves them, as HOST:PORT.")
 @click.option("--role", type=click.Choice(list(COMMANDS)), help="acl: what the user is to be.")
 @click.pass_context
 def deploy(
@@ -40,8 +42,8 @@ def deploy(
     url: str | None,
     user: str | None,
     home: str | None,
-    worker_address: str | None,
-    queues_address: str | None,
+    worker_address: Address | None,
+    queues_address: Address | None,
     role: str | None,
 ) -> None:
     """Print a file that starts, keeps or watches mlxq, with your values in it. What to do with it stands in it.
@@ -66,8 +68,8 @@ def deploy(
         "url": url,
         "user": user,
         "home": home,
-        "worker-address": worker_address,
-        "queues-address": queues_address,
+        "worker-address": str(worker_address) if worker_address is not None else None,
+        "queues-address": str(queues_address) if queues_address is not None else None,
         "role": role,
     }
     values = {name: value for name, value in given.items() if name in TEMPLATES[kind].examples or _is_asked(ctx, name)}

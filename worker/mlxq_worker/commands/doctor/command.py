@@ -18,8 +18,10 @@ from mlxq.cli.terminal import cell, say, show
 from mlxq.deploying.roles import COMMANDS, Role
 from mlxq.errors import ConfigError, MlxqError
 from mlxq.queue.connect import DEFAULT_URL, connect
+from mlxq_worker.commands import tuning
 from mlxq_worker.commands.doctor import machine, model_folder, packages, queues, redis_server, rights
 from mlxq_worker.commands.doctor.finding import Finding, problem
+from mlxq_worker.host.slow_states import narrow_batch
 
 TIMEOUT_S = 5.0
 
@@ -113,11 +115,17 @@ def look_at_queues(url: str | None, queue_names: Iterable[str], role: Role | Non
 
 def look_at_worker(model: str | None, *, no_generation: bool) -> Iterator[Finding]:
     """The device, and the model on it."""
-    from mlxq_worker.backend import load_backend, machine_of
+    from mlxq_worker.backend import fit_of, load_backend, machine_of
     from mlxq_worker.commands.inspect import model_as_object
     from mlxq_worker.config import WorkerConfig
     from mlxq_worker.model.load import load_tokenizer_only
+    from mlxq_worker.model.locate import DEMO
 
+    try:
+        config = WorkerConfig.from_env(os.environ, model=model or DEMO)
+    except ConfigError as error:
+        yield problem("configuration", str(error), "correct that variable: workers would refuse it")
+        return
     folder: Path | None = None
     refused: MlxqError | None = None
     if model is not None:
@@ -127,10 +135,10 @@ def look_at_worker(model: str | None, *, no_generation: bool) -> Iterator[Findin
             refused = error
             folder = Path(model) if Path(model).is_dir() else None
     try:
-        here = machine_of(folder)
+        here = machine_of(folder, config)
     except MlxqError:
-        here = machine_of(None)  # what is wrong with its files is said below
-    yield from machine.look_at_device(here.setting, here.recommended_bytes, here.machine_bytes)
+        here = machine_of(None, config)  # what is wrong with its files is said below
+    yield from machine.look_at_device(here.setting, here.machine_bytes)
     if model is None:
         yield from machine.no_model()
         return
@@ -147,11 +155,18 @@ def look_at_worker(model: str | None, *, no_generation: bool) -> Iterator[Findin
     yield from description
     if any(finding.level == "problem" for finding in (*files, *description)):
         return
-    config = WorkerConfig.from_env(os.environ, model=model)
     yield from machine.look_at_fit(
-        here.weights_bytes,
+        here.setting.weights_bytes,
         config.memory_limit_bytes or here.usable_bytes,
-        has_metal=here.recommended_bytes is not None,
+        has_metal=here.setting.recommended_bytes is not None,
+    )
+    try:
+        fit = fit_of(config)
+    except MlxqError as error:
+        yield problem("model", str(error), "see the findings on the model")
+        return
+    yield from machine.look_at_width(
+        tuning.width_of(config, fit.reason), narrow_batch(fit.num_longest, fit.wanted, fit.longest_tokens)
     )
     if not no_generation:
         yield from model_folder.look_at_generation(lambda: load_backend(config))
@@ -163,6 +178,6 @@ def _print(finding: Finding) -> None:
     styles = {"ok": "green", "note": "blue", "warning": "yellow", "problem": "red"}
     console = Console(soft_wrap=True, highlight=False)
     console.print(f"{finding.level:>8}", style=styles[finding.level], end="  ")
-    console.print(cell(f"{finding.name}: {finding.what}"))
+    console.print(cell(f"{finding.name}: {' '.join(finding.what.split())}"))
     if finding.todo:
-        console.print(cell(f"{'':10}-> {finding.todo}"))
+        console.print(cell(f"{'':10}-> {' '.join(finding.todo.split())}"))

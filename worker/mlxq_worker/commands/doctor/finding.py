@@ -24,6 +24,11 @@ class Finding:
             raise ValueError(f"{self.name}: a {self.level} says what to do")
 
 
+def in_words(num_bytes: int) -> str:
+    """A size for people."""
+    return f"{num_bytes / 2**30:.1f} GiB" if num_bytes >= 2**30 else f"{num_bytes / 2**20:,.0f} MiB"
+
+
 def ok(name: str, what: str) -> Finding:
     """All is well."""
     return Finding(name, "ok", what)

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mlxq_worker.commands.doctor.finding import Finding, note, ok, problem, warning
-from mlxq_worker.slow_states import Setting, slow_states
+from mlxq_worker.commands.doctor.finding import Finding, in_words, note, ok, problem, warning
+from mlxq_worker.host.slow_states import Setting, slow_states
 
 LEAST_FREE_BYTES = 1_000_000_000
 _GIB = 2**30
 
 
-def look_at_device(setting: Setting, recommended_bytes: int | None, machine_bytes: int) -> Iterator[Finding]:
-    """What computes, and what makes it slow.
-
-    Args:
-        recommended_bytes: what Metal recommends to use at most; `None` without Metal.
-    """
+def look_at_device(setting: Setting, machine_bytes: int) -> Iterator[Finding]:
+    """What computes, and what makes it slow."""
     device = "the GPU" if setting.is_gpu else "the CPU"
     yield ok("device", f"MLX computes on {device}; the machine has {machine_bytes / _GIB:.0f} GiB of memory")
     states = list(slow_states(setting))
-    for state in states:
-        what, _, todo = state.partition(": ")
-        yield warning("speed", what, todo)
+    yield from _warnings("speed", states)
     if not states:
         yield ok("speed", "nothing is known that makes a worker slow here")
-    if recommended_bytes is not None:
-        yield ok("metal_memory", f"Metal recommends to use up to {recommended_bytes / _GIB:.1f} GiB of it")
+    if setting.recommended_bytes is not None:
+        yield ok("metal_memory", f"Metal recommends to use up to {setting.recommended_bytes / _GIB:.1f} GiB of it")
 
 
 def look_at_fit(weights_bytes: int, limit_bytes: int, *, has_metal: bool) -> Iterator[Finding]:
@@ -37,7 +31,7 @@ def look_at_fit(weights_bytes: int, limit_bytes: int, *, has_metal: bool) -> Ite
     Args:
         limit_bytes: what a worker may take of the machine's memory.
     """
-    sizes = f"the weights take {weights_bytes / _GIB:.1f} GiB, and a worker may take {limit_bytes / _GIB:.1f} GiB"
+    sizes = f"the weights take {in_words(weights_bytes)}, and a worker may take {in_words(limit_bytes)}"
     if weights_bytes < 0.8 * limit_bytes:
         yield ok("memory", sizes)
         return
@@ -49,6 +43,17 @@ def look_at_fit(weights_bytes: int, limit_bytes: int, *, has_metal: bool) -> Ite
         yield warning("memory", f"{sizes}: little is left for rows", todo)
     else:
         yield problem("memory", sizes, todo)
+
+
+def look_at_width(chosen: str, slow: Iterable[str]) -> Iterator[Finding]:
+    """How many rows a worker decodes at once.
+
+    Args:
+        chosen: that, and why.
+        slow: sentences about what makes the batch narrow.
+    """
+    yield ok("width", chosen)
+    yield from _warnings("width", slow)
 
 
 def look_at_disk(folder: Path, free_bytes: int | None = None) -> Iterator[Finding]:
@@ -67,3 +72,9 @@ def look_at_disk(folder: Path, free_bytes: int | None = None) -> Iterator[Findin
 def no_model() -> Iterator[Finding]:
     """Nobody has said which model to look at."""
     yield note("model", "no model was looked at", "name one with --model, or set MLXQ_MODEL")
+
+
+def _warnings(name: str, states: Iterable[str]) -> Iterator[Finding]:
+    for state in states:
+        what, _, todo = state.partition(": ")
+        yield warning(name, what, todo)

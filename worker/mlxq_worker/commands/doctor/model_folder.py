@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mlxq.errors import EosError, MlxqError, RequestError
 from mlxq.requests.openai import text_request
-from mlxq_worker.commands.doctor.finding import Finding, note, ok, problem, warning
+from mlxq_worker.commands.doctor.finding import Finding, in_words, note, ok, problem, warning
 
 if TYPE_CHECKING:
     from mlxq_worker.backend import Backend
@@ -38,7 +38,7 @@ def look_at_files(folder: Path) -> Iterator[Finding]:
     except MlxqError as error:
         yield problem("model_files", str(error), "download the file again: it is damaged, or its download was cut off")
     else:
-        yield ok("model_files", f"{folder} has weights of {num_bytes / 1e9:.2f} GB")
+        yield ok("model_files", f"{folder} has weights of {in_words(num_bytes)}")
 
 
 def look_at_description(inspected: Callable[[], Mapping[str, Any]]) -> Iterator[Finding]:

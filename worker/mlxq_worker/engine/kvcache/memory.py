@@ -38,7 +38,7 @@ def measure_budget(
     the machine has left beside what is allocated now, to which MLX is then limited."""
     if limit_bytes is None:
         device = Device()
-        usable = usable_bytes(device)
+        usable = usable_bytes(device, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
         limit_mlx(usable, device)
         limit_bytes = room_for_rows(usable, device.active_bytes())
     return KvBudget(measure_cost(model, in_slabs=in_slabs), limit_bytes, in_slabs, copies_prefixes)
@@ -49,11 +49,11 @@ def room_for_rows(limit_bytes: int, used_bytes: int) -> int:
     return max(0, round(_SHARE * (limit_bytes - used_bytes)))
 
 
-def usable_bytes(device: Device) -> int:
-    """What a process may take of this machine where nobody says anything else."""
+def usable_bytes(device: Device, machine_bytes: int) -> int:
+    """What a process may take of a machine with so much memory where nobody says anything else."""
     if (recommended := device.recommended_bytes) is not None:
         return round(_METAL_SHARE * recommended)
-    return round(_CPU_SHARE * os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return round(_CPU_SHARE * machine_bytes)
 
 
 def limit_mlx(limit_bytes: int, device: Device) -> None:
