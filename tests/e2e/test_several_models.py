@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,19 @@ from tests.support.processes import MLXQ, run, running
 from tests.support.waiting import DEADLINE_S
 
 from mlxq import keys
+from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.results.read_back import model_of
 from mlxq_worker.demo import MODEL_PATH
 from mlxq_worker.supervision.model_policy import Policy
 
-EXAMPLES = demo_examples(200)
-POLICY = Policy(max_wait_s=1, min_turn_s=1, drain_s=60)
+EXAMPLES = demo_examples(32)
+FEW = 6
+NUM_TURNS = 3
+"""So long both models have work: how much that is, is for the machine to say."""
+MOST = 50
+"""Batches of a few requests: models that take turns need far less."""
+POLICY = Policy(max_wait_s=1, min_turn_s=0.5, drain_s=60)
 MODELS = f"""
 [policy]
 max_wait_s = {POLICY.max_wait_s}
@@ -113,10 +121,22 @@ def asked(custom_id: str, model: str | None) -> dict[str, Any]:
     return {**line, "body": {**body, "model": model}} if "body" in line else {**line, "model": model}
 
 
+def asked_again(name: str, model: str, number: int) -> dict[str, Any]:
+    return asked(name, model) | {"custom_id": f"{name}-again-{number}"}
+
+
+def keep_busy(connection: Redis, more: list[Batch]) -> None:
+    """Ask for more of each model that has little to do."""
+    for model in ("one", "two"):
+        client = Client(connection, keys.model_queue(model))
+        if client.queue_length() < FEW:
+            more.append(client.submit([asked_again(name, model, len(more)) for name in islice(EXAMPLES, FEW)]))
+
+
 def test_two_models_under_load_take_turns_and_nothing_is_lost(
     connection: Redis, redis_url: str, tmp_path: Path
 ) -> None:
-    # given two models, and more requests for each than its turn is long
+    # given two models, and requests for each
     shutil.copytree(MODEL_PATH, tmp_path / "other")
     (tmp_path / "models.toml").write_text(MODELS)
     connection.zadd(keys.MODELS, {"one": 2e9, "two": 2e9})
@@ -125,10 +145,14 @@ def test_two_models_under_load_take_turns_and_nothing_is_lost(
     strange = [asked(names[0], "three") | {"custom_id": "s1"}, asked(names[1], None) | {"custom_id": "s2"}]
     added = enqueue(tmp_path, redis_url, *(asked(name, model_for[name]) for name in names), *strange)
     ids = added.stdout.split()
+    more: list[Batch] = []
 
     # when
     worker = (*MLXQ, "worker", "--models", "models.toml", "--burst", "--log-format", "json")
     with running(*worker, cwd=tmp_path, MLXQ_URL=redis_url) as supervisor, watched(supervisor.pid) as children:
+        while supervisor.poll() is None and len(children.seen) < NUM_TURNS and len(more) < MOST:
+            keep_busy(connection, more)
+            time.sleep(0.02)
         log, _ = supervisor.communicate(timeout=DEADLINE_S)
 
     # then every request has one answer, by the model that it named
@@ -139,10 +163,11 @@ def test_two_models_under_load_take_turns_and_nothing_is_lost(
     right = [name for name, line in answers.items() if text_of(line) == EXAMPLES[name].expected_text]
     assert len(right) >= 0.95 * len(names)
     assert [client.batch(each).counts().num_finished for each in ids] == [len(names) / 2] * 2
+    assert {batch.counts().num_finished for batch in more} <= {FEW}
 
     # and they took turns while both had work, one process at a time, none of which took more than one model does
     loads = events(log, "Loading ")
-    assert [message.split()[1].rstrip(",") for _, message in loads][:3] in (
+    assert [message.split()[1].rstrip(",") for _, message in loads][:NUM_TURNS] in (
         ["one", "two", "one"],
         ["two", "one", "two"],
     )
