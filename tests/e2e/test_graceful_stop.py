@@ -22,7 +22,7 @@ from mlxq.queue.client import Client
 from mlxq.requests.openai import parse_object
 from mlxq_worker.demo.tasks import count_example
 
-NUM_ROWS = 8
+NUM_ROWS = 4
 NUM_JOBS = 2 * NUM_ROWS + 5
 """A full batch, what is claimed ahead of it, some that wait, and a short one that ends first."""
 MAX_TOKENS = 300

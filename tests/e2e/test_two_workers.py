@@ -16,7 +16,7 @@ from rq.queue import Queue
 from rq.suspension import resume, suspend
 from rq.worker import Worker
 from tests.support.batch_files import Line, choice, demo_examples, read_lines, requests, text_of, write_lines
-from tests.support.processes import MLXQ, ended, rq, run, running
+from tests.support.processes import MLXQ, RQ, ended, rq, run, running
 from tests.support.queued_jobs import fetch
 from tests.support.waiting import DEADLINE_S, wait_until
 
@@ -110,7 +110,7 @@ def story(redis_server_url: str, tmp_path_factory: pytest.TempPathFactory) -> St
             wait_until(lambda: state_of(connection, names[1]) != "suspended", "the survivor to say that it goes on")
             rq_info = rq(url, "info")
             ended(collector)
-        rq(url, "worker", "-w", "rq.worker.SimpleWorker", "--burst", "after")
+        assert run(*RQ, "worker", "-w", "rq.worker.SimpleWorker", "--burst", "after", "-u", url).returncode == 0
         jobs = {custom_id: fetch(connection, batch.job_id(custom_id)) for custom_id in EXAMPLES}
         return Story(
             lines=read_lines(output),
