@@ -76,7 +76,7 @@ class Rig:
 
     def turns_until(self, condition: Callable[[], bool], what: str) -> None:
         def turned() -> bool:
-            self.turn(0.001)
+            self.turn(0.01)
             return condition()
 
         wait_until(turned, what)
@@ -132,6 +132,7 @@ def supervising(
             command = [sys.executable, "-S", "-c", script, str(log), str(patience)]
             process = WorkerProcess(command, {}, verbose=True, tell=print, on_end=dead_workers.release)
             models.append(ServedModel(name, stack.enter_context(process), width=8))
+            stack.callback(process.send, signal.SIGKILL)  # it may be one that would have us wait for its end
         supervisor = ModelsSupervisor(models, POLICY, queues, dead_workers, GRACE_S, burst=burst)
         yield Rig(supervisor, models, log)
 
