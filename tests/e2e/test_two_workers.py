@@ -22,7 +22,7 @@ from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq.queue.client import Client
 
-EXAMPLES = demo_examples(150)
+EXAMPLES = demo_examples(80)
 SHORT_LEASE = {"MLXQ_LEASE_S": "3", "MLXQ_MAINTENANCE_S": "0.5"}
 NARROW = {"MLXQ_MAX_NUM_SEQS": "4"}
 """So that there is time to look and to kill."""
@@ -85,7 +85,7 @@ def worker_of(job: Job) -> str:
 
 @pytest.fixture(scope="module")
 def story(redis_server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Story:
-    """150 requests and two workers; the first one is killed in the middle."""
+    """80 requests and two workers; the first one is killed in the middle."""
     url, directory = redis_server_url, tmp_path_factory.mktemp("two-workers")
     source, output = write_lines(directory / "in.jsonl", requests(EXAMPLES)), directory / "out.jsonl"
     worker = (*MLXQ, "worker", "--model", "demo", "--url", url)
