@@ -1,7 +1,7 @@
-"""Random float32 Llamas of two sizes, written to disk as any other model would be: config, weights, tokenizer.
+"""Random float32 Llamas of three sizes, written to disk as any other model would be: config, weights, tokenizer.
 
-Weights are random, so the text is noise, and the work per token is that of a real model of the size. The tokenizer is
-the demo model's.
+Weights are random, so the text is noise, and the work per token is that of a real model of the size: the smallest is
+for trying a benchmark, and measures nothing. The tokenizer is the demo model's.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ VOCAB_SIZE = 4096
 CONTEXT_LENGTH = 8192
 
 SIZES: dict[str, dict[str, int]] = {
+    "1m": {"hidden_size": 128, "intermediate_size": 352, "num_hidden_layers": 2, "num_attention_heads": 2},
     "6m": {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6, "num_attention_heads": 4},
     "40m": {"hidden_size": 640, "intermediate_size": 1728, "num_hidden_layers": 8, "num_attention_heads": 10},
 }

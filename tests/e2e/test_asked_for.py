@@ -31,6 +31,8 @@ UNUSUAL = "Count from 1 to 5"
 GREEDY_IDS: dict[str, Any] = {"temperature": 0, "max_tokens": 40, "ignore_eos": True, "return_token_ids": True}
 SOME_ID, SOME_WORD = 322, "18"
 SEED = 5
+NUM_LONG = 400
+"""Tokens of an answer that is killed before it ends."""
 
 
 def chat(custom_id: str, content: str, **body: Any) -> Line:
@@ -253,7 +255,7 @@ def test_a_loop_ends_as_such(answers: dict[str, Line]) -> None:
 def test_a_job_of_four_rows_whose_worker_is_killed_has_one_line_with_all_four(
     connection: Redis, redis_url: str, tmp_path: Path
 ) -> None:
-    lines = [endless("four", max_tokens=1000, n=4, seed=1), endless("beside", max_tokens=20)]
+    lines = [endless("four", max_tokens=NUM_LONG, n=4, seed=1), endless("beside", max_tokens=20)]
     source = write_lines(tmp_path / "in.jsonl", lines)
     worker = (*MLXQ, "worker", "--model", "demo", "--url", redis_url)
     alone = {"MLXQ_LEASE_S": "2", "MLXQ_MAINTENANCE_S": "0.5", "MLXQ_PARENT_PID": str(os.getpid())}
@@ -272,4 +274,4 @@ def test_a_job_of_four_rows_whose_worker_is_killed_has_one_line_with_all_four(
     assert (victim.returncode, was_started) == (-signal.SIGKILL, "started")
     choices = read_lines(tmp_path / "out.jsonl")["four"]["response"]["body"]["choices"]
     assert [each["index"] for each in choices] == [0, 1, 2, 3]
-    assert all(each["stop_details"]["token_index"] == 999 for each in choices)
+    assert all(each["stop_details"]["token_index"] == NUM_LONG - 1 for each in choices)

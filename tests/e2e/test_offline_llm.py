@@ -289,7 +289,8 @@ def test_what_a_text_may_have_is_no_more_than_max_model_len() -> None:
 def test_the_benchmark_finds_the_engine_s_own_answers() -> None:
     from tests.bench.offline import main
 
-    done = CliRunner().invoke(main, ["--requests", "4", "--runs", "1", "--width", "4"], catch_exceptions=False)
+    small = ["--model", "1m", "--requests", "4", "--runs", "1", "--width", "4"]
+    done = CliRunner().invoke(main, small, catch_exceptions=False)
 
     figures = json.loads(done.output.splitlines()[-1])
     assert figures["tokens_per_s"].keys() == {"engine", "llm"}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from http.client import HTTPException
-from itertools import count, pairwise
+from itertools import count, islice, pairwise
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -24,13 +25,19 @@ from tests.support.queued_jobs import free_port
 from tests.support.waiting import DEADLINE_S
 
 from mlxq import keys
+from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.results.read_back import model_of
 from mlxq_worker.demo import MODEL_PATH
 from mlxq_worker.supervision.model_policy import Policy
 
-EXAMPLES = demo_examples(200)
-POLICY = Policy(max_wait_s=1, min_turn_s=1, drain_s=60)
+EXAMPLES = demo_examples(32)
+FEW = 6
+NUM_TURNS = 3
+"""So long both models have work: how much that is, is for the machine to say."""
+MOST = 50
+"""Batches of a few requests: models that take turns need far less."""
+POLICY = Policy(max_wait_s=1, min_turn_s=0.5, drain_s=60)
 MODELS = f"""
 [policy]
 max_wait_s = {POLICY.max_wait_s}
@@ -163,10 +170,22 @@ def asked(custom_id: str, model: str | None) -> dict[str, Any]:
     return {**line, "body": {**body, "model": model}} if "body" in line else {**line, "model": model}
 
 
+def asked_again(name: str, model: str, number: int) -> dict[str, Any]:
+    return asked(name, model) | {"custom_id": f"{name}-again-{number}"}
+
+
+def keep_busy(connection: Redis, more: list[Batch]) -> None:
+    """Ask for more of each model that has little to do."""
+    for model in ("one", "two"):
+        client = Client(connection, keys.model_queue(model))
+        if client.queue_length() < FEW:
+            more.append(client.submit([asked_again(name, model, len(more)) for name in islice(EXAMPLES, FEW)]))
+
+
 def test_two_models_under_load_take_turns_and_nothing_is_lost(
     connection: Redis, redis_url: str, tmp_path: Path
 ) -> None:
-    # given two models, and more requests for each than its turn is long
+    # given two models, and requests for each
     shutil.copytree(MODEL_PATH, tmp_path / "other")
     (tmp_path / "models.toml").write_text(MODELS)
     connection.zadd(keys.MODELS, {"one": 2e9, "two": 2e9})
@@ -175,6 +194,7 @@ def test_two_models_under_load_take_turns_and_nothing_is_lost(
     strange = [asked(names[0], "three") | {"custom_id": "s1"}, asked(names[1], None) | {"custom_id": "s2"}]
     added = enqueue(tmp_path, redis_url, *(asked(name, model_for[name]) for name in names), *strange)
     ids = added.stdout.split()
+    more: list[Batch] = []
 
     # when
     address = f"127.0.0.1:{free_port()}"
@@ -183,6 +203,9 @@ def test_two_models_under_load_take_turns_and_nothing_is_lost(
         running(*worker, cwd=tmp_path, MLXQ_URL=redis_url) as supervisor,
         watched(supervisor.pid, address) as (children, scrapes),
     ):
+        while supervisor.poll() is None and len(children.seen) < NUM_TURNS and len(more) < MOST:
+            keep_busy(connection, more)
+            time.sleep(0.02)
         log, _ = supervisor.communicate(timeout=DEADLINE_S)
 
     # then every request has one answer, by the model that it named
@@ -193,10 +216,11 @@ def test_two_models_under_load_take_turns_and_nothing_is_lost(
     right = [name for name, line in answers.items() if text_of(line) == EXAMPLES[name].expected_text]
     assert len(right) >= 0.95 * len(names)
     assert [client.batch(each).counts().num_finished for each in ids] == [len(names) / 2] * 2
+    assert {batch.counts().num_finished for batch in more} <= {FEW}
 
     # and they took turns while both had work, one process at a time, none of which took more than one model does
     loads = events(log, "Loading ")
-    assert [message.split()[1].rstrip(",") for _, message in loads][:3] in (
+    assert [message.split()[1].rstrip(",") for _, message in loads][:NUM_TURNS] in (
         ["one", "two", "one"],
         ["two", "one", "two"],
     )
@@ -212,7 +236,10 @@ def test_two_models_under_load_take_turns_and_nothing_is_lost(
     for name in ("worker_up", "num_requests_running", "memory_used_bytes", "active_jobs", "max_running_rows"):
         assert max(len(each) for each in scrapes.of(f"mlxq_{name}")) == 1, name
     answered = scrapes.of("mlxq_request_success_total")
-    assert 0 < answered[-1]["one"] <= len(names) / 2 >= answered[-1]["two"] > 0
+    for model, latest in answered[-1].items():
+        asked_for = len(names) / 2 + FEW * [batch.queue for batch in more].count(keys.model_queue(model))
+        assert 0 < latest <= asked_for
+    assert answered[-1].keys() == {"one", "two"}
     turns = [model for each in loaded for model in each]
     swaps = [pair for pair in pairwise(turns) if pair[0] != pair[1]]
     assert len(swaps) >= 2, "scrapes saw a model come back, with the counts of its first turn"

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from typing import Any
 
@@ -18,15 +19,18 @@ from tests.support.waiting import wait_until
 
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
+from mlxq.queue.counts import BatchCounts
 from mlxq.requests.openai import parse_object
 from mlxq_worker.processes import is_alive
 
-EXAMPLES = demo_examples(60)
+EXAMPLES = demo_examples(24)
 WORKER = (*MLXQ, "worker", "--model", "demo", "--max-num-seqs", "4")
-MODULES_AT_EXIT = (
+SAYS_ITS_MODULES = (
     "import atexit, json, sys; atexit.register(lambda: print(json.dumps(list(sys.modules))));"
-    "sys.argv = ['mlxq', 'worker', '--model', 'demo', '--burst']; from mlxq.cli import main; main()"
+    "from mlxq.cli import main; main()"
 )
+
+Recycled = tuple[subprocess.CompletedProcess[str], BatchCounts]
 
 pytestmark = pytest.mark.slow
 
@@ -110,20 +114,28 @@ def test_a_login_that_redis_refuses_is_one_sentence_and_not_tried_again(connecti
     assert "refuses the login" in done.stderr
 
 
-def test_a_worker_that_recycles_itself_goes_on_in_a_fresh_process(connection: Redis, redis_url: str) -> None:
-    batch = enqueue(connection)
+@pytest.fixture(scope="module")
+def recycled(redis_server_url: str) -> Recycled:
+    """A worker that recycles itself until all is answered; it says which modules its supervisor has imported."""
+    with Redis.from_url(redis_server_url) as connection:
+        connection.flushall()
+        batch = enqueue(connection)
+        command = (sys.executable, "-c", SAYS_ITS_MODULES, *WORKER[3:], "--burst", "--max-jobs", "8")
+        return run(*command, MLXQ_URL=redis_server_url), batch.counts()
 
-    done = run(*WORKER, "--burst", "--max-jobs", "20", MLXQ_URL=redis_url)
+
+def test_a_worker_that_recycles_itself_goes_on_in_a_fresh_process(recycled: Recycled) -> None:
+    done, counts = recycled
 
     names = re.findall(r"Worker (\w+): model", done.stderr)
-    assert batch.counts().num_finished == len(EXAMPLES)
+    assert counts.num_finished == len(EXAMPLES)
     assert done.returncode == 0, done.stderr
     assert 2 <= len(set(names)) == len(names) <= 3
     assert "is started again" not in done.stderr
 
 
-def test_the_supervising_process_never_imports_mlx(redis_url: str) -> None:
-    done = run(sys.executable, "-c", MODULES_AT_EXIT, MLXQ_URL=redis_url)
+def test_the_supervising_process_never_imports_mlx(recycled: Recycled) -> None:
+    done, _ = recycled
 
     loaded = {name.split(".")[0] for name in json.loads(done.stdout)}
     assert done.returncode == 0, done.stderr

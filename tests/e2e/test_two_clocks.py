@@ -23,7 +23,7 @@ from mlxq.requests.openai import parse_object
 
 LEASE_S = 2
 CLOCKS_APART_S = 30
-EXAMPLES = demo_examples(120)
+EXAMPLES = demo_examples(60)
 WORKER = (*MLXQ, "worker", "--model", "demo", "--max-num-seqs", "2")
 ON_A_MACHINE = """
 import datetime, os, time

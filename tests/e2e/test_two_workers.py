@@ -16,13 +16,13 @@ from rq.queue import Queue
 from rq.suspension import resume, suspend
 from rq.worker import Worker
 from tests.support.batch_files import Line, choice, demo_examples, read_lines, requests, text_of, write_lines
-from tests.support.processes import MLXQ, ended, rq, run, running
+from tests.support.processes import MLXQ, RQ, ended, rq, run, running
 from tests.support.queued_jobs import fetch
 from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq.queue.client import Client
 
-EXAMPLES = demo_examples(150)
+EXAMPLES = demo_examples(80)
 SHORT_LEASE = {"MLXQ_LEASE_S": "3", "MLXQ_MAINTENANCE_S": "0.5"}
 NARROW = {"MLXQ_MAX_NUM_SEQS": "4"}
 """So that there is time to look and to kill."""
@@ -85,7 +85,7 @@ def worker_of(job: Job) -> str:
 
 @pytest.fixture(scope="module")
 def story(redis_server_url: str, tmp_path_factory: pytest.TempPathFactory) -> Story:
-    """150 requests and two workers; the first one is killed in the middle."""
+    """80 requests and two workers; the first one is killed in the middle."""
     url, directory = redis_server_url, tmp_path_factory.mktemp("two-workers")
     source, output = write_lines(directory / "in.jsonl", requests(EXAMPLES)), directory / "out.jsonl"
     worker = (*MLXQ, "worker", "--model", "demo", "--url", url)
@@ -110,7 +110,7 @@ def story(redis_server_url: str, tmp_path_factory: pytest.TempPathFactory) -> St
             wait_until(lambda: state_of(connection, names[1]) != "suspended", "the survivor to say that it goes on")
             rq_info = rq(url, "info")
             ended(collector)
-        rq(url, "worker", "-w", "rq.worker.SimpleWorker", "--burst", "after")
+        assert run(*RQ, "worker", "-w", "rq.worker.SimpleWorker", "--burst", "after", "-u", url).returncode == 0
         jobs = {custom_id: fetch(connection, batch.job_id(custom_id)) for custom_id in EXAMPLES}
         return Story(
             lines=read_lines(output),

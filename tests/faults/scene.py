@@ -54,6 +54,10 @@ class Scene:
         late_s = self.diary.now_s - fault.at_s
         if late_s >= 0 and fault.kind == "kill worker":
             return late_s >= MAX_WAIT_FOR_JOBS_S or self.fleet.workers[fault.target].num_held() > 0
+        if fault.kind == "cut connections" and self.restart_at_s is not None:  # there are none to cut
+            return False
+        if late_s >= 0 and fault.kind == "freeze worker" and self.fleet.workers[fault.target].engine_pid is None:
+            return late_s >= MAX_WAIT_FOR_JOBS_S
         return late_s >= (0 if self.producer.gets_answers else MAX_WAIT_FOR_ANSWERS_S)
 
     def _cause(self, fault: Fault) -> None:

@@ -33,6 +33,7 @@ from mlxq_worker.jobs.store import JobStore
 from mlxq_worker.supervision.dead_workers import DeadWorkers
 
 ERRORS = ("MISCONF", "OOM", "BUSY", "READONLY", "NOREPLICAS", *(["full disk"] if sys.platform == "linux" else []))
+NUM_LINES = 12
 """Only Linux can limit the files of another process."""
 
 
@@ -204,7 +205,7 @@ def test_redis_is_no_excuse_for_a_worker_that_was_seen_to_die(redis: FailingRedi
 
 def test_a_run_gives_back_what_its_dead_worker_held_once_redis_lets_it(redis: FailingRedis, tmp_path: Path) -> None:
     # given a run whose worker dies while Redis takes no writes
-    lines = [json.dumps({"id": f"r{i}", "prompt": "Count to 40", "max_tokens": 200}) for i in range(40)]
+    lines = [json.dumps({"id": f"r{i}", "prompt": "Count to 40", "max_tokens": 200}) for i in range(NUM_LINES)]
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     files = ("-i", str(tmp_path / "in.jsonl"), "-o", str(tmp_path / "out.jsonl"))
     with running(*MLXQ, "run", "--max-num-seqs", "2", *files, MLXQ_URL=redis.url, MLXQ_LEASE_S="90") as run:
@@ -222,7 +223,7 @@ def test_a_run_gives_back_what_its_dead_worker_held_once_redis_lets_it(redis: Fa
 
     assert run.returncode == 0, said
     assert "died with" in said, "else their leases were waited for"
-    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 40
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == NUM_LINES
 
 
 @pytest.mark.parametrize("error", ERRORS)

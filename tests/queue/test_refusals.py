@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from redis import Redis
 from redis.exceptions import ResponseError
 from tests.support.fake_engine import FakeWorker
+from tests.support.fake_worker import FakeWorker as AnsweringThread
 from tests.support.io_rig import IoRig
 from tests.support.queued_jobs import num_strikes, submit
 from tests.support.redis_replies import REPLIES
@@ -275,6 +276,25 @@ def test_collecting_goes_on_and_writes_each_answer_once(
     answers = [json.loads(line)["custom_id"] for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert sorted(answers) == [f"r{i}" for i in range(NUM_JOBS)]
     assert refusal.was_used_up
+
+
+@table(
+    {
+        "read what has ended": (lambda command: command[0] == b"XREAD", {"in a pipeline": PLAIN}),
+        "delete answers at its end": (evaluates("forget"), BY_SCRIPT),
+    }
+)
+def test_a_run_goes_on_to_its_very_end_and_leaves_nothing_behind(
+    connection: Redis, redis_url: str, refusing: RefusingRedis, tmp_path: Path, matches: Matches, way: Way
+) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": "hello"}\n' * NUM_JOBS)
+
+    refusal = refuse(refusing, matches, way)
+    with AnsweringThread(redis_url):
+        mlxq(refusing.url, "run", "-i", tmp_path / "in.jsonl", "-o", tmp_path / "out.jsonl", "--workers", 0)
+
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == NUM_JOBS
+    assert (refusal.was_used_up, connection.keys("rq:job:*")) == (True, [])
 
 
 @table(

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from click.testing import CliRunner
+from rq.cli import main as rq_main
 from tests.support.waiting import DEADLINE_S
 
 MLXQ = (sys.executable, "-m", "mlxq")
@@ -60,7 +62,7 @@ def ended(process: subprocess.Popen[str]) -> str:
 
 
 def rq(url: str, *arguments: str) -> str:
-    """What one of RQ's own commands prints; it must succeed."""
-    done = run(*RQ, *arguments, "-u", url)
-    assert done.returncode == 0, done.stderr
+    """What one of RQ's own commands prints, in this process; it must succeed."""
+    done = CliRunner().invoke(rq_main, [*arguments, "-u", url], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
     return done.stdout

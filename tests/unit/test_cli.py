@@ -637,8 +637,9 @@ def test_the_worker_of_a_run_never_ends_on_an_empty_queue(
 ) -> None:
     monkeypatch.setenv("MLXQ_BURST", "1")
     says_burst = (
-        "import os; from mlxq_worker.config import WorkerConfig;"
-        "raise SystemExit(f'Error: burst is {WorkerConfig.from_env(os.environ, model=\"m\").burst}')"
+        "import os, sys; from mlxq_worker import exits; from mlxq_worker.config import WorkerConfig;"
+        "print(f'Error: burst is {WorkerConfig.from_env(os.environ, model=\"m\").burst}', file=sys.stderr);"
+        "sys.exit(exits.GAVE_UP)"
     )
     use_worker(monkeypatch, says_burst)
     result = mlxq(

@@ -77,7 +77,7 @@ class Rig:
 
     def turns_until(self, condition: Callable[[], bool], what: str) -> None:
         def turned() -> bool:
-            self.turn(0.001)
+            self.turn(0.01)
             return condition()
 
         wait_until(turned, what)
@@ -133,6 +133,7 @@ def supervising(
             command = [sys.executable, "-S", "-c", script, str(log), str(patience)]
             process = WorkerProcess(command, {}, verbose=True, tell=print, on_end=dead_workers.release)
             models.append(ServedModel(name, stack.enter_context(process)))
+            stack.callback(process.send, signal.SIGKILL)  # it may be one that would have us wait for its end
         supervisor = ModelsSupervisor(models, POLICY, queues, dead_workers, GRACE_S, burst=burst)
         yield Rig(supervisor, models, log)
 

@@ -130,6 +130,10 @@ def process(
         with _Bulk(batch, lines, sink, max_inflight, max_inflight_bytes, tell, left, rows) as bulk:
             while on_turn(sink.tally) and not bulk.is_done:
                 sink.tally.is_waiting = not outages.attempt(bulk.turn)
+            while bulk.is_done and not outages.attempt(bulk.clear_up):
+                sink.tally.is_waiting = True
+                if not on_turn(sink.tally):
+                    break
         if bulk.is_done:
             sink.settle_source()
         if rows is not None and ordered and bulk.is_done:
@@ -195,6 +199,7 @@ class _Bulk:
         self._unsynced: list[Answer] = []
         self._input_ended = False
         self._has_batch = False
+        self._has_left = False
         self._is_unsure = False  # whether all that is in flight has reached Redis, and Redis still has it
 
     @property
@@ -221,6 +226,11 @@ class _Bulk:
             self._forget()
         self._is_unsure = False
 
+    def clear_up(self) -> None:
+        """Leave nothing of a run that is done in Redis. May be repeated after a `QueueUnavailable`."""
+        self._leave(keeps=True)
+        self._has_left = True
+
     def __enter__(self) -> Self:
         return self
 
@@ -228,7 +238,7 @@ class _Bulk:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._lines.close()
-        if isinstance(error, QueueUnavailable | LeftToOthers):
+        if self._has_left or isinstance(error, QueueUnavailable | LeftToOthers):
             return  # the next run into the same file clears the queue, or goes on with what is there
         with suppress(QueueUnavailable) if error else nullcontext():  # the first error is the one to hear of
             self._leave(keeps=not isinstance(error, QueueError | InputFileError))
