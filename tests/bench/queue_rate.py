@@ -142,7 +142,9 @@ def working(client: Redis, url: str) -> Iterator[Process]:
     variables = {"MLXQ_MODEL": "fake", "MLXQ_MAX_NUM_SEQS": str(WIDTH)}
     with process([*command, "--url", url, "--quiet", keys.DEFAULT_QUEUE], variables) as worker:
         while not client.keys("rq:worker:*"):
-            time.sleep(0.05)
+            if worker.poll() is not None:
+                raise click.ClickException(f"the worker ended with {worker.returncode} as it began")
+            time.sleep(LOOK_EVERY_S)
         yield worker
 
 
