@@ -24,6 +24,8 @@ Beside them stand, per queue and per batch:
         total                       int     jobs enqueued so far
         sealed                      0 | 1   1 once the producer has enqueued everything
         cancelled                   0 | 1   1 once somebody asked to cancel it: workers drop its rows
+        collected                   1       once somebody takes its answers out as they come; absent before. What is
+                                            left of them is then part of a producer's window
         name                        str     what people call it; absent where nobody has said so
         metadata                    str     an object in JSON, the producer's own; absent where there is none
         finished failed cancelled_jobs   int   ended jobs; their sum equals `total` when the batch is done

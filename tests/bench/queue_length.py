@@ -30,6 +30,7 @@ from tests.bench import report
 from tests.bench.in_process import BenchModel
 from tests.bench.models import SIZES, write_model
 from tests.bench.outcome import Outcome
+from tests.bench.resources import peak_resident_mib
 from tests.bench.services import mlxq_run
 from tests.bench.workloads import FIRST_ID, LAST_ID, Item, Workload
 
@@ -67,7 +68,7 @@ def measure(run: Callable[[Workload], Outcome], length: int) -> Measured:
     """Answer files of so many requests."""
     outcomes = [run(short_requests(length)) for _ in range(max(1, LEAST_REQUESTS // length))]
     ms_per_token = 1000 * sum(each.seconds for each in outcomes) / sum(each.num_tokens for each in outcomes)
-    measured = Measured(ms_per_token, max(map(peak_resident_mb, descendants(os.getpid()))))
+    measured = Measured(ms_per_token, max(map(peak_resident_mib, descendants(os.getpid()))))
     print(f"{length} queued: {measured}", file=sys.stderr)
     return measured
 
@@ -96,12 +97,6 @@ def descendants(pid: int) -> list[int]:
         int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()
     ]
     return children + [below for child in children for below in descendants(child)]
-
-
-def peak_resident_mb(pid: int) -> float:
-    """The most resident memory that the process has held so far (Linux), in MiB."""
-    status = dict(line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
-    return int(status["VmHWM"].split()[0]) / 1024
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """How many requests a second the queue itself carries, and what memory that takes: no model, everything else real.
 
     python -m tests.bench.queue_rate
-    python -m tests.bench.queue_rate --requests 1000000
+    python -m tests.bench.queue_rate --requests 10000 --requests 1000000 --way collect --no-alone
 
 A real Redis, and the real worker in front of an engine that is played and takes no time. For each number of requests:
 
 - `run`: `mlxq run --workers 0`, a process of its own, from a file of short requests to a file of answers;
 - `collect`: `mlxq collect --follow --delete` of a batch that another process enqueues meanwhile, with the same window;
-- memory: the most that each of these processes has held, and Redis meanwhile.
+- of each process, Redis and the worker too: the most resident memory that it has held, in MB, and its processor time,
+  in seconds for 10,000 requests. On a machine with other work to do that says more than the clock.
 
 Then what it takes to enqueue alone: our `Client.submit` of the file, which reads, checks and hashes every line and
 keeps a batch, and RQ's bare `Queue.enqueue_many` of the same payloads; taking turns, each into an empty Redis. And
-RQ's `enqueue_many` with its own `SimpleWorker` on a job that does nothing. The last line is JSON. For Linux.
+RQ's `enqueue_many` with its own `SimpleWorker` on a job that does nothing, and what a request takes in Redis if nobody
+deletes it, while it waits and once it is answered. The last line is JSON. For Linux.
 """
 
 from __future__ import annotations
@@ -24,8 +26,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +38,14 @@ from rq.queue import Queue
 from rq.serializers import JSONSerializer
 from rq.worker import SimpleWorker
 from tests.bench import report
-from tests.bench.queue_length import peak_resident_mb
-from tests.bench.services import process
+from tests.bench.resources import Resources
+from tests.bench.services import Process, process
 from tests.support.fake_engine import FakeEngine, FakeWorker
 from tests.support.processes import MLXQ, RQ, environment
 
 from mlxq import keys
 from mlxq.files.input import read_requests
+from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.requests.openai import ParsedLine
 from mlxq_worker.backend import Backend
@@ -65,16 +69,16 @@ class InstantWorker(FakeWorker):
 @click.option("--requests", "counts", multiple=True, type=click.IntRange(1), default=COUNTS, show_default=True)
 @click.option("--enqueued", type=click.IntRange(1), default=10_000, show_default=True, help="For enqueueing alone.")
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True)
-@click.option("--collect/--no-collect", "collects", default=True, help="Also measure `mlxq collect --follow`.")
+@click.option("--way", "ways", multiple=True, type=click.Choice(["run", "collect"]), default=["run", "collect"])
 @click.option("--alone/--no-alone", default=True, help="Also measure enqueueing alone, and RQ's own worker.")
 @report.json_option
 def main(
-    counts: Sequence[int], enqueued: int, rounds: int, collects: bool, alone: bool, json_path: Path | None
+    counts: Sequence[int], enqueued: int, rounds: int, ways: Sequence[str], alone: bool, json_path: Path | None
 ) -> None:
     figures: dict[str, Any] = {"cores": os.cpu_count(), "files": []}
     with tempfile.TemporaryDirectory() as folder:
         for count in counts:
-            figures["files"].append({"requests": count, **through_files(Path(folder), count, collects)})
+            figures["files"].append({"requests": count, **through_files(Path(folder), count, ways)})
             print(f"{figures['files'][-1]}", file=sys.stderr)
         if alone:
             figures |= enqueue_alone(write_input(Path(folder) / "alone.jsonl", enqueued), rounds)
@@ -93,52 +97,74 @@ def write_input(path: Path, count: int) -> Path:
 # --- From file to file ----------------------------------------------------------------------------------------
 
 
-def through_files(folder: Path, count: int, collects: bool) -> dict[str, Any]:
-    """Both ways through the queue, each on a Redis and with a worker of its own."""
+def through_files(folder: Path, count: int, ways: Sequence[str]) -> dict[str, Any]:
+    """The ways through the queue, each on a Redis and with a worker of its own."""
     given = write_input(folder / f"{count}.jsonl", count)
     output = given.with_suffix(".out.jsonl")
-    found = {"run": measured(lambda url: run(url, given, output), count)}
-    check_output(output, count)
-    if collects:
-        output.unlink()
-        found["collect"] = measured(lambda url: collect(url, given, output), count)
+    found = {}
+    for way in ways:
+        found[way] = measured(partial(WAYS[way], given, output), count)
         check_output(output, count)
-    output.unlink()
+        output.unlink()
     return found
 
 
-def measured(task: Callable[[str], dict[str, Any]], count: int) -> dict[str, Any]:
-    """The rate of one task, and the memory of all that have a part in it."""
-    worker = (*RQ, "worker", "-w", "tests.bench.queue_rate.InstantWorker", "--serializer", "json")
-    with private_redis() as redis, process([*worker, "--url", redis.url, "--quiet", keys.DEFAULT_QUEUE], VARIABLES):
-        client = Redis.from_url(redis.url)
+Started = dict[str, subprocess.Popen[str]]
+"""Processes by what they are."""
+
+
+def measured(start: Callable[[str], Started], count: int) -> dict[str, Any]:
+    """The rate of one way, and what all that have a part in it take."""
+    with private_redis() as redis, Redis.from_url(redis.url) as client, working(client, redis.url) as worker:
+        lasting = {"worker": Resources(worker.pid), "redis": Resources(client.info("server")["process_id"])}
+        for each in lasting.values():
+            each.look()
+        before = {name: each.cpu_s for name, each in lasting.items()}
+        began = time.monotonic()
+        taken = until_ended(start(redis.url))
+        seconds = time.monotonic() - began
+        for each in lasting.values():
+            each.look()
+    taken |= lasting
+    cpu_s = {name: each.cpu_s - before.get(name, 0.0) for name, each in taken.items()}
+    return {
+        "requests_per_s": round(count / seconds),
+        "seconds": round(seconds, 1),
+        "peak_mb": {name: round(each.peak_mb) for name, each in taken.items()},
+        "cpu_s_per_10_000": {name: round(10_000 * spent / count, 2) for name, spent in cpu_s.items()},
+    }
+
+
+@contextmanager
+def working(client: Redis, url: str) -> Iterator[Process]:
+    """A worker, once it is there."""
+    command = [*RQ, "worker", "-w", "tests.bench.queue_rate.InstantWorker", "--serializer", "json"]
+    variables = {"MLXQ_MODEL": "fake", "MLXQ_MAX_NUM_SEQS": str(WIDTH)}
+    with process([*command, "--url", url, "--quiet", keys.DEFAULT_QUEUE], variables) as worker:
         while not client.keys("rq:worker:*"):
-            time.sleep(0.05)
-        started = time.monotonic()
-        memory = task(redis.url)
-        seconds = time.monotonic() - started
-        memory["redis_mb"] = round(client.info("memory")["used_memory_peak"] / 1e6)
-        client.close()
-    return {"requests_per_s": round(count / seconds), "seconds": round(seconds, 1), **memory}
+            if worker.poll() is not None:
+                raise click.ClickException(f"the worker ended with {worker.returncode} as it began")
+            time.sleep(LOOK_EVERY_S)
+        yield worker
 
 
-VARIABLES = {"MLXQ_MODEL": "fake", "MLXQ_MAX_NUM_SEQS": str(WIDTH)}
+def run(given: Path, output: Path, url: str) -> Started:
+    """`mlxq run`."""
+    return {"producer": started([*MLXQ, "run", "-i", str(given), "-o", str(output), "--url", url, "--workers", "0"])}
 
 
-def run(url: str, given: Path, output: Path) -> dict[str, Any]:
-    """`mlxq run`, and the most memory that it held."""
-    command = [*MLXQ, "run", "-i", str(given), "-o", str(output), "--url", url, "--workers", "0"]
-    return dict(zip(["producer_mb"], ended(started(command)), strict=True))
-
-
-def collect(url: str, given: Path, output: Path) -> dict[str, Any]:
-    """`mlxq enqueue` and `mlxq collect --follow` side by side, and the most memory that each held."""
-    enqueuing = started([*MLXQ, "enqueue", "-i", str(given), "--url", url, "--batch-id", "b", "--max-inflight", "4096"])
+def collect(given: Path, output: Path, url: str) -> Started:
+    """`mlxq enqueue` and `mlxq collect --follow` side by side."""
+    window = ["--max-inflight", str(keys.DEFAULT_MAX_INFLIGHT)]
+    enqueuing = started([*MLXQ, "enqueue", "-i", str(given), "--url", url, "--batch-id", "b", *window])
     with Redis.from_url(url) as client:
         while not client.exists(keys.batch("b")):
             time.sleep(0.01)
     following = started([*MLXQ, "collect", "b", "-o", str(output), "--follow", "--delete", "--url", url])
-    return dict(zip(["producer_mb", "collector_mb"], ended(enqueuing, following), strict=True))
+    return {"producer": enqueuing, "collector": following}
+
+
+WAYS = {"run": run, "collect": collect}
 
 
 def started(command: Sequence[str]) -> subprocess.Popen[str]:
@@ -146,19 +172,20 @@ def started(command: Sequence[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
 
 
-def ended(*processes: subprocess.Popen[str]) -> list[int]:
-    """The most resident memory, in MB, of each process once all have come to their ends."""
-    peaks = dict.fromkeys(range(len(processes)), 0.0)
-    while running := [number for number, process in enumerate(processes) if process.poll() is None]:
-        for number in running:
-            with suppress(OSError, KeyError):  # it has just ended
-                peaks[number] = max(peaks[number], peak_resident_mb(processes[number].pid))
+def until_ended(processes: Started) -> dict[str, Resources]:
+    """What each process has taken, once all have come to their ends."""
+    taken = {name: Resources(each.pid) for name, each in processes.items()}
+    running = set(processes)
+    while running:
+        for name in list(running):
+            if not taken[name].look():
+                running.remove(name)
         time.sleep(LOOK_EVERY_S)
-    for each in processes:
-        assert each.stderr is not None
+    for each in processes.values():
+        _, complaint = each.communicate()
         if each.returncode:
-            raise click.ClickException(f"{each.args} ended with {each.returncode}: {each.stderr.read()}")
-    return [round(peak * 2**20 / 1e6) for peak in peaks.values()]
+            raise click.ClickException(f"{each.args} ended with {each.returncode}: {complaint}")
+    return taken
 
 
 def check_output(output: Path, count: int) -> None:
@@ -186,16 +213,29 @@ def enqueue_alone(given: Path, rounds: int) -> dict[str, Any]:
                 task()
                 taken[name].append(time.perf_counter() - started)
         stock = stock_rate(client, payloads)
+        kept = kept_bytes(client, redis.url, given)
         client.close()
     ratios = [theirs / ours for ours, theirs in zip(taken["mlxq"], taken["rq"], strict=True)]
     rates = {name: round(len(payloads) / statistics.median(seconds)) for name, seconds in taken.items()}
-    return {"enqueue_per_s": rates, "enqueue": report.spread(ratios), "stock_worker_per_s": stock}
+    return {"enqueue_per_s": rates, "enqueue": report.spread(ratios), "stock_worker_per_s": stock, **kept}
 
 
-def submit(url: str, given: Path) -> None:
+def kept_bytes(client: Redis, url: str, given: Path) -> dict[str, int]:
+    """What a request takes in Redis until it is answered, and then until it is deleted."""
+    client.flushall()
+    taken = [client.info("memory")["used_memory"]]
+    batch = submit(url, given)
+    taken.append(client.info("memory")["used_memory"])
+    with working(client, url):
+        count = batch.wait().total
+    taken.append(client.info("memory")["used_memory"])
+    return {"waiting_bytes": (taken[1] - taken[0]) // count, "answered_bytes": (taken[2] - taken[0]) // count}
+
+
+def submit(url: str, given: Path) -> Batch:
     """Ours, from the file."""
     with Client(url) as client:
-        client.submit(line for line in read_requests(given) if isinstance(line, ParsedLine))
+        return client.submit(line for line in read_requests(given) if isinstance(line, ParsedLine))
 
 
 def enqueue_many(client: Redis, payloads: Sequence[dict[str, Any]]) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import click
 from tests.bench import report
-from tests.bench.queue_length import peak_resident_mb
+from tests.bench.resources import peak_resident_mib
 from tests.support.fake_worker import echo
 
 from mlxq.files.input import read_unknown
@@ -77,7 +77,7 @@ def resume(given: Path, output: Path, *options: str) -> dict[str, Any]:
     peak_mb = 0.0
     while process.poll() is None:
         with suppress(OSError, KeyError):  # it has just ended
-            peak_mb = max(peak_mb, peak_resident_mb(process.pid))
+            peak_mb = max(peak_mb, peak_resident_mib(process.pid))
         time.sleep(LOOK_EVERY_S)
     seconds = time.monotonic() - started
     assert process.stderr is not None

@@ -300,7 +300,7 @@ def test_a_run_goes_on_to_its_very_end_and_leaves_nothing_behind(
 @table(
     {
         "connect": (checks_health, ONE_BY_ONE),
-        "ask for it": (evaluates("ask_to_cancel"), BY_SCRIPT),
+        "ask for it": (evaluates("set_flag"), BY_SCRIPT),
         "take out": (evaluates("take_out"), BY_SCRIPT),
         "end what waits": (evaluates("end_queued"), BY_SCRIPT),
         "look at what waits": (sends(b"HMGET", b"rq:job:"), {"in a pipeline": PLAIN}),

@@ -19,6 +19,7 @@ from tests.support.result_files import request_file
 from mlxq.errors import InputFileError
 from mlxq.files.input import BadLine, read_requests
 from mlxq.requests.openai import ParsedLine
+from mlxq.tables.columns import Columns
 
 REQUESTS = [{"custom_id": f"r{i}", "prompt": f"Say, hello; {i}", "max_tokens": 5} for i in range(40)]
 JSONL = "".join(json.dumps(request) + "\n" for request in REQUESTS)
@@ -69,6 +70,11 @@ WHOLE_FILES: dict[str, tuple[bytes, str]] = {
         b"[" + b",\n".join(json.dumps(each).encode() for each in REQUESTS) + b"]",
         "a JSON array",
     ),
+    "DuckDB's array, whose last line is an object": (
+        b"[\n\t" + b",\n\t".join(json.dumps(each).encode() for each in REQUESTS) + b"\n]\n",
+        "a JSON array",
+    ),
+    "an array of one": (b'[\n{"prompt": "a"}\n]\n', "a JSON array"),
     "jq without -c": (
         b"".join(json.dumps(each, indent=2).encode() + b"\n" for each in BATCH),
         "several lines.*jq -c .",
@@ -89,6 +95,25 @@ def test_a_file_of_another_kind_is_one_error_that_says_what_it_is(kind: str, tmp
     path = request_file(tmp_path, content)
     with pytest.raises(InputFileError, match=f"^{path} is .*{said}"):
         read_requests(path)
+
+
+NO_TABLES = ["bzip2", "xz", "zip", "Excel", "pickle", "UTF-16", "UTF-16 without a mark", "UTF-32", "a program"]
+
+
+@pytest.mark.parametrize("name", ["in.csv", "in.tsv"])
+@pytest.mark.parametrize("kind", NO_TABLES)
+def test_a_table_in_name_only_is_one_error_that_says_what_it_is(kind: str, name: str, tmp_path: Path) -> None:
+    content, said = WHOLE_FILES[kind]
+    path = request_file(tmp_path, content, name)
+    with pytest.raises(InputFileError, match=f"^{path} is .*{said}"):
+        list(read_requests(path))
+
+
+@pytest.mark.parametrize("start", ["ORC", "%PDF", "Obj", "BZh", "7z"])
+def test_a_table_may_begin_with_any_text(start: str, tmp_path: Path) -> None:
+    path = request_file(tmp_path, f"{start},prompt\n1,a\n".encode(), "in.csv")
+    [item] = read_requests(path, columns=Columns(prompt="prompt"))
+    assert isinstance(item, ParsedLine)
 
 
 def test_a_database_is_named(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.support.result_files import request_file
 
 from mlxq.errors import InputFileError
 from mlxq.files.input import read_requests
+from mlxq.files.output.result_file import ResultWriter
 from mlxq.formats.packing import Packing, Whole, packed, whole_part
 from mlxq.requests.openai import ParsedLine
 
@@ -32,6 +33,13 @@ def streamed(data: bytes) -> bytes:
     return packer.compress(data) + packer.flush()
 
 
+def long_range(data: bytes, window_log: int) -> bytes:
+    """As ``zstd --long=LOG`` writes it."""
+    level = zstandard.ZstdCompressionParameters.from_level(3, window_log=window_log, enable_ldm=True)
+    packer = zstandard.ZstdCompressor(compression_params=level).compressobj()
+    return packer.compress(data) + packer.flush()
+
+
 SKIPPABLE = b"\x50\x2a\x4d\x18\x04\x00\x00\x00mark"  # pzstd and others put such frames before theirs
 
 PACKED: dict[str, bytes] = {
@@ -43,6 +51,7 @@ PACKED: dict[str, bytes] = {
     "zstd without": streamed(WHOLE),
     "zstd, several frames": streamed(WHOLE[:HALF])
     + zstandard.ZstdCompressor(write_checksum=True).compress(WHOLE[HALF:]),
+    "zstd --long": long_range(WHOLE, 27),
     "zstd behind a frame to be skipped": SKIPPABLE + streamed(WHOLE),
 }
 
@@ -74,6 +83,23 @@ def test_damaged_data_is_named(kind: str, tmp_path: Path) -> None:
     data[len(data) // 2 : len(data) // 2 + 40] = bytes(40)
     with pytest.raises(InputFileError, match=r"data is damaged"):
         ids(request_file(tmp_path, bytes(data)))
+
+
+@pytest.mark.parametrize("window_log", [28, 31])
+def test_what_takes_more_memory_to_unpack_than_is_allowed_is_not_called_damaged(
+    window_log: int, tmp_path: Path
+) -> None:
+    content = long_range(WHOLE, window_log)
+    path = request_file(tmp_path, content, "in.jsonl.zst")
+    with pytest.raises(InputFileError, match="more than 128 MiB of memory to unpack: pack it with --long=27"):
+        ids(path)
+
+    # nor is it cut off where it is to be written to
+    answers = tmp_path / "out.jsonl.zst"
+    answers.write_bytes(content)
+    with pytest.raises(InputFileError, match="more than 128 MiB of memory"):
+        ResultWriter(answers)
+    assert answers.read_bytes() == content
 
 
 def test_lines_of_a_slow_packed_pipe_come_as_they_are_written(tmp_path: Path) -> None:

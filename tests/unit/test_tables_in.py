@@ -234,6 +234,11 @@ WRONG: dict[str, tuple[Callable[[Path], Path], dict[str, Any], str]] = {
     "a name twice": (lambda f: request_file(f, "prompt,prompt\n1,2\n", "in.csv"), {}, "two columns.*'prompt'"),
     "nothing": (lambda f: request_file(f, "", "in.csv"), {}, "no first line"),
     "an open quote": (lambda f: request_file(f, 'prompt\na\n"b\nc\n', "in.csv"), {}, "line 3 is not CSV"),
+    "lines of old Macs": (
+        lambda f: request_file(f, b"id,prompt\r1,a\r2,b\r", "in.csv"),
+        {},
+        "a carriage return that no",
+    ),
     "no Parquet": (lambda f: request_file(f, "prompt\na\n", "in.parquet"), {}, "can't read .*in.parquet: Parquet"),
     "Parquet cut off": (
         lambda f: request_file(f, parquet_file(f / "x.parquet").read_bytes()[:-9], "in.parquet"),

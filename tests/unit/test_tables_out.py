@@ -35,12 +35,13 @@ Cells = dict[str, list[Any]]
 
 
 def write_csv(path: Path, cells: Cells) -> None:
-    pd.DataFrame(cells, dtype=object).to_csv(path, index=False)
+    pd.DataFrame(cells, dtype=object).to_csv(path, index=False, sep="\t" if path.suffix == ".tsv" else ",")
 
 
 def write_jsonl(path: Path, cells: Cells) -> None:
     rows = [dict(zip(cells, row, strict=True)) for row in zip(*cells.values(), strict=True)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes({".gz": gzip.compress, ".zst": zstandard.compress}.get(path.suffix, bytes)(data))
 
 
 def write_parquet(path: Path, cells: Cells) -> None:
@@ -76,7 +77,10 @@ def read_arrow(path: Path) -> Cells:
 
 INPUTS: dict[str, Callable[[Path, Cells], None]] = {
     "in.csv": write_csv,
+    "in.tsv": write_csv,
     "in.jsonl": write_jsonl,
+    "in.jsonl.gz": write_jsonl,
+    "in.jsonl.zst": write_jsonl,
     "in.parquet": write_parquet,
     "in.arrow": write_arrow,
 }
@@ -141,7 +145,7 @@ def test_every_pair_of_formats_keeps_texts_ids_and_columns(
             assert list(found) == ["custom_id", "text", "note"]
             assert found["custom_id"] == [str(key) for key in cells["key"]]
             assert found["text"] == cells["ask"]
-            has_nulls = "csv" not in source and read is not read_csv
+            has_nulls = INPUTS[source] is not write_csv and read is not read_csv
             assert found["note"] == [note if has_nulls else note or "" for note in cells["note"]]
 
 
@@ -175,6 +179,35 @@ def test_columns_of_parquet_keep_their_types(tmp_path: Path) -> None:
     found = parquet.read_table(tmp_path / "out.parquet").select(keep)
     assert found.to_pydict() == table.select(keep).to_pydict()
     assert found.schema.remove_metadata() == parquet.read_schema(tmp_path / "in.parquet").remove(0).remove_metadata()
+
+
+UNWRITABLE: dict[str, tuple[pa.Array, list[Any]]] = {
+    "categories of polars": (
+        pa.DictionaryArray.from_arrays(pa.array([None, 0], pa.uint32()), pa.array(["a"], pa.string_view())),
+        [None, "a"],
+    ),
+    "booleans in bytes": (pa.ExtensionArray.from_storage(pa.bool8(), pa.array([None, 1], pa.int8())), [None, True]),
+    "values of several types": (
+        pa.UnionArray.from_sparse(pa.array([0, 1], pa.int8()), [pa.array([1, 2]), pa.array(["x", "y"])]),
+        ["1", "y"],
+    ),
+}
+
+
+@pytest.mark.parametrize("target", ["out.parquet", "out.arrow"])
+@pytest.mark.parametrize("case", UNWRITABLE)
+def test_columns_that_pyarrow_only_reads_are_written_as_what_they_hold(case: str, target: str, tmp_path: Path) -> None:
+    column, held = UNWRITABLE[case]
+    write_arrow(tmp_path / "in.arrow", {"prompt": ["a", "b"], "kept": column})
+    run(tmp_path / "in.arrow", tmp_path / target, keep=("kept",), prompt="prompt")
+    assert OUTPUTS[target](tmp_path / target)["kept"] == held
+
+
+@pytest.mark.parametrize("target", ["out.csv", "out.jsonl"])
+def test_bytes_are_text_where_a_format_has_text_only(target: str, tmp_path: Path) -> None:
+    write_parquet(tmp_path / "in.parquet", {"prompt": ["a", "b"], "raw": ["café".encode(), b"\xff\x00"]})
+    run(tmp_path / "in.parquet", tmp_path / target, keep=("raw",), prompt="prompt")
+    assert OUTPUTS[target](tmp_path / target)["raw"] == ["café", "/wA="]
 
 
 def test_the_columns_that_most_need_are_there_by_default_and_have_types(tmp_path: Path) -> None:

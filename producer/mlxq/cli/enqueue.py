@@ -48,7 +48,10 @@ ANNOUNCED_S, LOOK_S = 60.0, 0.2
 @click.option("--batch-name", help="What to call a new batch in `mlxq status`.")
 @click.option("--metadata", multiple=True, metavar="NAME=TEXT", help="Your own notes on a new batch; may be repeated.")
 @click.option(
-    "--max-inflight", type=click.IntRange(1), help="Wait while the batch has so many requests without an answer."
+    "--max-inflight",
+    type=click.IntRange(1),
+    help="Wait while the batch has so many requests without an answer, or that a `collect --follow --delete` has yet to"
+    " take out of Redis.",
 )
 @click.option("--route", is_flag=True, help="Send each request to the queue of the model that its `model` field names.")
 @options.url

@@ -77,18 +77,22 @@ class _Collection:
         self._delete = delete
         self._undeleted: list[Answer] = []
         self._custom_id_of = IdTable()  # by job id
+        self._whole = IdTable()  # hashes of requests that have a whole answer by now, by job id
+        self._is_announced = not (follow and delete)
 
     def turn(self) -> None:
         """Take what has ended; may be repeated after a `QueueUnavailable`."""
+        if not self._is_announced:
+            self._batch.begin_collection()
+            self._is_announced = True
         has_news = False
         for answer in self._collector.next_answers(POLL_S if self._follow else 0.0):
             has_news = True
+            self._write(answer)
             if self._delete:
                 self._undeleted.append(answer)
             else:
                 self._custom_id_of.put(answer.job_id, answer.custom_id)
-            if not self._sink.skip_if_done(answer.custom_id, content_hash_of(answer.line)):
-                self._sink.write(answer.line)
         if self._sink.sync_if_due():
             self.forget()
         self.is_done = self._collector.is_done()
@@ -99,6 +103,23 @@ class _Collection:
         """Delete from Redis what was synced, if that is wanted."""
         self._collector.forget(self._undeleted)
         self._undeleted = []
+
+    def _write(self, answer: Answer) -> None:
+        content_hash = content_hash_of(answer.line)
+        if not self._sink.skip_if_done(answer.custom_id, content_hash):
+            known = self._known_hash(answer, content_hash) if self._delete else None
+            if known is None or (answer.is_complete and known != content_hash):
+                self._sink.write(answer.line, replaces=known is not None)
+
+    def _known_hash(self, answer: Answer, content_hash: str | None) -> str | None:
+        """The hash of the request to whose whole answer this one comes second, if it does. What was deleted may come
+        again: a producer that completes its batch asks for it anew."""
+        if answer.is_complete and self._whole.add(answer.job_id, content_hash):
+            return None
+        known: str | None = self._whole.get(answer.job_id)
+        if answer.is_complete:
+            self._whole.put(answer.job_id, content_hash)
+        return known
 
     def custom_ids(self) -> Iterator[str]:
         """The ids of what has been collected, in the order of the batch, once it `has_ended`."""

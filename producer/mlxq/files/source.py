@@ -17,7 +17,7 @@ from mlxq.files.known_lines import Marker, marker
 from mlxq.files.paths import STDIN, count_lines, file_errors
 from mlxq.formats.arrow import ArrowReader
 from mlxq.formats.delimited import DelimitedReader
-from mlxq.formats.kinds import HEAD_BYTES, arrow_format_of, kind_of
+from mlxq.formats.kinds import HEAD_BYTES, arrow_format_of, kind_instead_of_table, kind_of
 from mlxq.formats.lines import read_lines
 from mlxq.formats.names import ARROW_FORMATS, TABLES, Format, named
 from mlxq.formats.packing import packing_of, unpacked
@@ -118,7 +118,11 @@ class Source:
         """Settle the format, if neither the user nor the name has, and refuse what is none."""
         if self._format != "text":
             self._format = self._given or arrow_format_of(head) or self._format
-        if self._format not in TABLES and (kind := kind_of(head, is_text=self._format == "text")) is not None:
+        if self._format in ARROW_FORMATS:
+            return
+        is_table = self._format in TABLES
+        kind = kind_instead_of_table(head) if is_table else kind_of(head, is_text=self._format == "text")
+        if kind is not None:
             raise InputFileError(kind.of(self._path))
 
     def _table(self, stream: io.BufferedReader) -> TableReader:

@@ -133,16 +133,18 @@ class Tally:
         prompt_tokens, completion_tokens = usage_of(line)
         self.prompt_tokens += prompt_tokens
         self.completion_tokens += completion_tokens
-        self._stops.update((str(stop.get("type")), _label(stop)) for stop in stop_details_of(line))
+        for stop in (stops := stop_details_of(line)):
+            self._stops[str(stop.get("type")), _label(stop)] += 1
         if (service_s := service_s_of(line)) is not None:
             self.service_s.append(service_s)
         self._count_model(model := model_of(line))
         if self._last_eos != (last := (model, eos_of(line))):  # all lines of a run mostly say the same
             self._last_eos = last
             self._eos[model, last[1]] = None
-        if is_cancelled(line):
+        is_answer = is_success(line)
+        if any(stop.get("type") == "cancelled" for stop in stops) or (not is_answer and is_cancelled(line)):
             self.cancelled += 1
-        elif is_success(line):
+        elif is_answer:
             is_whole = not is_cut(line)
             self.succeeded += is_whole
             self.cut += not is_whole

@@ -7,6 +7,7 @@ mean.
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -133,6 +134,20 @@ def schema_of(columns: Mapping[str, str], kept: Sequence[Any]) -> pa.Schema:
 
     ours = [pa.field(name, pa.type_for_alias(alias)) for name, alias in columns.items()]
     return pa.schema([*ours, *kept])
+
+
+def can_write(field: pa.Field, value: Any, table_format: Format) -> bool:
+    """Whether pyarrow makes a column of this type out of Python's values, of which this is one, and writes it. It reads
+    types of which it can't."""
+    import pyarrow as pa
+
+    schema = pa.schema([field.with_nullable(True)])
+    try:
+        with _writer(io.BytesIO(), schema, table_format) as writer:
+            writer.write_batch(pa.record_batch([pa.array([value], type=field.type)], schema=schema))
+    except (pa.ArrowException, ValueError, TypeError):
+        return False
+    return True
 
 
 def pyarrow_for(table_format: Format) -> Any:

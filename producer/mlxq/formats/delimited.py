@@ -56,7 +56,7 @@ class DelimitedReader:
             except StopIteration:
                 return
             except csv.Error as error:
-                raise OSError(f"line {number} is not CSV: {error}") from error
+                raise OSError(f"line {number} is not CSV: {_said(error)}") from error
             if cells:
                 yield Record(number, self._row(cells))
 
@@ -74,7 +74,7 @@ class DelimitedReader:
         try:
             names = tuple(next(self._reader, ()))
         except csv.Error as error:
-            raise OSError(f"its first line is not CSV: {error}") from error
+            raise OSError(f"its first line is not CSV: {_said(error)}") from error
         if not any(names):
             raise OSError("it has no first line with the names of the columns")
         refuse_twice(names)
@@ -109,6 +109,13 @@ def write_rows(
     writer.writerow(columns)
     writer.writerows([cell_text(row.get(name)) for name in columns] for row in rows)
     text.detach()
+
+
+def _said(error: csv.Error) -> str:
+    """What the module says, but for its advice to programmers."""
+    if "new-line character" in str(error):
+        return "a carriage return that no line feed follows (old Macs ended lines so) has to be in quotes"
+    return str(error)
 
 
 def _most_frequent(line: str) -> str:

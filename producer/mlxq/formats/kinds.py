@@ -84,22 +84,38 @@ def kind_of(head: bytes, *, is_text: bool) -> Kind | None:
         is_text: whether it should hold a prompt per line, so that only what is no text at all is something else.
     """
     is_readable = is_text and _is_readable(head[:512])  # a prompt may begin with ORC
-    for magic, kind in _MAGIC:
-        if head.startswith(magic) and not is_readable:
-            return kind
+    if not is_readable and (kind := _kind_by_magic(head)) is not None:
+        return kind
+    return None if is_text else _kind_of_text(head.removeprefix(b"\xef\xbb\xbf"))
+
+
+def kind_instead_of_table(head: bytes) -> Kind | None:
+    """What a file seems to be that is called a table of text; `None` if it may be one."""
+    kind = None if _is_readable(head[:512]) else _kind_by_magic(head)
+    return kind or _kind_with_nul(head)
+
+
+def _kind_by_magic(head: bytes) -> Kind | None:
     if _PICKLE.match(head):
         return Kind("a Python pickle", _TABLE)
-    return None if is_text else _kind_of_text(head.removeprefix(b"\xef\xbb\xbf"))
+    return next((kind for magic, kind in _MAGIC if head.startswith(magic)), None)
+
+
+def _kind_with_nul(head: bytes) -> Kind | None:
+    if b"\x00" not in head[:1024]:
+        return None
+    is_wide = any(set(head[:64][offset::2]) == {0} for offset in (0, 1))
+    return Kind("UTF-16 text without its mark", _UTF8) if is_wide else Kind("binary data", JSONL_HINT)
 
 
 def _kind_of_text(head: bytes) -> Kind | None:
     lines = [line for line in head.split(b"\n") if line.strip()]
     whole = lines if head.endswith(b"\n") else lines[:-1]
-    if not lines or any(_is_object(line) for line in lines):
+    # The last line of an array may be an object by itself.
+    if not lines or (any(_is_object(line) for line in lines) and not _is_array_over_lines(lines[0], head)):
         return None
-    if b"\x00" in head[:1024]:
-        is_wide = any(set(head[:64][offset::2]) == {0} for offset in (0, 1))
-        return Kind("UTF-16 text without its mark", _UTF8) if is_wide else Kind("binary data", JSONL_HINT)
+    if (kind := _kind_with_nul(head)) is not None:
+        return kind
     if _HTML.match(head):
         return Kind("a web page (HTML), maybe the error of a download", JSONL_HINT)
     if _XML.match(head):
@@ -120,6 +136,10 @@ def _kind_of_array(head: bytes, lines: list[bytes]) -> Kind | None:
     if is_line and len(lines) > 1:
         return None
     return Kind("a JSON array", _LINES) if is_line or lines[0].strip() == b"[" or not _is_broken(head) else None
+
+
+def _is_array_over_lines(first: bytes, head: bytes) -> bool:
+    return first.strip() == b"[" and not _is_broken(head)
 
 
 def _is_broken(head: bytes) -> bool:

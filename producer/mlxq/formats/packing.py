@@ -20,6 +20,9 @@ READ_BYTES = 16 * 1024
 GZIP_LEVEL = 6
 ZSTD_LEVEL = 3
 
+ZSTD_WINDOW_BYTES = 128 * 2**20
+"""What unpacking may take of memory: as much as `zstd` itself takes unless it is told otherwise."""
+
 _GZIP_MAGIC = b"\x1f\x8b"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
 _ZSTD_SKIPPABLE = b"\x2a\x4d\x18"  # RFC 8878, 3.1.2: behind a byte from 50 to 5f
@@ -48,6 +51,10 @@ def packed(data: bytes, packing: Packing) -> bytes:
     return zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True).compress(data)
 
 
+class WindowTooLarge(OSError):
+    """Nothing is wrong with the packed data, but it refers to more that came before than is kept."""
+
+
 @dataclass(frozen=True, slots=True)
 class Whole:
     """The part of a packed file that was not cut off: where it ends (bytes), and the last byte of its content."""
@@ -61,6 +68,9 @@ def whole_part(source: BinaryIO, packing: Packing) -> Whole:
 
     Args:
         source: read from where it stands, which counts as offset 0.
+
+    Raises:
+        WindowTooLarge: nobody can tell whether it is whole.
     """
     whole, rest = Whole(), b""
     while True:
@@ -71,7 +81,9 @@ def whole_part(source: BinaryIO, packing: Packing) -> Whole:
                 return whole
             try:
                 content = member.decompress(data)
-            except _errors(packing):
+            except _errors(packing) as error:
+                if isinstance(reason := _wrong_with(packing, error), WindowTooLarge):
+                    raise reason from error
                 return whole
             rest = member.unused_data
             length += len(data) - len(rest)
@@ -94,8 +106,16 @@ def _new_member(packing: Packing) -> _Member:
         return zlib.decompressobj(wbits=16 + zlib.MAX_WBITS)
     import zstandard
 
-    member: _Member = zstandard.ZstdDecompressor().decompressobj()
+    member: _Member = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES).decompressobj()
     return member
+
+
+def _wrong_with(packing: Packing, error: Exception) -> OSError:
+    """Why data can't be unpacked."""
+    if "requires too much memory" in str(error):
+        most = f"{ZSTD_WINDOW_BYTES // 2**20} MiB of memory"
+        return WindowTooLarge(f"its zstd data takes more than {most} to unpack: pack it with --long=27, or with less")
+    return OSError(f"its {packing} data is damaged: {error}")
 
 
 def _errors(packing: Packing) -> tuple[type[Exception], ...]:
@@ -147,7 +167,7 @@ class _Unpacked(io.RawIOBase):
         try:
             self._ready = memoryview(self._member.decompress(self._packed))
         except _errors(self._packing) as error:
-            raise OSError(f"its {self._packing} data is damaged: {error}") from error
+            raise _wrong_with(self._packing, error) from error
         self._packed = b""
         if self._member.eof:
             self._packed, self._member = self._member.unused_data, None

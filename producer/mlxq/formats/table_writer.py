@@ -15,9 +15,9 @@ import msgspec
 
 from mlxq.errors import ConfigError
 from mlxq.formats import arrow, delimited
-from mlxq.formats.names import ARROW_FORMATS, Named
+from mlxq.formats.names import ARROW_FORMATS, Format, Named
 from mlxq.formats.packing import GZIP_LEVEL, ZSTD_LEVEL, Packing
-from mlxq.formats.text import as_json, cell_text
+from mlxq.formats.text import as_json, cell_text, text_of
 
 Rows = Callable[[], Iterable[Mapping[str, Any]]]
 """The rows, from the first on, as often as they are asked for."""
@@ -44,7 +44,8 @@ def write_table(
 
     Args:
         types: the columns whose types are known, by Arrow's names.
-        kept: the columns behind them; their types are those of `fields`, or else what their values are.
+        kept: the columns behind them; their types are those of `fields`, or what their values are where there is none,
+            or none that pyarrow can write.
         fields: pyarrow's description of columns, where there is one.
 
     Raises:
@@ -52,8 +53,9 @@ def write_table(
     """
     columns = [*types, *kept]
     if name.format is not None and name.format in ARROW_FORMATS:
-        found = _types_of([column for column in kept if column not in fields], rows)
-        schema = arrow.schema_of({**types, **found}, [fields[column] for column in kept if column in fields])
+        known = _writable([fields[column] for column in kept if column in fields], name.format, rows)
+        found = _types_of([column for column in kept if column not in {field.name for field in known}], rows)
+        schema = arrow.schema_of({**types, **found}, known)
         fitted = ({**row, **{column: _as(found[column], row.get(column)) for column in found}} for row in rows())
         arrow.write_table(out, fitted, _in_order(schema, columns), table_format=name.format)
         return
@@ -64,8 +66,18 @@ def write_table(
             delimited.write_rows(packed, columns, rows(), delimiter="\t" if name.format == "tsv" else ",")
 
 
+def _writable(fields: Sequence[Any], table_format: Format, rows: Rows) -> list[Any]:
+    """Those of the columns that pyarrow can write, judged by the first value of each."""
+    wanted, first = {field.name for field in fields}, dict[str, Any]()
+    for row in rows() if fields else ():
+        first |= {column: value for column in wanted - first.keys() if (value := row.get(column)) is not None}
+        if first.keys() == wanted:
+            break
+    return [field for field in fields if arrow.can_write(field, first.get(field.name), table_format)]
+
+
 def _json_line(row: Mapping[str, Any], columns: Sequence[str]) -> bytes:
-    return msgspec.json.encode({column: as_json(row.get(column)) for column in columns}) + b"\n"
+    return msgspec.json.encode({column: as_json(row.get(column), of_bytes=text_of) for column in columns}) + b"\n"
 
 
 def _types_of(columns: Sequence[str], rows: Rows) -> dict[str, str]:

@@ -9,25 +9,23 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping
-from functools import partial
-from typing import Any, cast
+from typing import NamedTuple, cast
 
 from redis import Redis
-from redis.client import Pipeline
-from rq.job import Job
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
 
 from mlxq import keys
 from mlxq.errors import BatchNotFound, QueueError, RequestError
-from mlxq.queue import rq_keys
 from mlxq.queue.answers import RECONCILE_S, Collector, EndedJob, chunked
-from mlxq.queue.broken_keys import kinds_of_batch, mend, naming
+from mlxq.queue.broken_keys import kinds_of_batch, naming
 from mlxq.queue.cancel import ask_to_cancel, end_queued, stop_running, take_out
-from mlxq.queue.connect import queue_errors, replies_to, transact
+from mlxq.queue.connect import queue_errors, replies_to
 from mlxq.queue.counts import BatchCounts, warn_if_no_worker
-from mlxq.queue.job_data import NewJob, content_hashes, enqueue
-from mlxq.queue.reconcile import ends_of, gone, num_open, take_back
+from mlxq.queue.enqueuing.batch_writer import BatchWriter
+from mlxq.queue.enqueuing.job_data import NewJob, content_hashes
+from mlxq.queue.reconcile import num_open
+from mlxq.queue.scripts import source
 from mlxq.requests.openai import ParsedLine
 from mlxq.requests.submission import RequestLike, as_requests
 from mlxq.results.answer import Answer, Completed
@@ -38,6 +36,17 @@ RATE_SAMPLE = 200
 """Ended jobs over which `Batch.rate` is measured."""
 POLL_S = 1.0
 ROOM_POLL_S = 0.1
+REFILLS = 4
+"""In so many parts at least a window is filled again as requests are answered."""
+COLLECTOR_S = 30.0
+"""A producer that has had no room for so long, though nearly all is answered, says for whom it waits."""
+
+
+class _InFlight(NamedTuple):
+    """Requests of a batch that have no answer, and answers that somebody is to take out of Redis."""
+
+    num_open: int
+    num_uncollected: int
 
 
 class Batch:
@@ -53,12 +62,12 @@ class Batch:
         about: Mapping[str, str] | None = None,
     ) -> None:
         self.id = batch_id
-        self._about = dict(about or {})  # of a new batch
         self.queue = queue
         self._redis = connection
         self._reconcile_s = reconcile_s
         self._rq_queue = Queue(queue, connection=connection, serializer=JSONSerializer)
         self._next_index = 0
+        self._writer = BatchWriter(connection, batch_id, queue, about or {})
 
     def __repr__(self) -> str:
         return f"Batch({self.id!r}, queue={self.queue!r})"
@@ -85,6 +94,8 @@ class Batch:
             lines: what `mlxq.request` builds, objects as they would stand on an input line, or the texts of prompts.
             chat: make plain text a chat message rather than a bare prompt.
             max_inflight: wait with the next chunk while the batch would have more requests without an answer than that.
+                Where `mlxq collect --follow --delete` takes answers out of Redis, those that it has yet to take count,
+                too.
 
         Raises:
             RequestError: a request can't be accepted, or has the id of an earlier one; the message has its number. Or
@@ -92,7 +103,7 @@ class Batch:
             QueueUnavailable: Redis can't be reached; add the same lines again to complete the batch.
             QueueError: the batch is cancelled, or in another queue.
         """
-        num_added, size = 0, min(keys.CHUNK, max_inflight or keys.CHUNK)
+        num_added, size = 0, keys.CHUNK if max_inflight is None else max(1, min(keys.CHUNK, max_inflight // REFILLS))
         for chunk in chunked(as_requests(lines, chat=chat), size):
             if max_inflight is not None:
                 self._wait_for_room(max_inflight - len(chunk))
@@ -111,11 +122,18 @@ class Batch:
 
     def seal(self) -> None:
         """Say that everything is enqueued, so that `as_completed` and `wait` come to an end."""
-        with queue_errors(self._redis), self._redis.pipeline() as pipe:
-            self._make_room(self._redis, ())
-            self._describe(pipe)
-            pipe.hset(keys.batch(self.id), "sealed", "1")
-            pipe.execute()
+        self._writer.seal()
+
+    def begin_collection(self) -> None:
+        """Say that answers are deleted from Redis as they come from now on. Whoever adds requests with a `max_inflight`
+        then has those count, too, that are yet to be deleted.
+
+        Raises:
+            BatchNotFound: the batch is gone.
+        """
+        with queue_errors(self._redis), naming(self._redis, kinds_of_batch(self.id)):
+            if not self._redis.eval(source("set_flag"), 1, keys.batch(self.id), "collected"):
+                raise self._not_found()
 
     def counts(self) -> BatchCounts:
         """The batch's counts as of now. Counts jobs that RQ's own tools ended or deleted before.
@@ -124,8 +142,9 @@ class Batch:
             BatchNotFound: the batch is gone.
         """
         with queue_errors(self._redis):
+            most_open = num_open(self._redis, self.queue)  # first: what ends in between is missed by neither
             counts = self._read_counts()
-            if counts.total - counts.num_ended > num_open(self._redis, self.queue):
+            if counts.total - counts.num_ended > most_open:
                 collector = self.collector(reconcile_s=0.0)
                 while collector.poll(0.0):
                     pass
@@ -279,20 +298,31 @@ class Batch:
                 collector.forget(read)
 
     def _wait_for_room(self, most: int) -> None:
-        """Until no more than so many requests of the batch are without an answer."""
-        has_warned = False
-        while self._num_open() > most:
-            if not has_warned:
+        """Until no more than so many requests of the batch are in flight."""
+        began, has_warned = time.monotonic(), set[str]()
+        while sum(left := self._in_flight()) > most:
+            if "worker" not in has_warned:
                 warn_if_no_worker(self._redis, self.queue)
-                has_warned = True
+                has_warned.add("worker")
+            if left.num_open <= most and time.monotonic() - began >= COLLECTOR_S and "collector" not in has_warned:
+                what = f"{left.num_uncollected:,} answers of batch {self.id!r} are yet to be collected"
+                logger.warning("%s; waiting for that: mlxq collect %s --follow --delete", what, self.id)
+                has_warned.add("collector")
             time.sleep(ROOM_POLL_S)
 
-    def _num_open(self) -> int:
+    def _in_flight(self) -> _InFlight:
         try:
             counts = self.counts()
         except BatchNotFound:  # nothing of it is there yet
-            return 0
-        return counts.total - counts.num_ended
+            return _InFlight(0, 0)
+        if counts.cancelled:  # which is for `add` to say
+            return _InFlight(0, 0)
+        num_open = counts.total - counts.num_ended
+        with queue_errors(self._redis), self._redis.pipeline(transaction=False) as pipe:
+            pipe.hget(keys.batch(self.id), "collected")
+            pipe.zcard(keys.batch_jobs(self.id))
+            is_collected, num_jobs = pipe.execute()
+        return _InFlight(num_open, max(0, num_jobs - num_open) if is_collected == b"1" else 0)
 
     def _changed_in(self, lines: list[ParsedLine]) -> Iterator[str]:
         requests = {self.job_id(line.request.custom_id): line.request for line in lines}
@@ -310,67 +340,13 @@ class Batch:
                 yield requests[job_id].custom_id
 
     def _add_chunk(self, lines: list[ParsedLine]) -> int:
-        requests: dict[str, tuple[int, ParsedLine]] = {}
+        jobs: dict[str, NewJob] = {}
         for index, line in enumerate(lines, self._next_index):
-            requests.setdefault(self.job_id(line.request.custom_id), (index, line))
-        enqueue_new = partial(self._enqueue_new, requests)
-        with queue_errors(self._redis):
-            # Producers of the same batch may race; whoever loses looks again at which jobs are new.
-            num_added = transact(self._redis, enqueue_new, keys.batch_jobs(self.id))
+            job_id = self.job_id(line.request.custom_id)
+            jobs.setdefault(job_id, NewJob(job_id, index, line.request.custom_id, line.payload))
+        num_added = self._writer.add(jobs)
         self._next_index += len(lines)
         return num_added
-
-    def _enqueue_new(self, requests: dict[str, tuple[int, ParsedLine]], pipe: Pipeline) -> int:
-        self._make_room(pipe, requests)
-        self._check_open(pipe)
-        known = pipe.zmscore(keys.batch_jobs(self.id), list(requests))
-        new = [job_id for job_id, score in zip(requests, known, strict=True) if score is None]
-        lost = self._watch_lost(
-            pipe, [job_id for job_id, score in zip(requests, known, strict=True) if score is not None]
-        )
-        earlier_ends = ends_of(pipe, self.id, lost) if lost else {}
-        pipe.multi()
-        self._describe(pipe)
-        take_back(pipe, self.id, earlier_ends)
-        if new or lost:
-            to_run = [*lost, *new]
-            enqueue(pipe, self.queue, self.id, [_new_job(job_id, *requests[job_id]) for job_id in to_run])
-            pipe.hincrby(keys.batch(self.id), "total", len(new))
-        return len(new) + len(lost)
-
-    def _make_room(self, connection: Redis | Pipeline, job_ids: Iterable[str]) -> None:
-        """What a stranger has put under a key would be refused in the middle of a transaction, whose other commands
-        count all the same."""
-        kinds = rq_keys.kinds_for_producer(self.queue, job_ids)
-        kinds |= {key: kind for key, kind in kinds_of_batch(self.id).items() if key != keys.batch(self.id)}
-        kinds[keys.BATCHES] = "zset"
-        for broken in mend(connection, kinds):
-            logger.warning("%s", broken)
-
-    def _watch_lost(self, pipe: Pipeline, job_ids: list[str]) -> list[str]:
-        """Those of the batch's jobs that Redis has no longer. Nobody may add or record them while we do."""
-        lost = gone(pipe, job_ids)
-        if lost:
-            pipe.watch(keys.batch_events(self.id), *map(Job.key_for, lost))  # type: ignore[no-untyped-call]
-        return gone(pipe, lost)
-
-    def _check_open(self, pipe: Pipeline) -> None:
-        with naming(self._redis, kinds_of_batch(self.id)):
-            queue, cancelled = cast("list[bytes | None]", pipe.hmget(keys.batch(self.id), "queue", "cancelled"))
-        if queue is not None and queue.decode() != self.queue:
-            raise QueueError(f"batch {self.id!r} is in queue {queue.decode()!r}, not in {self.queue!r}")
-        if cancelled == b"1":
-            raise QueueError(f"batch {self.id!r} is cancelled; use another batch id")
-
-    def _describe(self, pipe: Pipeline) -> None:
-        now, batch = time.time(), keys.batch(self.id)
-        initial: dict[str, Any] = {"queue": self.queue, "created": now, "total": 0, "sealed": 0, "cancelled": 0}
-        initial |= self._about
-        for name, value in initial.items():
-            pipe.hsetnx(batch, name, str(value))
-        pipe.zadd(keys.BATCHES, {self.id: now}, nx=True)
-        for key in (batch, keys.batch_jobs(self.id), keys.batch_events(self.id)):
-            pipe.expire(key, keys.BATCH_TTL_S)
 
     def _end_queued(self, job_ids: list[str], code: str, message: str) -> int:
         return end_queued(self._redis, self.queue, self.id, job_ids, code=code, message=message)
@@ -381,7 +357,3 @@ class Batch:
 
     def _not_found(self) -> BatchNotFound:
         return BatchNotFound(f"there is no batch {self.id!r} in this Redis")
-
-
-def _new_job(job_id: str, index: int, line: ParsedLine) -> NewJob:
-    return NewJob(job_id, index, line.request.custom_id, line.payload)

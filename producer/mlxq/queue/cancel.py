@@ -29,7 +29,7 @@ from mlxq.results.result_lines import failure_line
 
 def ask_to_cancel(connection: Redis, batch_id: str) -> bool:
     """Have workers drop what they hold of a batch. `False` if there is no such batch."""
-    return bool(connection.eval(source("ask_to_cancel"), 1, keys.batch(batch_id)))
+    return bool(connection.eval(source("set_flag"), 1, keys.batch(batch_id), "cancelled"))
 
 
 def take_out(connection: Redis, queue: str, batch_id: str) -> int:

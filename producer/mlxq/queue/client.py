@@ -24,7 +24,7 @@ from rq.queue import Queue
 from mlxq import keys
 from mlxq.errors import BatchNotFound, ConfigError, QueueError, QueueUnavailable
 from mlxq.queue.answers import RECONCILE_S, chunked
-from mlxq.queue.batch import POLL_S, Batch
+from mlxq.queue.batch import POLL_S, REFILLS, Batch
 from mlxq.queue.broken_keys import kinds_of_batch, naming
 from mlxq.queue.connect import DEFAULT_URL, connect, queue_errors, replies_to, takes_bytes
 from mlxq.queue.counts import BatchCounts, num_workers, warn_if_no_worker
@@ -35,8 +35,6 @@ from mlxq.results.answer import Answer, Completed
 __all__ = ["Answer", "Batch", "BatchCounts", "Client"]
 
 DEFAULT_MAX_INFLIGHT = 1000
-_REFILLS = 4
-"""In so many parts the requests of a run are made good for those that were answered."""
 _BATCH_ID = re.compile(r"(?!-)[A-Za-z0-9_-]{1,100}")
 
 
@@ -83,7 +81,7 @@ class Client:
             batch_id: a batch to begin or to complete; a fresh id by default.
             sealed: with `False` the batch stays open for `Batch.add`, and `Batch.as_completed` waits for more.
             chat: make plain text a chat message rather than a bare prompt.
-            max_inflight: wait with the next chunk while the batch would have more requests without an answer than that.
+            max_inflight: as for `Batch.add`.
             name: what people call the batch; it need not be unique. `mlxq status` shows it.
             metadata: your own, as plain JSON, in `Batch.counts()`.
 
@@ -212,7 +210,7 @@ class Client:
             raise ConfigError(f"max_inflight must be at least 1, not {max_inflight}")
         batch = self.open()
         collector = batch.collector()
-        chunks = chunked(lines, max(1, min(keys.CHUNK, max_inflight // _REFILLS)))
+        chunks = chunked(lines, max(1, min(keys.CHUNK, max_inflight // REFILLS)))
         num_open, has_warned = 0, False
         try:
             chunk = next(chunks, None)

@@ -96,6 +96,8 @@ class IdTable:
         return was_there
 
     def _row(self, custom_id: str) -> tuple[Any] | None:
+        if self._count == 0:  # as in all tables of what was there before, in a first run
+            return None
         row: tuple[Any] | None = self._database.execute(
             "SELECT value FROM ids WHERE id = ?", (_key(custom_id),)
         ).fetchone()

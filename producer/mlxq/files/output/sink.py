@@ -216,12 +216,15 @@ class Sink:
             self._done.put(custom_id, answer)
         return True
 
-    def write(self, line: Mapping[str, Any], place: str | None = None, mark: str | None = None) -> None:
+    def write(
+        self, line: Mapping[str, Any], place: str | None = None, mark: str | None = None, *, replaces: bool = False
+    ) -> None:
         """Write one output line. It stands, after `close`, for all that the output file held under its id. `place` is
-        where its request stands, if it is not known by its id; `mark` is that of its input line."""
+        where its request stands, if it is not known by its id; `mark` is that of its input line. It `replaces` one that
+        was written since the file was opened."""
         self.tally.add(line, place)
         known = self._done.get(line["custom_id"])
-        self._needs_rewrite |= known is not None
+        self._needs_rewrite |= known is not None or replaces
         is_retry = line["custom_id"] in self._retried
         if is_retry:
             del self._retried[line["custom_id"]]

@@ -27,7 +27,7 @@ from mlxq.queue import rq_keys
 from mlxq.queue.answers import BUSY_LOOP_GUARD_S, EndedJob, answer_of
 from mlxq.queue.broken_keys import Kind, is_wrong_type, mend
 from mlxq.queue.connect import queue_errors, replies_to
-from mlxq.queue.job_data import MAX_RETRIES
+from mlxq.queue.enqueuing.job_data import MAX_RETRIES
 from mlxq.queue.scripts import source
 from mlxq.requests.openai import ParsedLine
 from mlxq.results.answer import Status

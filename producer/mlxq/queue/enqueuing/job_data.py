@@ -7,7 +7,7 @@ Knows nothing of batches but a key.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -52,13 +52,14 @@ class NewJob(NamedTuple):
     payload: dict[str, Any]
 
 
-def enqueue(pipe: Pipeline, queue: str, batch_id: str, jobs: Sequence[NewJob]) -> None:
-    """Add the command that puts these jobs into the queue and into the batch. None of them is there."""
+def enqueue(pipe: Pipeline, queue: str, batch_id: str, jobs: Collection[NewJob], *, again: bool = False) -> None:
+    """Add the command that puts these jobs into the queue and into the batch. Its reply are the ids, as bytes, of those
+    that the batch has: they stay as they are, unless they are put into the queue `again`, since they are gone."""
     alike = _alike(queue)
     hashes = [Job.key_for(job.id) for job in jobs]
-    script_keys = [Queue.redis_queues_keys, rq_keys.queue(queue), keys.batch_jobs(batch_id), *hashes]
-    args = [len(alike) // 2, *alike, *(value for job in jobs for value in _arguments(job, batch_id))]
-    pipe.eval(source("enqueue"), len(script_keys), *script_keys, *args)
+    script_keys = [Queue.redis_queues_keys, rq_keys.queue(queue), keys.batch_jobs(batch_id), keys.batch(batch_id)]
+    args = [int(again), len(alike) // 2, *alike, *(value for job in jobs for value in _arguments(job, batch_id))]
+    pipe.eval(source("enqueue"), len(script_keys) + len(hashes), *script_keys, *hashes, *args)
 
 
 def _alike(queue: str) -> list[str | int]:

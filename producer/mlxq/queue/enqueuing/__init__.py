@@ -1,0 +1,1 @@
+"""How jobs get into the queue: what RQ keeps of each, and its place in a batch."""
