@@ -58,7 +58,7 @@ class InstantWorker(FakeWorker):
 
     def load_backend(self, config: WorkerConfig) -> Backend:
         backend = super().load_backend(config)
-        return Backend(backend.preparer, lambda: FakeEngine(WIDTH), backend.description)
+        return Backend(backend.preparer, lambda: FakeEngine(WIDTH), WIDTH, backend.description)
 
 
 @click.command(help=__doc__)

@@ -21,9 +21,11 @@ def test_a_worker_without_a_width_takes_what_bench_has_proposed_and_top_shows_it
 ) -> None:
     # given
     cache = {"MLXQ_CACHE_DIR": str(tmp_path / "cache")}
-    options = ("--max-width", "4", "--steps", "2", "--prompt-tokens", "16", "--json")
+    picture = tmp_path / "bench.png"
+    options = ("--max-width", "4", "--steps", "2", "--prompt-tokens", "16", "--json", "--png", str(picture))
     measured = run(*MLXQ, "bench", "--model", "demo", *options, **cache)
     assert measured.returncode == 0, measured.stderr
+    assert picture.read_bytes().startswith(b"\x89PNG")
     found = json.loads(measured.stdout)
     width = found["proposal"]["max_num_seqs"]
     write_lines(tmp_path / "in.jsonl", requests(demo_examples(40)))

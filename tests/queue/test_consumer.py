@@ -49,7 +49,7 @@ class Rig:
         self._channel = Channel.open()
         store = JobStore(connection, self._worker.name, complete.queues, lease_s=LEASE_S, lease_clock="caller")
         self.consumer = Consumer(store, self._presence, self._channel, complete)
-        self.consumer.receive(Ready(FakePreparer()), START)
+        self.consumer.receive(Ready(FakePreparer(), 4), START)
 
     def decode(self, now: float) -> None:
         """Decode what the decode thread has been told to, and write how it ended."""

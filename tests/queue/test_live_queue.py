@@ -289,7 +289,7 @@ def test_the_models_are_those_of_workers_that_have_loaded_theirs(connection: Red
     rig.consumer.turn(time.time())
     assert live.models() == []
 
-    rig.consumer.receive(Ready(FakePreparer(), "fake"), START)
+    rig.consumer.receive(Ready(FakePreparer(), 4, "fake"), START)
     wait_until(lambda: rig.consumer.turn(time.time()) is not None and live.models(), "the worker to say what it serves")
 
     assert live.models() == ["fake"]

@@ -41,7 +41,7 @@ class Works:
         self.loop = DecodeLoop(self._new_engine, self._channel, 4, StepWatch(1.0))
         store = JobStore(connection, worker.name, config.queues, lease_clock="caller")
         self.consumer = Consumer(store, self._presence, self._channel, config)
-        self.consumer.receive(Ready(FakePreparer()), START)
+        self.consumer.receive(Ready(FakePreparer(), 4), START)
 
     def _new_engine(self) -> FakeEngine:
         self.engine = FakeEngine(4)

@@ -15,7 +15,7 @@ from redis import exceptions as redis_errors
 from rq.command import send_shutdown_command, send_stop_job_command
 from rq.suspension import resume, suspend
 from rq.worker import DequeueStrategy
-from tests.support.fake_engine import FakeEngine, FakePreparer, FakeWorker
+from tests.support.fake_engine import FakeEngine, FakePreparer, FakeWorker, width_of
 from tests.support.queued_jobs import answer, enqueue_plain, events, fetch, queue_of, status, submit
 from tests.support.waiting import DEADLINE_S, wait_until
 
@@ -41,7 +41,8 @@ class Watched(FakeWorker):
         self.error: BaseException | None = None
 
     def load_backend(self, config: WorkerConfig) -> Backend:
-        return Backend(FakePreparer(), lambda: self._new_engine(config.engine.max_num_seqs), "model fake")
+        width = width_of(config)
+        return Backend(FakePreparer(), lambda: self._new_engine(width), width, "model fake")
 
     def _new_engine(self, width: int) -> FakeEngine:
         self.engines.append(FakeEngine(width, self.step_s, may_step=self.may_step))

@@ -10,7 +10,7 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from tests.support.fake_engine import FakePreparer, FakeWorker
+from tests.support.fake_engine import FakePreparer, FakeWorker, width_of
 
 from mlxq.contract import Request
 from mlxq_worker.backend import Backend
@@ -117,8 +117,9 @@ class EchoWorker(FakeWorker):
     engine: EchoEngine | None = None
 
     def load_backend(self, config: WorkerConfig) -> Backend:
-        return Backend(EchoPreparer(), lambda: self._new_engine(config), "model echo", model_name="echo")
+        width = width_of(config)
+        return Backend(EchoPreparer(), lambda: self._new_engine(width), width, "model echo", model_name="echo")
 
-    def _new_engine(self, config: WorkerConfig) -> EchoEngine:
-        self.engine = EchoEngine(config.engine.max_num_seqs, self.step_s)
+    def _new_engine(self, width: int) -> EchoEngine:
+        self.engine = EchoEngine(width, self.step_s)
         return self.engine

@@ -25,6 +25,8 @@ from mlxq_worker.engine.api import AbortReason, RowId, RowPiece, RowResult, RowS
 from mlxq_worker.worker import BatchWorker
 
 DEFAULT_MAX_TOKENS = 3
+WIDTH = 32
+"""Of a worker that isn't told one."""
 EOS_ID = 7
 
 
@@ -237,6 +239,11 @@ class FakePreparer:
         )
 
 
+def width_of(config: WorkerConfig) -> int:
+    """How many rows a model that is played runs at once."""
+    return config.engine.max_num_seqs or WIDTH
+
+
 class FakeWorker(BatchWorker):
     """`BatchWorker` with everything real but the model: for ``rq worker -w tests.support.fake_engine.FakeWorker``."""
 
@@ -244,8 +251,8 @@ class FakeWorker(BatchWorker):
     birth_pause_s = 0.01
 
     def load_backend(self, config: WorkerConfig) -> Backend:
-        width = config.engine.max_num_seqs
-        return Backend(FakePreparer(), lambda: FakeEngine(width, self.step_s), "model fake", model_name="fake")
+        width = width_of(config)
+        return Backend(FakePreparer(), lambda: FakeEngine(width, self.step_s), width, "model fake", model_name="fake")
 
 
 class LoadingWorker(FakeWorker):

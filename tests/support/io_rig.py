@@ -43,7 +43,7 @@ class IoRig:
         )
 
     def start(self, preparer: FakePreparer | None = None) -> None:
-        self._channel.to_io.put(Ready(preparer or FakePreparer()))
+        self._channel.to_io.put(Ready(preparer or FakePreparer(), 4))
         self._thread.start()
 
     def decode(self, num_requests: int) -> None:

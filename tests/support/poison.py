@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from tests.support.fake_engine import width_of
 from tests.support.small_tokenizers import FakeTokenizer
 
 from mlxq.contract import Request, Result
@@ -76,11 +77,11 @@ def load_poisoned(width: int) -> Backend:
     def new_engine() -> Engine:
         return poisoned_engine(model, preparer.decode, width)
 
-    return Backend(preparer, new_engine, "model poison")
+    return Backend(preparer, new_engine, width, "model poison")
 
 
 class PoisonWorker(BatchWorker):
     """Everything real but model, tokenizer and preparer."""
 
     def load_backend(self, config: WorkerConfig) -> Backend:
-        return load_poisoned(config.engine.max_num_seqs)
+        return load_poisoned(width_of(config))

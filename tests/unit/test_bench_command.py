@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
 from mlxq_worker.commands import tuning
-from mlxq_worker.commands.bench import table_of
+from mlxq_worker.commands.bench import bench, draw, table_of
 from mlxq_worker.commands.bench_widths import WidthFigures, proposed
 from mlxq_worker.commands.tuning import Tuning
 from mlxq_worker.config import EngineConfig, WorkerConfig
@@ -43,6 +46,34 @@ def test_the_table_has_a_bar_for_each_width_and_marks_the_proposed_one() -> None
         ("2 *", "200", 40),
     ]
     assert [cell.strip() for cell in lines[0][4:7]] == ["2.0 ms", "1,000", "100 MiB"]
+
+
+@pytest.mark.parametrize(
+    ("rates", "model"), [((100, 180, 300), "demo"), ((100,), r"a$b_{$\frac$"), (range(1, 10), "org/a-model-4bit")]
+)
+def test_the_picture_is_one_whatever_the_widths_and_the_model(
+    rates: Sequence[float], model: str, tmp_path: Path
+) -> None:
+    from matplotlib.image import imread  # type: ignore[import-untyped, unused-ignore]
+
+    draw(figures(*rates), 1, model, tmp_path / "a.png")
+
+    picture = imread(tmp_path / "a.png")  # (height, width, RGBA)
+    dark = (picture[:, :, :3].sum(axis=2) < 1.5).mean(axis=0)  # of each column
+    assert picture.shape == (400, 800, 4)
+    assert dark[:400].max() > 0.5 < dark[400:].max(), "the axes of both halves"
+
+
+def test_a_picture_that_could_not_be_drawn_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = CliRunner().invoke(bench, ["--png", str(tmp_path / "none" / "a.png")])
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    without = CliRunner().invoke(bench, ["--png", str(tmp_path / "a.png")])
+
+    assert (nowhere.exit_code, without.exit_code) == (2, 2)
+    assert f"there is no directory {tmp_path / 'none'}" in nowhere.stderr.replace("\n", " ")
+    assert "mlxq's extra plots" in without.stderr
 
 
 def test_a_proposal_is_found_again_for_this_model_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
     config = WorkerConfig.from_env({"MLXQ_MODEL": "demo"})
 
     assert (config.queues, config.url) == (("mlxq",), "redis://localhost:6379/0")
-    assert (config.engine.max_num_seqs, config.max_active_rows) == (32, 128)
+    assert (config.engine.max_num_seqs, config.claim_ahead) == (None, 4)
     assert (config.generation_config, config.lease_s, config.grace_s) == ("auto", 90.0, 30.0)
 
 

@@ -346,7 +346,7 @@ def test_a_model_that_generates_and_three_that_do_not() -> None:
         raise ModelError("out of memory")
 
     def backend(engine: FakeEngine) -> Backend:
-        return Backend(FakePreparer(), lambda: engine, "fake")
+        return Backend(FakePreparer(), lambda: engine, 4, "fake")
 
     assert not wrong(model_folder.look_at_generation(lambda: backend(FakeEngine())))
     assert "no kernel" in only(model_folder.look_at_generation(lambda: backend(Raising()))).what

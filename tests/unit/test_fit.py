@@ -15,11 +15,12 @@ import pytest
 from mlxq.errors import ModelError
 from mlxq_worker import backend
 from mlxq_worker.config import EngineConfig, WorkerConfig
+from mlxq_worker.decoding.memory_watch import resident_bytes
 from mlxq_worker.demo import MODEL_PATH
 from mlxq_worker.engine.kvcache.budget import KvBudget, KvCost
-from mlxq_worker.engine.kvcache.fit import Fit
+from mlxq_worker.engine.kvcache.fit import ON_A_CPU, ON_CUDA, ON_METAL, Fit, MostRows, most_rows
 from mlxq_worker.engine.kvcache.memory import measure_cost
-from mlxq_worker.model.load import LoadedModel, load_model
+from mlxq_worker.model.load import LoadedModel, load_model, load_without_weights, read_weights
 from mlxq_worker.model.safetensors import weights_bytes
 
 MIB = 1 << 20
@@ -72,21 +73,22 @@ def test_a_folder_without_weights_is_an_error(tmp_path: Path) -> None:
 # --- Rows ---------------------------------------------------------------------------------------------------------
 
 
-def fit(room_mib: int, max_num_seqs: int) -> Fit:
-    """Rows of 1,024 tokens of 1 KiB each: a MiB."""
-    return Fit(100 * MIB, 500 * MIB, KvBudget(KvCost(1024), room_mib * MIB), 1024, max_num_seqs)
+def fit(room_mib: int, given: int | None = None, most: MostRows = ON_A_CPU) -> Fit:
+    """Rows of 1,024 tokens of 1 KiB each: a MiB; and of four times as many."""
+    return Fit(100 * MIB, 500 * MIB, KvBudget(KvCost(1024), room_mib * MIB), 1024, 4096, most, given)
 
 
 @pytest.mark.parametrize(
-    ("room_mib", "max_num_seqs", "num_rows", "proposed"),
-    [(0, 32, 0, 0), (7, 32, 7, 7), (31, 32, 31, 31), (80, 32, 32, 32), (80, 128, 80, 64), (200, 128, 128, 128)],
+    ("room_mib", "given", "num_rows", "fitting"),
+    [(0, 32, 0, 1), (7, 32, 7, 7), (31, 32, 31, 31), (80, 32, 32, 32), (80, 128, 80, 64), (200, 128, 128, 128)],
 )
-def test_as_many_rows_fit_as_there_is_room_for_and_whole_tiles_are_proposed(
-    room_mib: int, max_num_seqs: int, num_rows: int, proposed: int
+def test_as_many_rows_fit_as_there_is_room_for_and_a_width_that_is_given_stays(
+    room_mib: int, given: int, num_rows: int, fitting: int
 ) -> None:
-    found = fit(room_mib, max_num_seqs)
+    found = fit(room_mib, given)
 
-    assert (found.num_rows, found.proposed_rows) == (num_rows, proposed)
+    assert (found.num_rows, found.fitting, found.max_num_seqs) == (num_rows, fitting, given)
+    assert found.num_longest == min(given, room_mib // 4)
 
 
 def test_it_is_said_in_a_sentence_with_a_width_that_would_do() -> None:
@@ -95,17 +97,48 @@ def test_it_is_said_in_a_sentence_with_a_width_that_would_do() -> None:
         "--max-num-seqs 64 would do"
     )
     assert str(fit(200, 128)).endswith("128 of 128 rows of that length fit")
+    assert str(fit(8)).endswith("8 of 32 rows of that length fit")
+
+
+@pytest.mark.parametrize(
+    ("room_mib", "most", "reason"),
+    [
+        (500, ON_A_CPU, "32 rows at once, the most that pays on a CPU; so many of 1,024 tokens fit into memory"),
+        (500, ON_METAL, "64 rows at once, the most that pays on this GPU; so many of 1,024 tokens fit into memory"),
+        (500, ON_CUDA, "256 rows at once, the most that pays on this GPU; so many of 1,024 tokens fit into memory"),
+        (60, ON_METAL, "32 rows at once, in whole tiles; 60 of 1,024 tokens fit into memory"),
+        (200, ON_CUDA, "192 rows at once, in whole tiles; 200 of 1,024 tokens fit into memory"),
+        (32, ON_METAL, "32 rows at once, as many of 1,024 tokens as fit into memory"),
+        (9, ON_A_CPU, "9 rows at once, as many of 1,024 tokens as fit into memory"),
+        (1, ON_METAL, "1 row at once, as many of 1,024 tokens as fit into memory"),
+        (0, ON_METAL, "1 row at once, though none of 1,024 tokens fits"),
+    ],
+)
+def test_without_a_width_it_is_what_fits_and_pays(room_mib: int, most: MostRows, reason: str) -> None:
+    found = fit(room_mib, most=most)
+
+    assert found.reason == reason
+    assert found.max_num_seqs == int(reason.split()[0])
+
+
+@pytest.mark.parametrize(
+    ("is_gpu", "has_metal", "most"), [(False, False, ON_A_CPU), (False, True, ON_A_CPU), (True, True, ON_METAL)]
+)
+def test_how_many_rows_pay_depends_on_what_computes(is_gpu: bool, has_metal: bool, most: MostRows) -> None:
+    assert most_rows(is_gpu=is_gpu, has_metal=has_metal) is most
+    assert most_rows(is_gpu=True, has_metal=False) is ON_CUDA
 
 
 # --- In a worker --------------------------------------------------------------------------------------------------
 
 
 def test_what_a_row_costs_is_the_same_before_and_after_the_weights_are_read() -> None:
-    costs: list[KvCost] = []
+    loaded = load_without_weights("demo")
+    before = measure_cost(loaded.model)
 
-    loaded = load_model("demo", before_weights=lambda model: costs.append(measure_cost(model.model)))
+    read_weights(loaded)
 
-    assert costs == [measure_cost(loaded.model)]
+    assert measure_cost(loaded.model) == before
 
 
 def test_a_model_that_does_not_fit_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
@@ -130,6 +163,27 @@ def test_a_worker_says_what_fits_and_refuses_what_does_not(caplog: pytest.LogCap
     with pytest.raises(ModelError, match=r"weights of mlxq-demo take .* raise --memory-limit \(MLXQ_MEMORY_LIMIT\)"):
         backend.load_backend(WorkerConfig(model="demo", memory_limit_bytes=1000))
 
-    [said] = [record.message for record in caplog.records if "rows of that length fit" in record.message]
-    assert said.startswith("mlxq-demo: weights of ")
-    assert "4 of 4 rows" in said
+    said = [record.message for record in caplog.records]
+    assert said[0].startswith("mlxq-demo: weights of ")
+    assert "4 of 4 rows of that length fit" in said[0]
+    assert not any("No width was given" in message for message in said)
+
+
+def test_a_worker_without_a_width_has_room_for_its_rows_and_says_why_so_many(caplog: pytest.LogCaptureFixture) -> None:
+    # given a limit under which a few rows of the demo model have room beside it
+    caplog.set_level(logging.INFO, logger="rq.worker")
+    loaded = load_without_weights("demo")
+    none_bytes = resident_bytes() + weights_bytes(MODEL_PATH)
+    cost = KvBudget(measure_cost(loaded.model, in_slabs=True), 0, in_slabs=True)
+    config = WorkerConfig(model="demo", memory_limit_bytes=none_bytes + 20 * cost.taken([loaded.context_length]))
+
+    # when
+    loaded_backend = backend.load_backend(config)
+    loaded_backend.close()
+
+    # then
+    width = loaded_backend.max_num_seqs
+    [said] = [record.message for record in caplog.records if "No width was given" in record.message]
+    assert 1 <= width < 32
+    assert said == f"No width was given: {width} rows at once, as many of 1,024 tokens as fit into memory"
+    assert backend.fit_of(WorkerConfig(model="demo")).max_num_seqs == 32

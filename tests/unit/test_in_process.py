@@ -12,7 +12,7 @@ from tests.support.fake_engine import FakeEngine, FakePreparer, FakeRow
 
 from mlxq.contract import COMPLETIONS, Failure, Request, Result, Sampling
 from mlxq_worker.backend import Backend
-from mlxq_worker.config import EngineConfig, WorkerConfig
+from mlxq_worker.config import WorkerConfig
 from mlxq_worker.decoding.memory_watch import MemoryWatch
 from mlxq_worker.engine.api import Engine
 from mlxq_worker.offline.in_process import InProcess
@@ -50,8 +50,8 @@ def in_process(new_engine: type[FakeEngine] = FakeEngine, memory: MemoryWatch | 
         engines.append(new_engine(WIDTH))
         return engines[-1]
 
-    backend = Backend(FakePreparer(), build, "fake", *([memory] if memory else []))
-    runner = InProcess(backend, backend.preparer, WorkerConfig(model="fake", engine=EngineConfig(max_num_seqs=WIDTH)))
+    backend = Backend(FakePreparer(), build, WIDTH, "fake", *([memory] if memory else []))
+    runner = InProcess(backend, backend.preparer, WorkerConfig(model="fake"))
     runner.engines = engines  # type: ignore[attr-defined]
     return runner
 
@@ -136,7 +136,7 @@ def test_a_process_far_over_its_memory_gives_up_with_a_reason_and_can_try_again(
     prompts: list[Result | Failure] = []
 
     used[0] = 1000
-    runner._config = WorkerConfig(model="fake", grace_s=0, engine=EngineConfig(max_num_seqs=WIDTH))
+    runner._config = WorkerConfig(model="fake", grace_s=0)
     prompts += answers
 
     assert {outcome(each) for each in prompts} == {"out_of_memory"}

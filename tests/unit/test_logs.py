@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from mlxq.logs import JsonLines, fields
-from mlxq_worker.slow_states import Setting, slow_states, thread_limits
+from mlxq_worker.slow_states import Setting, narrow_batch, slow_states, thread_limits
 
 LINUX_CPU = {"platform": "linux", "is_gpu": False}
 
@@ -64,7 +64,6 @@ def test_what_json_does_not_have_becomes_text() -> None:
         ({**LINUX_CPU, "has_nvidia": True}, "mlxq[cuda]"),
         ({**LINUX_CPU, "num_cores": 8, "threads": (("OMP_NUM_THREADS", "1"),)}, "OMP_NUM_THREADS"),
         ({"platform": "darwin", "is_gpu": False}, "arm64"),
-        ({"platform": "darwin", "is_gpu": True, "num_rows": 3, "max_num_seqs": 32}, "--memory-limit"),
     ],
 )
 def test_what_makes_a_worker_slow_is_said_with_what_helps(setting: dict[str, Any], words: str) -> None:
@@ -80,11 +79,22 @@ def test_what_makes_a_worker_slow_is_said_with_what_helps(setting: dict[str, Any
         {"platform": "linux", "is_gpu": True, "has_nvidia": True, "dtype": "F16"},
         {**LINUX_CPU, "dtype": "F32", "num_cores": 8, "threads": (("OMP_NUM_THREADS", "8"),)},
         {**LINUX_CPU, "dtype": "U32", "num_cores": 1, "threads": (("OMP_NUM_THREADS", "1"),)},
-        {**LINUX_CPU, "num_rows": 8, "max_num_seqs": 32},
     ],
 )
 def test_a_machine_that_does_what_it_can_is_not_called_slow(setting: dict[str, Any]) -> None:
     assert list(slow_states(Setting(**setting))) == []
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "wanted", "is_narrow"), [(7, 32, True), (8, 32, False), (7, 256, True), (8, 256, False), (1, 4, False)]
+)
+def test_a_batch_is_narrow_where_few_rows_fit_of_those_that_would_pay(
+    num_rows: int, wanted: int, is_narrow: bool
+) -> None:
+    states = list(narrow_batch(num_rows, wanted, 4096))
+
+    found = [(f"only {num_rows} of {wanted}" in state, "--memory-limit" in state) for state in states]
+    assert found == [(True, True)] * is_narrow
 
 
 def test_limits_of_threads_are_those_that_are_set() -> None:

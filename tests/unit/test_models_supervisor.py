@@ -31,7 +31,7 @@ def stop(*_):
     stops.append(1)
     print("hears", file=log)
 signal.signal(signal.SIGTERM, stop)
-os.write(int(os.environ["MLXQ_READY_FD"]), b"1")
+os.write(int(os.environ["MLXQ_READY_FD"]), b"8")
 print("begins", file=log)
 while len(stops) < patience:
     time.sleep(0.005)
@@ -131,7 +131,7 @@ def supervising(
             script = (scripts or {}).get(name, WORKS)
             command = [sys.executable, "-S", "-c", script, str(log), str(patience)]
             process = WorkerProcess(command, {}, verbose=True, tell=print, on_end=dead_workers.release)
-            models.append(ServedModel(name, stack.enter_context(process), width=8))
+            models.append(ServedModel(name, stack.enter_context(process)))
         supervisor = ModelsSupervisor(models, POLICY, queues, dead_workers, GRACE_S, burst=burst)
         yield Rig(supervisor, models, log)
 

@@ -21,7 +21,7 @@ from mlxq_worker.config import EngineConfig, WorkerConfig
 from mlxq_worker.decoding.memory_watch import MemoryWatch, machine_bytes, no_limit, resident_bytes
 from mlxq_worker.engine.api import Engine
 from mlxq_worker.messages import Preparer
-from mlxq_worker.slow_states import Setting, slow_states, thread_limits
+from mlxq_worker.slow_states import Setting, narrow_batch, slow_states, thread_limits
 from mlxq_worker.startup import import_transformers
 
 if TYPE_CHECKING:
@@ -46,12 +46,13 @@ def _no_engine(_width: int) -> tuple[Engine, Callable[[], int | None]]:
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """A loaded model. `description` is for the log; `memory` watches over what model and engine take together. Engines
-    belong to the thread that builds them; `close` comes after the last one's. `model_name` is what answers report,
-    `model` what its files say."""
+    """A loaded model, and engines of it that run `max_num_seqs` rows at once. `description` is for the log; `memory`
+    watches over what model and engine take together. Engines belong to the thread that builds them; `close` comes after
+    the last one's. `model_name` is what answers report, `model` what its files say."""
 
     preparer: Preparer
     new_engine: Callable[[], Engine]
+    max_num_seqs: int
     description: str
     memory: MemoryWatch = field(default_factory=no_limit)
     close: Callable[[], None] = _nothing
@@ -67,6 +68,7 @@ class ModelEngines:
 
     Args:
         decode: token ids to text.
+        max_num_seqs: how many rows they run at once.
         used_bytes: measures what this process takes.
         limit_bytes: what it may take.
 
@@ -78,12 +80,14 @@ class ModelEngines:
         self,
         loaded: LoadedModel,
         decode: Callable[[Sequence[int]], str],
+        max_num_seqs: int,
         config: EngineConfig,
         used_bytes: Callable[[], int],
         limit_bytes: int,
     ) -> None:
         self._loaded = loaded
         self._decode = decode
+        self._max_num_seqs = max_num_seqs
         self._config = config
         self._used_bytes = used_bytes
         self._limit_bytes = limit_bytes
@@ -100,7 +104,7 @@ class ModelEngines:
 
     def build(self) -> Engine:
         """An empty engine, for the thread that calls. What size of a step is best is measured by one engine for all."""
-        return self._build(self._config.max_num_seqs, self._step_size)
+        return self._build(self._max_num_seqs, self._step_size)
 
     def build_at(self, width: int) -> tuple[Engine, Callable[[], int | None]]:
         """An empty engine of another width, which measures for itself what size of a step is best; and how to ask."""
@@ -147,19 +151,15 @@ def load_backend(config: WorkerConfig, *, max_model_len: int | None = None) -> B
     from mlxq_worker.engine.kvcache.device import Device
     from mlxq_worker.engine.kvcache.memory import limit_mlx, usable_bytes
     from mlxq_worker.engine.kvcache.wired import wired
-    from mlxq_worker.model.load import load_model
+    from mlxq_worker.model.load import read_weights
     from mlxq_worker.text.prepare import ModelPreparer
 
     device = Device()
     limit_bytes = config.memory_limit_bytes or usable_bytes(device)
     limit_mlx(limit_bytes, device)
-    loaded = load_model(
-        config.model,
-        adapter_path=config.adapter_path,
-        extra_eos_tokens=config.extra_eos_tokens,
-        allow_no_eos=config.allow_no_eos,
-        before_weights=lambda model: _look_before_loading(model, config, limit_bytes, max_model_len, has_openblas),
-    )
+    loaded = _without_weights(config)
+    fit = _look_before_loading(loaded, config, limit_bytes, max_model_len, has_openblas)
+    read_weights(loaded)
     open_fields = _open_fields(loaded, config)
     preparer = ModelPreparer(
         loaded.tokenizer,
@@ -178,11 +178,12 @@ def load_backend(config: WorkerConfig, *, max_model_len: int | None = None) -> B
 
     with ExitStack() as stack:
         wiring = stack.enter_context(wired(config.wired_limit, device))
-        engines = ModelEngines(loaded, preparer.decode, config.engine, used_bytes, limit_bytes)
+        engines = ModelEngines(loaded, preparer.decode, fit.max_num_seqs, config.engine, used_bytes, limit_bytes)
         end_tokens = ", ".join(f"{token.id} {token.token!r}" for token in loaded.eos.tokens)
         return Backend(
             preparer,
             engines.build,
+            fit.max_num_seqs,
             f"model {loaded.name}{_with_adapter(config)}, end tokens [{end_tokens}], {open_fields}, {wiring}",
             MemoryWatch(used_bytes, limit_bytes, device.release_unused),
             stack.pop_all().close,
@@ -191,6 +192,17 @@ def load_backend(config: WorkerConfig, *, max_model_len: int | None = None) -> B
             engines.build_at,
             used_bytes,
         )
+
+
+def _without_weights(config: WorkerConfig) -> LoadedModel:
+    from mlxq_worker.model.load import load_without_weights
+
+    return load_without_weights(
+        config.model,
+        adapter_path=config.adapter_path,
+        extra_eos_tokens=config.extra_eos_tokens,
+        allow_no_eos=config.allow_no_eos,
+    )
 
 
 def _with_adapter(config: WorkerConfig) -> str:
@@ -210,26 +222,17 @@ def _open_fields(model: DescribedModel, config: WorkerConfig) -> OpenFields:
 
 def _look_before_loading(
     model: LoadedModel, config: WorkerConfig, limit_bytes: int, max_model_len: int | None, has_openblas: bool
-) -> None:
-    """What can be told of a model whose weights are not read yet.
+) -> Fit:
+    """What fits of a model whose weights are not read yet. Logs that, and warns of all that will make it slow.
 
     Raises:
         ConfigError: it can't have sequences as long as that.
-        ModelError: there isn't the memory for its weights.
+        ModelError: there isn't the memory for its weights, or its sampling defaults are broken.
     """
     if max_model_len is not None and max_model_len > model.context_length:
         raise ConfigError(
             f"max_model_len is {max_model_len}, but {model.name} can have {model.context_length} tokens at most"
         )
-    _say_what_fits(model, config, limit_bytes, has_openblas=has_openblas)
-
-
-def _say_what_fits(model: LoadedModel, config: WorkerConfig, limit_bytes: int, *, has_openblas: bool) -> None:
-    """Log how many rows will fit beside the weights, which are not read yet, and warn of all that makes them slow.
-
-    Raises:
-        ModelError: not even the weights do, or the sampling defaults of the model are broken.
-    """
     fit = what_fits(model, config, limit_bytes)
     if fit.weights_bytes >= limit_bytes:
         raise ModelError(
@@ -237,8 +240,12 @@ def _say_what_fits(model: LoadedModel, config: WorkerConfig, limit_bytes: int, *
             f"than {limit_bytes / 2**20:,.0f} MiB: raise --memory-limit (MLXQ_MEMORY_LIMIT) or choose a smaller model"
         )
     logger.info("%s: %s", model.name, fit)
-    for state in slow_states(setting_of(model.path, fit, has_openblas=has_openblas)):
+    if fit.given is None:
+        logger.info("No width was given: %s", fit.reason)
+    setting = setting_of(model.path, has_openblas=has_openblas)
+    for state in (*slow_states(setting), *narrow_batch(fit.num_longest, fit.wanted, fit.longest_tokens)):
         logger.warning("This worker will be slow: %s", state)
+    return fit
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,12 +283,8 @@ def machine_of(folder: Path | None) -> Machine:
     )
 
 
-def setting_of(folder: Path | None, fit: Fit | None = None, *, has_openblas: bool) -> Setting:
-    """What a model in that folder, if there is one, runs on here.
-
-    Args:
-        fit: how many rows fit beside it, if that is known.
-    """
+def setting_of(folder: Path | None, *, has_openblas: bool) -> Setting:
+    """What a model in that folder, if there is one, runs on here."""
     from mlxq_worker.engine.kvcache.device import is_gpu
     from mlxq_worker.model.safetensors import main_dtype
 
@@ -293,21 +296,41 @@ def setting_of(folder: Path | None, fit: Fit | None = None, *, has_openblas: boo
         num_cores=os.cpu_count() or 1,
         threads=thread_limits(dict(os.environ)),
         dtype=main_dtype(folder) if folder is not None else None,
-        num_rows=fit.num_rows if fit else None,
-        max_num_seqs=fit.max_num_seqs if fit else 1,
     )
 
 
+def fit_of(config: WorkerConfig) -> Fit:
+    """What would fit of a model that is not to be loaded.
+
+    Raises:
+        ModelError: it can't be found, read or built.
+    """
+    preload_openblas()
+
+    from mlxq_worker.engine.kvcache.device import Device
+    from mlxq_worker.engine.kvcache.memory import usable_bytes
+
+    return what_fits(_without_weights(config), config, config.memory_limit_bytes or usable_bytes(Device()))
+
+
 def what_fits(model: LoadedModel, config: WorkerConfig, limit_bytes: int) -> Fit:
-    """What will fit of a model and its rows; its weights need not have been read. A row is reckoned with a prompt as
-    long as the longest answer of a request that sets no limit."""
+    """What will fit of a model and its rows; its weights need not have been read. A row that asks for no limit is
+    reckoned with a prompt as long as its longest answer."""
     from mlxq_worker.engine.kvcache.budget import KvBudget
-    from mlxq_worker.engine.kvcache.fit import Fit
+    from mlxq_worker.engine.kvcache.device import Device, is_gpu
+    from mlxq_worker.engine.kvcache.fit import EXPECTED_TOKENS, Fit, most_rows
     from mlxq_worker.engine.kvcache.memory import measure_cost, room_for_rows
     from mlxq_worker.model.safetensors import weights_bytes
 
     num_bytes = weights_bytes(model.path)
     room_bytes = room_for_rows(limit_bytes, resident_bytes() + num_bytes)
-    row_tokens = min(model.context_length, 2 * _open_fields(model, config).max_tokens)
-    budget = KvBudget(measure_cost(model.model, in_slabs=True), room_bytes, in_slabs=True)
-    return Fit(num_bytes, limit_bytes, budget, row_tokens, config.engine.max_num_seqs)
+    longest_tokens = min(model.context_length, 2 * _open_fields(model, config).max_tokens)
+    return Fit(
+        weights_bytes=num_bytes,
+        limit_bytes=limit_bytes,
+        budget=KvBudget(measure_cost(model.model, in_slabs=True), room_bytes, in_slabs=True),
+        row_tokens=min(longest_tokens, EXPECTED_TOKENS),
+        longest_tokens=longest_tokens,
+        most=most_rows(is_gpu=is_gpu(), has_metal=Device().recommended_bytes is not None),
+        given=config.engine.max_num_seqs,
+    )

@@ -32,7 +32,7 @@ class EngineConfig:
     """How wide the batch may get and how prompts enter it.
 
     Args:
-        max_num_seqs: rows decoded at once, at most.
+        max_num_seqs: rows decoded at once, at most; `None` for as many as fit into memory and pay (`kvcache.fit`).
         max_num_batched_tokens: tokens, of prompts and decoding rows together, that one step takes through the model;
             "auto" to measure what is best when the engine is built.
         max_prefix_bytes: what prefixes that rows share may take of the memory for keys and values, which they leave to
@@ -43,13 +43,13 @@ class EngineConfig:
         ConfigError: a value is out of range.
     """
 
-    max_num_seqs: int = 32
+    max_num_seqs: int | None = None
     max_num_batched_tokens: int | Literal["auto"] = "auto"
     max_prefix_bytes: int | None = None
     longest_first: bool = False
 
     def __post_init__(self) -> None:
-        _check(self, "max_num_seqs", self.max_num_seqs >= 1, "at least 1")
+        _check(self, "max_num_seqs", self.max_num_seqs is None or self.max_num_seqs >= 1, "at least 1")
         given = self.max_num_batched_tokens
         _check(self, "max_num_batched_tokens", given == "auto" or given >= 1, "at least 1, or auto")
         _check(self, "max_prefix_bytes", (self.max_prefix_bytes or 0) >= 0, "not negative")
@@ -72,7 +72,7 @@ class WorkerConfig:
         allow_no_eos: accept a model without any end-of-sequence token.
         tool_call_parser: how the model writes tool calls, in vLLM's names; by default what its files tell.
         reasoning_parser: likewise, how it marks its reasoning.
-        claim_ahead: rows that may be active, running and prepared together, as a multiple of `engine.max_num_seqs`.
+        claim_ahead: rows that may be active, running and prepared together, as a multiple of those decoded at once.
             The order of work is chosen among them, so more of them save prompts that begin alike (see
             ``tests/bench/order.py``). Each of them costs Redis a look every second, a worker that dies gives all of
             them a strike, and no other worker gets them while they wait.
@@ -87,7 +87,7 @@ class WorkerConfig:
         max_generated_tokens: likewise after so many tokens.
         parent_pid: the process that looks after this worker, which ends when that is gone; `None` to live on alone.
         name: the worker's name in Redis; a new one by default.
-        ready_fd: a file descriptor to which a byte is written once the model is loaded.
+        ready_fd: a file descriptor to which it is written, once the model is loaded, how many rows are decoded at once.
         reports_fd: a file descriptor to which the worker's figures are written, once a second.
         metrics_address: where the process that looks after this worker serves its figures.
         engine: the batch.
@@ -137,11 +137,6 @@ class WorkerConfig:
             _check(self, name, getattr(self, name) is None or getattr(self, name) >= 1, "at least 1")
         wired = self.wired_limit
         _check(self, "wired_limit", wired in ("auto", "off") or int(wired) >= 1, f"auto, off or {SIZE_FORM}")
-
-    @property
-    def max_active_rows(self) -> int:
-        """How many rows may be active at once, running and prepared; a job has one for each of its answers."""
-        return self.engine.max_num_seqs * self.claim_ahead
 
     @classmethod
     def from_env(cls, env: Mapping[str, str], **given: Any) -> WorkerConfig:

@@ -99,9 +99,11 @@ ToDecode = Admit | Cancel | StopWorker | Recycle | Drained | IoFailed | Signalle
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """The model is loaded: claim jobs. `model_name` is what answers report."""
+    """The model is loaded: claim jobs. `max_num_seqs` is how many rows are decoded at once, `model_name` what answers
+    report."""
 
     preparer: Preparer
+    max_num_seqs: int
     model_name: str = ""
 
 

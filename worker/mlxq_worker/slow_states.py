@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 OPENBLAS_PACKAGES = "libopenblas0-pthread (apt), openblas (dnf, pacman, apk)"
+FULL_BATCH = 32
+"""With a quarter of so many rows there is something to gain on any machine."""
 _HALF = frozenset({"BF16", "F16"})
 _THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS")
 
@@ -25,8 +27,6 @@ class Setting:
         num_cores: of the CPU.
         threads: the variables that limit those of BLAS, where they are set.
         dtype: in which most of the weights are stored, in the words of safetensors; `None` if that isn't known.
-        num_rows: how many rows of the expected length fit into memory, of those that were asked for.
-        max_num_seqs: how many these are.
     """
 
     platform: str
@@ -36,8 +36,6 @@ class Setting:
     num_cores: int = 1
     threads: tuple[tuple[str, str], ...] = ()
     dtype: str | None = None
-    num_rows: int | None = None
-    max_num_seqs: int = 1
 
 
 def slow_states(setting: Setting) -> Iterator[str]:
@@ -49,10 +47,15 @@ def slow_states(setting: Setting) -> Iterator[str]:
         )
     if setting.platform == "linux" and not setting.is_gpu:
         yield from _on_a_cpu(setting)
-    if setting.num_rows is not None and setting.num_rows < setting.max_num_seqs / 4:
+
+
+def narrow_batch(num_rows: int, wanted: int, num_tokens: int) -> Iterator[str]:
+    """What costs speed where only so few rows of so many tokens fit into memory, of those that are wanted."""
+    if num_rows < min(wanted, FULL_BATCH) / 4:
         yield (
-            f"only {setting.num_rows} of {setting.max_num_seqs} rows of the expected length fit into memory, so the "
-            "batch will be narrow: raise --memory-limit, lower --default-max-tokens, or take a smaller model"
+            f"only {num_rows} of {wanted} rows fit into memory where requests set no limit, at {num_tokens:,} tokens "
+            "with the prompt, so the batch will be narrow: raise --memory-limit, lower --default-max-tokens, or take a "
+            "smaller model"
         )
 
 

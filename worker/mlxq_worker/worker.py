@@ -196,7 +196,7 @@ class BatchWorker(BaseWorker):
 
     def _serve(self, config: WorkerConfig, parent: ParentWatch | None) -> bool:
         figures = JobFigures()
-        presence = Presence(self, width=config.engine.max_num_seqs)
+        presence = Presence(self)
         consumer = Consumer(self._store(config), presence, self._channel, config, figures)
         watch = StepWatch(config.step_timeout_s)
         io_thread = IoThread(
@@ -240,27 +240,27 @@ class BatchWorker(BaseWorker):
         loaded_s = time.monotonic() - began
         figures = None
         if config.reports_fd is not None:
-            figures = DecodeFigures(config.engine.max_num_seqs)
+            figures = DecodeFigures(backend.max_num_seqs)
             figures.loaded(loaded_s)
         loop = DecodeLoop(
             backend.new_engine,
             self._channel,
-            config.engine.max_num_seqs,
+            backend.max_num_seqs,
             watch,
             memory=backend.memory,
             max_generated_tokens=config.max_generated_tokens,
             grace_s=config.grace_s,
             figures=figures,
         )
-        if config.ready_fd is not None:
-            _say_ready(config.ready_fd)  # before a job can be claimed: until it is said, ending us costs none
-        self._channel.to_io.put(Ready(backend.preparer, backend.model_name))
+        if config.ready_fd is not None:  # before a job can be claimed: until it is said, ending us costs none
+            _say_ready(config.ready_fd, backend.max_num_seqs)
+        self._channel.to_io.put(Ready(backend.preparer, backend.max_num_seqs, backend.model_name))
         logger.info(
             "Worker %s: %s, queues %s, up to %d rows",
             self.name,
             backend.description,
             ", ".join(config.queues),
-            config.engine.max_num_seqs,
+            backend.max_num_seqs,
             extra=fields(model=config.model, queues=list(config.queues), seconds=round(loaded_s, 1)),
         )
         try:
@@ -287,6 +287,6 @@ class BatchWorker(BaseWorker):
             loop.turn(now)
 
 
-def _say_ready(fd: int) -> None:
+def _say_ready(fd: int, max_num_seqs: int) -> None:
     with suppress(BrokenPipeError), os.fdopen(fd, "wb", buffering=0) as pipe:  # nobody may be left to hear it
-        pipe.write(b"1")
+        pipe.write(str(max_num_seqs).encode())

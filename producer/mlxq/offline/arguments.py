@@ -24,7 +24,7 @@ _SHARE = checks.number(0, 1, above_low=True)
 LLM_ARGUMENTS = table(
     honoured("model", checks.filled_string, "a directory, a repository on the Hub, or demo"),
     honoured("seed", _SEED, "what the seeds of prompts without one are drawn from; 0 if absent"),
-    honoured("max_num_seqs", _positive, "prompts answered at once; 32 if absent"),
+    honoured("max_num_seqs", _positive, "prompts answered at once; what fits into memory and pays if absent"),
     honoured("max_num_batched_tokens", _positive, "tokens in a step; measured if absent"),
     honoured("max_model_len", _positive, "tokens of prompt and answer together; the model's own length if absent"),
     honoured("gpu_memory_utilization", _SHARE, "0.9 is what a worker takes by itself, other shares in proportion"),

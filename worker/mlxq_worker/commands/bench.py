@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +22,26 @@ from mlxq.errors import MlxqError
 from mlxq_worker.commands.worker_options import worker_option
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from mlxq_worker.commands.bench_widths import WidthFigures
 
 BAR = 40
 """Characters of the longest one."""
 NO_MATPLOTLIB = "--png needs matplotlib: pip install matplotlib, or mlxq's extra plots"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchSetting:
+    """What is measured: these options of the command, by their names."""
+
+    model: str
+    adapter_path: str | None
+    memory_limit_bytes: int | None
+    max_width: int
+    prompt_tokens: int
+    steps: int
+    seconds: float
 
 
 @click.command(context_settings=options.SETTINGS)
@@ -40,18 +55,7 @@ NO_MATPLOTLIB = "--png needs matplotlib: pip install matplotlib, or mlxq's extra
 @click.option("--png", type=click.Path(path_type=Path, dir_okay=False), help="Draw it into this file, too.")
 @click.option("--no-save", is_flag=True, help="Don't keep the proposal for workers of this model on this machine.")
 @click.option("--json", "as_json", envvar="MLXQ_JSON", is_flag=True, help="Print one JSON object instead of a table.")
-def bench(
-    model: str,
-    adapter_path: str | None,
-    memory_limit_bytes: int | None,
-    max_width: int,
-    prompt_tokens: int,
-    steps: int,
-    seconds: float,
-    png: Path | None,
-    no_save: bool,
-    as_json: bool,
-) -> None:
+def bench(png: Path | None, no_save: bool, as_json: bool, **given: Any) -> None:
     """Measure a model at widths 1, 2, 4 and so on, and propose what its workers should take.
 
     The width is how many rows are decoded at once (--max-num-seqs). Widths end where memory does, or where a wider
@@ -63,14 +67,15 @@ def bench(
     from mlxq_worker.commands.bench_widths import proposed
 
     if png is not None:
-        _check_matplotlib()
+        _check_png(png)
+    setting = BenchSetting(**given)
     try:
-        figures = _measure(model, adapter_path, memory_limit_bytes, max_width, prompt_tokens, steps, seconds)
+        figures = _measure(setting)
     except MlxqError as error:
         raise click.ClickException(str(error)) from error
     best = proposed(figures)
     proposal = tuning.Tuning(
-        model=model,
+        model=setting.model,
         max_num_seqs=best.width,
         max_num_batched_tokens=best.step_tokens,
         tokens_per_s=round(best.tokens_per_s, 1),
@@ -81,45 +86,36 @@ def bench(
     else:
         Console().print(table_of(figures, best.width))
         say(f"Proposed: {proposal}")
-    if png is not None:
-        draw(figures, best.width, model, png)
     if not no_save:
-        tell(f"Kept for workers of {model} in {tuning.save(model, proposal)}")
+        tell(f"Kept for workers of {setting.model} in {tuning.save(setting.model, proposal)}")
+    if png is not None:
+        draw(figures, best.width, setting.model, png)
 
 
-def _measure(
-    model: str,
-    adapter_path: str | None,
-    memory_limit_bytes: int | None,
-    max_width: int,
-    prompt_tokens: int,
-    steps: int,
-    seconds: float,
-) -> list[WidthFigures]:
+def _measure(setting: BenchSetting) -> list[WidthFigures]:
     from mlxq_worker.backend import load_backend
     from mlxq_worker.commands.bench_widths import Built, measure_all
     from mlxq_worker.config import WorkerConfig
 
     backend = load_backend(
         WorkerConfig(
-            model=model,
-            adapter_path=adapter_path,
-            memory_limit_bytes=memory_limit_bytes,
+            model=setting.model,
+            adapter_path=setting.adapter_path,
+            memory_limit_bytes=setting.memory_limit_bytes,
             allow_no_eos=True,
             generation_config="off",
         )
     )
-    widths = [1 << power for power in range(max_width.bit_length()) if 1 << power <= max_width]
     figures = []
     try:
         for each in measure_all(
             lambda width: Built(*backend.engine_at(width)),
             backend.preparer,
             backend.used_bytes,
-            widths,
-            prompt_tokens=prompt_tokens,
-            num_steps=steps,
-            seconds=seconds,
+            [1 << power for power in range(setting.max_width.bit_length())],
+            prompt_tokens=setting.prompt_tokens,
+            num_steps=setting.steps,
+            seconds=setting.seconds,
         ):
             tell(f"width {each.width}: {each.tokens_per_s:,.0f} tokens/s")
             figures.append(each)
@@ -151,24 +147,32 @@ def table_of(figures: Sequence[WidthFigures], chosen: int) -> Table:
     return table
 
 
-def _check_matplotlib() -> None:
+def _check_png(path: Path) -> None:
+    """Say before minutes are spent on measuring what would keep them from being drawn."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
         raise click.UsageError(NO_MATPLOTLIB) from None
+    if not path.parent.is_dir():
+        raise click.UsageError(f"--png: there is no directory {path.parent}")
 
 
 def draw(figures: Sequence[WidthFigures], chosen: int, model: str, path: Path) -> None:
     """A picture of tokens per second and of memory, by width."""
     from matplotlib.figure import Figure
 
-    widths = [each.width for each in figures]
     figure = Figure(figsize=(8, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
-    left.plot(widths, [each.tokens_per_s for each in figures], marker="o")
+    _plot(left, figures, [each.tokens_per_s for each in figures], "tokens/s", model)
     left.axvline(chosen, linestyle=":", label=f"proposed: {chosen}")
-    left.set(xlabel="rows at once", ylabel="tokens/s", title=model, xscale="log", xticks=widths, xticklabels=widths)
     left.legend(frameon=False)
-    right.plot(widths, [each.memory_bytes / 2**20 for each in figures], marker="o")
-    right.set(xlabel="rows at once", ylabel="MiB", title="memory", xscale="log", xticks=widths, xticklabels=widths)
+    _plot(right, figures, [each.memory_bytes / 2**20 for each in figures], "MiB", "memory")
     figure.savefig(path, format="png")
+
+
+def _plot(axes: Axes, figures: Sequence[WidthFigures], values: Sequence[float], unit: str, title: str) -> None:
+    widths = [each.width for each in figures]
+    axes.plot(widths, values, marker="o")
+    axes.set(xlabel="rows at once", ylabel=unit, ylim=(0, None), xscale="log", xticks=widths, xticklabels=widths)
+    axes.minorticks_off()  # between a few widths they would be labelled
+    axes.set_title(title, parse_math=False)  # a path may have dollars in it

@@ -20,7 +20,6 @@ from mlxq.queue.connect import connect
 from mlxq.queue.overview import QueueState, queue_states
 from mlxq.routing import announce
 from mlxq_worker.commands.models_file import ModelEntry, read_models_file
-from mlxq_worker.commands.tuning import tuning_of
 from mlxq_worker.commands.worker_options import WORKER, WORKER_OPTIONS
 from mlxq_worker.config import WorkerConfig, variable_of
 from mlxq_worker.supervision.dead_workers import DeadWorkers
@@ -58,9 +57,7 @@ def supervise_models(path: Path, given: Mapping[str, Any], options: Sequence[str
                 logger.warning("%s", finding)
         queues = [keys.model_queue(entry.name) for entry in file.entries]
         dead_workers = DeadWorkers(connection, queues)
-        models = [
-            _served(entry, options, shared, file.policy.drain_s, dead_workers, stack, given) for entry in file.entries
-        ]
+        models = [_served(entry, options, shared, file.policy.drain_s, dead_workers, stack) for entry in file.entries]
         look = _Look(connection, [entry.name for entry in file.entries])
         supervisor = ModelsSupervisor(models, file.policy, look, dead_workers, shared.grace_s, burst=shared.burst)
         if shared.metrics_address is not None:
@@ -104,7 +101,6 @@ def _served(
     drain_s: float,
     dead_workers: DeadWorkers,
     stack: ExitStack,
-    given: Mapping[str, Any],
 ) -> ServedModel:
     """A model with its process, which isn't started yet. What the file says of it comes after the options for all."""
     totals = Totals() if shared.metrics_address is not None else None
@@ -114,15 +110,7 @@ def _served(
     process = stack.enter_context(
         WorkerProcess(command, variables, verbose=True, tell=logger.warning, on_end=dead_workers.release, totals=totals)
     )
-    return ServedModel(entry.name, process, _width(entry, given), totals)
-
-
-def _width(entry: ModelEntry, given: Mapping[str, Any]) -> int:
-    """How many rows its worker will run at once."""
-    config = WorkerConfig.from_env(_for_all(os.environ), **{**given, **entry.given})
-    is_given = entry.given.get("max_num_seqs") or given.get("max_num_seqs")
-    proposal = None if is_given else tuning_of(config.model)
-    return proposal.max_num_seqs if proposal else config.engine.max_num_seqs
+    return ServedModel(entry.name, process, totals)
 
 
 def _serve_metrics(

@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 
 from mlxq.machine import machine_id
-from mlxq_worker.config import WorkerConfig
+from mlxq_worker.config import WorkerConfig, variable_of
 
 CACHE_VARIABLE = "MLXQ_CACHE_DIR"
 
@@ -74,6 +74,17 @@ def tuning_of(model: str) -> Tuning | None:
     except (OSError, ValueError):
         return None
     return tuning if tuning.max_num_seqs >= 1 and (tuning.max_num_batched_tokens or 1) >= 1 else None
+
+
+def width_of(config: WorkerConfig, otherwise: str) -> str:
+    """How many rows `mlxq worker` decodes at once with this configuration, and why, in words.
+
+    Args:
+        otherwise: the same for when neither somebody nor `mlxq bench` says anything.
+    """
+    if (given := config.engine.max_num_seqs) is not None:
+        return f"{given} rows at once, as {variable_of('max_num_seqs')} says"
+    return str(tuning_of(config.model) or otherwise)
 
 
 def tuned(config: WorkerConfig, tuning: Tuning) -> WorkerConfig:

@@ -45,7 +45,11 @@ WORKER_OPTIONS: Mapping[str, WorkerOption] = {
     ),
     "queues": WorkerOption("--queue", "RQ queue to serve; may be repeated.  [default: mlxq]", {"multiple": True}),
     "burst": WorkerOption("--burst", "End once the queues are empty.", _FLAG),
-    "max_num_seqs": WorkerOption("--max-num-seqs", "Rows decoded at once.  [default: 32]", _COUNT),
+    "max_num_seqs": WorkerOption(
+        "--max-num-seqs",
+        "Rows decoded at once.  [default: what mlxq bench has proposed, else what fits into memory and pays]",
+        _COUNT,
+    ),
     "max_num_batched_tokens": WorkerOption(
         "--max-num-batched-tokens",
         "Tokens, of prompts and decoding rows together, that a step takes; auto measures it once prompts fill one."

@@ -47,7 +47,7 @@ class Claiming:
     Args:
         active: claimed jobs are added here.
         completion: for those that end before they have rows, or go back.
-        config: how many rows may be active.
+        config: how much is claimed ahead.
         kept_meanwhile: the leases are, while what it gives is entered.
     """
 
@@ -66,11 +66,11 @@ class Claiming:
         self._completion = completion
         self._batches = batches
         self._channel = channel
-        self._config = config
+        self._claim_ahead = config.claim_ahead
         self._kept_meanwhile = kept_meanwhile
         self._preparer: Preparer | None = None
         self._is_stopped = False
-        self._most_live_rows = most_live_rows(config.engine.max_num_seqs)
+        self._width = 0  # as many rows are decoded at once; not known before the model is loaded
         self._num_queued = 0  # as far as is known, of bulk jobs
         self._num_live = 0  # likewise, of live ones
         self._poll_timer = Every(POLL_S)
@@ -84,9 +84,9 @@ class Claiming:
     def is_stopped(self) -> bool:
         return self._is_stopped
 
-    def start(self, preparer: Preparer) -> None:
-        """The model is loaded."""
-        self._preparer = preparer
+    def start(self, preparer: Preparer, max_num_seqs: int) -> None:
+        """The model is loaded, and so many rows of it are decoded at once."""
+        self._preparer, self._width = preparer, max_num_seqs
 
     def stop(self) -> None:
         """Claim no more."""
@@ -121,7 +121,7 @@ class Claiming:
         """Prepare jobs in the order in which they were claimed, live ones first, for a short while. If the others turn
         out to have more rows than may be active, the rest goes back: another worker may have room for them."""
         started = time.perf_counter()
-        room = self._config.max_active_rows - self._active.num_open_bulk_rows
+        room = self._most_rows - self._active.num_open_bulk_rows
         while active := self._active.next_unprepared(only_live=room <= 0):
             with self._kept_meanwhile() if active.job.num_data_bytes >= HEAVY_BYTES else nullcontext():
                 self._prepare(active)
@@ -140,6 +140,11 @@ class Claiming:
             return float("inf")
         return 0.0 if self._knows_of_jobs(room, live_room) else self._poll_timer.left_s(now)
 
+    @property
+    def _most_rows(self) -> int:
+        """How many rows may be active at once, running and prepared; a job has one for each of its answers."""
+        return self._width * self._claim_ahead
+
     def _knows_of_jobs(self, room: int, live_room: int) -> bool:
         return bool((room and self._num_queued) or (live_room and self._num_live))
 
@@ -148,16 +153,15 @@ class Claiming:
         rest. They have this room beside that of all others."""
         if self._is_stopped or self._preparer is None or self._has_suspect():
             return 0
-        return max(0, self._most_live_rows - self._active.num_live_rows)
+        return max(0, most_live_rows(self._width) - self._active.num_live_rows)
 
     def _room(self) -> int:
         """How many jobs to claim now. Not each single one that ends: a claim costs a round trip. How many rows they
         will have is not known yet, so they are taken to be like those that are active."""
         if self._is_stopped or self._preparer is None:
             return 0
-        most = self._config.max_active_rows
-        room = most - self._active.num_unprepared_bulk - self._active.num_open_bulk_rows
-        spare = most - self._config.engine.max_num_seqs
+        room = self._most_rows - self._active.num_unprepared_bulk - self._active.num_open_bulk_rows
+        spare = self._most_rows - self._width
         if room <= spare // 4 or self._has_suspect():
             return 0
         return max(1, int(room / self._active.rows_per_job))

@@ -126,10 +126,10 @@ class Consumer:
     def receive(self, message: ToIo, now: float) -> None:
         """Take in what the decode thread has to say. Sends nothing to Redis, so it can't fail on it."""
         match message:
-            case Ready(preparer, model_name):
-                self._presence.serves(model_name)
+            case Ready(preparer, max_num_seqs, model_name):
+                self._presence.serves(model_name, max_num_seqs)
                 self._leases.beat_soon()
-                self._claiming.start(preparer)
+                self._claiming.start(preparer, max_num_seqs)
             case Streamed(pieces):
                 self._streams.take(pieces)
             case RowEnded(result):

@@ -41,15 +41,10 @@ class Command:
 
 
 class Presence:
-    """One worker's entry in Redis, kept alive, and its command channel.
+    """One worker's entry in Redis, kept alive, and its command channel."""
 
-    Args:
-        width: how many rows it decodes at once, at most.
-    """
-
-    def __init__(self, worker: BaseWorker, *, width: int = 0) -> None:
+    def __init__(self, worker: BaseWorker) -> None:
         self._worker = worker
-        self._width = width
         self.num_tokens = 0
         """Generated for answers that have ended; counted by who sees them end."""
         self._say_present = worker.connection.register_script(script("present"))
@@ -57,10 +52,11 @@ class Presence:
         self._machine = machine_id()
         self._told_s = 0.0
         self._model = ""
+        self._width = 0
 
-    def serves(self, model_name: str) -> None:
-        """From now on it answers, with this model."""
-        self._model = model_name
+    def serves(self, model_name: str, width: int) -> None:
+        """From now on it answers, with this model, so many rows at once."""
+        self._model, self._width = model_name, width
 
     def beat(self, state: WorkerStatus, worked_s: float) -> None:
         """Say that the worker lives and what it does. An entry that expired or was flushed is written anew.

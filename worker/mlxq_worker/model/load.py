@@ -8,7 +8,7 @@ model. Knows nothing of requests or batches.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,33 +60,54 @@ class LoadedModel(DescribedModel):
     model: Any
 
 
-def load_model(
+def load_model(model: str | None = None, *, adapter_path: str | Path | None = None) -> LoadedModel:
+    """Load a model with its weights.
+
+    Raises:
+        ModelError, EosError: as `load_without_weights` and `read_weights` do.
+    """
+    loaded = load_without_weights(model, adapter_path=adapter_path)
+    read_weights(loaded)
+    return loaded
+
+
+def load_without_weights(
     model: str | None = None,
     *,
     adapter_path: str | Path | None = None,
     extra_eos_tokens: Sequence[int | str] = (),
     allow_no_eos: bool = False,
-    before_weights: Callable[[LoadedModel], None] = lambda loaded: None,
 ) -> LoadedModel:
-    """Load a model with its weights.
+    """A model whose weights are still on the disk: `read_weights` reads them, or whatever uses them first.
 
     Args:
         model: a directory, a Hub repository id, or ``demo`` (also `None`); a local directory that is called
             demo is ``./demo``.
         adapter_path: a directory with a LoRA adapter for it, as mlx-lm writes them.
-        before_weights: shown the model while its weights are still on the disk; what it raises ends the loading.
 
     Raises:
-        ModelError: it can't be found, read or loaded.
-        EosError: its end tokens are missing or impossible; found before the weights are loaded.
+        ModelError: it can't be found, read or built.
+        EosError: its end tokens are missing or impossible.
     """
     described = _describe(locate(model, with_weights=True), extra_eos_tokens, allow_no_eos)
     loaded = LoadedModel(**vars(described), model=_build(described))
     if adapter_path is not None:
         _lay_adapter_over(loaded, Path(adapter_path).expanduser())
-    before_weights(loaded)
-    _read_weights(loaded)
     return loaded
+
+
+def read_weights(loaded: LoadedModel) -> None:
+    """Read the weights from the disk.
+
+    Raises:
+        ModelError: they can't be.
+    """
+    import mlx.core as mx
+
+    try:
+        mx.eval(loaded.model.parameters())
+    except Exception as error:  # of MLX, and of whatever a damaged file does to it
+        raise _cannot_load(loaded, error) from error
 
 
 def load_tokenizer_only(
@@ -202,15 +223,6 @@ def _lay_adapter_over(loaded: LoadedModel, folder: Path) -> None:
     except Exception as error:  # of mlx-lm, of MLX, and of whatever a wrong file does to them
         raise ModelError(f"the adapter in {folder} doesn't go with {loaded.name}: {error}") from error
     loaded.model.eval()
-
-
-def _read_weights(loaded: LoadedModel) -> None:
-    import mlx.core as mx
-
-    try:
-        mx.eval(loaded.model.parameters())
-    except Exception as error:  # of MLX, and of whatever a damaged file does to it
-        raise _cannot_load(loaded, error) from error
 
 
 def _cannot_load(described: DescribedModel, error: Exception) -> ModelError:

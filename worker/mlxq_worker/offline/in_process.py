@@ -122,7 +122,7 @@ class InProcess:
         return DecodeLoop(
             self._backend.new_engine,
             self._channel,
-            self._config.engine.max_num_seqs,
+            self._backend.max_num_seqs,
             StepWatch(float("inf")),  # nobody looks at it: whoever waits for a step that hangs can interrupt it
             memory=self._backend.memory,
             grace_s=self._config.grace_s,
@@ -133,8 +133,8 @@ class InProcess:
     def _prepare_some(self, unread: Iterator[Request]) -> Iterator[Failure]:
         """Hand over as many requests as the engine is to choose among, no more than one batch of them at a time: a
         step waits meanwhile."""
-        most = self._config.engine.max_num_seqs
-        while self._num_rows < self._config.max_active_rows and most > 0:
+        most = self._backend.max_num_seqs
+        while self._num_rows < self._backend.max_num_seqs * self._config.claim_ahead and most > 0:
             request = self._next(unread)
             if request is None:
                 return

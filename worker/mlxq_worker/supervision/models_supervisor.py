@@ -31,12 +31,11 @@ ASIDE_S = 600.0
 
 @dataclass(frozen=True, slots=True)
 class ServedModel:
-    """One of the models: its process, which isn't started yet and is ended by whoever gives it; how many rows it runs
-    at once; and what adds up its figures, if somebody watches."""
+    """One of the models: its process, which isn't started yet and is ended by whoever gives it; and what adds up its
+    figures, if somebody watches."""
 
     name: str
     process: WorkerProcess
-    width: int
     totals: Totals | None = None
 
 
@@ -225,7 +224,7 @@ class ModelsSupervisor:
             return None
         return Loaded(
             model=self._loaded.name,
-            width=self._loaded.width,
+            width=self._loaded.process.width,
             turn_s=now - self._turn_since,
             idle_s=now - self._busy_at,
         )

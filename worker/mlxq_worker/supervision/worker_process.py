@@ -59,6 +59,7 @@ class Life:
     ) -> None:
         self.name = uuid4().hex
         self.ready_at: float | None = None
+        self.width = 0
         self._ready_pipe, ready_fd = os.pipe()
         os.set_blocking(self._ready_pipe, False)
         self._totals = totals
@@ -83,7 +84,7 @@ class Life:
                 os.close(fd)
 
     def look(self, now: float) -> int | None:
-        """Its exit code once it has ended; notes when it is ready."""
+        """Its exit code once it has ended; notes when it is ready, and for how many rows at once."""
         code = self.process.poll()
         if self.ready_at is None and self._says_ready():
             self.ready_at = now
@@ -101,9 +102,11 @@ class Life:
 
     def _says_ready(self) -> bool:
         try:
-            return bool(os.read(self._ready_pipe, 1))
+            said = os.read(self._ready_pipe, 32)
         except BlockingIOError:
             return False
+        self.width = int(said or 0)  # nothing once it has closed its end
+        return bool(said)
 
 
 class WorkerProcess:
@@ -157,6 +160,11 @@ class WorkerProcess:
     def is_ready(self) -> bool:
         """Whether it has its model, as of the last `check`."""
         return self._life is not None and self._life.ready_at is not None
+
+    @property
+    def width(self) -> int:
+        """How many rows it decodes at once; 0 while it isn't ready."""
+        return self._life.width if self._life is not None else 0
 
     def rest(self) -> None:
         """It has ended because it was asked to: the next `check` starts it at once, as if it had never died."""

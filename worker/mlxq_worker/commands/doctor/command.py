@@ -18,8 +18,10 @@ from mlxq.cli.terminal import cell, say, show
 from mlxq.deploying.roles import COMMANDS, Role
 from mlxq.errors import ConfigError, MlxqError
 from mlxq.queue.connect import DEFAULT_URL, connect
+from mlxq_worker.commands import tuning
 from mlxq_worker.commands.doctor import machine, model_folder, packages, queues, redis_server, rights
 from mlxq_worker.commands.doctor.finding import Finding, problem
+from mlxq_worker.slow_states import narrow_batch
 
 TIMEOUT_S = 5.0
 
@@ -113,7 +115,7 @@ def look_at_queues(url: str | None, queue_names: Iterable[str], role: Role | Non
 
 def look_at_worker(model: str | None, *, no_generation: bool) -> Iterator[Finding]:
     """The device, and the model on it."""
-    from mlxq_worker.backend import load_backend, machine_of
+    from mlxq_worker.backend import fit_of, load_backend, machine_of
     from mlxq_worker.commands.inspect import model_as_object
     from mlxq_worker.config import WorkerConfig
     from mlxq_worker.model.load import load_tokenizer_only
@@ -152,6 +154,14 @@ def look_at_worker(model: str | None, *, no_generation: bool) -> Iterator[Findin
         here.weights_bytes,
         config.memory_limit_bytes or here.usable_bytes,
         has_metal=here.recommended_bytes is not None,
+    )
+    try:
+        fit = fit_of(config)
+    except MlxqError as error:
+        yield problem("model", str(error), "see the findings on the model")
+        return
+    yield from machine.look_at_width(
+        tuning.width_of(config, fit.reason), narrow_batch(fit.num_longest, fit.wanted, fit.longest_tokens)
     )
     if not no_generation:
         yield from model_folder.look_at_generation(lambda: load_backend(config))

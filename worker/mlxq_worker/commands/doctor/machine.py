@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mlxq_worker.commands.doctor.finding import Finding, note, ok, problem, warning
@@ -22,9 +22,7 @@ def look_at_device(setting: Setting, recommended_bytes: int | None, machine_byte
     device = "the GPU" if setting.is_gpu else "the CPU"
     yield ok("device", f"MLX computes on {device}; the machine has {machine_bytes / _GIB:.0f} GiB of memory")
     states = list(slow_states(setting))
-    for state in states:
-        what, _, todo = state.partition(": ")
-        yield warning("speed", what, todo)
+    yield from _warnings("speed", states)
     if not states:
         yield ok("speed", "nothing is known that makes a worker slow here")
     if recommended_bytes is not None:
@@ -51,6 +49,17 @@ def look_at_fit(weights_bytes: int, limit_bytes: int, *, has_metal: bool) -> Ite
         yield problem("memory", sizes, todo)
 
 
+def look_at_width(chosen: str, slow: Iterable[str]) -> Iterator[Finding]:
+    """How many rows a worker decodes at once.
+
+    Args:
+        chosen: that, and why.
+        slow: sentences about what makes the batch narrow.
+    """
+    yield ok("width", chosen)
+    yield from _warnings("width", slow)
+
+
 def look_at_disk(folder: Path, free_bytes: int | None = None) -> Iterator[Finding]:
     """Whether answers have room where they will be written."""
     if not folder.is_dir():
@@ -67,3 +76,9 @@ def look_at_disk(folder: Path, free_bytes: int | None = None) -> Iterator[Findin
 def no_model() -> Iterator[Finding]:
     """Nobody has said which model to look at."""
     yield note("model", "no model was looked at", "name one with --model, or set MLXQ_MODEL")
+
+
+def _warnings(name: str, states: Iterable[str]) -> Iterator[Finding]:
+    for state in states:
+        what, _, todo = state.partition(": ")
+        yield warning(name, what, todo)

@@ -1,6 +1,10 @@
-"""What fits on a machine, reckoned before a model's weights are read: the weights, and how many rows beside them.
+"""What fits on a machine, reckoned before a model's weights are read: the weights, how many rows beside them, and how
+wide a batch is that nobody has given a width.
 
-Plain Python over a model's cost and sizes in bytes; `memory` measures them.
+A wider batch is faster until a step computes for as long as it reads weights. Beyond that each row gets slower and the
+batch no faster, while the worker claims ahead in proportion to it (`jobs.claiming`). So the width is what fits, and no
+more than what pays, which depends on what computes. Memory doesn't hang on it: admission counts each row with its own
+length. Plain Python over a model's cost and sizes in bytes; `memory` measures them.
 """
 
 from __future__ import annotations
@@ -11,50 +15,109 @@ from mlxq_worker.engine.kvcache.budget import KvBudget
 
 TILE = 32
 """Matrix kernels work on tiles of so many rows: a further row in a tile that isn't full costs little."""
+EXPECTED_TOKENS = 1024
+"""Of prompt and answer together, where a width is to be found: what most requests of bulk work stay below. Of longer
+rows fewer run, by admission."""
+
+
+@dataclass(frozen=True, slots=True)
+class MostRows:
+    """The widest batch that pays, `num_rows`, on a `device`."""
+
+    num_rows: int
+    device: str
+
+
+ON_A_CPU = MostRows(32, "a CPU")
+"""Where a step computes from a few rows on: a model of 40M parameters makes 495 tokens a second at 16 rows, 635 at 32,
+481 at 64 and 647 at 128 (``python -m tests.bench.widths --model 40m``, two cores); one of 6M goes on to gain."""
+ON_METAL = MostRows(64, "this GPU")
+"""A step reads each weight once and computes twice with it for each row. By Apple's figures for operations and bytes a
+second the two take as long at 9 to 11 rows with weights of 4 bits and at 33 to 38 with 16 (M1 to M4); this is the next
+whole tile. Not run on Metal."""
+ON_CUDA = MostRows(256, "this GPU")
+"""Likewise some 200 rows with weights of 16 bits on an H200; it is vLLM's default, too. Never run."""
+
+
+def most_rows(*, is_gpu: bool, has_metal: bool) -> MostRows:
+    """The widest batch that pays on what MLX computes on."""
+    if not is_gpu:
+        return ON_A_CPU
+    return ON_METAL if has_metal else ON_CUDA
 
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """Rows of `row_tokens` tokens beside weights of `weights_bytes`.
+    """Rows beside weights of `weights_bytes`.
 
     Args:
         weights_bytes: of the model, as it is stored.
         limit_bytes: what the process may take.
         budget: what is left for rows.
-        row_tokens: of prompt and answer.
-        max_num_seqs: how many rows are wanted at once.
+        row_tokens: of a row as it is expected, prompt and answer.
+        longest_tokens: of a row that asks for no limit, likewise.
+        most: the widest batch that pays here.
+        given: the width that somebody wants; `None` to take what fits.
     """
 
     weights_bytes: int
     limit_bytes: int
     budget: KvBudget
     row_tokens: int
-    max_num_seqs: int
+    longest_tokens: int
+    most: MostRows = ON_A_CPU
+    given: int | None = None
+
+    @property
+    def wanted(self) -> int:
+        """How many rows are wanted at once."""
+        return self.given or self.most.num_rows
 
     @property
     def num_rows(self) -> int:
-        """How many such rows fit, up to `max_num_seqs`."""
-        low, high = 0, self.max_num_seqs
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self._fits(middle) else (low, middle - 1)
-        return low
+        """How many of the expected rows fit, up to `wanted`."""
+        return self._rows_of(self.row_tokens)
 
     @property
-    def proposed_rows(self) -> int:
-        """A width that fits, in whole tiles where it has any."""
-        return self.num_rows // TILE * TILE or self.num_rows
+    def num_longest(self) -> int:
+        """How many rows that ask for no limit fit, up to `wanted`."""
+        return self._rows_of(self.longest_tokens)
+
+    @property
+    def fitting(self) -> int:
+        """As many rows as are wanted and fit, in whole tiles where they fill one; one in any case: it may be short."""
+        return max(1, self.num_rows // TILE * TILE or self.num_rows)
+
+    @property
+    def max_num_seqs(self) -> int:
+        """How many rows are decoded at once: as many as somebody has said, else as fit."""
+        return self.given or self.fitting
+
+    @property
+    def reason(self) -> str:
+        """Why it is that many where nobody has said anything."""
+        rows = f"{self.fitting} {'row' if self.fitting == 1 else 'rows'} at once"
+        length = f"of {self.row_tokens:,} tokens"
+        if self.num_rows == self.wanted:
+            return f"{rows}, the most that pays on {self.most.device}; so many {length} fit into memory"
+        if self.fitting < self.num_rows:
+            return f"{rows}, in whole tiles; {self.num_rows} {length} fit into memory"
+        return f"{rows}, as many {length} as fit into memory" if self.num_rows else f"{rows}, though none {length} fits"
 
     def __str__(self) -> str:
         row_bytes = self.budget.taken([self.row_tokens])
         return (
             f"weights of {_mib(self.weights_bytes)} and rows of {_mib(row_bytes)} for {self.row_tokens:,} tokens, in "
-            f"{_mib(self.limit_bytes)}: {self.num_rows} of {self.max_num_seqs} rows of that length fit"
-            + (f"; --max-num-seqs {self.proposed_rows} would do" if 0 < self.num_rows < self.max_num_seqs else "")
+            f"{_mib(self.limit_bytes)}: {self.num_rows} of {self.wanted} rows of that length fit"
+            + (f"; --max-num-seqs {self.fitting} would do" if self.given and 0 < self.num_rows < self.given else "")
         )
 
-    def _fits(self, num_rows: int) -> bool:
-        return self.budget.fits([self.row_tokens] * num_rows)
+    def _rows_of(self, num_tokens: int) -> int:
+        low, high = 0, self.wanted
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.budget.fits([num_tokens] * middle) else (low, middle - 1)
+        return low
 
 
 def _mib(num_bytes: int) -> str:
