@@ -250,15 +250,13 @@ def _look_before_loading(
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a worker would run on. `weights_bytes` are those of the model that was named, 0 for none;
-    `recommended_bytes` is what Metal recommends to use at most, `usable_bytes` what a worker takes at most unless it is
-    told otherwise."""
+    """What a worker would run on. `recommended_bytes` is what Metal recommends to use at most, `usable_bytes` what a
+    worker takes at most unless it is told otherwise."""
 
     setting: Setting
     machine_bytes: int
     usable_bytes: int
     recommended_bytes: int | None
-    weights_bytes: int
 
 
 def machine_of(folder: Path | None) -> Machine:
@@ -271,7 +269,6 @@ def machine_of(folder: Path | None) -> Machine:
 
     from mlxq_worker.engine.kvcache.device import Device
     from mlxq_worker.engine.kvcache.memory import usable_bytes
-    from mlxq_worker.model.safetensors import weights_bytes
 
     device = Device()
     return Machine(
@@ -279,7 +276,6 @@ def machine_of(folder: Path | None) -> Machine:
         machine_bytes=machine_bytes(),
         usable_bytes=usable_bytes(device),
         recommended_bytes=device.recommended_bytes,
-        weights_bytes=weights_bytes(folder) if folder is not None else 0,
     )
 
 
@@ -319,10 +315,9 @@ def what_fits(model: LoadedModel, config: WorkerConfig, limit_bytes: int) -> Fit
     from mlxq_worker.engine.kvcache.budget import KvBudget
     from mlxq_worker.engine.kvcache.device import Device, is_gpu
     from mlxq_worker.engine.kvcache.fit import EXPECTED_TOKENS, Fit, most_rows
-    from mlxq_worker.engine.kvcache.memory import measure_cost, room_for_rows
-    from mlxq_worker.model.safetensors import weights_bytes
+    from mlxq_worker.engine.kvcache.memory import measure_cost, room_for_rows, weights_bytes
 
-    num_bytes = weights_bytes(model.path)
+    num_bytes = weights_bytes(model.model)
     room_bytes = room_for_rows(limit_bytes, resident_bytes() + num_bytes)
     longest_tokens = min(model.context_length, 2 * _open_fields(model, config).max_tokens)
     return Fit(

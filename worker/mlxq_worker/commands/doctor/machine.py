@@ -29,24 +29,25 @@ def look_at_device(setting: Setting, recommended_bytes: int | None, machine_byte
         yield ok("metal_memory", f"Metal recommends to use up to {recommended_bytes / _GIB:.1f} GiB of it")
 
 
-def look_at_fit(weights_bytes: int, limit_bytes: int, *, has_metal: bool) -> Iterator[Finding]:
-    """Whether a model's weights have room.
+def look_at_fit(what_fits: str, weights_bytes: int, limit_bytes: int, *, has_metal: bool) -> Iterator[Finding]:
+    """Whether a model's weights have room, and rows beside them.
 
     Args:
+        what_fits: a sentence with all sizes.
+        weights_bytes: what the weights will take.
         limit_bytes: what a worker may take of the machine's memory.
     """
-    sizes = f"the weights take {weights_bytes / _GIB:.1f} GiB, and a worker may take {limit_bytes / _GIB:.1f} GiB"
     if weights_bytes < 0.8 * limit_bytes:
-        yield ok("memory", sizes)
+        yield ok("memory", what_fits)
         return
     todo = "take a smaller model or one of fewer bits, or give more with --memory-limit"
     if has_metal:
         megabytes = round(1.25 * weights_bytes / 1e6)
         todo += f"; on a Mac with more memory than that: sudo sysctl iogpu.wired_limit_mb={megabytes}"
     if weights_bytes < limit_bytes:
-        yield warning("memory", f"{sizes}: little is left for rows", todo)
+        yield warning("memory", f"little is left for rows: {what_fits}", todo)
     else:
-        yield problem("memory", sizes, todo)
+        yield problem("memory", what_fits, todo)
 
 
 def look_at_width(chosen: str, slow: Iterable[str]) -> Iterator[Finding]:
