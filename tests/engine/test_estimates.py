@@ -1,5 +1,5 @@
-"""What is said to fit before weights are read, beside what is allocated then: for weights what they take, for rows never
-less than they take and at most twice that, since a slab that grows and a step's new states are counted beside those
+"""What is said to fit before weights are read, beside what is allocated then: for weights what they take, for rows at
+least what they take and at most twice that, since a slab that grows and a step's new states are counted beside those
 before them."""
 
 from __future__ import annotations
