@@ -184,6 +184,21 @@ def test_a_worker_without_memory_for_rows_wires_nothing_for_good(monkeypatch: py
     assert mac.limits["wired"] == 0
 
 
+def test_a_worker_over_its_limit_has_mlx_give_back_what_it_keeps_before_that_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mac = FakeDevice(active=GIB)
+    monkeypatch.setattr(mac, "release_unused", lambda: setattr(mac, "active", min(mac.active, 40 * GIB)))
+    monkeypatch.setattr(device, "Device", lambda: mac)
+    backend = load_backend(WorkerConfig(model="demo"))
+    mac.active = 44 * GIB
+
+    assert backend.memory.level(1.0) == "fine"
+
+    assert backend.memory.last_bytes == 40 * GIB
+    backend.close()
+
+
 @pytest.mark.parametrize("wired_limit", ["auto", GIB])
 def test_a_worker_that_starts_again_wires_as_much_again(
     wired_limit: WiredLimit, monkeypatch: pytest.MonkeyPatch
