@@ -168,6 +168,16 @@ def test_weights_are_shown_if_they_are_there(tmp_path: Path) -> None:
     assert inspected(path)["weights_bytes"] == 64
 
 
+def test_layers_whose_weights_are_packed_otherwise_are_counted(tmp_path: Path) -> None:
+    packed = {"bits": 4, "group_size": 64, "mode": "affine"}
+    path = folder_of({"quantization": {**packed, "lm_head": {**packed, "bits": 6}, "model.norm": False}}).write(
+        tmp_path
+    )
+
+    assert inspected(path)["quantization"] == {**packed, "layers_with_their_own": 1}
+    assert "layers with their own: 1" in in_words(path)
+
+
 @pytest.mark.parametrize(
     "config",
     [

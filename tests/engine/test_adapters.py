@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,14 @@ from mlx.utils import tree_flatten
 from mlx_lm.generate import generate_step
 from mlx_lm.tuner.utils import linear_to_lora_layers
 from tests.support.engine_runs import run
+from tests.support.fake_device import GIB, FakeDevice
 from tests.support.row_specs import row_spec
 
 from mlxq.errors import ModelError
+from mlxq_worker.backend import load_backend
+from mlxq_worker.config import WorkerConfig
 from mlxq_worker.engine.engine import BatchEngine
+from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.runners.trial import find_packing
 from mlxq_worker.model.load import load_model
 
@@ -75,3 +80,22 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match=r"the adapter in .* doesn't go with mlxq-demo: "):
         load_model("demo", adapter_path=adapter)
+
+
+def test_a_worker_wires_an_adapter_with_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = write_adapter(tmp_path / "adapter")
+    adapter_bytes = sum(array.nbytes for array in mx.load(str(adapter / "adapters.safetensors")).values())
+    base_bytes = mx.get_active_memory()
+    mac = FakeDevice()
+    monkeypatch.setattr(mac, "active_bytes", lambda: 12 * GIB + mx.get_active_memory() - base_bytes)
+    monkeypatch.setattr(device, "Device", lambda: mac)
+    wired = []
+
+    for path in (None, str(adapter)):
+        backend = load_backend(WorkerConfig(model="demo", adapter_path=path, memory_limit_bytes=40 * GIB))
+        wired.append(mac.limits["wired"])
+        backend.close()
+        del backend
+        gc.collect()
+
+    assert adapter_bytes <= wired[1] - wired[0] < 2 * adapter_bytes

@@ -44,8 +44,7 @@ OF_A_KIND: Mapping[str, Mapping[str, Any]] = {
         "linear_key_head_dim": 32,
         "linear_value_head_dim": 32,
     },
-    # A step's activations are larger beside latents, so as many layers as above.
-    "deepseek_v3": {"num_hidden_layers": NUM_LAYERS, "kv_lora_rank": 128, "qk_rope_head_dim": 32},
+    "deepseek_v3": {"num_hidden_layers": 12, "kv_lora_rank": 128, "qk_rope_head_dim": 32},
     "mamba2": {"num_hidden_layers": 12, "num_heads": 4, "head_dim": 32, "state_size": 64},
 }
 """A model of each kind of layers, whose caches outweigh a step's activations as those of real ones do."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from tests.support import poisoned_model
 from tests.support.engine_runs import run
 from tests.support.poison import (
     MAX_BATCH_VARIABLE,
@@ -25,6 +26,7 @@ from tests.support.waiting import wait_until
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
 from mlxq.requests.openai import parse_object, text_request
+from mlxq_worker import exits
 from mlxq_worker.config import EngineConfig, WorkerConfig
 from mlxq_worker.supervision.dead_workers import DeadWorkers
 from mlxq_worker.supervision.supervisor import Supervisor
@@ -76,9 +78,12 @@ def submit(connection: Redis, culprit_id: str, prompt: str, **fields: Any) -> Ba
     return Client(connection).submit(lines)
 
 
-def work(connection: Redis) -> None:
+def work(connection: Redis) -> int:
+    """Run a worker until it ends; its exit code."""
     config = WorkerConfig(model="poison", engine=EngineConfig(max_num_seqs=WIDTH))
-    PoisonWorker(["mlxq"], connection=connection, serializer="json", config=config).work(burst=True)
+    worker = PoisonWorker(["mlxq"], connection=connection, serializer="json", config=config)
+    worker.work(burst=True)
+    return worker.exit_code
 
 
 def code_of(line: dict[str, Any]) -> str:
@@ -99,6 +104,22 @@ def check(connection: Redis, batch: Batch, culprit_id: str, code: str, texts: di
     assert got == texts
     assert sorted(events(connection, batch).values()) == [1] * WIDTH
     assert {fetch(connection, batch.job_id(name)).retries_left for name in texts} == {RETRIES}
+
+
+def submit_innocents(connection: Redis) -> Batch:
+    lines = [text_request(text, custom_id=custom_id, defaults=body()) for custom_id, text in INNOCENTS.items()]
+    return Client(connection).submit(lines)
+
+
+def texts_of(batch: Batch) -> dict[str, str]:
+    lines = {answer.custom_id: answer.line for answer in batch.as_completed()}
+    return {name: line["response"]["body"]["choices"][0]["text"] for name, line in lines.items()}
+
+
+def assert_without_strikes(connection: Redis, batch: Batch) -> None:
+    ids = [batch.job_id(name) for name in INNOCENTS]
+    assert {connection.hget(f"rq:job:{job_id}", "mlxq_strikes") for job_id in ids} == {None}
+    assert {fetch(connection, job_id).retries_left for job_id in ids} == {RETRIES}
 
 
 @pytest.mark.parametrize(
@@ -137,15 +158,34 @@ def test_memory_that_is_short_for_all_makes_the_batch_narrower_and_costs_nobody_
 ) -> None:
     # given a model that has memory for ten tokens at once
     monkeypatch.setenv(MAX_BATCH_VARIABLE, "10")
-    lines = [text_request(text, custom_id=custom_id, defaults=body()) for custom_id, text in INNOCENTS.items()]
-    batch = Client(connection).submit(lines)
+    batch = submit_innocents(connection)
 
     work(connection)
 
-    answers = {answer.custom_id: answer.line for answer in batch.as_completed()}
-    assert {name: line["response"]["body"]["choices"][0]["text"] for name, line in answers.items()} == texts_alone
+    assert texts_of(batch) == texts_alone
     assert "Memory ran out" in caplog.text
-    assert {connection.hget(f"rq:job:{batch.job_id(name)}", "mlxq_strikes") for name in answers} == {None}
+    assert_without_strikes(connection, batch)
+
+
+def test_a_process_without_handles_for_buffers_is_no_requests_fault_and_a_fresh_one_answers_them_all(
+    connection: Redis, texts_alone: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a process that has leaked them
+    batch = submit_innocents(connection)
+    with monkeypatch.context() as leaking:
+        leaking.setenv(MAX_BATCH_VARIABLE, "10")
+        leaking.setattr(poisoned_model, "OUT_OF_MEMORY", "[metal::malloc] Resource limit (499000) exceeded.")
+
+        # when
+        assert work(connection) == exits.START_AGAIN
+
+    # then
+    assert batch.counts().num_ended == 0
+    assert {fetch(connection, batch.job_id(name)).get_status().value for name in INNOCENTS} == {"queued"}
+    assert_without_strikes(connection, batch)
+    assert work(connection) == exits.DONE
+    assert texts_of(batch) == texts_alone
+    assert_without_strikes(connection, batch)
 
 
 def test_a_prompt_that_kills_the_process_ends_as_worker_crashed(

@@ -11,17 +11,25 @@ GIB = 1 << 30
 
 @dataclass
 class FakeDevice(Device):
-    """A Mac with this much memory recommended (`None`: no Metal) and this much allocated. `calls` has what it was told,
-    in order, and `limits` what holds."""
+    """A Mac with this much memory recommended (`None`: no Metal), this much of which Metal lets be wired, and this much
+    allocated. `calls` has what it was told, in order, and `limits` what holds."""
 
     recommended: int | None = 48 * GIB
     active: int = 20 * GIB
+    wirable: int = 48 * GIB
+    macos: int = 15
+    failure: Exception | None = None
+    """Of the steps that are being computed."""
     limits: dict[str, int] = field(default_factory=lambda: {"wired": 0, "memory": 0, "cache": 0})
     calls: list[str] = field(default_factory=list)
 
     @property
     def recommended_bytes(self) -> int | None:
         return self.recommended
+
+    @property
+    def can_wire(self) -> bool:
+        return self.macos >= 15
 
     def active_bytes(self) -> int:
         return self.active
@@ -31,9 +39,11 @@ class FakeDevice(Device):
 
     def synchronize(self) -> None:
         self.calls.append("synchronize")
+        if self.failure is not None:
+            raise self.failure
 
     def set_wired_limit(self, limit_bytes: int) -> int:
-        if self.recommended is not None and limit_bytes > self.recommended:  # as MLX does
+        if limit_bytes > self.wirable:  # as MLX does
             raise ValueError("[metal::set_wired_limit] Setting a wired limit larger than the maximum working set size")
         return self._set("wired", limit_bytes)
 

@@ -105,11 +105,11 @@ def test_a_mac_whose_gpu_is_not_used() -> None:
 
 
 def test_weights_that_metal_has_no_room_for() -> None:
-    finding = only(machine.look_at_fit(30 * GIB, 24 * GIB, has_metal=True))
+    finding = only(machine.look_at_fit("30 in 24", 30 * GIB, 24 * GIB, has_metal=True))
 
     assert (finding.name, finding.level) == ("memory", "problem")
     assert "iogpu.wired_limit_mb" in finding.todo
-    assert only(machine.look_at_fit(22 * GIB, 24 * GIB, has_metal=False)).level == "warning"
+    assert only(machine.look_at_fit("22 in 24", 22 * GIB, 24 * GIB, has_metal=False)).level == "warning"
 
 
 def test_a_disk_that_is_nearly_full(tmp_path: Path) -> None:

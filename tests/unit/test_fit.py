@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import struct
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import pytest
-from tests.support.architectures import build
+from mlx.utils import tree_flatten
+from tests.support import architectures
+from tests.support.small_tokenizers import LLAMA_CONFIG, write_model_files
 
 from mlxq.errors import ModelError
 from mlxq_worker import backend
@@ -21,7 +21,8 @@ from mlxq_worker.demo import MODEL_PATH
 from mlxq_worker.engine.kvcache.budget import KvBudget, KvCost
 from mlxq_worker.engine.kvcache.fit import ALONE, ON_A_CPU, ON_CUDA, ON_METAL, Fit, MostRows, most_rows
 from mlxq_worker.engine.kvcache.memory import measure_cost
-from mlxq_worker.model.load import LoadedModel, load_model, load_without_weights, read_weights
+from mlxq_worker.model.config_json.build import build
+from mlxq_worker.model.load import LoadedModel, load_without_weights, read_weights
 from mlxq_worker.model.safetensors import weights_bytes
 
 MIB = 1 << 20
@@ -146,24 +147,36 @@ def test_what_a_row_costs_is_the_same_before_and_after_the_weights_are_read() ->
 
 @pytest.mark.parametrize(("architecture", "width"), [("llama4", 1), ("llama", 32)])
 def test_a_model_whose_rows_run_one_at_a_time_claims_no_more_than_that(architecture: str, width: int) -> None:
-    model = LoadedModel(**{**vars(load_without_weights("demo")), "model": build(architecture)})
+    model = LoadedModel(**{**vars(load_without_weights("demo")), "model": architectures.build(architecture)})
 
     assert backend.what_fits(model, WorkerConfig(model="demo"), 8 << 30).max_num_seqs == width
 
 
 def test_a_model_that_does_not_fit_is_refused_before_its_weights_are_read(tmp_path: Path) -> None:
-    # given a folder whose weights' file says that they take a terabyte
-    shutil.copytree(MODEL_PATH, tmp_path / "big")
-    header: dict[str, Any] = {"w": {"dtype": "U8", "shape": [1 << 40], "data_offsets": [0, 1 << 40]}}
-    loaded = load_model("demo")
-    write_header(tmp_path / "big" / "model.safetensors", header)
-    big = LoadedModel(**{**vars(loaded), "path": tmp_path / "big", "name": "big"})
+    # given a folder of a model of 6 GiB, all header and hole
+    sizes = {"hidden_size": 4096, "intermediate_size": 16384, "num_hidden_layers": 12, "max_position_embeddings": 4096}
+    config = LLAMA_CONFIG | sizes
+    folder = write_model_files(tmp_path / "big", config)
+    header, end = {}, 0
+    for name, weight in tree_flatten(build(config).parameters()):
+        start, end = end, end + 2 * weight.size
+        header[name] = {"dtype": "BF16", "shape": weight.shape, "data_offsets": [start, end]}
+    file = folder / "model.safetensors"
+    write_header(file, header)
+    with file.open("ab") as stream:
+        stream.truncate(file.stat().st_size + end)
+    before_bytes = resident_bytes()
 
-    # when, then
-    fitting = backend.what_fits(big, WorkerConfig(model="big"), 8 << 30)
-    assert fitting.weights_bytes == 1 << 40
-    assert fitting.budget.cost == measure_cost(loaded.model, in_slabs=True), "as the engine reckons"
-    assert fitting.num_rows == 0
+    # when
+    fitting = backend.fit_of(WorkerConfig(model=str(folder), memory_limit_bytes=8 << 30))
+
+    # then
+    assert fitting.weights_bytes == weights_bytes(folder) == end > 5 << 30
+    assert fitting.budget.cost.bytes_per_token == 12 * 2 * 1 * 2048 * 2
+    assert 0 < fitting.num_rows < fitting.wanted
+    with pytest.raises(ModelError, match=r"weights of big take 5,\d+ MiB, and the worker may take no more than 4,0"):
+        backend.load_backend(WorkerConfig(model=str(folder), memory_limit_bytes=4 << 30))
+    assert resident_bytes() - before_bytes < 1 << 30
 
 
 def test_a_worker_says_what_fits_and_refuses_what_does_not(caplog: pytest.LogCaptureFixture) -> None:

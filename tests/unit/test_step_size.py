@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from tests.support.tiny_models import build
 
+from mlxq_worker.engine.runners import step_timing
+from mlxq_worker.engine.runners.packed_model import Way
 from mlxq_worker.engine.scheduling.step_size import (
     MAX_STALL,
     MAX_TOKENS,
@@ -68,3 +71,14 @@ def test_sizes_are_timed_as_long_as_tokens_get_cheaper_and_the_first_step_does_n
 
     assert find_size(step_seconds, 32) == 256
     assert timed == [32, 32, 128, 256, 512]
+
+
+@pytest.mark.parametrize(("taken_s", "said_s"), [((5.0, 0.02, 0.01), 0.01), ((5.0, 0.2), 0.2)], ids=["short", "long"])
+def test_a_step_of_a_size_is_timed_once_it_is_warm(
+    taken_s: tuple[float, ...], said_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter(taken_s)
+    monkeypatch.setattr(step_timing, "_step_seconds", lambda *_: next(times))
+
+    assert step_timing.step_seconds(build("llama"), Way.SHARED, 100, 4) == said_s
+    assert not list(times)

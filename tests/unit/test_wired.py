@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
+from click.testing import CliRunner
 from tests.support.fake_device import GIB, FakeDevice
 
+from mlxq import LLM, SamplingParams
 from mlxq.errors import ConfigError
 from mlxq_worker.backend import load_backend
+from mlxq_worker.commands.bench import bench
+from mlxq_worker.commands.bench_widths import WidthFigures
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.kvcache.wired import WiredLimit, wired, wiring
@@ -91,6 +98,50 @@ def test_where_nothing_is_wired_metal_is_not_told_anything(mac: FakeDevice) -> N
     assert mac.calls == ["release"]
 
 
+@pytest.mark.parametrize(("told", "asked"), [("auto", ""), ("off", ""), (5 * GIB, ", though 5,120 MiB were asked for")])
+def test_an_older_macos_that_would_only_pretend_is_told_nothing_and_it_is_said(told: WiredLimit, asked: str) -> None:
+    mac = FakeDevice(macos=14)
+
+    with wired(told, mac) as decided:
+        assert str(decided) == f"no memory is wired{asked}: macOS can do that from version 15 on"
+
+    assert mac.calls == ["release"]
+
+
+@pytest.mark.parametrize(
+    ("version", "can_wire"), [("14.7.1", False), ("15.0", True), ("26.1", True), ("", False)], ids=str
+)
+def test_which_macos_wires(version: str, can_wire: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.mac_ver", lambda: (version, ("", "", ""), "arm64"))
+
+    assert device.Device().can_wire is can_wire
+
+
+def test_weights_that_metal_refuses_to_wire_are_left_alone_and_it_is_said() -> None:
+    mac = FakeDevice(wirable=19 * GIB)
+
+    with wired("auto", mac) as decided:
+        assert str(decided).startswith("no memory is wired: 20,800 MiB can't be: [metal::set_wired_limit]")
+
+    assert mac.calls == ["release"]
+
+
+def test_a_size_that_metal_refuses_to_wire_is_refused_by_name() -> None:
+    refused = pytest.raises(ConfigError, match=r"wired_limit \(MLXQ_WIRED_LIMIT\): 20,480 MiB can't be wired: \[metal")
+
+    with refused, wired(20 * GIB, FakeDevice(wirable=19 * GIB)):
+        pass
+
+
+def test_it_is_set_back_even_if_the_last_step_has_failed() -> None:
+    mac = FakeDevice(failure=RuntimeError("[METAL] Command buffer execution failed"))
+
+    with pytest.raises(RuntimeError, match="METAL"), wired("auto", mac):
+        assert mac.limits["wired"]
+
+    assert mac.limits["wired"] == 0
+
+
 # --- In a worker ------------------------------------------------------------------------------------------------
 
 
@@ -131,3 +182,71 @@ def test_a_worker_without_memory_for_rows_wires_nothing_for_good(monkeypatch: py
         load(monkeypatch, mac, "auto")
 
     assert mac.limits["wired"] == 0
+
+
+def test_a_worker_over_its_limit_has_mlx_give_back_what_it_keeps_before_that_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    mac = FakeDevice(active=GIB)
+    monkeypatch.setattr(mac, "release_unused", lambda: setattr(mac, "active", min(mac.active, 40 * GIB)))
+    monkeypatch.setattr(device, "Device", lambda: mac)
+    backend = load_backend(WorkerConfig(model="demo"))
+    mac.active = 44 * GIB
+
+    assert backend.memory.level(1.0) == "fine"
+
+    assert backend.memory.last_bytes == 40 * GIB
+    backend.close()
+
+
+@pytest.mark.parametrize("wired_limit", ["auto", GIB])
+def test_a_worker_that_starts_again_wires_as_much_again(
+    wired_limit: WiredLimit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mac = FakeDevice()
+
+    for _ in range(2):
+        load(monkeypatch, mac, wired_limit)
+
+    told = [call for call in mac.calls if call.startswith("wired")]
+    assert told[:2] == told[2:]
+    assert told[1] == "wired 0"
+
+
+def test_a_model_in_the_callers_process_is_wired_until_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    mac = FakeDevice()
+    monkeypatch.setattr(device, "Device", lambda: mac)
+
+    with LLM("demo") as llm:
+        llm.generate(["a"], SamplingParams(max_tokens=2), use_tqdm=False)
+        assert mac.limits["wired"] > 20 * GIB
+
+    assert mac.limits["wired"] == 0
+    assert len([call for call in mac.calls if call.startswith("wired")]) == 2, "nothing changes while it decodes"
+
+
+@pytest.mark.parametrize(("options", "wired_bytes"), [((), 20 * GIB + 20 * GIB // 64), (("--wired-limit", "off"), 0)])
+def test_bench_measures_with_what_a_worker_wires(
+    options: tuple[str, ...], wired_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mac, seen = FakeDevice(), list[int]()
+    monkeypatch.setattr(device, "Device", lambda: mac)
+
+    def measure(*_: Any, **__: Any) -> Iterator[WidthFigures]:
+        seen.append(mac.limits["wired"])
+        yield WidthFigures(1, 10.0, 10.0, 0.1, GIB, 128)
+
+    monkeypatch.setattr("mlxq_worker.commands.bench_widths.measure_all", measure)
+
+    result = CliRunner().invoke(bench, ["--model", "demo", "--no-save", *options])
+
+    assert (result.exit_code, seen, mac.limits["wired"]) == (0, [wired_bytes], 0), result.output
+
+
+def test_bench_refuses_what_a_worker_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLXQ_KV_BITS", "4")
+
+    result = CliRunner().invoke(bench, ["--model", "demo", "--no-save"])
+
+    assert result.exit_code == 1
+    assert "MLXQ_KV_BITS can't be honoured" in result.stderr

@@ -336,11 +336,10 @@ def what_fits(model: LoadedModel, config: WorkerConfig, limit_bytes: int) -> Fit
     from mlxq_worker.engine.kvcache.budget import KvBudget
     from mlxq_worker.engine.kvcache.device import Device, is_gpu
     from mlxq_worker.engine.kvcache.fit import EXPECTED_TOKENS, Fit, most_rows
-    from mlxq_worker.engine.kvcache.memory import measure_cost, room_for_rows
+    from mlxq_worker.engine.kvcache.memory import measure_cost, room_for_rows, weights_bytes
     from mlxq_worker.model.architecture import runs_alone
-    from mlxq_worker.model.safetensors import weights_bytes
 
-    num_bytes = weights_bytes(model.path)
+    num_bytes = weights_bytes(model.model)
     room_bytes = room_for_rows(limit_bytes, resident_bytes() + num_bytes)
     longest_tokens = min(model.context_length, 2 * _open_fields(model, config).max_tokens)
     return Fit(

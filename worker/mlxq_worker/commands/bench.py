@@ -6,12 +6,13 @@ Draws what `bench_widths` measures, and keeps the proposal where workers look fo
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 from rich.console import Console
@@ -39,6 +40,7 @@ class BenchSetting:
     model: str
     adapter_path: str | None
     memory_limit_bytes: int | None
+    wired_limit: int | Literal["auto", "off"] | None
     max_width: int
     prompt_tokens: int
     steps: int
@@ -49,6 +51,7 @@ class BenchSetting:
 @worker_option("model", default="demo")
 @worker_option("adapter_path")
 @worker_option("memory_limit_bytes")
+@worker_option("wired_limit")
 @click.option("--max-width", type=click.IntRange(1), default=256, help="The widest batch that is tried.")
 @click.option("--prompt-tokens", type=click.IntRange(8), default=128, help="Tokens of each prompt.")
 @click.option("--steps", type=click.IntRange(1), default=32, help="Decode steps that are timed at each width.")
@@ -101,10 +104,12 @@ def _measure(setting: BenchSetting) -> list[WidthFigures]:
     from mlxq_worker.config import WorkerConfig
 
     backend = load_backend(
-        WorkerConfig(
+        WorkerConfig.from_env(
+            os.environ,
             model=setting.model,
             adapter_path=setting.adapter_path,
             memory_limit_bytes=setting.memory_limit_bytes,
+            wired_limit=setting.wired_limit,
             allow_no_eos=True,
             generation_config="off",
         )

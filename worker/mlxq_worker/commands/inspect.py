@@ -166,7 +166,9 @@ def _quantization(config: Mapping[str, Any]) -> Any:
     stated = config.get("quantization") or config.get("quantization_config")
     if not isinstance(stated, Mapping):
         return None
-    return {key: stated[key] for key in ("bits", "group_size", "mode", "quant_method") if key in stated}
+    told = {key: stated[key] for key in ("bits", "group_size", "mode", "quant_method") if key in stated}
+    num_own = sum(isinstance(each, Mapping) and "bits" in each for each in stated.values())
+    return {**told, "layers_with_their_own": num_own} if num_own else told
 
 
 def _templates(template: Any) -> list[str]:

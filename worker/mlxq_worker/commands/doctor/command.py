@@ -155,16 +155,14 @@ def look_at_worker(model: str | None, *, no_generation: bool) -> Iterator[Findin
     yield from description
     if any(finding.level == "problem" for finding in (*files, *description)):
         return
-    yield from machine.look_at_fit(
-        here.setting.weights_bytes,
-        config.memory_limit_bytes or here.usable_bytes,
-        has_metal=here.setting.recommended_bytes is not None,
-    )
     try:
         fit = fit_of(config)
     except MlxqError as error:
         yield problem("model", str(error), "see the findings on the model")
         return
+    yield from machine.look_at_fit(
+        str(fit), fit.weights_bytes, fit.limit_bytes, has_metal=here.setting.recommended_bytes is not None
+    )
     yield from machine.look_at_width(
         tuning.width_of(config, fit.reason), narrow_batch(fit.num_longest, fit.wanted, fit.longest_tokens)
     )

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from mlxq_worker.commands.doctor.finding import Finding, in_words, note, ok, problem, warning
+from mlxq_worker.commands.doctor.finding import Finding, note, ok, problem, warning
 from mlxq_worker.host.slow_states import Setting, slow_states
 
 LEAST_FREE_BYTES = 1_000_000_000
@@ -25,24 +25,25 @@ def look_at_device(setting: Setting, machine_bytes: int) -> Iterator[Finding]:
         yield ok("metal_memory", f"Metal recommends to use up to {setting.recommended_bytes / _GIB:.1f} GiB of it")
 
 
-def look_at_fit(weights_bytes: int, limit_bytes: int, *, has_metal: bool) -> Iterator[Finding]:
-    """Whether a model's weights have room.
+def look_at_fit(what_fits: str, weights_bytes: int, limit_bytes: int, *, has_metal: bool) -> Iterator[Finding]:
+    """Whether a model's weights have room, and rows beside them.
 
     Args:
+        what_fits: a sentence with all sizes.
+        weights_bytes: what the weights will take.
         limit_bytes: what a worker may take of the machine's memory.
     """
-    sizes = f"the weights take {in_words(weights_bytes)}, and a worker may take {in_words(limit_bytes)}"
     if weights_bytes < 0.8 * limit_bytes:
-        yield ok("memory", sizes)
+        yield ok("memory", what_fits)
         return
     todo = "take a smaller model or one of fewer bits, or give more with --memory-limit"
     if has_metal:
         megabytes = round(1.25 * weights_bytes / 1e6)
         todo += f"; on a Mac with more memory than that: sudo sysctl iogpu.wired_limit_mb={megabytes}"
     if weights_bytes < limit_bytes:
-        yield warning("memory", f"{sizes}: little is left for rows", todo)
+        yield warning("memory", f"little is left for rows: {what_fits}", todo)
     else:
-        yield problem("memory", sizes, todo)
+        yield problem("memory", what_fits, todo)
 
 
 def look_at_width(chosen: str, slow: Iterable[str]) -> Iterator[Finding]:

@@ -6,9 +6,13 @@ follows MLX's documentation and has not been run there; tests stand in for this 
 
 from __future__ import annotations
 
+import platform
 from functools import cache
 
 import mlx.core as mx
+
+_WIRES_FROM = 15
+"""The first macOS in which MLX's wired limit does anything: before it the call succeeds and nothing is wired."""
 
 
 @cache
@@ -29,6 +33,11 @@ class Device:
             return None
         return int(mx.device_info()["max_recommended_working_set_size"])
 
+    @property
+    def can_wire(self) -> bool:
+        """Whether this macOS wires what it is told to."""
+        return int(platform.mac_ver()[0].partition(".")[0] or 0) >= _WIRES_FROM
+
     def active_bytes(self) -> int:
         """What MLX has allocated and uses; without what it keeps for reuse."""
         return mx.get_active_memory()
@@ -39,7 +48,11 @@ class Device:
 
     def set_wired_limit(self, limit_bytes: int) -> int:
         """Keep buffers of so many bytes resident, those that are there first; returns what the limit was. Does nothing
-        before macOS 15, or without Metal."""
+        where it can't be, or without Metal.
+
+        Raises:
+            ValueError: that is more than the system allows.
+        """
         return mx.set_wired_limit(limit_bytes)
 
     def set_memory_limit(self, limit_bytes: int) -> int:

@@ -56,7 +56,7 @@ class Fit:
     """Rows beside weights of `weights_bytes`.
 
     Args:
-        weights_bytes: of the model, as it is stored.
+        weights_bytes: of the model, once they are read.
         limit_bytes: what the process may take.
         budget: what is left for rows.
         row_tokens: of a row as it is expected, prompt and answer.

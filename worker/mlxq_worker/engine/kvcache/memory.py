@@ -81,10 +81,16 @@ def measure_cost(model: Any, *, in_slabs: bool = False) -> KvCost:
     return KvCost(per_token, tuple(windows), fixed, largest if in_slabs else 0)
 
 
+def weights_bytes(model: Any) -> int:
+    """What a model's weights take once they are read, by their shapes: less than its files where it leaves out what is
+    for images, and more where mlx-lm unpacks them."""
+    return sum(weight.nbytes for _, weight in tree_flatten(model.parameters()))
+
+
 def in_flight_copies(model: Any) -> InFlightCopies:
     """What steps of this model copy where one starts while another is being computed."""
-    weights = tree_flatten(model.parameters()) if hasattr(model, "parameters") else []
-    return InFlightCopies(sum(weight.nbytes for _, weight in weights), max(1, len(make_prompt_cache(model))))
+    num_bytes = weights_bytes(model) if hasattr(model, "parameters") else 0
+    return InFlightCopies(num_bytes, max(1, len(make_prompt_cache(model))))
 
 
 def _flat(caches: list[Any]) -> list[Any]:

@@ -37,20 +37,23 @@ class Wiring:
         return self.reason
 
 
-def wiring(told: WiredLimit, weights_bytes: int, recommended_bytes: int | None) -> Wiring:
+def wiring(told: WiredLimit, weights_bytes: int, recommended_bytes: int | None, *, can_wire: bool = True) -> Wiring:
     """What to wire of a loaded model.
 
     Args:
         told: by whoever starts the worker.
         weights_bytes: what is allocated once the model is loaded.
         recommended_bytes: what Metal recommends to use at most; `None` without Metal.
+        can_wire: whether this macOS does it.
 
     Raises:
-        ConfigError: more than that is asked for, which MLX refuses.
+        ConfigError: more than is recommended is asked for, which MLX refuses.
     """
+    asked = "" if told in ("auto", "off") else f", though {_mib(int(told))} were asked for"
     if recommended_bytes is None:
-        asked = "" if told in ("auto", "off") else f", though {_mib(int(told))} were asked for"
         return Wiring(0, f"no memory is wired{asked}: there is no Metal here")
+    if not can_wire:
+        return Wiring(0, f"no memory is wired{asked}: macOS can do that from version 15 on")
     if told == "off":
         return Wiring(0, "no memory is wired: it is off")
     if told != "auto":
@@ -71,19 +74,28 @@ def wired(told: WiredLimit, device: Device) -> Iterator[Wiring]:
     """Wire for the block what there is to wire of the model that is loaded; nothing else should be allocated yet.
 
     Raises:
-        ConfigError: as `wiring`.
+        ConfigError: as `wiring`; or MLX can't wire what is asked for.
     """
     device.release_unused()  # what is kept for reuse would be wired in the weights' place
-    decided = wiring(told, device.active_bytes(), device.recommended_bytes)
-    if not decided.limit_bytes:
-        yield decided
-        return
-    before = device.set_wired_limit(decided.limit_bytes)
+    decided = wiring(told, device.active_bytes(), device.recommended_bytes, can_wire=device.can_wire)
+    before = 0
+    if decided.limit_bytes:
+        try:
+            before = device.set_wired_limit(decided.limit_bytes)
+        except (ValueError, RuntimeError) as error:
+            if told != "auto":
+                raise ConfigError(
+                    f"wired_limit (MLXQ_WIRED_LIMIT): {_mib(decided.limit_bytes)} can't be wired: {error}"
+                ) from error
+            decided = Wiring(0, f"no memory is wired: {_mib(decided.limit_bytes)} can't be: {error}")
     try:
         yield decided
     finally:
-        device.synchronize()  # nothing may be unwired under a step that is being computed
-        device.set_wired_limit(before)
+        if decided.limit_bytes:
+            try:
+                device.synchronize()  # nothing may be unwired under a step that is being computed
+            finally:
+                device.set_wired_limit(before)
 
 
 def _mib(num_bytes: int) -> str:

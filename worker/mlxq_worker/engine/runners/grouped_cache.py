@@ -122,6 +122,7 @@ class OwnAttentionCache(InSlots):
         self.grouped = grouped
         self.sliding = sliding
         self.layout = Layout([])
+        self._written: set[int] = set()
 
     def __repr__(self) -> str:
         return f"OwnAttentionCache({self.slots!r})"
@@ -139,6 +140,13 @@ class OwnAttentionCache(InSlots):
     def begin_step(self, layout: Layout) -> None:
         """Say where the tokens of the next forward pass go."""
         self.layout = layout
+        self._written.clear()
+
+    def may_write(self, group: Group) -> bool:
+        """Whether a group's tokens are still to be written: true once."""
+        is_new = id(group) not in self._written
+        self._written.add(id(group))
+        return is_new
 
     def make_mask(self, *_: Any, window_size: int | None = None, **__: Any) -> SlotMask:
         """Stands for each group's mask."""
@@ -152,11 +160,16 @@ class OwnAttentionCache(InSlots):
         """Everything was written when it was handed over."""
 
 
+class OthersWriteFirst(Exception):
+    """A group may not read its slots yet."""
+
+
 class SlotView:
     """A group's rows in their slots, as mlx-lm's `BatchKVCache` shows its rows, but padded at their ends. B rows of T
     tokens, K columns. `keys` and `values` are what was fetched last."""
 
     def __init__(self, cache: OwnAttentionCache, group: Group) -> None:
+        self._cache = cache
         self._slots = cache.slots
         self._sliding = cache.sliding
         self._group = group
@@ -181,7 +194,11 @@ class SlotView:
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write the keys and values of the rows' tokens, (B, H, T, D) each; returns those of their slots, (B, H, K, D)
-        each."""
+        each.
+
+        Raises:
+            OthersWriteFirst: they are written, and others' may not be yet.
+        """
         self.keys, self.values = self._update(keys, values)
         return self.keys, self.values
 
@@ -190,11 +207,14 @@ class SlotView:
         if isinstance(source, PrefixChunk):
             self._slots.extend_prefix(source.prefix, keys, values)
             return self._slots.read_prefix(source.prefix)
-        if source.source and self._group.parts[0].start == 0:
-            self._slots.copy_prefix(source.source, [source.slot])
-        kept = self._group.results
-        own = (keys, values) if kept is None else (keys[kept], values[kept])
-        self._slots.write(self._group.places, *map(_token_by_token, own))
+        if self._cache.may_write(self._group):
+            if source.source and self._group.parts[0].start == 0:
+                self._slots.copy_prefix(source.source, [source.slot])
+            kept = self._group.results
+            own = (keys, values) if kept is None else (keys[kept], values[kept])
+            self._slots.write(self._group.places, *map(_token_by_token, own))
+            if self._group.reads_slots and self._cache.layout.derived(self._cache.grouped).num_reading > 1:
+                raise OthersWriteFirst
         if self._group.is_fresh:
             return keys, values
         first = 0 if self._group.window else source.slot.index
@@ -302,23 +322,45 @@ Grouped = StateCache | OwnAttentionCache | GroupedList
 def _in_groups(
     compute: Callable[..., Any], caches: Sequence[Grouped], args: Sequence[Any], kwargs: dict[str, Any]
 ) -> Any:
-    grouping: Grouping = caches[0].layout.derived(_narrowest(caches))
-    results = []
-    for group in grouping.groups:
+    """The module's results, group by group.
+
+    MLX writes in place only what nobody holds, and a group holds the slabs that it reads until it is computed, on Metal
+    a while longer: a group that wrote after another has read would have them copied. So groups that read nothing come
+    first, and the others twice, as often as there are caches in slots: up to where they have written, then from there
+    on. What was begun in vain is never computed.
+    """
+    grouped = _narrowest(caches)
+    grouping: Grouping = caches[0].layout.derived(grouped)
+
+    def computed(group: Group) -> Any:
         views: dict[int, Any] = {id(cache): cache.view(group) for cache in caches}
         masks = [view for view in _flat(views.values()) if isinstance(view, SlotView)]
 
-        def seen(argument: Any, group: Group = group, views: Any = views, masks: Any = masks) -> Any:
+        def seen(argument: Any) -> Any:
             if id(argument) in views:
                 return views[id(argument)]
             if isinstance(argument, SlotMask):
                 return masks[0].make_mask(group.length, window_size=argument.sliding) if masks else None
             return grouping.split(group, argument)
 
-        results.append(compute(*map(seen, args), **{name: seen(each) for name, each in kwargs.items()}))
+        result = compute(*map(seen, args), **{name: seen(each) for name, each in kwargs.items()})
         for cache in caches:
             cache.keep(group, views[id(cache)])
-    return grouping.joined(results)
+        return result
+
+    results: dict[int, Any] = {}
+    waiting = list(range(len(grouping.groups)))
+    if grouped is not by_state:
+        waiting.sort(key=lambda index: grouping.groups[index].reads_slots)
+    while waiting:
+        held_up = []
+        for index in waiting:
+            try:
+                results[index] = computed(grouping.groups[index])
+            except OthersWriteFirst:
+                held_up.append(index)
+        waiting = held_up
+    return grouping.joined([results[index] for index in range(len(results))])
 
 
 def _narrowest(caches: Sequence[Any]) -> Callable[[Layout], Grouping]:

@@ -60,6 +60,11 @@ class Group:
     def is_fresh(self) -> bool:
         return self.parts[0].is_fresh
 
+    @property
+    def reads_slots(self) -> bool:
+        """Whether its rows attend to what lies in their slots, and not just to tokens of their own."""
+        return not self.is_fresh and isinstance(self.parts[0].source, Span)
+
     @cached_property
     def tokens(self) -> mx.array:
         """(B * T,) where the tokens stand in the step."""
@@ -102,6 +107,7 @@ class Grouping:
 
     def __init__(self, groups: Sequence[Group], layout: Layout) -> None:
         self.groups = tuple(groups)
+        self.num_reading = sum(group.reads_slots for group in self.groups)
         self.num_tokens = layout.num_tokens
         self._positions = layout.positions
         order = [
