@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from unittest import mock
 
 import click
 import mlx.core as mx
@@ -33,6 +34,7 @@ from tests.support.tiny_models import build
 from mlxq_worker.engine.api import RowId, RowSpec
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.kvcache.places import cut
+from mlxq_worker.engine.runners import packed_model
 
 WIDTH = 32
 HOST_LAYERS = 32
@@ -129,9 +131,10 @@ class Ours:
 
     def __init__(self, model: Any, case: Case, width: int) -> None:
         self._case = case
-        self._engine = BatchEngine(
-            model, lambda ids: "", max_num_seqs=width, max_num_batched_tokens=512, kv_bytes=1 << 33, pipelined=True
-        )
+        with mock.patch.object(packed_model, "route_quick", return_value=[]):  # as on a GPU
+            self._engine = BatchEngine(
+                model, lambda ids: "", max_num_seqs=width, max_num_batched_tokens=512, kv_bytes=1 << 33, pipelined=True
+            )
 
     def add(self, first: int, num_rows: int) -> None:
         for index, prompt in enumerate(self._case.prompts(first, num_rows), start=first):

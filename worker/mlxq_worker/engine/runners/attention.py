@@ -159,11 +159,15 @@ def attend_in_part(
     # In float32 before the product, as fused kernels sum: a score that is rounded to bfloat16 is off by up to 0.4 %.
     grouped = (queries.astype(mx.float32) * (scale * _PER_LOG_2)).reshape(num_rows, num_kv_heads, -1, size)
     scores = grouped @ keys.astype(mx.float32).swapaxes(-1, -2)  # (B, H', H / H' * Q, T)
+    # On a CPU a power that underflows takes far longer than that of minus infinity.
+    is_infinite = mask is not None and not device.is_gpu()
     if mask is not None:
         if mask.ndim == 2:
             mask = mx.tile(mask, (num_heads // num_kv_heads, 1))
-        scores = mx.where(mask, scores, _UNSEEN)
+        scores = mx.where(mask, scores, -mx.inf if is_infinite else _UNSEEN)
     peak = scores.max(axis=-1, keepdims=True)
+    if is_infinite:
+        peak = mx.maximum(peak, _UNSEEN)
     weights = mx.power(2, scores - peak)
     weighted = weights @ values.astype(mx.float32)
     shape = (num_rows, num_heads, num_queries, -1)

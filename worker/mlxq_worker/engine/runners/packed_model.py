@@ -17,7 +17,6 @@ from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache
 
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import Changes, Slot
-from mlxq_worker.engine.runners.activation import quick_swiglu, route_swiglu
 from mlxq_worker.engine.runners.body import look_into, split
 from mlxq_worker.engine.runners.grouped_cache import (
     GroupedList,
@@ -28,6 +27,8 @@ from mlxq_worker.engine.runners.grouped_cache import (
 )
 from mlxq_worker.engine.runners.groups import by_row, by_slab
 from mlxq_worker.engine.runners.layout import Layout
+from mlxq_worker.engine.runners.on_cpu.quick import quick
+from mlxq_worker.engine.runners.on_cpu.routes import route_quick
 from mlxq_worker.engine.runners.slot_cache import SlotCache, route_attention, step_of_layers
 
 
@@ -89,7 +90,7 @@ class PackedModel:
         self._body, self._head = split(model, anatomy)
         self.copies_prefixes = way.copies_prefixes
         # From here on nothing fails: what is routed now `let_go` takes back.
-        self._unroute = route_swiglu(model)
+        self._unroute = route_quick(model)
         if way is Way.SHARED:
             self._unroute += route_attention(model)
         self._unroute += [partial(unroute_calls, kind) for kind in chain(*grouped) if route_calls(kind)]
@@ -119,7 +120,7 @@ class PackedModel:
         """Run tokens (N,) through the layers, writing what they leave where `layout` says: (N, 1, E)."""
         for cache in self.caches:
             cache.begin_step(layout)
-        with quick_swiglu(), step_of_layers(self.caches):
+        with quick(), step_of_layers(self.caches):
             hidden: mx.array = self._body(tokens[:, None], self.caches)
         return hidden
 

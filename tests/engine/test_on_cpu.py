@@ -1,0 +1,251 @@
+"""What models on slots compute otherwise on a CPU: rotations, experts, the gated delta rule. As mlx-lm does it, but for
+rounding, and only where it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any
+from unittest import mock
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx_lm.models import gated_delta as mlx_lm_delta
+from mlx_lm.models.cache import make_prompt_cache
+from mlx_lm.models.switch_layers import SwitchGLU, SwitchLinear
+from tests.support.architectures import build
+from tests.support.rounding import tolerance
+from tests.support.unrouted import unroute_all
+
+from mlxq_worker.engine.runners.on_cpu import delta_rule, experts
+from mlxq_worker.engine.runners.on_cpu.delta_rule import CHUNK, gated_delta
+from mlxq_worker.engine.runners.on_cpu.experts import MANY
+from mlxq_worker.engine.runners.on_cpu.quick import Unroute, once, quick
+from mlxq_worker.engine.runners.on_cpu.rotation import route_rotation
+from mlxq_worker.engine.runners.on_cpu.routes import route_quick
+from mlxq_worker.engine.runners.packed_model import PackedModel
+
+
+@pytest.fixture
+def routed() -> Iterator[list[Unroute]]:
+    """Where a test puts what takes its routes back."""
+    routes: list[Unroute] = []
+    yield routes
+    for take_back in routes:
+        take_back()
+
+
+# Rotations
+
+
+@pytest.mark.parametrize("num_rows", [1, 5, 700])  # the last are too many numbers for a matrix product
+@pytest.mark.parametrize(("dims", "traditional"), [*product((32, 24), (False, True))])
+@pytest.mark.parametrize("has_freqs", [False, True])
+def test_rows_are_rotated_to_the_bit_as_mlx_does(
+    routed: list[Unroute], num_rows: int, dims: int, traditional: bool, has_freqs: bool
+) -> None:
+    x, positions = mx.random.normal((num_rows, 3, 1, 32)), mx.random.randint(0, 8192, (num_rows,))
+    base, freqs = (None, mx.random.uniform(1, 100, (dims // 2,))) if has_freqs else (5e5, None)
+    options: dict[str, Any] = {"base": base, "scale": 0.25, "offset": positions, "freqs": freqs}
+    expected = mx.fast.rope(x, dims, traditional=traditional, **options)
+
+    routed += route_rotation()
+    with quick():
+        first, again = (mx.fast.rope(x, dims, traditional=traditional, **options) for _ in range(2))
+
+    np.testing.assert_array_equal(first, expected)
+    np.testing.assert_array_equal(again, expected)
+
+
+def test_angles_are_made_once_for_the_same_positions_and_anew_for_others(
+    routed: list[Unroute], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cos, made = mx.cos, []
+    monkeypatch.setattr(mx, "cos", lambda angles: (made.append(angles), cos(angles))[1])
+    routed += route_rotation()
+
+    with quick():
+        for positions in (mx.array([3, 5]), mx.array([4, 6])):
+            for _ in range(3):
+                mx.fast.rope(mx.zeros((2, 1, 1, 8)), 8, traditional=False, base=1e4, scale=1.0, offset=positions)
+
+    assert len(made) == 2
+
+
+# Experts
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    "num_tokens", [1, 7, 40, 200]
+)  # below and above what is sorted there, and multiplied at once here
+def test_experts_give_what_mlx_lms_do(routed: list[Unroute], bias: bool, num_tokens: int) -> None:
+    num_experts, num_chosen, size = 5, 2, 48
+    layer = SwitchGLU(size, 24, num_experts, bias=bias)
+    x = mx.random.normal((num_tokens, 1, size))
+    indices = mx.random.randint(0, num_experts - 1, (num_tokens, 1, num_chosen)).astype(mx.uint32)  # the last gets none
+    expected = layer(x, indices)
+
+    routed += route_quick(layer)
+    with quick():
+        result = layer(x, indices)
+
+    assert result.shape == expected.shape
+    size_of_it = float(mx.abs(expected).max())
+    np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance(3 * size, size_of_it))
+
+
+def test_an_experts_tokens_are_multiplied_at_once_where_there_are_many(
+    routed: list[Unroute], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[mx.array] = []
+    runs = experts._runs
+    monkeypatch.setattr(experts, "_runs", lambda indices: (looked_at.append(indices), runs(indices))[1])
+    layer = SwitchGLU(8, 8, 2)
+    routed += route_quick(layer)
+
+    with quick():
+        for num_tokens in (MANY - 1, MANY):
+            layer(mx.zeros((num_tokens, 1, 8)), mx.zeros((num_tokens, 1, 2), mx.uint32))
+
+    assert [indices.size for indices in looked_at] == [2 * MANY]  # and once for a layer's three projections
+
+
+# The delta rule
+
+
+def delta_inputs(num_rows: int, num_tokens: int, *, num_key_heads: int = 2, num_heads: int = 4) -> list[mx.array]:
+    keys = (num_rows, num_tokens, num_key_heads, 16)
+    q, k = mlx_lm_delta.normalize_qk(*(mx.random.normal(keys) for _ in range(2)), inv_scale=0.25, eps=1e-6)
+    v = mx.random.normal((num_rows, num_tokens, num_heads, 8))
+    decay = mx.exp(-mx.random.uniform(0, 30, v.shape[:3]) * mx.random.randint(0, 2, v.shape[:3]))  # all, or nearly none
+    beta = mx.random.uniform(0, 1, v.shape[:3])
+    return [q, k, v, decay, beta, mx.random.normal((num_rows, num_heads, 8, 16))]
+
+
+@pytest.mark.parametrize("num_tokens", [1, 8, CHUNK, CHUNK + 1, 3 * CHUNK - 1])
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_chunks_give_what_token_by_token_does(num_rows: int, num_tokens: int) -> None:
+    inputs = delta_inputs(num_rows, num_tokens)
+
+    for result, expected in zip(gated_delta(*inputs), mlx_lm_delta.gated_delta_ops(*inputs), strict=True):
+        atol = tolerance(16 * CHUNK, float(mx.abs(expected).max()))
+        np.testing.assert_allclose(result, expected, rtol=0, atol=atol)
+
+
+def test_equal_keys_and_full_writes_lose_nothing() -> None:
+    """As a prompt that repeats one token: the system's inverse is then small, and powers of it are huge."""
+    q, k, v, decay, beta, state = delta_inputs(1, 2 * CHUNK)
+    k = mx.broadcast_to(k[:, :1], k.shape)
+    inputs = [q, k, v, mx.ones_like(decay), mx.ones_like(beta), state]
+
+    for result, expected in zip(gated_delta(*inputs), mlx_lm_delta.gated_delta_ops(*inputs), strict=True):
+        atol = tolerance(16 * CHUNK, float(mx.abs(expected).max()))
+        np.testing.assert_allclose(result, expected, rtol=0, atol=atol)
+
+
+def test_a_decay_to_nothing_gives_numbers() -> None:
+    q, k, v, decay, beta, state = delta_inputs(1, CHUNK)
+    inputs = [q, k, v, mx.zeros_like(decay), beta, state]
+
+    for result, expected in zip(gated_delta(*inputs), mlx_lm_delta.gated_delta_ops(*inputs), strict=True):
+        np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance(16, float(mx.abs(expected).max())))
+
+
+def test_a_model_goes_by_chunks_in_a_prompt_and_not_in_a_decode_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    original = delta_rule.gated_delta
+    monkeypatch.setattr(delta_rule, "gated_delta", lambda q, *rest: (lengths.append(q.shape[1]), original(q, *rest))[1])
+    model = build("qwen3_next")
+    routes, cache = route_quick(model), make_prompt_cache(model)
+    with quick():
+        mx.eval(model(mx.arange(20)[None], cache=cache), model(mx.array([[1]]), cache=cache))
+    for take_back in routes:
+        take_back()
+
+    assert set(lengths) == {20}
+
+
+# Convolutions
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 40])
+@pytest.mark.parametrize(("num_columns", "bias"), [(2, False), (4, True)])
+def test_channels_are_convolved_as_by_mlx(routed: list[Unroute], num_tokens: int, num_columns: int, bias: bool) -> None:
+    layer = nn.Conv1d(6, 6, num_columns, groups=6, bias=bias)
+    if bias:
+        layer.bias = mx.random.normal((6,))
+    x = mx.random.normal((3, num_columns - 1 + num_tokens, 6))
+    expected = layer(x)
+
+    routed += route_quick(layer)
+    with quick(), mock.patch.object(mx, "conv1d", None):
+        result = layer(x)
+
+    assert result.shape == expected.shape
+    np.testing.assert_allclose(result, expected, rtol=0, atol=tolerance(5, float(mx.abs(expected).max())))
+
+
+@pytest.mark.parametrize("options", [{"groups": 1}, {"groups": 2}, {"padding": 1}, {"stride": 2}, {"dilation": 2}])
+def test_other_convolutions_are_left_to_mlx(routed: list[Unroute], options: dict[str, int]) -> None:
+    layer, x = nn.Conv1d(6, 6, 3, **{"groups": 6, **options}), mx.random.normal((2, 9, 6))
+    expected = layer(x)
+
+    routed += route_quick(layer)
+    with quick():
+        np.testing.assert_array_equal(layer(x), expected)
+
+
+# All of them
+
+
+@pytest.mark.parametrize("dtype", [mx.float16, mx.bfloat16])
+def test_other_types_are_left_to_mlx(routed: list[Unroute], dtype: mx.Dtype) -> None:
+    rows, positions = mx.random.normal((9, 2, 1, 16)).astype(dtype), mx.arange(9)
+    *inputs, state = (each.astype(dtype) for each in delta_inputs(1, 40))
+
+    def compute() -> list[mx.array]:
+        rotated = mx.fast.rope(rows, 16, traditional=False, base=1e4, scale=1.0, offset=positions)
+        return [rotated, *mlx_lm_delta.gated_delta_ops(*inputs, state.astype(mx.float32))]
+
+    expected = compute()
+    routed += route_quick(build("qwen3_next"))
+    with quick():
+        result = compute()
+
+    for own, theirs in zip(result, expected, strict=True):
+        assert own.dtype == theirs.dtype
+        assert mx.array_equal(own, theirs)
+
+
+def test_a_model_that_is_let_go_leaves_everything_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    unroute_all(monkeypatch)
+    there = lambda: (mx.fast.rope, SwitchLinear.__call__, mlx_lm_delta.gated_delta_ops)  # noqa: E731
+    before = there()
+    packed = PackedModel(build("qwen3_next"))
+    inside = there()
+    packed.let_go()
+
+    assert all(own is not original for own, original in zip(inside, before, strict=True))
+    assert there() == before
+
+
+def test_what_is_made_once_is_made_anew_in_the_next_block() -> None:
+    made: list[int] = []
+
+    def make(number: int) -> int:
+        made.append(number)
+        return number
+
+    for _ in range(2):
+        with quick():
+            assert [once(make, 1), once(make, 1), once(make, 2)] == [1, 1, 2]
+
+    assert made == [1, 2, 1, 2]
+
+
+def test_arrays_that_are_gone_are_not_taken_for_new_ones() -> None:
+    with quick():
+        assert [once(int, mx.array(number)) for number in range(100)] == list(range(100))
