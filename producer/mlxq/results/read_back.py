@@ -13,6 +13,8 @@ import msgspec
 
 CANCELLED_CODES: Final = ("cancelled", "batch_cancelled")
 """Of a request that was cancelled before it ran, by itself or with its batch."""
+CHAT_OBJECT: Final = "chat.completion"
+"""What OpenAI calls the answer to a conversation."""
 _CUT_TYPES: Final = frozenset({"cancelled", "deadline", "error"})
 _CUT_REASONS: Final = frozenset({"abort", "error"})
 """`finish_reason` in lines of other programs, which have no `stop_details`."""
@@ -102,6 +104,18 @@ def eos_of(line: Any) -> tuple[tuple[int, str], ...]:
     ends = _at(line, "response", "body", "mlxq", "eos")
     pairs = ((_at(end, "id"), _at(end, "token")) for end in ends) if isinstance(ends, list) else ()
     return tuple((number, token) for number, token in pairs if type(number) is int and isinstance(token, str))
+
+
+def ignores_eos_of(line: Any) -> bool | None:
+    """Whether a request without end tokens wanted to have none; `None` where that isn't known."""
+    value = _at(line, "response", "body", "mlxq", "ignore_eos")
+    return value if isinstance(value, bool) else None
+
+
+def object_of(line: Any) -> str | None:
+    """What OpenAI calls the answer in an output line; `None` for one without an answer."""
+    value = _at(line, "response", "body", "object")
+    return value if isinstance(value, str) else None
 
 
 def choices_of(line: Any) -> tuple[dict[str, Any], ...]:

@@ -7,7 +7,6 @@ failed is tried again, and its new outcome takes the place of the old one. Knows
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,15 +15,15 @@ from typing import Any, Self
 
 import msgspec
 
-from mlxq.errors import ConfigError
 from mlxq.files.input import BadLine
 from mlxq.files.known_lines import KnownBlock, KnownLines
 from mlxq.files.output.continuation import can_be_continued
-from mlxq.files.output.done import Done, DoneTable, done_by, load_done, parts_in
+from mlxq.files.output.done import Done, done_by, load_done, parts_in
 from mlxq.files.output.error_file import ErrorFile
 from mlxq.files.output.result_file import check_result_file, open_writer
 from mlxq.files.output.retry import Retry
 from mlxq.files.output.rewriting import order_file
+from mlxq.files.output.same_model import Expected, SameModel
 from mlxq.files.tally import Summary, Tally
 from mlxq.formats.names import TABLES, named
 from mlxq.requests.normal_form import spelled_hash
@@ -44,18 +43,6 @@ def default_error_file(output: Path) -> Path:
     return plain.with_name(f"{plain.stem}.errors{suffix or '.jsonl'}")
 
 
-def _check_model(output: Path, done: DoneTable, model: str | None) -> None:
-    if model is None or done.models <= {model}:
-        return
-    others = Counter(answer.model for _, answer in done.items())
-    del others[model]
-    for name, count in others.most_common(1):
-        raise ConfigError(
-            f"{output} holds {count:,} answers by {name}, not by {model}: give each model an --output of its own, or go"
-            " on from them with --accept-model-change"
-        )
-
-
 class Sink:
     """Writes every line to the file it belongs in, and counts it. Use it as a context manager.
 
@@ -67,12 +54,12 @@ class Sink:
         default_max_tokens: the limit of a request that sets none, where that is known.
         sampling_defaults: what the model's own fill in of a request that leaves it out, where that is known.
         retry: which whole answers are to be asked for again.
-        model: whose answers are to be gone on from; any, if none is named.
+        expected: the model whose answers are to be gone on from; any, if none is expected.
         known: learns the input lines that the output file has the answers to.
 
     Raises:
         InputFileError: a file can't be used, or another run is using it.
-        ConfigError: the output file holds answers by another model.
+        ConfigError: the output file holds answers by another model, or by one with other end tokens.
     """
 
     def __init__(
@@ -85,7 +72,7 @@ class Sink:
         default_max_tokens: int | None = None,
         sampling_defaults: Mapping[str, float] | None = None,
         retry: Retry | None = None,
-        model: str | None = None,
+        expected: Expected | None = None,
         known: KnownLines | None = None,
     ) -> None:
         self.tally = Tally()
@@ -105,7 +92,7 @@ class Sink:
             self._errors = stack.enter_context(ErrorFile(error_file, keep=resume, source=source))
             self._done = load_done(output, self._known_lines, stands=self._stands)
             self._parts = parts_in(output) if self._retry.goes_on else IdTable()
-            _check_model(output, self._done, model)
+            self._same_model = SameModel(output, expected, self._done.models, self._done.ends)
             # A run that was killed may have left two lines for one id.
             self._needs_rewrite = self._done.num_lines != len(self._done)
             self._writers = stack.pop_all()
@@ -207,6 +194,7 @@ class Sink:
         custom_id, answer = line["custom_id"], done_by(line)
         if answer is None or answer.is_cut or custom_id in self._parts:  # the rest of an answer is none by itself
             return False
+        self._same_model.check(line)
         if self._done.get(custom_id) != answer:
             if custom_id in self._done:
                 self._needs_rewrite = True
@@ -218,7 +206,12 @@ class Sink:
 
     def write(self, line: Mapping[str, Any], place: str | None = None, mark: str | None = None) -> None:
         """Write one output line. It stands, after `close`, for all that the output file held under its id. `place` is
-        where its request stands, if it is not known by its id; `mark` is that of its input line."""
+        where its request stands, if it is not known by its id; `mark` is that of its input line.
+
+        Raises:
+            ConfigError: it is by a model that has other end tokens than when it gave the answers that were there.
+        """
+        self._same_model.check(line)
         self.tally.add(line, place)
         known = self._done.get(line["custom_id"])
         self._needs_rewrite |= known is not None
