@@ -182,6 +182,12 @@ def input_of(line: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
+def retry_pass_of(line: Any) -> str | None:
+    """The name of the pass of retries that wrote an output line; `None` where it says none."""
+    value = _at(line, "mlxq", "retry")
+    return value if isinstance(value, str) else None
+
+
 def usage_of(line: Any) -> tuple[int, int]:
     """The prompt and completion tokens of an output line; zeros where it has none."""
     counts = (_at(line, "response", "body", "usage", name) for name in ("prompt_tokens", "completion_tokens"))

@@ -30,6 +30,7 @@ class Done(msgspec.Struct, frozen=True, array_like=True, gc=False):
     One that `is_cut` is there in part, so its request is not done. `default_max_tokens` is the worker's limit that the
     answer kept to, where its request has none and the line says so; `raised_max_tokens` is the one of a retry.
     `sampling_defaults` is what the model's own have filled in of the request, `None` where the line doesn't say.
+    `retry_pass` names the pass of retries that asked for it, if one did (`mlxq.files.output.retry_pass`).
     `finish_reasons` are those of its choices, and `hit_limit` tells whether one of them had `max_tokens` tokens.
     """
 
@@ -41,6 +42,7 @@ class Done(msgspec.Struct, frozen=True, array_like=True, gc=False):
     hit_limit: bool = False
     raised_max_tokens: int | None = None
     sampling_defaults: dict[str, float] | None = None
+    retry_pass: str | None = None
 
 
 class DoneTable:
@@ -156,6 +158,7 @@ def done_by(line: Mapping[str, Any]) -> Done | None:
         hit_limit=any(stop.get("type") == "max_tokens" for stop in read_back.stop_details_of(line)),
         raised_max_tokens=read_back.raised_max_tokens_of(line),
         sampling_defaults=read_back.sampling_defaults_of(line),
+        retry_pass=read_back.retry_pass_of(line),
     )
 
 
@@ -195,6 +198,7 @@ class _Response(Struct, gc=False):
 
 class _AboutLine(Struct, frozen=True, gc=False):
     line: str | None = None
+    retry: str | None = None
 
 
 class _Line(Struct, gc=False):
@@ -222,6 +226,7 @@ def _answer_on(line: _Line) -> tuple[Done, str | None, Ends] | None:
         hit_limit="max_tokens" in stops,
         raised_max_tokens=body.mlxq.raised_max_tokens,
         sampling_defaults=None if body.mlxq.generation_config is None else body.mlxq.sampling_defaults or {},
+        retry_pass=line.mlxq.retry,
     )
     return done, line.mlxq.line, (body.model, body.object, bytes(body.mlxq.eos), body.mlxq.ignore_eos)
 
