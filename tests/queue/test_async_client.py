@@ -253,10 +253,10 @@ def test_a_connection_of_redis_asyncio_will_do_and_others_are_refused(redis_url:
             assert await client.batch_ids() == []
         with pytest.raises(ConfigError, match="decode_responses"):
             AsyncClient(AsyncRedis.from_url(redis_url, decode_responses=True))
-        with pytest.raises(ConfigError, match="through Sentinels"):
-            AsyncClient("redis+sentinel://host/main")
         with pytest.raises(ConfigError, match="is not a Redis URL"):
             AsyncClient("http://host")
+        with pytest.raises(ConfigError, match="is not a Redis URL"):
+            AsyncClient("redis+sentinel://host:port/main")
 
     asyncio.run(main())
 

@@ -20,7 +20,7 @@ from redis.client import Pipeline
 from mlxq import keys
 from mlxq.errors import ConfigError, LoginRefused, QueueError, QueueNotReady, QueueUnavailable
 from mlxq.passing import passes, refusal_code
-from mlxq.sentinel import connect_through_sentinel, is_sentinel_url, service_of
+from mlxq.sentinel import connect_async_through_sentinel, connect_through_sentinel, is_sentinel_url, service_of
 
 T = TypeVar("T")
 
@@ -79,15 +79,11 @@ def connect_async(url: str) -> AsyncRedis:
     """Likewise for an event loop: a connection pool of redis.asyncio.
 
     Raises:
-        ConfigError: the URL has a scheme or a part that Redis clients don't know, or names Sentinels.
+        ConfigError: the URL has a scheme or a part that Redis clients don't know.
     """
-    if is_sentinel_url(url):
-        raise ConfigError(
-            "an AsyncClient finds no Redis through Sentinels by itself: give it a connection,"
-            " redis.asyncio.sentinel.Sentinel(...).master_for(...)"
-        )
     connect(url).close()  # says what is wrong with it
-    connection: AsyncRedis = async_from_url(url, **_OPTIONS)
+    open_pool = connect_async_through_sentinel if is_sentinel_url(url) else _connect_async_directly
+    connection = open_pool(url, _OPTIONS)
     connection.connection_pool.connection_kwargs["decode_responses"] = False
     return connection
 
@@ -113,6 +109,11 @@ def refuse_cluster_info(connection: Redis, info: object) -> None:
 
 def _connect_directly(url: str, options: Mapping[str, Any]) -> Redis:
     return Redis.from_url(url, **options)
+
+
+def _connect_async_directly(url: str, options: Mapping[str, Any]) -> AsyncRedis:
+    connection: AsyncRedis = async_from_url(url, **options)
+    return connection
 
 
 def takes_bytes(connection: Redis) -> Redis:
