@@ -239,6 +239,16 @@ def test_cancelling_and_errors_are_those_of_the_other_client(redis_url: str) -> 
     in_loop(redis_url, script)
 
 
+def test_a_client_that_is_closed_says_so(redis_url: str) -> None:
+    async def main() -> None:
+        async with AsyncClient(redis_url) as client:
+            pass
+        with pytest.raises(RuntimeError, match="this AsyncClient is closed"):
+            await client.batch_ids()
+
+    asyncio.run(main())
+
+
 def test_a_redis_that_is_away_is_the_same_error() -> None:
     async def script(client: AsyncClient) -> None:
         with pytest.raises(QueueUnavailable, match="localhost:1/0 can't be reached"):

@@ -116,15 +116,20 @@ def _connect_async_directly(url: str, options: Mapping[str, Any]) -> AsyncRedis:
     return connection
 
 
-def takes_bytes(connection: Redis) -> Redis:
+def takes_bytes(connection: Any) -> Redis:
     """The connection, if it gives replies as they are.
 
     Raises:
-        ConfigError: it decodes them.
+        ConfigError: it decodes them, or is no connection that this client can use.
     """
+    if isinstance(connection, AsyncRedis):
+        raise ConfigError("a connection of redis.asyncio is for an AsyncClient, not for a Client")
+    if not hasattr(connection, "connection_pool"):
+        raise ConfigError(f"redis must be a URL or a connection of the package redis, not {type(connection).__name__}")
     if connection.connection_pool.connection_kwargs.get("decode_responses"):
         raise ConfigError("mlxq needs a Redis connection without decode_responses: compressed data is no text")
-    return connection
+    taken: Redis = connection
+    return taken
 
 
 def mask_url(url: str) -> str:
@@ -137,8 +142,8 @@ def mask_url(url: str) -> str:
     credentials, at, address = rest.rpartition("@")
     shown = _ADDRESS.fullmatch(address)
     if shown is None or "?" in credentials:
-        return f"{scheme}***"
-    return f"{scheme}{at and '***@'}{shown[1]}"
+        return f"{scheme or ''}***"
+    return f"{scheme or ''}{at and '***@'}{shown[1]}"
 
 
 def address_of(connection: Redis) -> str:
