@@ -269,7 +269,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     seconds went, and what a resumed run compares: the hash of the request, and the worker's `default_max_tokens` where
     the request has no limit of its own. `ignored_formats` are those of the request's
     schemas that the answer wasn't held to. `generation_config` is whether the model's sampling defaults were in force,
-    and `sampling_defaults` what they have filled in of the request's `left_out`."""
+    and `sampling_defaults` what they have filled in of the request's `left_out`. `ignore_eos` tells an empty `eos`
+    that the request wanted from that of a model without end tokens."""
 
     eos: tuple[EosEntry, ...]
     seed: int
@@ -281,6 +282,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     default_max_tokens: int | None = None
     generation_config: Literal["auto", "off"] | None = None
     sampling_defaults: dict[str, float] = {}
+    ignore_eos: bool = False
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):

@@ -28,6 +28,7 @@ from mlxq.files.input import read_unknown
 from mlxq.files.known_lines import KnownLines
 from mlxq.files.output.sink import Sink
 from mlxq.requests.openai import ParsedLine
+from mlxq_worker.model.load import load_tokenizer_only
 
 LOOK_EVERY_S = 0.05
 MODEL = "mlxq-demo"
@@ -61,11 +62,15 @@ def write_input(path: Path, num_lines: int) -> None:
 
 def write_answers(given: Path, output: Path) -> None:
     """The output file of a run over the input that has come to its end."""
+    eos = [{"id": end.id, "token": end.token} for end in load_tokenizer_only("demo").eos.tokens]
+    known = KnownLines()
+    known.expect({})  # the demo model fills nothing in
     with Sink(output, output.with_suffix(".errors")) as sink:
-        for line in read_unknown(given, KnownLines()):
+        for line in read_unknown(given, known):
             assert isinstance(line, ParsedLine)
             answer = echo(line.request, f"b-{line.request.custom_id}")
-            answer["response"]["body"]["model"] = MODEL
+            body = answer["response"]["body"]
+            body |= {"model": MODEL, "mlxq": body["mlxq"] | {"eos": eos}}
             sink.write(answer, mark=line.mark)
 
 

@@ -5,8 +5,10 @@ format of output.
 
 After each kill the output file says what is finished; here and there its last bytes are torn off first, as a power cut
 does. Nothing of that may be asked of a worker again. In the end every id is there once, in a table in the order of the
-input. Runs are forks of one process that has imported the command; they share a Redis with a worker that answers at
-once. Exit code 1 if anything is lost, doubled or computed again.
+input. The same once more with each option that asks again for answers that hit their limit, as all do here: killed and
+started again, it asks once for each, and for all of them again when it has come to its end. Runs are forks of one
+process that has imported the command; they share a Redis with a worker that answers at once. Exit code 1 if anything is
+lost, doubled or computed again.
 """
 
 from __future__ import annotations
@@ -32,15 +34,19 @@ from redis import Redis
 from tests.support.fake_worker import FakeWorker
 from tests.support.file_runs import prompt
 from tests.support.processes import environment
+from tests.support.tries import Tries, last_try
 from tests.support.waiting import wait_until
 
 from mlxq.files.output.answer_table import answers_path, is_table
 from mlxq.files.output.done import load_done
 from mlxq.files.output.result_file import ResultWriter
+from mlxq.files.output.stored import read_lines
 from mlxq_worker.supervision.redis_server import private_redis
 
 FORMATS = ("jsonl", "jsonl.gz", "jsonl.zst", "csv", "parquet")
+RETRIES = ("--continue-length", "--max-tokens-on-retry 2x", "--retry-finish-reason length")
 MAX_INFLIGHT = 200
+LIMITED = {"max_tokens": 3}
 TORN_BYTES = 20
 LOG = "runs.log"
 MAX_LOG_CHARS = 3000
@@ -63,21 +69,30 @@ for command in sys.stdin:
 @click.option("--lines", "num_lines", type=click.IntRange(10), default=20_000, show_default=True)
 @click.option("--kills", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--format", "formats", multiple=True, type=click.Choice(FORMATS), default=FORMATS)
+@click.option("--retry", "retries", multiple=True, type=click.Choice(["", *RETRIES]), default=["", *RETRIES])
 @click.option("--seed", type=int, default=0, show_default=True)
-def main(num_lines: int, kills: int, formats: Sequence[str], seed: int) -> None:
+def main(num_lines: int, kills: int, formats: Sequence[str], retries: Sequence[str], seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder, private_redis() as redis, nursery(Path(folder)) as runs:
-        wrong = [what for name in formats for what in tell(runs, redis.url, Path(folder), name, num_lines, kills, seed)]
+        told = [(name, retry) for retry in retries for name in formats]
+        wrong = [
+            what
+            for name, retry in told
+            for what in tell(runs, redis.url, Path(folder), name, num_lines, kills, seed, retry)
+        ]
         if wrong:
             print((Path(folder) / LOG).read_text()[-MAX_LOG_CHARS:], file=sys.stderr)
     sys.exit(1 if wrong else 0)
 
 
-def tell(runs: Nursery, url: str, folder: Path, name: str, num_lines: int, kills: int, seed: int) -> list[str]:
+def tell(
+    runs: Nursery, url: str, folder: Path, name: str, num_lines: int, kills: int, seed: int, retry: str = ""
+) -> list[str]:
     """The story of one format, of which a line is printed. Returns what is wrong."""
-    output = folder / f"as-{name.replace('.', '-')}.{name}"
-    story = Story(runs, url, output, num_lines, random.Random(f"{seed} {name}"))
+    output = folder / f"as-{name.replace('.', '-')}{retry.partition(' ')[0]}.{name}"
+    story = Story(runs, url, output, num_lines, random.Random(f"{seed} {name}{retry}"), retry)
     wrong = story.tell(kills)
-    print(f"{name}: {story}; {', '.join(wrong) or 'nothing lost, doubled or computed again'}", flush=True)
+    told = f"{name} {retry}".strip()
+    print(f"{told}: {story}; {', '.join(wrong) or 'nothing lost, doubled or computed again'}", flush=True)
     return wrong
 
 
@@ -132,6 +147,7 @@ class Story:
     output: Path
     num_lines: int
     rng: random.Random
+    retry: str = ""
     num_kills: int = 0
     num_torn: int = 0
     num_computed: int = 0
@@ -153,14 +169,18 @@ class Story:
         with Redis.from_url(self.url) as redis:
             redis.flushall()
         given = self.output.with_name(f"{self.output.name}.in.jsonl")
-        given.write_text("".join(f"{json.dumps(prompt(custom_id))}\n" for custom_id in self.ids))
+        given.write_text("".join(f"{json.dumps(prompt(custom_id) | LIMITED)}\n" for custom_id in self.ids))
         points = sorted(self.rng.sample(range(1, self.num_lines * 9 // 10), kills))
         wrong: list[str] = []
+        options = self.retry.split()
         finished: list[tuple[int, frozenset[str]]] = []  # how many were computed by then, and which were finished
-        with FakeWorker(self.url) as worker:
+        with FakeWorker(self.url, Tries()) as worker:
+            if options:
+                wrong += self._run_to_its_end(given)
+            num_before = len(worker.custom_ids)
             for point in points:
-                self._start(given)
-                wait_until(lambda: len(worker.custom_ids) >= point, f"{point} answers")  # noqa: B023 - ends before the next
+                self._start(given, *options)
+                wait_until(lambda: len(worker.custom_ids) >= num_before + point, f"{point} answers")  # noqa: B023 - ends before the next
                 time.sleep(self.rng.random() / 50)
                 self.runs.kill()
                 self.num_kills += self.runs.exit_code() == -signal.SIGKILL
@@ -171,18 +191,25 @@ class Story:
                 torn = left - (still := self._finished())  # it may be what an earlier run had finished
                 finished = [(count, ids - torn) for count, ids in finished]
                 finished.append((len(worker.custom_ids), still))
-            self._start(given)
-            if (code := self.runs.exit_code()) != 0:
-                wrong.append(f"the last run ended with {code}")
-        computed = worker.custom_ids
-        self.num_computed = len(computed)
+            wrong += self._run_to_its_end(given, *options)
+            computed = list(worker.custom_ids)
+            if options:
+                wrong += self._run_to_its_end(given, *options)
+                is_over = sorted(worker.custom_ids[len(computed) :]) == sorted(self.ids)
+                wrong += [] if is_over else ["the pass after the last didn't ask for each once"]
+        self.num_computed = len(computed) - num_before
         again = {i for count, ids in finished for i in computed[count:] if i in ids}
         wrong += [f"{len(again)} finished rows were computed again"] if again else []
         return wrong + self._wrong_ids()
 
-    def _start(self, given: Path) -> None:
+    def _run_to_its_end(self, given: Path, *options: str) -> list[str]:
+        self._start(given, *options)
+        code = self.runs.exit_code()
+        return [f"the last run ended with {code}"] if code else []
+
+    def _start(self, given: Path, *options: str) -> None:
         window = ("--workers", "0", "--max-inflight", str(MAX_INFLIGHT))
-        self.runs.start("run", "-i", str(given), "-o", str(self.output), "--url", self.url, *window)
+        self.runs.start("run", "-i", str(given), "-o", str(self.output), "--url", self.url, *window, *options)
 
     def _tear(self) -> None:
         """Every other time, if there is something to tear."""
@@ -198,7 +225,8 @@ class Story:
         shutil.copy(self.answers, copy)
         with ResultWriter(copy):  # repairs it, as the next run does
             pass
-        return frozenset(custom_id for custom_id, _ in load_done(copy).items())
+        tries = {line["custom_id"]: last_try(line) for line in read_lines(copy)}
+        return frozenset(custom_id for custom_id, last in tries.items() if last > bool(self.retry))
 
     def _wrong_ids(self) -> list[str]:
         """What is wrong with the files that there are in the end."""

@@ -253,6 +253,16 @@ def test_cancelling_and_errors_are_those_of_the_other_client(redis_url: str) -> 
     in_loop(redis_url, script)
 
 
+def test_a_client_that_is_closed_says_so(redis_url: str) -> None:
+    async def main() -> None:
+        async with AsyncClient(redis_url) as client:
+            pass
+        with pytest.raises(RuntimeError, match="this AsyncClient is closed"):
+            await client.batch_ids()
+
+    asyncio.run(main())
+
+
 def test_a_redis_that_is_away_is_the_same_error() -> None:
     async def script(client: AsyncClient) -> None:
         with pytest.raises(QueueUnavailable, match="localhost:1/0 can't be reached"):
@@ -267,10 +277,10 @@ def test_a_connection_of_redis_asyncio_will_do_and_others_are_refused(redis_url:
             assert await client.batch_ids() == []
         with pytest.raises(ConfigError, match="decode_responses"):
             AsyncClient(AsyncRedis.from_url(redis_url, decode_responses=True))
-        with pytest.raises(ConfigError, match="through Sentinels"):
-            AsyncClient("redis+sentinel://host/main")
         with pytest.raises(ConfigError, match="is not a Redis URL"):
             AsyncClient("http://host")
+        with pytest.raises(ConfigError, match="is not a Redis URL"):
+            AsyncClient("redis+sentinel://host:port/main")
 
     asyncio.run(main())
 

@@ -16,6 +16,7 @@ from mlxq.errors import ConfigError
 from mlxq.files.collection import collect
 from mlxq.files.input import read_requests
 from mlxq.files.output.retry import Retry
+from mlxq.files.output.same_model import Expected
 from mlxq.files.output.stored import read_lines
 from mlxq.files.paths import source_name
 from mlxq.queue.client import Client
@@ -277,6 +278,12 @@ def test_the_name_of_an_input_is_one_files_and_tells_no_place(tmp_path: Path) ->
 # --- Asked again ----------------------------------------------------------------------------------------------
 
 
+def ends_on_another_token(request: Request, job_id: str) -> Line:
+    line = echo(request, job_id)
+    line["response"]["body"]["mlxq"]["eos"] = [{"id": 3, "token": "<END>"}]
+    return line
+
+
 def up_to_its_limit(request: Request, job_id: str) -> dict[str, Any]:
     """Says which limit it had, and hit it unless that is 8 or more."""
     line = echo(request, job_id)
@@ -333,10 +340,30 @@ def test_a_limit_that_is_no_larger_one_is_refused(limit: str) -> None:
 def test_answers_of_another_model_are_not_gone_on_from_unless_that_is_wanted(redis_url: str, files: Files) -> None:
     files.write_numbered(2)
     with FakeWorker(redis_url):
-        run(redis_url, files, model="echo")
+        run(redis_url, files, expected=Expected("echo"))
         with pytest.raises(ConfigError, match=r"holds 2 answers by echo, not by other: .*--accept-model-change"):
-            run(redis_url, files, model="other")
+            run(redis_url, files, expected=Expected("other"))
         assert run(redis_url, files).skipped == 2
+
+
+def test_a_worker_elsewhere_with_other_end_tokens_is_refused_at_its_first_answer(redis_url: str, files: Files) -> None:
+    # given two answers that another machine has given, and more to ask for there
+    files.write_numbered(2)
+    with FakeWorker(redis_url):
+        run(redis_url, files)
+    files.write_numbered(9)
+
+    # when its model ends on another token from now on
+    with FakeWorker(redis_url, ends_on_another_token):
+        with pytest.raises(ConfigError, match=r"2 answers by echo with the end tokens 2 '<end>'; now it has 3 '<END>'"):
+            run(redis_url, files, expected=Expected())
+        kept = sorted(files.answers())
+
+        # then nothing of that is in the file, and nothing is lost for who accepts it
+        assert kept == ["r0", "r1"]
+        assert Client(redis_url).queue_length() == 0
+        assert run(redis_url, files).total == 9
+    assert sorted(files.answers()) == [f"r{i}" for i in range(9)]
 
 
 # --- Answers in parts ------------------------------------------------------------------------------------------

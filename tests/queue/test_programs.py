@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from tests.support.fake_worker import FakeWorker, echo, refuse
 
 from mlxq import keys
+from mlxq.aio.client import AsyncClient
 from mlxq.contract import Request, StopDetails, Usage
 from mlxq.errors import BatchNotFound, ConfigError, QueueError, RequestError
 from mlxq.queue.client import Client
@@ -321,6 +323,44 @@ def test_a_run_that_is_broken_off_or_meets_a_wrong_request_cancels_the_rest(clie
     assert client.queue_length() == 0
     with pytest.raises(ConfigError, match="max_inflight must be at least 1"):
         next(client.run(numbered(1), max_inflight=0))
+
+
+def test_what_a_generator_raises_at_once_is_what_its_reader_hears(client: Client) -> None:
+    def produced() -> Iterator[str]:
+        raise ValueError("mine")
+        yield ""
+
+    with pytest.raises(ValueError, match="mine"):
+        list(client.run(produced()))
+    assert client.batch_ids() == []
+
+
+def test_an_id_may_be_a_number_and_several_are_no_text(client: Client, redis_url: str) -> None:
+    batch = client.submit([{"id": 7, "prompt": "x"}])
+    with FakeWorker(redis_url):
+        assert [answer.custom_id for answer in batch] == ["7"]
+    assert (found := batch.answer(7)) is not None
+    assert batch.answers([7]) == {"7": found}
+    with pytest.raises(ConfigError, match="several ids are expected"):
+        batch.answers("7")
+
+
+@pytest.mark.parametrize(
+    ("mistake", "said"),
+    [
+        (lambda client: client.submit(["x"], max_inflight=0), "max_inflight must be at least 1, not 0"),
+        (lambda client: client.run(["x"], max_inflight=0), "max_inflight must be at least 1, not 0"),
+        (lambda client: client.submit("x"), "several requests are expected"),
+        (lambda client: client.in_queue(""), "queue must be the name of an RQ queue"),
+        (lambda client: Client(None), "redis must be a URL or a connection of the package redis, not NoneType"),
+        (lambda client: Client(AsyncRedis()), "redis.asyncio is for an AsyncClient"),
+        (lambda client: AsyncClient(client.redis), "redis must be a URL or a connection of redis.asyncio, not Redis"),
+        (lambda client: Client("localhost:6379"), "'localhost:6379' is not a Redis URL"),
+    ],
+)
+def test_a_slip_is_a_sentence_at_once(client: Client, mistake: Callable[[Client], object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        mistake(client)
 
 
 def test_answers_are_found_by_the_ids_of_their_requests(client: Client, redis_url: str) -> None:

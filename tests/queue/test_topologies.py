@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from threading import Thread
 
@@ -11,13 +14,15 @@ from click.testing import CliRunner
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from tests.support.fake_engine import FakeWorker
+from tests.support.fake_worker import FakeWorker as EchoWorker
 from tests.support.processes import MLXQ, run
 from tests.support.queued_jobs import submit
 from tests.support.topologies import Watched, cluster, watched_by_sentinel
 from tests.support.waiting import DEADLINE_S, wait_until
 
+from mlxq.aio.client import AsyncClient
 from mlxq.cli import main
-from mlxq.errors import ConfigError, QueueError
+from mlxq.errors import ConfigError, QueueError, QueueUnavailable
 from mlxq.queue.client import Client
 from mlxq.queue.connect import connect
 from mlxq.requests.openai import text_request
@@ -59,6 +64,53 @@ def test_workers_and_clients_follow_sentinel_to_a_new_primary(watched: Watched) 
             worker.request_stop(15, None)
         thread.join(DEADLINE_S)
         assert before.counts().num_finished == len(PROMPTS)
+
+
+def test_a_client_in_an_event_loop_follows_sentinel_to_a_new_primary(watched: Watched) -> None:
+    async def main() -> None:
+        async with AsyncClient(watched.url) as client:
+            # given
+            before = await client.submit(PROMPTS)
+            with Redis(port=watched.primary_port) as primary:
+                assert primary.wait(1, 10_000) == 1, "what was acknowledged is on the replica"
+
+            # when
+            watched.primary.kill()
+            with Redis(port=watched.replica_port) as replica:
+                await asyncio.to_thread(
+                    wait_until, lambda: replica.info("replication")["role"] == "master", "the failover"
+                )
+            await until_it_leads_to(client, watched.replica_port)
+            after = await client.submit(PROMPTS)
+
+            # then
+            with EchoWorker(f"redis://127.0.0.1:{watched.replica_port}"):
+                counts = [await batch.wait(DEADLINE_S) for batch in (before, after)]
+            assert [count.num_finished for count in counts] == [len(PROMPTS)] * 2
+            assert [answer.text async for answer in after.as_completed()] == PROMPTS
+
+    asyncio.run(main())
+
+
+async def until_it_leads_to(client: AsyncClient, port: int) -> None:
+    """Until Sentinel names this port; until then commands fail as they do with a client that blocks."""
+    deadline = time.monotonic() + DEADLINE_S
+    while time.monotonic() < deadline:
+        with suppress(QueueUnavailable):
+            await client.batch_ids()
+            if client.redis.connection_pool.master_address[1] == port:
+                return
+        await asyncio.sleep(0.05)
+    raise AssertionError("Sentinel names another")
+
+
+def test_a_client_in_an_event_loop_names_a_service_that_no_sentinel_knows(watched: Watched) -> None:
+    async def main() -> None:
+        async with AsyncClient(watched.url.replace("mlxq-test", "other")) as client:
+            with pytest.raises(QueueUnavailable, match=r"Redis at Sentinel's other/0 can't be reached: no Sentinel"):
+                await client.batch_ids()
+
+    asyncio.run(main())
 
 
 def leads_to(connection: Redis, port: int) -> bool:

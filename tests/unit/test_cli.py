@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -40,6 +41,7 @@ from mlxq_worker.commands import run as run_module
 from mlxq_worker.commands.worker import options_given, worker
 from mlxq_worker.commands.worker_options import worker_command
 from mlxq_worker.config import WorkerConfig
+from mlxq_worker.demo import MODEL_PATH
 from mlxq_worker.model.generation import DEFAULT_MAX_TOKENS
 
 STAND_IN = """
@@ -660,6 +662,38 @@ def test_a_run_warns_of_answers_by_another_model(monkeypatch: pytest.MonkeyPatch
     assert "Warning" not in right_model.stderr
     assert refused.exit_code == 2
     assert "holds 2 answers by echo, not by mlxq-demo" in " ".join(refused.stderr.split())
+
+
+def test_a_run_does_not_go_on_from_answers_that_had_other_end_tokens(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    # given a run of which everything is done, and no manifest of it
+    use_worker(monkeypatch, stand_in("echo"))
+    folder = shutil.copytree(MODEL_PATH, tmp_path / "echo")
+    arguments = ["run", "-i", write_prompts(tmp_path / "in.jsonl", 2), "-o", tmp_path / "out.jsonl", "--no-manifest"]
+    mlxq(*arguments, "--model", folder)
+
+    # when it is run again, with a model whose end tokens aren't those that the answers say
+    refused = mlxq(*arguments, "--model", folder, "--extra-eos-token", "5")
+    accepted = mlxq(*arguments, "--model", folder, "--accept-model-change")
+
+    # then
+    said = " ".join(refused.stderr.split())
+    assert refused.exit_code == 2
+    assert "holds 2 answers by echo with the end tokens 2 '<end>'; now it has 5 '&', 1699 '<|end_of_text|>'" in said
+    assert (accepted.exit_code, "2 already there" in accepted.stderr) == (0, True)
+
+
+def test_a_run_over_a_model_that_says_no_end_tokens_does_not_compare_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use_worker(monkeypatch, stand_in("echo"))
+    arguments = ["run", "-i", write_prompts(tmp_path / "in.jsonl", 1), "-o", tmp_path / "out.jsonl"]
+    (folder := tmp_path / "echo").mkdir()
+    mlxq(*arguments, "--model", folder)
+    again = mlxq(*arguments, "--model", folder)
+    assert again.exit_code == 2
+    assert "has no config.json: it is not a model" in " ".join(again.stderr.split())
 
 
 def test_a_password_in_the_url_stays_off_the_worker_command_line() -> None:

@@ -396,3 +396,10 @@ def test_the_texts_and_calls_of_every_answer_are_read_back() -> None:
         ({"name": "add", "arguments": '{"a": 1}'},),
         (),
     ]
+
+
+@pytest.mark.parametrize("ignore_eos", [True, False])
+def test_an_empty_set_of_end_tokens_says_whether_the_request_wanted_that(ignore_eos: bool) -> None:
+    run = msgspec.structs.replace(result().run, eos=(), ignore_eos=ignore_eos)
+    assert body_of(msgspec.structs.replace(result(), run=run))["mlxq"]["ignore_eos"] is ignore_eos
+    assert "ignore_eos" not in body_of(result())["mlxq"]

@@ -216,6 +216,8 @@ def test_each_prompt_may_have_parameters_of_its_own() -> None:
         completions(["a", "b", "c"], [few, many])
     with pytest.raises(RequestError, match="sampling_params must be SamplingParams"):
         completions(["a"], [5])  # type: ignore[list-item]
+    with pytest.raises(RequestError, match='sampling_params must be SamplingParams, one or a list, not "dict"'):
+        completions(["a"], {"temperature": 0})  # type: ignore[arg-type]
 
 
 def test_conversations_are_one_or_many_with_tools_and_variables_for_all() -> None:

@@ -33,6 +33,7 @@ class Threads:
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(_MAX_THREADS, thread_name_prefix="mlxq")
+        self._is_closed = False
 
     async def run(self, work: Callable[[], T]) -> T:
         """Run a function in a thread and return what it returns.
@@ -40,7 +41,10 @@ class Threads:
         Raises:
             CancelledError: the task was cancelled; the function has come to its end nevertheless, unless the task was
                 cancelled once more meanwhile.
+            RuntimeError: it is closed.
         """
+        if self._is_closed:
+            raise RuntimeError("this AsyncClient is closed: open another")
         call = _Call(asyncio.get_running_loop())
         future = asyncio.get_running_loop().run_in_executor(self._pool, call.run, work)
         try:
@@ -54,6 +58,7 @@ class Threads:
 
     def close(self) -> None:
         """Take no more calls; idle threads end."""
+        self._is_closed = True
         self._pool.shutdown(wait=False)
 
 

@@ -20,6 +20,7 @@ from redis.asyncio import Redis
 
 from mlxq import keys
 from mlxq.aio.bridge import Threads, as_blocking, each_of
+from mlxq.errors import ConfigError
 from mlxq.queue.answers import RECONCILE_S
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import DEFAULT_MAX_INFLIGHT, Client
@@ -44,7 +45,8 @@ class AsyncClient:
         reconcile_s: as in `Client`.
 
     Raises:
-        ConfigError: the URL is none that Redis clients know, or the connection decodes responses.
+        ConfigError: the URL is none that Redis clients know, the connection decodes responses or is none of
+            redis.asyncio, or the queue has no name.
     """
 
     def __init__(
@@ -54,6 +56,8 @@ class AsyncClient:
         *,
         reconcile_s: float = RECONCILE_S,
     ) -> None:
+        if not isinstance(redis, str | Redis):
+            raise ConfigError(f"redis must be a URL or a connection of redis.asyncio, not {type(redis).__name__}")
         self.redis = connect_async(redis) if isinstance(redis, str) else redis
         self.queue = queue
         self._client = Client(as_blocking(self.redis), queue, reconcile_s=reconcile_s)
@@ -167,11 +171,11 @@ class AsyncBatch:
         """See `Batch.rate`."""
         return await self._threads.run(self._batch.rate)
 
-    async def answer(self, custom_id: str) -> Answer | None:
+    async def answer(self, custom_id: str | int) -> Answer | None:
         """See `Batch.answer`."""
         return await self._threads.run(partial(self._batch.answer, custom_id))
 
-    async def answers(self, custom_ids: Iterable[str]) -> dict[str, Answer]:
+    async def answers(self, custom_ids: Iterable[str | int]) -> dict[str, Answer]:
         """See `Batch.answers`."""
         return await self._threads.run(partial(self._batch.answers, custom_ids))
 

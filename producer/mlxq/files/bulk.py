@@ -22,6 +22,7 @@ from mlxq.files.outages import Outages, Tell
 from mlxq.files.output.answer_table import AnswerTable, InputRow, input_row
 from mlxq.files.output.continuation import going_on, joined_line
 from mlxq.files.output.retry import Retry
+from mlxq.files.output.same_model import Expected
 from mlxq.files.output.sink import Sink
 from mlxq.files.read_ahead import ReadAhead
 from mlxq.files.stale_batches import batch_prefix, clear
@@ -64,7 +65,7 @@ def process(
     batch_id: str | None = None,
     table: AnswerTable | None = None,
     retry: Retry | None = None,
-    model: str | None = None,
+    expected: Expected | None = None,
     known: KnownLines | None = None,
 ) -> Summary:
     """Have every line answered: each becomes one line of the output file or of the error file.
@@ -92,12 +93,12 @@ def process(
             earlier one has left in the queue are not cancelled, their answers and failures are taken as they come.
         table: at the end, and only if the run comes to it, the answers are written as this table, too.
         retry: which whole answers are asked for again.
-        model: whose answers are to be gone on from; any, if none is named.
+        expected: the model whose answers are to be gone on from; any, if none is expected.
         known: learns the lines that the output file has the answers to, before lines are read.
 
     Raises:
         InputFileError: a file can't be read or written.
-        ConfigError: the output file holds answers by another model.
+        ConfigError: the output file holds answers by another model, or by one with other end tokens than now.
         QueueUnavailable: Redis can't be reached.
         QueueError: somebody has cancelled the batch `batch_id`.
     """
@@ -111,7 +112,7 @@ def process(
         default_max_tokens=default_max_tokens,
         sampling_defaults=sampling_defaults,
         retry=retry,
-        model=model,
+        expected=expected,
         known=known,
     ) as sink:
         prefix = batch_prefix(output)

@@ -79,8 +79,8 @@ class Summary:
         return self.skipped + self.succeeded + self.cut + self.failed + self.cancelled
 
 
-NUM_SERVICE_TIMES = 256
-"""Of the last answers, as many as tell how they are spread."""
+NUM_SERVICE_TIMES = 2048
+"""Of the last answers, as many as tell how they are spread, the rare long ones among them, on which the end waits."""
 
 
 @dataclass(slots=True)

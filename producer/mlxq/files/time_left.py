@@ -2,7 +2,8 @@
 
 The rate is that of the last half of the run, since answers of mixed lengths come in fits and starts. It holds as long
 as rows that end are followed by others. Then the batch runs empty, ever slower, and in the end waits for its longest
-row: how long that takes follows from how service times are spread. Knows no clocks and shows nothing.
+row: how long that takes follows from how service times are spread. Where a few are far longer than the rest that is a
+guess, which `tests/bench/time_left.py` holds beside the best that there is. Knows no clocks and shows nothing.
 """
 
 from __future__ import annotations

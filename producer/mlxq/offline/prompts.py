@@ -92,6 +92,8 @@ def _templates(
     """Each item with a request that lacks it. Parameters are read once for each object, as most share one."""
     if isinstance(params, SamplingParams):
         each_params: Sequence[SamplingParams] = [params] * len(items)
+    elif isinstance(params, Mapping):  # whose length would be counted
+        raise checks.wrong_type("sampling_params", "SamplingParams, one or a list", type(params).__name__)
     elif len(params) == len(items):
         each_params = params
     else:

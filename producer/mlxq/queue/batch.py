@@ -16,8 +16,8 @@ from rq.queue import Queue
 from rq.serializers import JSONSerializer
 
 from mlxq import keys
-from mlxq.errors import BatchNotFound, QueueError, RequestError
-from mlxq.queue.answers import RECONCILE_S, Collector, EndedJob, chunked
+from mlxq.errors import BatchNotFound, ConfigError, QueueError, RequestError
+from mlxq.queue.answers import RECONCILE_S, Collector, EndedJob, check_window, chunked
 from mlxq.queue.broken_keys import kinds_of_batch, naming
 from mlxq.queue.cancel import ask_to_cancel, end_queued, stop_running, take_out
 from mlxq.queue.connect import queue_errors, replies_to
@@ -102,8 +102,12 @@ class Batch:
                 the batch has its id with other content. Whole chunks before it are enqueued.
             QueueUnavailable: Redis can't be reached; add the same lines again to complete the batch.
             QueueError: the batch is cancelled, or in another queue.
+            ConfigError: `max_inflight` leaves no room for a request.
         """
-        num_added, size = 0, keys.CHUNK if max_inflight is None else max(1, min(keys.CHUNK, max_inflight // REFILLS))
+        num_added, size = 0, keys.CHUNK
+        if max_inflight is not None:
+            check_window(max_inflight)
+            size = max(1, min(size, max_inflight // REFILLS))
         for chunk in chunked(as_requests(lines, chat=chat), size):
             if max_inflight is not None:
                 self._wait_for_room(max_inflight - len(chunk))
@@ -188,6 +192,9 @@ class Batch:
         """
         return Completed(self._answers(timeout_s, forget))
 
+    def __iter__(self) -> Completed:
+        return self.as_completed()
+
     def __aiter__(self) -> Completed:
         return self.as_completed()
 
@@ -216,17 +223,21 @@ class Batch:
             pipe.zrem(keys.BATCHES, self.id)
             pipe.execute()
 
-    def answer(self, custom_id: str) -> Answer | None:
-        """The answer to one request; `None` as long as it has not ended, and if the batch has no such request."""
-        return self.answers([custom_id]).get(custom_id)
+    def answer(self, custom_id: str | int) -> Answer | None:
+        """The answer to one request; `None` as long as it has not ended, and if the batch has no such request. An id
+        may be a number here as where it was submitted."""
+        return self.answers([custom_id]).get(str(custom_id))
 
-    def answers(self, custom_ids: Iterable[str]) -> dict[str, Answer]:
+    def answers(self, custom_ids: Iterable[str | int]) -> dict[str, Answer]:
         """The answers to these requests by their ids, of those that have ended by now, without waiting.
 
         Raises:
             QueueUnavailable: Redis can't be reached.
+            ConfigError: it is one id instead of several.
         """
-        job_ids = {self.job_id(custom_id): custom_id for custom_id in custom_ids}
+        if isinstance(custom_ids, str):
+            raise ConfigError("several ids are expected: put a single one into a list, or ask for its answer")
+        job_ids = {self.job_id(custom_id): custom_id for custom_id in map(str, custom_ids)}
         return {job_ids[answer.job_id]: answer for answer in self.collector().look_up(job_ids)}
 
     def cancel(self) -> int:

@@ -15,6 +15,7 @@ import re
 import secrets
 import time
 from collections.abc import Generator, Iterable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self, cast
 
@@ -23,7 +24,7 @@ from rq.queue import Queue
 
 from mlxq import keys
 from mlxq.errors import BatchNotFound, ConfigError, QueueError, QueueUnavailable
-from mlxq.queue.answers import RECONCILE_S, chunked
+from mlxq.queue.answers import RECONCILE_S, check_window, chunked
 from mlxq.queue.batch import POLL_S, REFILLS, Batch
 from mlxq.queue.broken_keys import kinds_of_batch, naming
 from mlxq.queue.connect import DEFAULT_URL, connect, queue_errors, replies_to, takes_bytes
@@ -48,7 +49,8 @@ class Client:
             outside mlxq, by RQ's own tools for example.
 
     Raises:
-        ConfigError: the URL is none that Redis clients know, or the connection decodes responses.
+        ConfigError: the URL is none that Redis clients know, the connection decodes responses or is one of
+            redis.asyncio, or the queue has no name.
     """
 
     def __init__(
@@ -58,6 +60,8 @@ class Client:
         *,
         reconcile_s: float = RECONCILE_S,
     ) -> None:
+        if not queue:
+            raise ConfigError("queue must be the name of an RQ queue, not empty")
         self.redis = connect(redis) if isinstance(redis, str) else takes_bytes(redis)
         self.queue = queue
         self._reconcile_s = reconcile_s
@@ -88,7 +92,7 @@ class Client:
         Raises:
             RequestError: a request can't be accepted, or has the id of an earlier one; the message has its number.
             QueueUnavailable: Redis can't be reached; submit the same lines again to complete the batch.
-            ConfigError: the batch id can't be used.
+            ConfigError: the batch id can't be used, or `max_inflight` leaves no room for a request.
             QueueError: the batch is cancelled or in another queue.
         """
         batch = self.open(batch_id, name=name, metadata=metadata)
@@ -112,7 +116,9 @@ class Client:
         Raises:
             RequestError: a request can't be accepted, or has the id of an earlier one; the message has its number.
             QueueUnavailable: Redis can't be reached. What was submitted stays there.
+            ConfigError: `max_inflight` leaves no room for a request.
         """
+        check_window(max_inflight)
         return Completed(self._run(as_requests(lines, chat=chat), max_inflight))
 
     def open(
@@ -206,8 +212,6 @@ class Client:
         self.close()
 
     def _run(self, lines: Iterable[ParsedLine], max_inflight: int) -> Generator[Answer]:
-        if max_inflight < 1:
-            raise ConfigError(f"max_inflight must be at least 1, not {max_inflight}")
         batch = self.open()
         collector = batch.collector()
         chunks = chunked(lines, max(1, min(keys.CHUNK, max_inflight // REFILLS)))
@@ -228,7 +232,8 @@ class Client:
         except QueueUnavailable:
             raise
         except BaseException:
-            batch.cancel()
+            with suppress(BatchNotFound):  # nothing of it has got there
+                batch.cancel()
             raise
         batch.seal()
         batch.delete()

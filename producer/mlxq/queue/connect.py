@@ -20,7 +20,7 @@ from redis.client import Pipeline
 from mlxq import keys
 from mlxq.errors import ConfigError, LoginRefused, QueueError, QueueNotReady, QueueUnavailable
 from mlxq.passing import is_denial, passes, refusal_code
-from mlxq.sentinel import connect_through_sentinel, is_sentinel_url, service_of
+from mlxq.sentinel import connect_async_through_sentinel, connect_through_sentinel, is_sentinel_url, service_of
 
 T = TypeVar("T")
 
@@ -79,15 +79,11 @@ def connect_async(url: str) -> AsyncRedis:
     """Likewise for an event loop: a connection pool of redis.asyncio.
 
     Raises:
-        ConfigError: the URL has a scheme or a part that Redis clients don't know, or names Sentinels.
+        ConfigError: the URL has a scheme or a part that Redis clients don't know.
     """
-    if is_sentinel_url(url):
-        raise ConfigError(
-            "an AsyncClient finds no Redis through Sentinels by itself: give it a connection,"
-            " redis.asyncio.sentinel.Sentinel(...).master_for(...)"
-        )
     connect(url).close()  # says what is wrong with it
-    connection: AsyncRedis = async_from_url(url, **_OPTIONS)
+    open_pool = connect_async_through_sentinel if is_sentinel_url(url) else _connect_async_directly
+    connection = open_pool(url, _OPTIONS)
     connection.connection_pool.connection_kwargs["decode_responses"] = False
     return connection
 
@@ -115,15 +111,25 @@ def _connect_directly(url: str, options: Mapping[str, Any]) -> Redis:
     return Redis.from_url(url, **options)
 
 
-def takes_bytes(connection: Redis) -> Redis:
+def _connect_async_directly(url: str, options: Mapping[str, Any]) -> AsyncRedis:
+    connection: AsyncRedis = async_from_url(url, **options)
+    return connection
+
+
+def takes_bytes(connection: Any) -> Redis:
     """The connection, if it gives replies as they are.
 
     Raises:
-        ConfigError: it decodes them.
+        ConfigError: it decodes them, or is no connection that this client can use.
     """
+    if isinstance(connection, AsyncRedis):
+        raise ConfigError("a connection of redis.asyncio is for an AsyncClient, not for a Client")
+    if not hasattr(connection, "connection_pool"):
+        raise ConfigError(f"redis must be a URL or a connection of the package redis, not {type(connection).__name__}")
     if connection.connection_pool.connection_kwargs.get("decode_responses"):
         raise ConfigError("mlxq needs a Redis connection without decode_responses: compressed data is no text")
-    return connection
+    taken: Redis = connection
+    return taken
 
 
 def mask_url(url: str) -> str:
@@ -136,8 +142,8 @@ def mask_url(url: str) -> str:
     credentials, at, address = rest.rpartition("@")
     shown = _ADDRESS.fullmatch(address)
     if shown is None or "?" in credentials:
-        return f"{scheme}***"
-    return f"{scheme}{at and '***@'}{shown[1]}"
+        return f"{scheme or ''}***"
+    return f"{scheme or ''}{at and '***@'}{shown[1]}"
 
 
 def address_of(connection: Redis) -> str:

@@ -29,7 +29,7 @@ def as_requests(items: Iterable[RequestLike], *, chat: bool = False) -> Iterable
         ConfigError: this is one request, not several.
     """
     if isinstance(items, (str, bytes, Mapping, ParsedLine)):
-        raise ConfigError("submit takes several requests: put a single one into a list")
+        raise ConfigError("several requests are expected: put a single one into a list")
     lines = _checked(items, chat)
     return list(lines) if isinstance(items, (list, tuple)) else lines
 

@@ -13,6 +13,8 @@ import msgspec
 
 CANCELLED_CODES: Final = ("cancelled", "batch_cancelled")
 """Of a request that was cancelled before it ran, by itself or with its batch."""
+CHAT_OBJECT: Final = "chat.completion"
+"""What OpenAI calls the answer to a conversation."""
 _CUT_TYPES: Final = frozenset({"cancelled", "deadline", "error"})
 _CUT_REASONS: Final = frozenset({"abort", "error"})
 """`finish_reason` in lines of other programs, which have no `stop_details`."""
@@ -104,6 +106,18 @@ def eos_of(line: Any) -> tuple[tuple[int, str], ...]:
     return tuple((number, token) for number, token in pairs if type(number) is int and isinstance(token, str))
 
 
+def ignores_eos_of(line: Any) -> bool | None:
+    """Whether a request without end tokens wanted to have none; `None` where that isn't known."""
+    value = _at(line, "response", "body", "mlxq", "ignore_eos")
+    return value if isinstance(value, bool) else None
+
+
+def object_of(line: Any) -> str | None:
+    """What OpenAI calls the answer in an output line; `None` for one without an answer."""
+    value = _at(line, "response", "body", "object")
+    return value if isinstance(value, str) else None
+
+
 def choices_of(line: Any) -> tuple[dict[str, Any], ...]:
     """The answers in an output line, in order; none if it holds an error."""
     choices = _at(line, "response", "body", "choices")
@@ -165,6 +179,12 @@ def error_param_of(line: Any) -> str | None:
 def input_of(line: Any) -> str | None:
     """The name of the input file whose request an error line is about; `None` where it says none."""
     value = _at(line, "mlxq", "input")
+    return value if isinstance(value, str) else None
+
+
+def retry_pass_of(line: Any) -> str | None:
+    """The name of the pass of retries that wrote an output line; `None` where it says none."""
+    value = _at(line, "mlxq", "retry")
     return value if isinstance(value, str) else None
 
 

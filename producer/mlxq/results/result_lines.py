@@ -13,6 +13,7 @@ import msgspec
 from mlxq.contract import CHAT, Choice, Failure, FinishReason, Result, RunInfo, ToolCall, Usage
 from mlxq.errors import RequestError
 from mlxq.results import logprobs_json
+from mlxq.results.read_back import CHAT_OBJECT
 
 _CUT: Final[tuple[FinishReason, ...]] = ("abort", "error")
 """vLLM's words for answers that are not whole, which OpenAI's types don't have: to those they are of limited length."""
@@ -28,7 +29,7 @@ def result_line(result: Result) -> dict[str, Any]:
         choices[0] |= about_prompt
     body = {
         "id": f"{'chatcmpl' if chat else 'cmpl'}-{result.request_id}",
-        "object": "chat.completion" if chat else "text_completion",
+        "object": CHAT_OBJECT if chat else "text_completion",
         "created": result.created,
         "model": result.model,
         "choices": choices,
@@ -50,11 +51,13 @@ def _about_run(run: RunInfo) -> dict[str, Any]:
     about = {**msgspec.to_builtins(run), "eos": [msgspec.to_builtins(end) for end in run.eos]}
     ignored, limit = list(about.pop("ignored_formats")), about.pop("default_max_tokens")
     mode, defaults = about.pop("generation_config"), about.pop("sampling_defaults")
+    ignores_eos = about.pop("ignore_eos")
     return about | _given(
         ignored_formats=ignored or None,
         default_max_tokens=limit,
         generation_config=mode,
         sampling_defaults=defaults or None,
+        ignore_eos=None if run.eos else ignores_eos,
     )
 
 

@@ -6,6 +6,7 @@ Reads the model's small files only; neither its weights nor mlx are loaded.
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,9 @@ import click
 
 from mlxq.cli import options
 from mlxq.cli.terminal import cell, show
-from mlxq.errors import MlxqError
+from mlxq.errors import MlxqError, ModelError
+from mlxq.files.output.same_model import EosSets
+from mlxq_worker.commands.worker_options import words_of
 
 if TYPE_CHECKING:
     from mlxq_worker.model.eos import EosToken
@@ -74,6 +77,39 @@ def eos_as_object(described: DescribedModel) -> dict[str, Any]:
             {"token": end.token, "source": end.source, "reason": end.reason} for end in described.eos.rejected
         ],
     }
+
+
+class EosProcess:
+    """This command as a process of its own, for one that has other things to do meanwhile: reading a tokenizer takes a
+    second, and more memory than the whole rest of a run.
+
+    Args:
+        options: of the command, by their flags.
+    """
+
+    def __init__(self, model: str, **options: object) -> None:
+        given = [word for name, value in options.items() for word in words_of(f"--{name.replace('_', '-')}", value)]
+        command = [sys.executable, "-m", "mlxq", "eos", model, "--json", *given]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe, text=True)
+
+    def sets(self) -> EosSets:
+        """What it has found, once it has ended.
+
+        Raises:
+            ModelError: the model's files don't tell.
+        """
+        said, complaint = self._process.communicate()
+        if self._process.returncode:
+            raise ModelError(complaint.strip().removeprefix("Error: ") or "mlxq eos has been ended")
+        tokens = json.loads(said)["tokens"]
+        chat = frozenset((token["id"], token["token"]) for token in tokens)
+        return EosSets(chat, frozenset((token["id"], token["token"]) for token in tokens if not token["chat_only"]))
+
+    def close(self) -> None:
+        """End it, if nobody has asked."""
+        with self._process as process:
+            process.kill()
 
 
 def _print_table(described: DescribedModel) -> None:

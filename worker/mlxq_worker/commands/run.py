@@ -30,6 +30,7 @@ from mlxq.errors import QueueNotReady, QueueUnavailable
 from mlxq.files.known_lines import KnownLines
 from mlxq.files.output.manifest import RunFacts, check_manifest, manifest_path, write_manifest
 from mlxq.files.output.retry import Retry
+from mlxq.files.output.same_model import Expected
 from mlxq.files.tally import Summary, Tally
 from mlxq_worker.commands.worker_options import worker_command, worker_option
 from mlxq_worker.startup import collecting_later
@@ -82,7 +83,9 @@ RESUME_HINT = "Run the same command again to go on from here."
 @click.option(
     "--continue-length", is_flag=True, help="Go on from the text of answers that are there and hit their limit."
 )
-@click.option("--accept-model-change", is_flag=True, help="Go on from answers of another model.")
+@click.option(
+    "--accept-model-change", is_flag=True, help="Go on from answers of another model, or with other end tokens."
+)
 @options.ordered
 @worker_option("extra_eos_tokens")
 @worker_option("allow_no_eos")
@@ -159,6 +162,9 @@ def run(
             )
             for figures in totals
         ]
+        expected: Expected | None = None
+        if not accept_model_change:
+            expected = _expected(stack, worker_options, writing.answers if resume else None) if workers else Expected()
         if not is_shared and not writing.answers.exists():  # else there may be nothing to answer, or no Redis
             for process in processes:
                 process.check()
@@ -197,7 +203,7 @@ def run(
                 table=writing.table,
                 retry=retry,
                 known=known,
-                model=_name_of(worker_options["model"]) if workers and not accept_model_change else None,
+                expected=None if accept_model_change else expected,
             )
         except QueueUnavailable as error:
             whose = "" if is_shared else "The Redis that this run had started is gone. "
@@ -264,6 +270,23 @@ def _open_fields(worker_options: Mapping[str, Any]) -> OpenFields | None:
         return None
     stated = {} if folder is None else read_generation_config(folder)
     return OpenFields.of(stated, mode, worker_options["default_max_tokens"])
+
+
+def _expected(stack: ExitStack, worker_options: Mapping[str, Any], answers: Path | None) -> Expected:
+    """The model that our workers will have, to hold these answers against. A model that isn't here yet is not fetched
+    for that: then the first of its answers tells."""
+    model = worker_options["model"]
+    if answers is None or not answers.is_file() or not answers.stat().st_size:
+        return Expected(_name_of(model))
+    from mlxq_worker.commands.eos import EosProcess
+    from mlxq_worker.model.locate import folder_of
+
+    if folder_of(model) is None:
+        return Expected(_name_of(model))
+    named = {"extra_eos_token": worker_options["extra_eos_tokens"], "allow_no_eos": worker_options["allow_no_eos"]}
+    process = EosProcess(model, **named)
+    stack.callback(process.close)
+    return Expected(_name_of(model), process.sets)
 
 
 def _warn_of_other_models(summary: Summary, model: str) -> None:

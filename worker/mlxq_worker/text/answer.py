@@ -151,6 +151,7 @@ class AnswerBuilder:
             sampling_defaults={
                 name: value for name, value in (self._sampling_defaults or {}).items() if name in request.left_out
             },
+            ignore_eos=request.sampling.ignore_eos,
         )
 
 

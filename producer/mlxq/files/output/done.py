@@ -5,6 +5,7 @@ Kept on the disk, so that it takes no memory to speak of. Knows no requests that
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from msgspec import Struct
 
 from mlxq.files.known_lines import MADE_UP, Known, KnownLines, Marked, made_up_id
 from mlxq.files.output.continuation import can_go_on
+from mlxq.files.output.same_model import Ends, ends_of
 from mlxq.files.output.stored import read_as, read_lines
 from mlxq.results import read_back
 from mlxq.storage.id_table import IdTable, is_text
@@ -28,6 +30,7 @@ class Done(msgspec.Struct, frozen=True, array_like=True, gc=False):
     One that `is_cut` is there in part, so its request is not done. `default_max_tokens` is the worker's limit that the
     answer kept to, where its request has none and the line says so; `raised_max_tokens` is the one of a retry.
     `sampling_defaults` is what the model's own have filled in of the request, `None` where the line doesn't say.
+    `retry_pass` names the pass of retries that asked for it, if one did (`mlxq.files.output.retry_pass`).
     `finish_reasons` are those of its choices, and `hit_limit` tells whether one of them had `max_tokens` tokens.
     """
 
@@ -39,15 +42,17 @@ class Done(msgspec.Struct, frozen=True, array_like=True, gc=False):
     hit_limit: bool = False
     raised_max_tokens: int | None = None
     sampling_defaults: dict[str, float] | None = None
+    retry_pass: str | None = None
 
 
 class DoneTable:
-    """The answers of a result file by custom id. `num_lines` are the lines that it has, of all kinds; `models` are
-    those whose answers it has, or had before others took their place."""
+    """The answers of a result file by custom id. `num_lines` are the lines that it has, of all kinds; `models` and
+    `ends` count by whom its answers are, and on what they could end, those among them whose place others took."""
 
     def __init__(self) -> None:
         self.num_lines = 0
-        self.models: set[str | None] = set()
+        self.models: Counter[str | None] = Counter()
+        self.ends: Counter[Ends] = Counter()
         self._table = IdTable()
         self._encoder, self._decoder = msgspec.msgpack.Encoder(), msgspec.msgpack.Decoder(Done)
 
@@ -64,12 +69,12 @@ class DoneTable:
 
     def put(self, custom_id: str, done: Done) -> None:
         """This answer is there now."""
-        self.models.add(done.model)
+        self.models[done.model] += 1
         self._table.put(custom_id, self._encoder.encode(done))
 
     def put_many(self, answers: Sequence[tuple[str, Done]]) -> None:
         """`put` for each of them; the last one of an id counts."""
-        self.models.update({done.model for _, done in answers})
+        self.models.update([done.model for _, done in answers])
         self._table.put_many([(custom_id, self._encoder.encode(done)) for custom_id, done in answers])
 
     def items(self) -> Iterator[tuple[str, Done]]:
@@ -95,6 +100,7 @@ def load_done(
         table.num_lines += len(outcomes)
         answers = [(outcome.custom_id, outcome.done) for outcome in outcomes if outcome.done is not None]
         table.put_many(answers)
+        table.ends.update([outcome.ends for outcome in outcomes if outcome.ends is not None])
         if known is not None:
             known.put_many([pair for outcome in outcomes if (pair := _known_by(outcome, stands)) is not None])
     if known is not None and len(table) < table.num_lines:
@@ -115,11 +121,13 @@ def parts_in(path: Path) -> IdTable:
 
 class LineOutcome(NamedTuple):
     """What an output line says of a request, for a rerun: `done` is `None` if it is no answer by mlxq, nor a part of
-    one; `mark` is that of the input line (`mlxq.files.known_lines`), where it has one."""
+    one; `mark` is that of the input line (`mlxq.files.known_lines`), where it has one; `ends` on what the answer could
+    end, where it says so."""
 
     custom_id: str
-    done: Done | None
+    done: Done | None = None
     mark: str | None = None
+    ends: Ends | None = None
 
 
 def read_outcome(data: bytes) -> LineOutcome | None:
@@ -128,10 +136,11 @@ def read_outcome(data: bytes) -> LineOutcome | None:
         line = _DECODER.decode(data)
     except (ValueError, RecursionError):  # another program's, or it is none
         plain = read_back.decode_output_line(data)
-        return None if plain is None else LineOutcome(plain["custom_id"], done_by(plain))
+        return None if plain is None else LineOutcome(plain["custom_id"], done_by(plain), ends=ends_of(plain))
     if line.response is None and line.error is None:
         return None
-    return LineOutcome(line.custom_id, _done_by(line), line.mlxq.line)
+    answer = _answer_on(line)
+    return LineOutcome(line.custom_id, *answer) if answer else LineOutcome(line.custom_id)
 
 
 def done_by(line: Mapping[str, Any]) -> Done | None:
@@ -149,6 +158,7 @@ def done_by(line: Mapping[str, Any]) -> Done | None:
         hit_limit=any(stop.get("type") == "max_tokens" for stop in read_back.stop_details_of(line)),
         raised_max_tokens=read_back.raised_max_tokens_of(line),
         sampling_defaults=read_back.sampling_defaults_of(line),
+        retry_pass=read_back.retry_pass_of(line),
     )
 
 
@@ -166,6 +176,8 @@ class _Choice(Struct, gc=False):
 
 class _About(Struct, gc=False):
     content_hash: str
+    eos: msgspec.Raw = msgspec.Raw()
+    ignore_eos: bool | None = None
     default_max_tokens: int | None = None
     raised_max_tokens: int | None = None
     generation_config: str | None = None
@@ -173,6 +185,7 @@ class _About(Struct, gc=False):
 
 
 class _Body(Struct, gc=False):
+    object: str | None = None
     model: str | None = None
     choices: list[_Choice] = []
     mlxq: _About | None = None
@@ -185,6 +198,7 @@ class _Response(Struct, gc=False):
 
 class _AboutLine(Struct, frozen=True, gc=False):
     line: str | None = None
+    retry: str | None = None
 
 
 class _Line(Struct, gc=False):
@@ -197,13 +211,13 @@ class _Line(Struct, gc=False):
 _DECODER = msgspec.json.Decoder(_Line)
 
 
-def _done_by(line: _Line) -> Done | None:
+def _answer_on(line: _Line) -> tuple[Done, str | None, Ends] | None:
     body = line.response and line.response.body
     if not (line.response and body and body.mlxq and line.error is None and line.response.status_code == 200):
         return None
     stops = [choice.stop_details.type for choice in body.choices if choice.stop_details and choice.stop_details.type]
     reasons = tuple(choice.finish_reason for choice in body.choices if choice.finish_reason is not None)
-    return Done(
+    done = Done(
         body.mlxq.content_hash,
         body.model,
         is_cut=read_back.are_cut(stops, reasons),
@@ -212,7 +226,9 @@ def _done_by(line: _Line) -> Done | None:
         hit_limit="max_tokens" in stops,
         raised_max_tokens=body.mlxq.raised_max_tokens,
         sampling_defaults=None if body.mlxq.generation_config is None else body.mlxq.sampling_defaults or {},
+        retry_pass=line.mlxq.retry,
     )
+    return done, line.mlxq.line, (body.model, body.object, bytes(body.mlxq.eos), body.mlxq.ignore_eos)
 
 
 def _known_by(outcome: LineOutcome, stands: Callable[[Done], bool]) -> tuple[Marked, Known] | None:

@@ -7,7 +7,6 @@ failed is tried again, and its new outcome takes the place of the old one. Knows
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,15 +15,16 @@ from typing import Any, Self
 
 import msgspec
 
-from mlxq.errors import ConfigError
 from mlxq.files.input import BadLine
 from mlxq.files.known_lines import KnownBlock, KnownLines
 from mlxq.files.output.continuation import can_be_continued
-from mlxq.files.output.done import Done, DoneTable, done_by, load_done, parts_in
+from mlxq.files.output.done import Done, done_by, load_done, parts_in
 from mlxq.files.output.error_file import ErrorFile
 from mlxq.files.output.result_file import check_result_file, open_writer
 from mlxq.files.output.retry import Retry
+from mlxq.files.output.retry_pass import RetryPass
 from mlxq.files.output.rewriting import order_file
+from mlxq.files.output.same_model import Expected, SameModel
 from mlxq.files.tally import Summary, Tally
 from mlxq.formats.names import TABLES, named
 from mlxq.requests.normal_form import spelled_hash
@@ -44,18 +44,6 @@ def default_error_file(output: Path) -> Path:
     return plain.with_name(f"{plain.stem}.errors{suffix or '.jsonl'}")
 
 
-def _check_model(output: Path, done: DoneTable, model: str | None) -> None:
-    if model is None or done.models <= {model}:
-        return
-    others = Counter(answer.model for _, answer in done.items())
-    del others[model]
-    for name, count in others.most_common(1):
-        raise ConfigError(
-            f"{output} holds {count:,} answers by {name}, not by {model}: give each model an --output of its own, or go"
-            " on from them with --accept-model-change"
-        )
-
-
 class Sink:
     """Writes every line to the file it belongs in, and counts it. Use it as a context manager.
 
@@ -67,12 +55,12 @@ class Sink:
         default_max_tokens: the limit of a request that sets none, where that is known.
         sampling_defaults: what the model's own fill in of a request that leaves it out, where that is known.
         retry: which whole answers are to be asked for again.
-        model: whose answers are to be gone on from; any, if none is named.
+        expected: the model whose answers are to be gone on from; any, if none is expected.
         known: learns the input lines that the output file has the answers to.
 
     Raises:
         InputFileError: a file can't be used, or another run is using it.
-        ConfigError: the output file holds answers by another model.
+        ConfigError: the output file holds answers by another model, or by one with other end tokens.
     """
 
     def __init__(
@@ -85,27 +73,28 @@ class Sink:
         default_max_tokens: int | None = None,
         sampling_defaults: Mapping[str, float] | None = None,
         retry: Retry | None = None,
-        model: str | None = None,
+        expected: Expected | None = None,
         known: KnownLines | None = None,
     ) -> None:
         self.tally = Tally()
         self._known_lines = KnownLines() if known is None else known  # an empty one is false
-        self._retry = retry or Retry()
         self._retried: dict[str, int | None] = {}  # limits of requests that are asked again
         self._output_path = output
         self._order: Iterable[str] | None = None
         self._dropped = IdTable()
         self._num_asked = 0
+        self._pass_is_over = False
         self._default_max_tokens = default_max_tokens
         self._sampling_defaults = sampling_defaults
         self._synced = time.monotonic()
         check_result_file(error_file)  # before the output file comes into being
         with ExitStack() as stack:
             self._output = stack.enter_context(open_writer(output, keep=resume))
+            self._pass = RetryPass.begin(output, retry or Retry(), keep=resume)
             self._errors = stack.enter_context(ErrorFile(error_file, keep=resume, source=source))
             self._done = load_done(output, self._known_lines, stands=self._stands)
-            self._parts = parts_in(output) if self._retry.goes_on else IdTable()
-            _check_model(output, self._done, model)
+            self._parts = parts_in(output) if self._pass.retry.goes_on else IdTable()
+            self._same_model = SameModel(output, expected, self._done.models, self._done.ends)
             # A run that was killed may have left two lines for one id.
             self._needs_rewrite = self._done.num_lines != len(self._done)
             self._writers = stack.pop_all()
@@ -133,7 +122,7 @@ class Sink:
     def _stands(self, known: Done) -> bool:
         """Whether a whole answer is still one to the same line, whatever that says."""
         same = self._may_have_same_limit(known) and self._may_have_same_defaults(known)
-        return same and not self._retry.wants(known)
+        return same and not self._pass.wants(known)
 
     def _may_have_same_limit(self, known: Done) -> bool:
         """Whether a request without a limit of its own kept to the one that it would have now, as far as is known."""
@@ -154,16 +143,16 @@ class Sink:
         return None if data is None else msgspec.json.decode(data)
 
     def _is_retried(self, line: ParsedLine, known: Done) -> bool:
-        if known.is_cut or not self._retry.wants(known):
+        if known.is_cut or not self._pass.wants(known):
             return False
-        if self._retry.goes_on and known.hit_limit:
+        if self._pass.retry.goes_on and known.hit_limit:
             if not (line.request.custom_id in self._parts and can_be_continued(line)):
                 return False
             self._retried[line.request.custom_id] = None
             return True
         limits = (known.raised_max_tokens, line.request.sampling.max_tokens, known.default_max_tokens)
         last = next((limit for limit in (*limits, self._default_max_tokens) if limit is not None), None)
-        limit = self._retry.limit_after(known, last)
+        limit = self._pass.retry.limit_after(known, last)
         if limit is not None and last is not None and limit <= last:
             return False  # it has had the largest one
         self._retried[line.request.custom_id] = limit
@@ -203,12 +192,19 @@ class Sink:
 
     def adopt(self, line: Mapping[str, Any]) -> bool:
         """Write an answer that an earlier run had asked for; it counts as skipped when its request comes. `False` if it
-        isn't a whole one, and so is not written."""
+        isn't a whole one, or not to what the answer that is there is to, and so is not written."""
+        if self._pass.is_resumed:
+            line = {**line, "mlxq": self._pass.about_line()}
         custom_id, answer = line["custom_id"], done_by(line)
-        if answer is None or answer.is_cut or custom_id in self._parts:  # the rest of an answer is none by itself
+        if answer is None or answer.is_cut:
             return False
-        if self._done.get(custom_id) != answer:
-            if custom_id in self._done:
+        known = self._done.get(custom_id)
+        # It may be the rest of that answer, or a retry with a larger limit: none by itself, or to another request.
+        if known is not None and not known.is_cut and known.content_hash != answer.content_hash:
+            return False
+        self._same_model.check(line)
+        if known != answer:
+            if known is not None:
                 self._needs_rewrite = True
                 self._known_lines.void()
             self._output.append(line)
@@ -221,7 +217,12 @@ class Sink:
     ) -> None:
         """Write one output line. It stands, after `close`, for all that the output file held under its id. `place` is
         where its request stands, if it is not known by its id; `mark` is that of its input line. It `replaces` one that
-        was written since the file was opened."""
+        was written since the file was opened.
+
+        Raises:
+            ConfigError: it is by a model that has other end tokens than when it gave the answers that were there.
+        """
+        self._same_model.check(line)
         self.tally.add(line, place)
         known = self._done.get(line["custom_id"])
         self._needs_rewrite |= known is not None or replaces
@@ -232,7 +233,8 @@ class Sink:
         else:
             self.tally.changed += known is not None and not known.is_cut
         if is_success(line):
-            self._output.append(line if mark is None else {**line, "mlxq": {"line": mark}})
+            about = {**({} if mark is None else {"line": mark}), **self._pass.about_line()}
+            self._output.append({**line, "mlxq": about} if about else line)
             self._errors.settle(line["custom_id"])
         else:
             self._errors.append(line)
@@ -250,8 +252,10 @@ class Sink:
             self._errors.append(line)
 
     def settle_source(self) -> None:
-        """Every request of the input has an outcome: old failures of that input which are left are of none of them."""
+        """Every request of the input has an outcome: old failures of that input which are left are of none of them, and
+        a pass of retries is over."""
         self._errors.settle_source()
+        self._pass_is_over = True
 
     def sync(self) -> None:
         """Force what was written to the disk."""
@@ -281,6 +285,8 @@ class Sink:
         self._writers.close()
         if self._needs_rewrite or self._order is not None:
             order_file(self._output_path, self._order or (), without=self._dropped)
+        if self._pass_is_over:
+            self._pass.end()
 
     def __enter__(self) -> Self:
         return self
