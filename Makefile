@@ -12,9 +12,9 @@ COMPAT := $(VENV)/compat
 DEMO := demo-out
 # Test data and an oracle: their dependencies are no concern of ours.
 WITHOUT_DEPS := axolotl==0.19.0 llm-router-utils==0.8.1
-# A process for each core and two more, as many tests wait for processes of their own. A file's tests stay together; the
+# A process for each core and three more, as many tests wait for processes of their own. A file's tests stay together; the
 # files come in their order, which begins with the longest.
-SIDE_BY_SIDE = --numprocesses $$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 2 )) --dist loadfile --no-loadscope-reorder
+SIDE_BY_SIDE = --numprocesses $$(( $$($(BIN)/python -c 'import os; print(os.cpu_count())') + 3 )) --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install demo test test-quick thorough parity compat alerts bench mac mac-short faults release-check clean need-python need-openblas
 
