@@ -6,24 +6,26 @@ anew where a choice is a near-tie, since there another right computation may cho
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from functools import cache
 from itertools import combinations, product
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import mlx.core as mx
 import pytest
+from mlx_lm import models
 from mlx_lm.generate import generate_step
-from mlx_lm.models.cache import make_prompt_cache
-from tests.support.architecture_table import PACKED, TABLE_PATH, table, way
-from tests.support.architectures import VOCAB_SIZE
+from tests.support.architecture_table import ELSEWHERE, PACKED, TABLE_PATH, table, way
+from tests.support.architectures import OWN, VOCAB_SIZE
 from tests.support.engine_runs import run
 from tests.support.rounding import smallest_gap
 from tests.support.row_specs import name_of, row_spec
 from tests.support.thorough import sample_of
-from tests.support.tried_models import architecture_of, engine_over
+from tests.support.tried_models import architecture_of, engine_over, packing_of
 
 from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.kvcache.prefix import BLOCK
@@ -36,6 +38,8 @@ _MANY = (1, 12, 23, 40), (1, 9, 20, 33)
 in a batch of up to three, and as many as there are in one of eight."""
 _LIMIT = 9
 _MAX_DRAWS = 10
+_DEFINITIONS = [re.compile(rf"^class {name}\b", re.MULTILINE) for name in ("Model", "ModelArgs")]
+"""In each module of mlx-lm that is an architecture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +196,23 @@ def test_what_would_be_wrong_packed_is_not_packed(architecture: str) -> None:
     assert way(architecture) is None
 
 
-@pytest.mark.parametrize("architecture", ALONE)
-def test_what_mlx_lm_cannot_batch_either_runs_alone(architecture: str) -> None:
-    assert not all(hasattr(cache, "merge") for cache in make_prompt_cache(architecture_of(architecture)))
+def test_every_architecture_of_mlx_lm_is_in_the_table() -> None:
+    sources = {each.stem: each.read_text(encoding="utf-8") for each in Path(models.__path__[0]).glob("*.py")}
+    defining = {name for name, source in sources.items() if all(each.search(source) for each in _DEFINITIONS)}
+
+    assert {"llama", "olmo"} <= defining
+    assert defining - OWN.keys() == ELSEWHERE.keys() - OWN.keys()
+
+
+@pytest.mark.parametrize("architecture", [*PADDED, *ALONE])
+def test_rows_that_are_not_packed_are_as_if_alone_too(architecture: str) -> None:
+    given = reference(architecture, _FEW)
+
+    outcome = run(engine_over(given.model, max_num_seqs=3, max_num_batched_tokens=24), given.specs, one_per_step=True)
+
+    assert outcome.tokens == given.expected
+
+
+@pytest.mark.parametrize("architecture", [*PADDED, *ALONE])
+def test_only_what_is_right_padded_is_padded(architecture: str) -> None:
+    assert packing_of(architecture_of(architecture)).pads is (architecture in PADDED)

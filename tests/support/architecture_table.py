@@ -19,7 +19,13 @@ from mlxq_worker.model.architecture import ALONE, PADDED
 
 TABLE_PATH = Path(__file__).parents[2] / "docs" / "architectures.md"
 
-ELSEWHERE: Mapping[str, str] = {"bitnet": "its kernels need a GPU by Apple"}
+ELSEWHERE: Mapping[str, str] = {
+    "bitnet": "its kernels need a GPU by Apple",
+    "muse_spark": "its kernels need a GPU by Apple",
+    "olmo": "it needs the package ai2-olmo",
+    "phi3small": "its products of blocks end the process on a CPU, in mlx itself",
+    "prism_hadamard_qwen35": "its weights are packed by a list in its config, of widths from 128 on",
+}
 """Why each of those that can't be tried out here can't."""
 
 PACKED = tuple(sorted(name for name in OWN if name not in {*PADDED, *ALONE, *ELSEWHERE}))
@@ -39,7 +45,7 @@ rows that decode, and what prompts begin with in common is computed once. If not
 and the log says why. This is what becomes of tiny models of the architectures of mlx-lm that can be built from a
 few numbers. `python -m tests.support.architecture_table` writes this page, and a test holds it.
 
-{num_packed} are packed, {num_padded} padded, {num_alone} runs one row at a time.
+{num_packed} are packed, {num_padded} padded, {num_alone} run one row at a time.
 
 | Architecture | Layers | Attends |
 |---|---|---|

@@ -113,6 +113,14 @@ def _holding(text: str, **own: Any) -> dict[str, Any]:
     return {"text_config": {**SIZES, "model_type": text, **OWN.get(text, {}), **own}}
 
 
+_KIMI = {
+    "num_heads": 4,
+    "head_dim": 8,
+    "kda_layers": [1, 3],
+    "full_attn_layers": [2, 4],
+    "short_conv_kernel_size": 3,
+}
+
 OWN: dict[str, dict[str, Any]] = {
     "Klear": {},
     "afm7": {"hidden_dim": 32, "num_layers": 4, "num_kv_reuse_layers": 2, "num_heads": 4, "num_kv_heads": 2},
@@ -127,6 +135,14 @@ OWN: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
     },
     "bailing_hybrid": {"num_hidden_layers": 4, "layer_group_size": 2, "group_norm_size": 1, "num_key_value_heads": 4},
+    "bailing_moe_v3": {
+        "num_hidden_layers": 4,
+        "layer_group_size": 2,
+        "num_key_value_heads": 4,
+        "moe_shared_expert_intermediate_size": 32,
+        "n_group": 1,
+        "topk_group": 1,
+    },
     "bitnet": {},
     "cohere": {},
     "cohere2": {"num_hidden_layers": 4, "sliding_window_pattern": 2},
@@ -141,6 +157,18 @@ OWN: dict[str, dict[str, Any]] = {
     "deepseek_v2": {"rope_scaling": _YARN},
     "deepseek_v3": {"topk_method": "noaux_tc", "scoring_func": "sigmoid", "rope_scaling": _YARN},
     "deepseek_v32": {"index_head_dim": 8, "index_n_heads": 2, "index_topk": 4, "rope_scaling": _YARN},
+    "deepseek_v41": {
+        "head_dim": 16,
+        "o_groups": 2,
+        "o_lora_rank": 8,
+        "compress_ratios": [0, 4],
+        "kv_source_layer_ids": [0, 1],
+        "index_source_layer_ids": [0, 1],
+        "index_n_heads": 2,
+        "index_head_dim": 8,
+        "index_topk": 4,
+        "hc_mult": 2,
+    },
     "dots1": {},
     "ernie4_5": {},
     "ernie4_5_moe": {"moe_num_experts": 4},
@@ -230,17 +258,7 @@ OWN: dict[str, dict[str, Any]] = {
         "mamba_d_state": 8,
         "mamba_expand": 1,
     },
-    "kimi_linear": {
-        "num_hidden_layers": 4,
-        "linear_attn_config": {
-            "num_heads": 4,
-            "head_dim": 8,
-            "kda_layers": [1, 3],
-            "full_attn_layers": [2, 4],
-            "short_conv_kernel_size": 3,
-        },
-        "model_max_length": 512,
-    },
+    "kimi_linear": {"num_hidden_layers": 4, "linear_attn_config": _KIMI, "model_max_length": 512},
     "laguna": {
         "num_hidden_layers": 4,
         "moe_routed_scaling_factor": 2.5,
@@ -439,6 +457,7 @@ OWN: dict[str, dict[str, Any]] = {
         "yarn_only_types": [],
         "use_qk_norm": True,
     },
+    "talkie": {},
     "telechat3": {},
     "youtu_llm": {"num_key_value_heads": 4},
 }
@@ -466,6 +485,15 @@ OWN |= {
         num_kv_shared_layers=2,
     ),
     "kimi_k25": _holding("deepseek_v3"),
+    "kimi_k3": _holding(
+        "kimi_k3",
+        num_hidden_layers=4,
+        num_key_value_heads=4,
+        num_experts_per_token=2,
+        linear_attn_config=_KIMI,
+        mla_use_output_gate=True,
+        attn_res_block_size=2,
+    ),
     "kimi_vl": _holding("deepseek_v3"),
     "lfm2-vl": _holding("lfm2"),
     "llama4": _holding(
@@ -477,6 +505,17 @@ OWN |= {
         num_experts_per_tok=1,
         rope_scaling=None,
         use_qk_norm=True,
+    ),
+    "minimax_m3_vl": _holding(
+        "minimax_m3_vl",
+        dense_intermediate_size=48,
+        moe_layer_freq=[0, 1],
+        layer_types=["full_attention", "sparse_attention"],
+        sparse_attention_freq=[0, 1],
+        index_n_heads=2,
+        index_head_dim=8,
+        index_block_size=4,
+        index_topk_blocks=2,
     ),
     "mistral3": _holding("ministral3"),
     "pixtral": _holding("llama"),
@@ -494,4 +533,7 @@ def build(architecture: str, seed: int = 0, **changes: Any) -> Any:
     mx.random.seed(seed)
     module = importlib.import_module(f"mlx_lm.models.{architecture}")
     args = module.ModelArgs.from_dict({"model_type": architecture, **SIZES, **OWN[architecture], **changes})
-    return vary(module.Model(args))
+    model = vary(module.Model(args))
+    if isinstance(getattr(model, "lm_head", None), mx.array):  # a bare matrix begins at zero
+        model.lm_head = mx.random.normal(model.lm_head.shape)
+    return model

@@ -17,7 +17,7 @@ from mlxq_worker.engine.kvcache.gpu_costs import parts_pay
 from mlxq_worker.engine.kvcache.memory import RELEASE_STEPS, in_flight_copies, measure_budget
 from mlxq_worker.engine.rows.beam_group import new_group
 from mlxq_worker.engine.runners.packed import PackedRunner
-from mlxq_worker.engine.runners.padded import PaddedRunner
+from mlxq_worker.engine.runners.padded import PaddedRunner, can_batch
 from mlxq_worker.engine.runners.runner import Launched, Runner
 from mlxq_worker.engine.runners.step_timing import step_seconds
 from mlxq_worker.engine.runners.trial import Packing, find_packing
@@ -76,7 +76,8 @@ class BatchEngine:
         self._decode = decode
         self._device = device.Device()
         self._max_num_seqs = max_num_seqs
-        way = (packing or find_packing(model)).way if packed else None
+        packing = (packing or find_packing(model)) if packed else Packing(None, pads=can_batch(model))
+        way = packing.way
         self._budget = measure_budget(
             model, kv_bytes, in_slabs=way is not None, copies_prefixes=bool(way and way.copies_prefixes)
         )
@@ -99,7 +100,11 @@ class BatchEngine:
         else:
             prefill_chunk = self._step_size.known or DEFAULT_STEP_TOKENS
             self._runner = PaddedRunner(
-                model, max_num_seqs=max_num_seqs, prefill_chunk=prefill_chunk, new_sampler=new_sampler
+                model,
+                batches=packing.pads,
+                max_num_seqs=max_num_seqs,
+                prefill_chunk=prefill_chunk,
+                new_sampler=new_sampler,
             )
         self._scheduler = Scheduler(
             self._runner.max_num_seqs,

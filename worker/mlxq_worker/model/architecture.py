@@ -16,16 +16,17 @@ from mlxq_worker.model.config_json.build import build, config_overrides
 from mlxq_worker.model.config_json.rope_check import check_scaling
 
 PADDED: Mapping[str, str] = {
-    "afm7": "later layers take their queries' positions from how many keys an earlier layer hands them",
-    "gpt_bigcode": "its positions are counted outside MLX, from one offset for all rows",
-    "longcat_flash_ngram": "its state has another shape until a row has a few tokens",
     "plamo3": "its masks have windows one token longer than its caches",
 }
 """Why each of those architectures that can't be packed can't. The engine finds out by trying, and knows no list."""
 ALONE: Mapping[str, str] = {
+    "afm7": "later layers take their queries' positions from how many keys an earlier layer hands them",
+    "deepseek_v41": "its layers keep compressed keys and an index, in a cache that mlx-lm can't batch either",
+    "gpt_bigcode": "its positions are counted outside MLX, from one offset for all rows",
     "llama4": "its layers attend in chunks, with a cache that mlx-lm can't batch either",
+    "longcat_flash_ngram": "its state has another shape until a row has a few tokens",
 }
-"""Why each of those that run one row at a time do."""
+"""Why each of those run one row at a time: in a batch of mlx-lm's own they would get other answers, or none."""
 
 Batching = Literal["packed", "padded", "one at a time"]
 

@@ -7,7 +7,6 @@ where it can be used.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -21,8 +20,6 @@ from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.runners.runner import Launched
 from mlxq_worker.engine.sampling.batch_sampler import BatchSampler
 from mlxq_worker.engine.sampling.logprobs import score_chunk
-
-log = logging.getLogger(__name__)
 
 Cache = Any
 """One layer's cache of mlx-lm, for a whole batch."""
@@ -92,21 +89,26 @@ class PaddedRunner:
 
     Args:
         model: an mlx-lm model; called with token ids (B, L) and a list of caches it returns logits (B, L, V).
-        max_num_seqs: how many rows decode together at most; 1 where the model's caches can't be batched.
+        batches: whether the model's caches can be batched, and rows in a batch get what they get alone.
+        max_num_seqs: how many rows decode together at most; 1 where nothing is batched.
         prefill_chunk: at most this many positions of a prompt go through the model at once.
         new_sampler: makes what picks the tokens of an empty batch.
     """
 
     def __init__(
-        self, model: Any, *, max_num_seqs: int, prefill_chunk: int, new_sampler: Callable[[], BatchSampler]
+        self,
+        model: Any,
+        *,
+        batches: bool,
+        max_num_seqs: int,
+        prefill_chunk: int,
+        new_sampler: Callable[[], BatchSampler],
     ) -> None:
         self._model = model
         self._new_sampler = new_sampler
         self._prefill_chunk = prefill_chunk
-        self._can_batch = all(hasattr(cache, "merge") for cache in make_prompt_cache(model))
-        if not self._can_batch:
-            log.warning("the caches of %s can't be batched: decoding one row at a time", type(model).__module__)
-        self.max_num_seqs = max_num_seqs if self._can_batch else 1
+        self._batches = batches
+        self.max_num_seqs = max_num_seqs if batches else 1
         self.max_prefix_tokens = 0
         self.num_slab_tokens = 0
         self.clear()
@@ -168,37 +170,64 @@ class PaddedRunner:
 
     def _prefill_prompts(self, prompts: Sequence[Sequence[int]], scored: Sequence[tuple[int, Row]]) -> list[Cache]:
         """Run prompts through the model; those of the `scored` rows, each given with its prompt's index, are scored."""
-        caches = self._new_caches(len(prompts))
-        lengths = [len(prompt) for prompt in prompts]
-        longest = max(lengths)
-        if longest == 0:
-            return caches
-        padding = [longest - length for length in lengths]
-        if any(padding):
-            for cache in caches:
-                cache.prepare(lengths=lengths, right_padding=padding)
-        tokens = mx.array([[*prompt, *[_PADDING_ID] * pad] for prompt, pad in zip(prompts, padding, strict=True)])
-        for start in range(0, longest, self._prefill_chunk):  # tokens: (B, longest)
-            logits = self._model(tokens[:, start : start + self._prefill_chunk], cache=caches)
+
+        def score(start: int, logits: mx.array) -> None:
             for index, row in scored:
                 score_chunk(row, start, logits[index], _as_they_are)
-            mx.eval([cache.state for cache in caches])
-        if self._can_batch:
-            # Also without padding: recurrent caches otherwise go on counting it down, one graph node a token.
-            for cache in caches:
-                cache.finalize()
-        return caches
 
-    def _new_caches(self, num_rows: int) -> list[Cache]:
-        """Empty caches, one a layer, for a batch of `num_rows`."""
-        single = [make_prompt_cache(self._model) for _ in range(num_rows)]
-        if not self._can_batch:
-            return list(single[0])
-        return [layer[0].merge(list(layer)) for layer in zip(*single, strict=True)]
+        return prefilled(self._model, prompts, batches=self._batches, chunk=self._prefill_chunk, look=score)
 
     def _keep_newest(self, tokens: mx.array) -> None:
         """Beams are given their tokens by the plan; the others go on with what was sampled, and come first."""
         self._batch.tokens = tokens[: len(self._batch.rows)]
+
+
+def can_batch(model: Any) -> bool:
+    """Whether mlx-lm has a batch cache for each cache of this model."""
+    return all(hasattr(cache, "merge") for cache in make_prompt_cache(model))
+
+
+def prefilled(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    batches: bool,
+    chunk: int,
+    look: Callable[[int, mx.array], None] = lambda start, logits: None,
+) -> list[Cache]:
+    """mlx-lm's caches, one a layer, with what the model computes for these prompts, so many positions at a time.
+
+    Args:
+        batches: whether they are to be batch caches; without that there may be one prompt.
+        chunk: prompts of several chunks, or of one token, have to be of one length (`prefill_groups`).
+        look: is given where each chunk begins, and its logits (B, L, V).
+    """
+    caches = _new_caches(model, len(prompts), batches)
+    lengths = [len(prompt) for prompt in prompts]
+    longest = max(lengths)
+    if longest == 0:
+        return caches
+    padding = [longest - length for length in lengths]
+    if any(padding):
+        for cache in caches:
+            cache.prepare(lengths=lengths, right_padding=padding)
+    tokens = mx.array([[*prompt, *[_PADDING_ID] * pad] for prompt, pad in zip(prompts, padding, strict=True)])
+    for start in range(0, longest, chunk):  # tokens: (B, longest)
+        look(start, model(tokens[:, start : start + chunk], cache=caches))
+        mx.eval([cache.state for cache in caches])
+    if batches:
+        # Also without padding: recurrent caches otherwise go on counting it down, one graph node a token.
+        for cache in caches:
+            cache.finalize()
+    return caches
+
+
+def _new_caches(model: Any, num_rows: int, batches: bool) -> list[Cache]:
+    """Empty caches, one a layer, for a batch of `num_rows`."""
+    single = [make_prompt_cache(model) for _ in range(num_rows)]
+    if not batches:
+        return list(single[0])
+    return [layer[0].merge(list(layer)) for layer in zip(*single, strict=True)]
 
 
 def _as_they_are(logits: mx.array) -> mx.array:

@@ -1,4 +1,5 @@
-"""Tries out whether a model computes on slots what it computes on mlx-lm's own caches, and how.
+"""Tries out whether a model computes on slots what it computes on mlx-lm's own caches, and how; and if it does not,
+whether it does so in a batch of those.
 
 The measure is mlx-lm's own noise: how far its answers lie apart when it is given the same tokens at once or a few at a
 time, and when every module's result is rounded otherwise (`body.rounded_otherwise`). That grows with a model's depth
@@ -8,8 +9,8 @@ and shrinks with its dtype's precision; what attends wrongly is off by a good pa
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,6 +25,7 @@ from mlxq_worker.engine.plan import PrefixChunk
 from mlxq_worker.engine.runners.body import rounded_otherwise
 from mlxq_worker.engine.runners.layout import Layout, Span
 from mlxq_worker.engine.runners.packed_model import PackedModel, Way
+from mlxq_worker.engine.runners.padded import can_batch, prefilled
 
 log = logging.getLogger(__name__)
 
@@ -35,16 +37,27 @@ _BEGUN, _SHARED = 4, 3
 _MOST_NOISE = 4.0
 """So many times mlx-lm's own noise is still noise. Wrong attention is beyond it by a factor of ten in a deep bfloat16
 model, and by a million in a float32 one."""
+_SHORT = ((4,), (6, 3))
+"""Prompts that join the others in a padded batch: one that has nothing to prefill, and one that has a token."""
+_SPARSE: Mapping[str, int] = {"index_topk": 2, "index_topk_blocks": 2, "index_block_size": 2}
+"""Attributes of modules by which attention takes no notice of most keys, once there are thousands; and what they are in
+a trial, so that there are enough."""
 _LEAST_NOISE = 1e-6
 """Of the logits' size: what float32 leaves of any model."""
 
 
+_MISFITS = (NotImplementedError, TypeError, ValueError, AttributeError, IndexError, KeyError)
+"""What a model raises on caches that are not as it wants them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How a model is to be run: packed, in some `way`, or if that is `None` padded, for these `reasons`."""
+    """How a model is to be run: packed, in some `way`, or if that is `None` padded, or one row at a time unless it
+    `pads`, for these `reasons`."""
 
     way: Way | None
     reasons: tuple[str, ...] = ()
+    pads: bool = True
 
 
 def packs(model: Any) -> bool:
@@ -55,7 +68,12 @@ def packs(model: Any) -> bool:
 def find_packing(model: Any) -> Packing:
     """Try a model out; the log says why it can't be packed, if it can't."""
     if not isinstance(model, nn.Module):
-        return Packing(None, ("it is no module of MLX, so nobody can look into it",))
+        return Packing(None, ("it is no module of MLX, so nobody can look into it",), can_batch(model))
+    with _sparse_early(model):
+        return _tried(model)
+
+
+def _tried(model: nn.Module) -> Packing:
     reasons = []
     expected = _in_pieces(model, None)  # (5, V)
     noise = _Noise(model, expected)
@@ -65,7 +83,7 @@ def find_packing(model: Any) -> Packing:
                 packed = PackedModel(model, way)
                 failed.callback(packed.let_go)
                 off = _size(_packed_logits(packed) - expected)
-            except (NotImplementedError, TypeError, ValueError, AttributeError, IndexError, KeyError) as error:
+            except _MISFITS as error:
                 reasons.append(f"{way}: {error!r}")
                 continue
             if noise.explains(off):
@@ -74,8 +92,40 @@ def find_packing(model: Any) -> Packing:
         reasons.append(
             f"{way}: computes something else: off by {off:.2g}, where mlx-lm itself is off by {noise.measured:.2g}"
         )
-    log.warning("%s can't be packed, decoding padded: %s", type(model).__module__, "; ".join(reasons))
-    return Packing(None, tuple(reasons))
+    pads = _pads(model, noise)
+    how = "padded" if pads else "one row at a time, as it can't be padded either"
+    log.warning("%s can't be packed, decoding %s: %s", type(model).__module__, how, "; ".join(reasons))
+    return Packing(None, tuple(reasons), pads)
+
+
+def _pads(model: nn.Module, noise: _Noise) -> bool:
+    """Whether rows get in a batch of mlx-lm's own caches what they get alone."""
+    if not can_batch(model):
+        return False
+    prompts = (*_PROMPTS, *_SHORT)
+    expected = mx.stack([_logits_of(model, ids, [len(ids)]) for ids in prompts])
+    try:
+        return noise.explains(_size(_padded_logits(model, _PROMPTS, _SHORT) - expected))
+    except _MISFITS:
+        return False
+
+
+@contextmanager
+def _sparse_early(model: nn.Module) -> Iterator[None]:
+    """Inside the block attention that is sparse in long rows is so in those of a trial."""
+    before = [
+        (module, name, getattr(module, name))
+        for module in model.modules()
+        for name in _SPARSE
+        if isinstance(getattr(module, name, None), int)
+    ]
+    try:
+        for module, name, _ in before:
+            setattr(module, name, _SPARSE[name])
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
 
 
 class _Noise:
@@ -146,3 +196,15 @@ def _packed_logits(packed: PackedModel) -> mx.array:
     packed.hidden(mx.array(ids), Layout([], chunks))
     last = Layout([span(row, length - 1, length) for row, length in enumerate(lengths)])
     return packed.logits(packed.hidden(mx.array([ids[-1] for ids in _PROMPTS]), last))
+
+
+def _padded_logits(model: nn.Module, first: Sequence[Sequence[int]], later: Sequence[Sequence[int]]) -> mx.array:
+    """(B, V) of prompts of two tokens or more, padded, and of others, each of which joins them when they have decoded
+    one."""
+    caches = prefilled(model, [ids[:-2] for ids in first], batches=True, chunk=max(map(len, first)))
+    model(mx.array([ids[-2:-1] for ids in first]), cache=caches)
+    for ids in later:
+        for cache, other in zip(caches, prefilled(model, [ids[:-1]], batches=True, chunk=1), strict=True):
+            cache.extend(other)
+    logits: mx.array = model(mx.array([ids[-1:] for ids in (*first, *later)]), cache=caches)
+    return logits[:, -1]
