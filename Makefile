@@ -75,7 +75,7 @@ mac: $(INSTALLED) ## on a Mac: parity, launches, benchmark and wired limits, int
 mac-short: $(INSTALLED) ## on a Mac: parity, launches and one run, into mac-report.md; a quarter of an hour
 	$(BIN)/python -m tests.bench.mac --only machine --only parity --only masks --only launches --only 'wired limit auto'
 
-faults: $(INSTALLED) need-openblas ## kill workers, Redis, mlxq run and mlxq serve, and have Redis answer with errors: 20 minutes
+faults: $(INSTALLED) need-openblas ## kill workers, Redis, mlxq run and mlxq serve, and have Redis answer with errors: 40 minutes
 	$(BIN)/python -m tests.faults --seconds 300 --requests 3000 --workers 3 --seed $(SEED)
 	$(BIN)/python -m tests.faults --redis-errors --seconds 375 --requests 3000 --workers 3 --seed $(SEED)
 	$(BIN)/python -m tests.faults.killed_runs --lines 20000 --kills 10 --seed $(SEED)
