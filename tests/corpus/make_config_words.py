@@ -50,6 +50,7 @@ SHARED = {"falcon_mamba": "mamba", "mistral": "llama", "qwen2_5_vl": "qwen2_vl",
 LEFT_OUT = {
     "bailing_hybrid": "transformers means another architecture",
     "minimax": "transformers means another architecture",
+    "minimax_m3_vl": "transformers 4 doesn't have it",
     "mistral3": "transformers 4 has no ministral3",
     "muse_glimmer": "transformers knows its nested form alone, mlx-lm's tiny config is flat",
     "pixtral": "transformers means the vision tower",

@@ -151,7 +151,7 @@ def test_weights_in_another_tools_format_are_refused(tmp_path: Path) -> None:
 def test_a_model_that_is_not_packed_says_why(tmp_path: Path) -> None:
     found = inspected(folder_of({"model_type": "gpt_bigcode", "n_inner": 48}).write(tmp_path))["batching"]
 
-    assert found["kind"] == "padded"
+    assert found["kind"] == "one at a time"
     assert "positions are counted outside MLX" in found["why"]
 
 

@@ -67,10 +67,15 @@ def packs(model: Any) -> bool:
 
 def find_packing(model: Any) -> Packing:
     """Try a model out; the log says why it can't be packed, if it can't."""
-    if not isinstance(model, nn.Module):
-        return Packing(None, ("it is no module of MLX, so nobody can look into it",), can_batch(model))
-    with _sparse_early(model):
-        return _tried(model)
+    if isinstance(model, nn.Module):
+        with _sparse_early(model):
+            packing = _tried(model)
+    else:
+        packing = Packing(None, ("it is no module of MLX, so nobody can look into it",), can_batch(model))
+    if packing.way is None:
+        how = "padded" if packing.pads else "one row at a time, as it can't be padded either"
+        log.warning("%s can't be packed, decoding %s: %s", type(model).__module__, how, "; ".join(packing.reasons))
+    return packing
 
 
 def _tried(model: nn.Module) -> Packing:
@@ -92,10 +97,7 @@ def _tried(model: nn.Module) -> Packing:
         reasons.append(
             f"{way}: computes something else: off by {off:.2g}, where mlx-lm itself is off by {noise.measured:.2g}"
         )
-    pads = _pads(model, noise)
-    how = "padded" if pads else "one row at a time, as it can't be padded either"
-    log.warning("%s can't be packed, decoding %s: %s", type(model).__module__, how, "; ".join(reasons))
-    return Packing(None, tuple(reasons), pads)
+    return Packing(None, tuple(reasons), _pads(model, noise))
 
 
 def _pads(model: nn.Module, noise: _Noise) -> bool:
