@@ -23,6 +23,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -55,6 +56,18 @@ def pytest_collection() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Spread each folder's files over the run: those of `queue` mostly wait and those of `engine` compute, so that both
+    go well side by side. `unit` has the last ones, which are short."""
+    files = list(dict.fromkeys(item.path for item in items))
+    place: dict[Path, float] = {}
+    for folder in {path.parent for path in files}:
+        own = [path for path in files if path.parent == folder]
+        share = 1.0 if folder.name == "unit" else 0.8
+        place |= {path: share * index / len(own) for index, path in enumerate(own)}
+    items.sort(key=lambda item: place[item.path])
 
 
 @pytest.fixture(autouse=True)
