@@ -13,7 +13,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from tests.support.programs import program_on_path
-from tests.support.waiting import wait_until
+from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq_worker.supervision.redis_server import SERVERS, private_redis
 
@@ -39,7 +39,7 @@ class MortalRedis:
                 return False
 
     def save(self) -> None:
-        with Redis.from_url(self.url) as connection:
+        with Redis.from_url(self.url, socket_timeout=DEADLINE_S) as connection:
             connection.save()
 
     def kill(self) -> None:
@@ -72,7 +72,7 @@ def mortal_redis(redis_program: str, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture
 def redis_url(redis_server_url: str) -> str:
     """The URL of an empty Redis."""
-    with Redis.from_url(redis_server_url) as connection:
+    with Redis.from_url(redis_server_url, socket_timeout=DEADLINE_S) as connection:
         connection.flushall()
     return redis_server_url
 
@@ -80,5 +80,5 @@ def redis_url(redis_server_url: str) -> str:
 @pytest.fixture
 def connection(redis_url: str) -> Iterator[Redis]:
     """A connection to the empty Redis at `redis_url`."""
-    with Redis.from_url(redis_url) as connection:
+    with Redis.from_url(redis_url, socket_timeout=DEADLINE_S) as connection:
         yield connection
