@@ -97,15 +97,14 @@ def _tried(model: nn.Module) -> Packing:
         reasons.append(
             f"{way}: computes something else: off by {off:.2g}, where mlx-lm itself is off by {noise.measured:.2g}"
         )
-    return Packing(None, tuple(reasons), _pads(model, noise))
+    return Packing(None, tuple(reasons), _pads(model, expected, noise))
 
 
-def _pads(model: nn.Module, noise: _Noise) -> bool:
-    """Whether rows get in a batch of mlx-lm's own caches what they get alone."""
+def _pads(model: nn.Module, of_prompts: mx.array, noise: _Noise) -> bool:
+    """Whether rows get in a batch of mlx-lm's own caches what they get alone: (5, V) `of_prompts` are given."""
     if not can_batch(model):
         return False
-    prompts = (*_PROMPTS, *_SHORT)
-    expected = mx.stack([_logits_of(model, ids, [len(ids)]) for ids in prompts])
+    expected = mx.concatenate([of_prompts, mx.stack([_logits_of(model, ids, [len(ids)]) for ids in _SHORT])])
     try:
         return noise.explains(_size(_padded_logits(model, _PROMPTS, _SHORT) - expected))
     except _MISFITS:
