@@ -166,7 +166,7 @@ def load_backend(config: WorkerConfig, *, max_model_len: int | None = None) -> B
     from mlxq_worker.text.prepare import ModelPreparer
 
     device = Device()
-    limit_bytes = config.memory_limit_bytes or _usable_bytes()
+    limit_bytes = config.memory_limit_bytes or default_memory_limit()
     limit_mlx(limit_bytes, device)
     loaded = _without_weights(config)
     fit = _look_before_loading(loaded, config, limit_bytes, max_model_len, has_openblas)
@@ -261,11 +261,10 @@ def _look_before_loading(
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What a worker would run on: `usable_bytes` is what it takes at most unless it is told otherwise."""
+    """What a worker would run on."""
 
     setting: Setting
     machine_bytes: int
-    usable_bytes: int
 
 
 def machine_of(folder: Path | None, config: WorkerConfig | None = None) -> Machine:
@@ -278,8 +277,7 @@ def machine_of(folder: Path | None, config: WorkerConfig | None = None) -> Machi
         ModelError: the weights' files can't be read.
     """
     has_openblas = preload_openblas()
-
-    return Machine(setting_of(folder, config, has_openblas=has_openblas), facts.machine_bytes(), _usable_bytes())
+    return Machine(setting_of(folder, config, has_openblas=has_openblas), facts.machine_bytes())
 
 
 def setting_of(folder: Path | None, config: WorkerConfig | None, *, has_openblas: bool) -> Setting:
@@ -313,7 +311,9 @@ def setting_of(folder: Path | None, config: WorkerConfig | None, *, has_openblas
     )
 
 
-def _usable_bytes() -> int:
+def default_memory_limit() -> int:
+    """How many bytes a worker takes of this machine at most unless it is told otherwise."""
+    preload_openblas()
     from mlxq_worker.engine.kvcache.device import Device
     from mlxq_worker.engine.kvcache.memory import usable_bytes
 
@@ -327,7 +327,7 @@ def fit_of(config: WorkerConfig) -> Fit:
         ModelError: it can't be found, read or built.
     """
     preload_openblas()
-    return what_fits(_without_weights(config), config, config.memory_limit_bytes or _usable_bytes())
+    return what_fits(_without_weights(config), config, config.memory_limit_bytes or default_memory_limit())
 
 
 def what_fits(model: LoadedModel, config: WorkerConfig, limit_bytes: int) -> Fit:

@@ -28,7 +28,7 @@ from mlxq.offline.arguments import CHAT_ARGUMENTS, GENERATE_ARGUMENTS, read_opti
 from mlxq.offline.outputs import RequestOutput, answered, failed
 from mlxq.offline.prompts import AskedPrompt, Message, Prompt, chats, completions
 from mlxq.offline.sampling_params import SamplingParams
-from mlxq_worker.backend import Backend, load_backend, machine_of
+from mlxq_worker.backend import Backend, default_memory_limit, load_backend
 from mlxq_worker.config import EngineConfig, WorkerConfig
 from mlxq_worker.engine.api import RowResult, RowSpec
 from mlxq_worker.messages import Preparer
@@ -262,7 +262,7 @@ def _config(given: Mapping[str, Any]) -> WorkerConfig:
         extra_eos_tokens=given.get("extra_eos_tokens", ()),
         allow_no_eos=given.get("allow_no_eos", False),
         reasoning_parser=given.get("reasoning_parser"),
-        memory_limit_bytes=None if share is None else round(machine_of(None).usable_bytes * share / _WORKERS_SHARE),
+        memory_limit_bytes=None if share is None else round(default_memory_limit() * share / _WORKERS_SHARE),
         engine=EngineConfig(**engine),
     )
 
