@@ -45,13 +45,13 @@ from mlxq_worker.demo import MODEL_PATH
 from mlxq_worker.model.generation import DEFAULT_MAX_TOKENS
 
 STAND_IN = """
-import os, signal, sys, threading
+import os, signal, sys
+signal.alarm(60)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 sys.path.insert(0, {tests!r})
 from tests.support.fake_worker import FakeWorker, {answer}
-stopping = threading.Event()
-signal.signal(signal.SIGTERM, lambda *_: stopping.set())
 with FakeWorker(os.environ["MLXQ_URL"], {answer}):
-    stopping.wait(60)
+    signal.sigwait([signal.SIGTERM])
 """
 TESTS = Path(__file__).parent.parent
 

@@ -14,6 +14,7 @@ from mlxq.metrics.address import Address
 from mlxq.queue.connect import DEFAULT_URL, connect
 
 DEFAULT_PORT = 9400
+POLL_S = 0.5
 
 
 @click.command(context_settings=options.SETTINGS)
@@ -61,4 +62,5 @@ def metrics(address: Address, queues: tuple[str, ...], once: bool, url: str | No
             signal.signal(signum, lambda _signum, _frame: stop.set())
         with MetricsServer(address, registry, health=lambda: Verdict(is_well=True), ready=ready) as server:
             tell(f"Metrics are served at http://{server.address}/metrics")
-            stop.wait()
+            while not stop.wait(POLL_S):  # the handler of a signal that comes just before a wait runs after it
+                pass
