@@ -149,6 +149,7 @@ def test_a_batch_of_completions_is_answered_too(client: OpenAI, redis_url: str) 
         ([{**chat_line("a"), "method": "GET"}], [("out_of_range", 1)]),
         ([{**chat_line("a"), "url": "/v1/embeddings"}], [("out_of_range", 1)]),
         ([{"custom_id": "a", "body": {"prompt": "x"}}], [("mismatched_endpoint", None)]),
+        ([{"custom_id": "a", "url": "/v1/responses", "body": {"input": "x"}}], [("mismatched_endpoint", None)]),
         ([], [("empty_file", None)]),
         (['{"custom_id": "a", "response": {"status_code": 200}, "error": null}'], [("invalid_file", None)]),
         ([chat_line(str(i)) for i in range(5)], [("too_many_requests", None)]),

@@ -1,4 +1,5 @@
-"""Batch lines of Anthropic, Bedrock and Gemini, in the shapes of their documentation: what they ask for here."""
+"""Batch lines of Anthropic, Bedrock, Gemini and OpenAI's Responses API, in the shapes of their documentation: what
+they ask for here."""
 
 from __future__ import annotations
 
@@ -42,6 +43,14 @@ def bedrock(**model_input: Any) -> Line:
 
 def gemini(**request: Any) -> Line:
     return {"key": "r1", "request": {"contents": [{"parts": [{"text": "Hi"}]}], **request}}
+
+
+def response(**body: Any) -> Line:
+    return {"custom_id": "r1", "method": "POST", "url": "/v1/responses", "body": {"input": "Hi", **body}}
+
+
+def said(text: str) -> Line:
+    return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
 
 
 READ: dict[str, tuple[Line, str, Line]] = {
@@ -284,6 +293,116 @@ READ: dict[str, tuple[Line, str, Line]] = {
             },
         },
     ),
+    "OpenAI's responses": (
+        response(
+            model="gpt-5",
+            instructions="Be brief.",
+            max_output_tokens=9,
+            temperature=0.5,
+            top_p=0.9,
+            text={"format": {"type": "json_schema", "name": "where", "schema": SCHEMA, "strict": True}},
+            reasoning={"effort": "low", "summary": "auto"},
+            include=["message.output_text.logprobs"],
+            top_logprobs=2,
+            store=True,
+            background=False,
+            truncation="disabled",
+            service_tier="flex",
+            metadata={"k": "v"},
+            previous_response_id=None,
+        ),
+        "r1",
+        {
+            "messages": [system("Be brief."), user("Hi")],
+            "max_tokens": 9,
+            "temperature": 0.5,
+            "top_p": 0.9,
+            "response_format": {
+                "type": "json_schema",
+                "json_schema": {"name": "where", "schema": SCHEMA, "strict": True},
+            },
+            "reasoning_effort": "low",
+            "logprobs": True,
+            "top_logprobs": 2,
+        },
+    ),
+    "OpenAI's responses with tools": (
+        response(
+            input=[
+                {"role": "system", "content": "Be brief."},
+                said("Rome?"),
+                {
+                    "type": "reasoning",
+                    "id": "rs_1",
+                    "summary": [{"type": "summary_text", "text": "It thinks."}],
+                    "content": [{"type": "reasoning_text", "text": "Hm."}],
+                },
+                {
+                    "type": "message",
+                    "id": "msg_1",
+                    "role": "assistant",
+                    "status": "completed",
+                    "content": [{"type": "output_text", "text": "Let me see.", "annotations": [], "logprobs": []}],
+                },
+                {
+                    "type": "function_call",
+                    "id": "fc_1",
+                    "call_id": "c1",
+                    "name": "weather",
+                    "arguments": '{"city": "Rome"}',
+                    "status": "completed",
+                },
+                {"type": "function_call_output", "call_id": "c1", "output": "Sun."},
+                {"role": "user", "content": "So?"},
+            ],
+            tools=[
+                {"type": "function", "name": "weather", "description": "The weather.", "parameters": SCHEMA},
+            ],
+            tool_choice={"type": "function", "name": "weather"},
+            parallel_tool_calls=False,
+        ),
+        "r1",
+        {
+            "messages": [
+                system("Be brief."),
+                user("Rome?"),
+                {"role": "assistant", "reasoning_content": "Hm.", "content": "Let me see.", "tool_calls": [CALL]},
+                {"role": "tool", "tool_call_id": "c1", "content": "Sun."},
+                user("So?"),
+            ],
+            "tools": [TOOL],
+            "tool_choice": {"type": "function", "function": {"name": "weather"}},
+            "parallel_tool_calls": False,
+        },
+    ),
+    "OpenAI's responses with two calls at once": (
+        response(
+            input=[
+                said("Rome, twice?"),
+                *[
+                    {"type": "function_call", "call_id": name, "name": "weather", "arguments": '{"city": "Rome"}'}
+                    for name in ("c1", "c2")
+                ],
+                {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "Sun."}]},
+                {"type": "function_call_output", "call_id": "c2", "output": "Sun."},
+            ],
+            tools=[
+                {"type": "function", "name": "weather", "parameters": SCHEMA, "strict": True},
+            ],
+        ),
+        "r1",
+        {
+            "messages": [
+                user("Rome, twice?"),
+                {"role": "assistant", "tool_calls": [CALL, {**CALL, "id": "c2"}]},
+                {"role": "tool", "tool_call_id": "c1", "content": "Sun."},
+                {"role": "tool", "tool_call_id": "c2", "content": "Sun."},
+            ],
+            "tools": [
+                {"type": "function", "function": {"name": "weather", "parameters": SCHEMA, "strict": True}},
+            ],
+        },
+    ),
 }
 
 
@@ -335,6 +454,30 @@ REFUSED: dict[str, tuple[Line, str]] = {
     ),
     "speech": (gemini(generationConfig={"speechConfig": {}}), "request.generationConfig.speechConfig"),
     "a field beside": ({**anthropic(), "priority": 1}, "priority"),
+    "an earlier response": (response(previous_response_id="resp_1"), "body.previous_response_id"),
+    "a prompt of the server's": (response(prompt={"id": "pmpt_1"}), "body.prompt"),
+    "a tool of the server's": (response(tools=[{"type": "web_search"}]), "body.tools[0] of the type web_search"),
+    "a choice of several tools": (
+        response(tool_choice={"type": "allowed_tools", "mode": "auto", "tools": []}),
+        "body.tool_choice of the type allowed_tools",
+    ),
+    "an image of OpenAI's": (
+        response(input=[{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]),
+        "body.input[0].content[0] of the type input_image",
+    ),
+    "an item of OpenAI's": (
+        response(input=[{"type": "item_reference", "id": "msg_1"}]),
+        "body.input[0] of the type item_reference",
+    ),
+    "a sealed thought": (
+        response(input=[{"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x"}]),
+        "body.input[0].encrypted_content",
+    ),
+    "what is sealed": (response(include=["reasoning.encrypted_content"]), "body.include[0]"),
+    "a cut": (response(truncation="auto"), "body.truncation"),
+    "how much to say": (response(text={"verbosity": "low"}), "verbosity"),
+    "nothing to answer": (response(input=None), "messages"),
+    "a number for an input": (response(input=7), "body.input"),
     "a list for an object": (gemini(generationConfig=[]), "request.generationConfig"),
 }
 
@@ -354,6 +497,19 @@ def test_fields_without_a_counterpart_can_be_dropped_and_are_named() -> None:
     )
     assert line.payload["body"]["max_tokens"] == 3
     assert line.dropped == ("request.safetySettings", "request.generationConfig.speechConfig")
+
+
+def test_what_a_response_asks_of_the_server_can_be_dropped_and_is_named() -> None:
+    line = parsed(
+        response(include=["reasoning.encrypted_content"], truncation="auto", max_tool_calls=3), allow_unknown=True
+    )
+    assert line.dropped == ("body.include", "body.truncation", "body.max_tool_calls")
+
+
+@pytest.mark.parametrize("url", ["https://api.openai.com/v1/responses", "v1/responses/"])
+def test_the_url_of_a_response_may_be_written_in_other_ways(url: str) -> None:
+    line = parsed({**response(), "url": url})
+    assert (line.payload["url"], line.asked) == ("/v1/chat/completions", "/v1/responses")
 
 
 def test_a_system_message_of_all_requests_goes_before_theirs_too() -> None:

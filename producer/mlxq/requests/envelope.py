@@ -34,12 +34,21 @@ def endpoint_of(line: Mapping[str, Any]) -> Endpoint | None:
         raise checks.out_of_range("method", '"POST"', method)
     if url is None:
         return None
-    parts = [part for part in _path(url).split("/") if part] if type(url) is str else []
+    parts = parts_of(url)
     for name, endpoint in _ENDPOINTS.items():
         length = name.count("/") + 1
         if "/".join(parts[-length:]) == name and not {"responses", "embeddings"} & set(parts):
             return endpoint
     raise checks.out_of_range("url", f'"{CHAT}" or "{COMPLETIONS}"', url)
+
+
+def parts_of(url: Any) -> list[str]:
+    """The names between the slashes of a URL's path; none of what isn't a URL."""
+    try:
+        path = urlsplit(url).path if type(url) is str else ""
+    except ValueError:  # such as a bracket that is no IPv6 address
+        return []
+    return [part for part in path.split("/") if part]
 
 
 def custom_id_of(line: Mapping[str, Any], default: str) -> str:
@@ -64,10 +73,3 @@ def _id(value: Any, name: str) -> str:
     if not 1 <= len(value) <= MAX_CUSTOM_ID_CHARS:
         raise checks.out_of_range(name, f"1 to {MAX_CUSTOM_ID_CHARS} characters long", value)
     return str(value)
-
-
-def _path(url: str) -> str:
-    try:
-        return urlsplit(url).path
-    except ValueError:  # such as a bracket that is no IPv6 address
-        return ""

@@ -12,6 +12,7 @@ from typing import Any
 from mlxq.errors import RequestError
 
 _ONE_OF_OURS = frozenset({"body", "prompt", "messages"})
+_INPUT = "for a response say so in its url, /v1/responses, and put it into body; embeddings aren't made here"
 _AS_PROMPT = "call it prompt, or put it into messages"
 
 
@@ -32,7 +33,7 @@ _SHAPES = (
     ),
     _Shape(("instruction",), str, "Alpaca's data sets", _AS_PROMPT),
     _Shape(("inputs",), str, "Hugging Face's text generation", _AS_PROMPT),
-    _Shape(("input",), str, "OpenAI's responses or embeddings", "mlxq answers chats and completions: " + _AS_PROMPT),
+    _Shape(("input",), str, "OpenAI's responses or embeddings", _INPUT),
     _Shape(("text",), str, "datatrove's documents", _AS_PROMPT),
     _Shape(("question", "query"), str, "a data set of questions", _AS_PROMPT),
 )
@@ -52,7 +53,7 @@ def foreign_line(line: Mapping[str, Any]) -> RequestError | None:
 def foreign_body(body: Mapping[str, Any]) -> RequestError | None:
     """The error for a body that asks an endpoint of OpenAI's which mlxq isn't."""
     if "input" in body and _ONE_OF_OURS.isdisjoint(body):
-        text = "body.input is that of OpenAI's responses or embeddings; here it is messages or prompt"
+        text = f"body.input is that of OpenAI's responses or embeddings: {_INPUT}"
         return _error(text, "input")
     return None
 

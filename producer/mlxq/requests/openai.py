@@ -26,6 +26,7 @@ from mlxq.requests.field import Field
 from mlxq.requests.fields import FIELDS
 from mlxq.requests.foreign import foreign_body, foreign_line
 from mlxq.requests.normal_form import content_hash
+from mlxq.requests.services import responses
 from mlxq.requests.services.lines import as_openai, id_beside, is_foreign
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
@@ -43,7 +44,8 @@ class ParsedLine:
     ``{"custom_id", "url", "body"}``, its body as it was written, less nulls and permitted unknown fields. `dropped`
     names these, each once: the fields that were left out though they say something. `kept` is the user's own, which
     goes from the input to the output and nowhere else. `num_bytes` is how long the line was, where it was one: about
-    what it takes in memory and in Redis. `mark` is by what another run may know it (`mlxq.files.known_lines`).
+    what it takes in memory and in Redis. `mark` is by what another run may know it (`mlxq.files.known_lines`). `asked`
+    is the endpoint that the line itself asks for.
     """
 
     request: Request
@@ -52,6 +54,7 @@ class ParsedLine:
     kept: Mapping[str, Any] = field(default_factory=dict)
     num_bytes: int = field(default=0, compare=False)
     mark: str | None = field(default=None, compare=False)
+    asked: str = field(default="", compare=False)
 
     def called(self, custom_id: str) -> ParsedLine:
         """The same request under another id."""
@@ -254,6 +257,7 @@ def _parse(
     line = _an_object(line)
     if checks.is_deeper_than(line, MAX_DEPTH):
         raise RequestError(f"the line is nested more than {MAX_DEPTH} levels deep", code="too_deep")
+    asked = responses.ENDPOINT if responses.is_for_responses(line) else None
     line = as_openai(line, known.drops)
     if error := foreign_line(line):
         raise error
@@ -267,7 +271,7 @@ def _parse(
     payload = {"custom_id": custom_id, "url": endpoint, "body": body}
     request = request_of(custom_id, endpoint, body, "")  # a body in order has a normal form
     request = msgspec.structs.replace(request, content_hash=content_hash(endpoint, body))
-    return ParsedLine(request, payload, tuple(known.dropped))
+    return ParsedLine(request, payload, tuple(known.dropped), asked=asked or endpoint)
 
 
 def _given_body(line: dict[str, Any], known: _Known) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def _error_of(line: ParsedLine | BadLine, endpoint: str) -> LineError | None:
             return None  # the answer to this line says so, and its neighbours' don't
         error = line.error
         return LineError(code=error.code, message=error.message, param=error.param, line=line.line_number)
-    if line.payload["url"] != endpoint:
-        asked = f"request {line.request.custom_id} asks for {line.payload['url']}"
+    if line.asked != endpoint:
+        asked = f"request {line.request.custom_id} asks for {line.asked}"
         return LineError(code="mismatched_endpoint", message=f"{asked}, and the batch for {endpoint}", param="url")
     return None
