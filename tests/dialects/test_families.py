@@ -4,6 +4,7 @@ cut off or calls nobody stays text. Calls are also generated, a thousand for eac
 from __future__ import annotations
 
 import json
+import re
 import string
 from typing import Any
 
@@ -103,6 +104,16 @@ def test_arguments_are_read_as_they_were_meant(dialect: Dialect, arguments: dict
     asked = Call("get_weather", arguments)
 
     assert read(dialect, dialect.write([asked]))[0] == as_pairs(asked)
+
+
+@pytest.mark.parametrize("says", ["true", "false"])
+@pytest.mark.parametrize("name", ["deepseek_v32", "deepseek_v4"])
+def test_a_tag_that_takes_a_number_for_a_text_is_read_by_the_schema(name: str, says: str) -> None:
+    [dialect] = [each for each in DIALECTS if each.name == name]
+    written = dialect.write([Call("get_weather", {"city": "42", "days": 7})])
+    written = re.sub('string="(true|false)"', f'string="{says}"', written)
+
+    assert read(dialect, written)[0] == [("get_weather", {"city": "42", "days": 7})]
 
 
 @EACH

@@ -127,6 +127,29 @@ def test_several_calls_keep_their_order_or_the_first_is_taken(family: str, raw: 
     assert calls(split(family, raw, several=False)) == [PARIS]
 
 
+KIMIS_CALLS = (
+    "<|tool_calls_section_begin|><|tool_call_begin|>functions.now:3<|tool_call_argument_begin|>{}<|tool_call_end|>"
+    "<|tool_call_begin|>now<|tool_call_argument_begin|>{}<|tool_call_end|><|tool_calls_section_end|>"
+)
+
+
+@pytest.mark.parametrize(
+    ("family", "raw", "ids"),
+    [
+        ("kimi_k2", KIMIS_CALLS, ["functions.now:3", "functions.now:1"]),
+        ("mistral list", '[TOOL_CALLS] [{"name": "now", "arguments": {}, "id": "q2W4e6R8t"}]', ["q2W4e6R8t"]),
+        ("mistral list", '[TOOL_CALLS] [{"name": "now", "arguments": {}, "id": "too long an id"}]', ["call_0"]),
+    ],
+)
+def test_a_call_keeps_the_id_that_the_model_gave_it_if_its_template_takes_that(
+    family: str, raw: str, ids: list[str]
+) -> None:
+    answer = split(family, raw)
+
+    assert answer is not None
+    assert [call.id for call in answer.calls] == ids
+
+
 def test_an_argument_may_spell_out_the_end_marker() -> None:
     answer = split("json_tools", '<tool_call>{"name": "now", "arguments": {"a": "</tool_call>"}}</tool_call> So.')
 
