@@ -3,8 +3,12 @@ grow; the activations of a step nobody reckons."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
+from itertools import count, islice
+from random import Random
 from typing import Any
 
 import mlx.core as mx
@@ -50,6 +54,11 @@ OF_A_KIND: Mapping[str, Mapping[str, Any]] = {
 """A model of each kind of layers, whose caches outweigh a step's activations as those of real ones do."""
 
 
+@cache
+def of_a_kind(architecture: str) -> Any:
+    return architectures.build(architecture, **OF_A_KIND[architecture])
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize(
     "rows",
@@ -68,10 +77,106 @@ def test_a_batch_takes_little_more_than_was_reckoned_for_it(rows: Rows, pipeline
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", OF_A_KIND)
 def test_so_does_a_batch_of_every_kind_of_layers(architecture: str) -> None:
-    model = architectures.build(architecture, **OF_A_KIND[architecture])
+    model = of_a_kind(architecture)
     rows = [(48 * index + 16, 24) for index in range(8)]
 
     assert taken_over_reckoned(model, rows, pipelined=True) <= MOST
+
+
+@dataclass(frozen=True)
+class Entering:
+    """Rows of a prompt's and an answer's length that enter on a step; those with one number begin with `SHARED` tokens
+    that they have in common."""
+
+    num_rows: int
+    prompt_tokens: int
+    max_tokens: int
+    step: int = 0
+    shared: int | None = None
+
+
+PATTERNS: Mapping[str, Sequence[Entering]] = {
+    "all outgrow their slots at once": [Entering(16, 250, 12)],
+    "one outgrows its slot after another": [Entering(1, 255 - 2 * index, 20) for index in range(16)],
+    "nearly half outgrow their slots": [Entering(8, 100, 150), Entering(6, 200, 100)],
+    "one passes through the slab of the others": [Entering(7, 520, 50), Entering(1, 1000, 40)],
+    "long ones leave and short ones come": [Entering(7, 900, 4), Entering(1, 20, 60), Entering(7, 20, 20, step=16)],
+    "ever shorter ones follow": [
+        Entering(3, 600, 16),
+        Entering(5, 600, 60),
+        Entering(1, 400, 4, step=74),
+        Entering(2, 400, 20, step=74),
+        Entering(9, 200, 8, step=84),
+    ],
+    "long ones leave and a prefix comes": [
+        Entering(3, 600, 4),
+        Entering(3, 600, 60),
+        Entering(3, 8, 8, step=60, shared=0),
+        Entering(3, 8, 8, step=70, shared=1),
+    ],
+    "one remains and a long one comes": [Entering(7, 10, 4), Entering(1, 10, 20), Entering(1, 1100, 4, step=10)],
+}
+SHARED = 500
+
+
+def by_chance(seed: int) -> Sequence[Entering]:
+    """Rows of all lengths that come at any time."""
+    random = Random(seed)
+    return [
+        Entering(1, random.choice((8, 60, 200, 250, 500, 900)), random.choice((4, 20, 60)), random.randrange(60))
+        for _ in range(24)
+    ]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("pattern", [*PATTERNS, *sample_of(tuple(range(8)), (0,))])
+@pytest.mark.parametrize("architecture", ["llama", *sample_of(tuple(OF_A_KIND), ())])
+def test_nor_does_a_batch_take_more_however_its_rows_come_grow_and_leave(architecture: str, pattern: str | int) -> None:
+    model = deep_llama() if architecture == "llama" else of_a_kind(architecture)
+    entering = by_chance(pattern) if isinstance(pattern, int) else PATTERNS[pattern]
+
+    assert most_taken_over_most_reckoned(model, entering) <= MOST
+
+
+@pytest.mark.parametrize("pattern", ["long ones leave and short ones come", "one remains and a long one comes"])
+@pytest.mark.parametrize("architecture", ["mamba2", "qwen3_next", "deepseek_v3"])
+def test_nor_do_rows_with_states_and_latents(architecture: str, pattern: str) -> None:
+    assert most_taken_over_most_reckoned(of_a_kind(architecture), PATTERNS[pattern]) <= MOST
+
+
+def most_taken_over_most_reckoned(model: Any, entering: Sequence[Entering]) -> float:
+    """How many times what was reckoned at most, for the rows that ran on a step and for all prefixes, was taken."""
+    engine = engine_over(
+        model, max_num_seqs=16, max_num_batched_tokens=64, max_prefix_bytes=1 << 40, kv_bytes=1 << 40, pipelined=True
+    )
+    ids = count()
+    steps = defaultdict(list)
+    for each in entering:
+        begins = () if each.shared is None else prompt_ids(1000 + each.shared, SHARED)
+        for index in islice(ids, each.num_rows):
+            prompt = (*begins, *prompt_ids(index, each.prompt_tokens))
+            steps[each.step].append(row_spec(row_id=str(index), prompt_ids=prompt, max_tokens=each.max_tokens))
+    scheduler, budget = engine._scheduler, engine._budget
+    mx.clear_cache()
+    before_bytes = mx.get_active_memory()
+    mx.reset_peak_memory()
+    most_reckoned = 0.0
+    for step in count():
+        for spec in steps.pop(step, ()):
+            engine.admit(spec)
+        report = engine.step(0.0)
+        unused = scheduler._prefixes.num_tokens - scheduler._prefixes.num_locked_tokens
+        reckoned = budget.limit_bytes * engine.kv_usage() + budget.cost.bytes_per_prefix_token * unused
+        most_reckoned = max(most_reckoned, reckoned)
+        if not (steps or report.num_running or report.num_waiting):
+            break
+    return (mx.get_peak_memory() - before_bytes) / most_reckoned
+
+
+def prompt_ids(seed: int, length: int) -> tuple[int, ...]:
+    """Ids that begin like those of no other seed."""
+    random = Random(seed)
+    return tuple(random.randrange(VOCAB_SIZE) for _ in range(length))
 
 
 def taken_over_reckoned(model: Any, rows: Rows, *, pipelined: bool) -> float:

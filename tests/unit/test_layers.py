@@ -91,6 +91,7 @@ WITHOUT_MLX = frozenset(
         f"{ENGINE}.kvcache.fit",
         f"{ENGINE}.kvcache.gpu_costs",
         f"{ENGINE}.kvcache.prefix",
+        f"{ENGINE}.kvcache.row_numbers",
         f"{ENGINE}.kvcache.slot_allocator",
         f"{ENGINE}.sampling.edits",
         f"{ENGINE}.sampling.uniform",

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mlxq_worker.engine.kvcache.prefix import MIN_TOKENS
-from mlxq_worker.engine.kvcache.slot_allocator import slab_sizes
+from mlxq_worker.engine.kvcache.slot_allocator import largest_sizes
 
 PREFIX_SHARE = 8
 """Prefixes that nobody uses may stay in one part of this many of the budget, while no row needs it."""
@@ -63,7 +63,7 @@ class KvBudget:
         """Bytes that rows of these lengths, in tokens, take together."""
         lengths = list(row_lengths)
         if self.in_slabs:
-            sizes = slab_sizes(lengths).values()
+            sizes = largest_sizes(lengths).values()
             growing = self.cost.layer_bytes_per_token * sum(size.area for size in sizes)
             return growing + sum(size.num_slots * self.cost.of_row(size.num_columns) for size in sizes)
         return len(lengths) * self.cost.of_row(max(lengths, default=0))
