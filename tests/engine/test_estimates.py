@@ -5,6 +5,7 @@ before them."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,4 +60,7 @@ def test_what_is_allocated_is_what_was_said(kind: str, tmp_path: Path) -> None:
 
     # then
     assert weights_bytes == pytest.approx(said.weights_bytes, rel=0.05)
-    assert rows_bytes <= said.budget.taken([NUM_PROMPT_TOKENS + NUM_TOKENS] * NUM_ROWS) <= 2 * rows_bytes
+    assert rows_bytes <= said.budget.kept([NUM_PROMPT_TOKENS + NUM_TOKENS] * NUM_ROWS) <= 2 * rows_bytes
+    assert replace(engine._budget, limit_bytes=0) == replace(
+        said.budget, limit_bytes=0, copies_prefixes=engine._budget.copies_prefixes, step_tokens=512
+    )

@@ -41,7 +41,7 @@ class _Step:
 
 
 class PackedRunner:
-    """A batch in slots.
+    """A batch in slots, whose slabs have room for `num_slab_tokens` now.
 
     Args:
         model: an mlx-lm model that can be packed.
@@ -66,16 +66,12 @@ class PackedRunner:
         self.max_num_seqs = max_num_seqs
         self.clear()
 
-    @property
-    def num_slab_tokens(self) -> int:
-        """How many tokens its slabs have room for now."""
-        return area(self._sizes)
-
     def clear(self) -> None:
         """Drop the batch and free its memory."""
         self._packed = PackedModel(self._model, self._way)
         self._slots = SlotAllocator[Row]()
         self._sizes: Mapping[int, SlabSize] = {}
+        self.num_slab_tokens = 0
         self._arranged: tuple[Row, ...] = ()  # who had slots given, and for how many more steps those will do
         self._num_passed = self._num_steady = 0
         self._numbers = RowNumbers[Row]()
@@ -186,7 +182,7 @@ class PackedRunner:
         changes = self._slots.arrange(columns, apart, room, makes_room=bool(plan.prefixes))
         if changes.moves or changes.wiped or changes.sizes != self._sizes:
             self._packed.arrange(changes)
-            self._sizes = changes.sizes
+            self._sizes, self.num_slab_tokens = changes.sizes, area(changes.sizes)
         if self._numbers.of_rows.keys() != columns.keys():
             self._indices = (), mx.array([], dtype=mx.uint32)
             if moves := self._numbers.arrange(columns.keys()):
