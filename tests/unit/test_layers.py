@@ -37,7 +37,7 @@ FLOORS: Mapping[str, tuple[frozenset[str], ...]] = {
         ),
         frozenset({"deploying", "formats", "requests", "results"}),
         frozenset({"offline", "queue", "tables"}),
-        frozenset({"aio", "files", "metrics", "routing"}),
+        frozenset({"aio", "files", "metrics"}),
         frozenset({"serve"}),
         frozenset({"cli"}),
         frozenset({"__main__"}),
