@@ -287,8 +287,12 @@ def setting_of(folder: Path | None, config: WorkerConfig | None, *, has_openblas
         ModelError: the weights' files can't be read.
     """
     from mlxq_worker.engine.kvcache.device import Device, is_gpu
+    from mlxq_worker.engine.kvcache.wired import wiring
     from mlxq_worker.model.safetensors import main_dtype, weights_bytes
 
+    device = Device()
+    num_bytes = weights_bytes(folder) if folder is not None else 0
+    would_wire = wiring("auto", num_bytes, device.recommended_bytes, can_wire=device.can_wire).limit_bytes > 0
     step_tokens = config.engine.max_num_batched_tokens if config is not None else "auto"
     return Setting(
         platform=sys.platform,
@@ -303,10 +307,10 @@ def setting_of(folder: Path | None, config: WorkerConfig | None, *, has_openblas
         is_low_power=facts.is_low_power(),
         nice=facts.niceness(),
         dtype=main_dtype(folder) if folder is not None else None,
-        weights_bytes=weights_bytes(folder) if folder is not None else 0,
+        weights_bytes=num_bytes,
         available_bytes=facts.available_bytes(),
-        recommended_bytes=Device().recommended_bytes,
-        is_unwired=config is not None and config.wired_limit == "off",
+        recommended_bytes=device.recommended_bytes,
+        is_unwired=would_wire and config is not None and config.wired_limit == "off",
         step_tokens=None if step_tokens == "auto" else step_tokens,
     )
 
