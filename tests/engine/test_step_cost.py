@@ -11,6 +11,7 @@ from tests.support import architectures
 from tests.support.thorough import sample_of
 from tests.support.tried_models import packing_of
 
+from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.kvcache.budget import KvBudget, KvCost, StepCost
 from mlxq_worker.engine.kvcache.slot_allocator import SlotAllocator
 from mlxq_worker.engine.runners.layout import Layout, Span
@@ -85,6 +86,20 @@ def test_what_takes_keys_for_each_head_and_scores_counts_with_the_rows_length() 
     assert latent.bytes_per_pair == 2 * 4 * 4  # arrays, heads, bytes
     assert (state.bytes_per_context_token, state.bytes_per_pair) == (0, 0)
     assert state.bytes_per_near_pair == 5 * 8 * 4
+
+
+@pytest.mark.parametrize(
+    ("architecture", "num_heads"),
+    [("llama", 0), ("gpt_oss", 0), ("deepseek_v3", 4), ("deepseek_v32", 4 + 2), ("gemma2", 4)],
+)
+def test_on_a_gpu_scores_count_where_no_kernel_keeps_them_to_itself(
+    architecture: str, num_heads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given attention that is fused, by a latent's scores, over chosen keys, with scores that are capped
+    model = architectures.build(architecture)
+    monkeypatch.setattr(device, "is_gpu", lambda: True)
+
+    assert measure_step(model).bytes_per_pair == 2 * num_heads * 4
 
 
 def test_a_budget_counts_the_largest_step_that_its_rows_can_fill() -> None:

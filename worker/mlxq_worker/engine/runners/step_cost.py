@@ -66,8 +66,8 @@ def measure_step(model: Any) -> StepCost:
 
 @dataclass
 class _Given:
-    """What the modules of each layer gave, in bytes; how many heads the largest attention has; and whether all of it is
-    done by a kernel that keeps no scores."""
+    """What the modules of each layer gave, in bytes; how many heads score keys in the layer that has the most of them;
+    and whether all of that is done by a kernel that keeps no scores."""
 
     by_layer: Counter[int] = field(default_factory=Counter)
     num_heads: int = 0
@@ -78,7 +78,8 @@ def _run(model: nn.Module, layers: Sequence[nn.Module], caches: list[Any]) -> _G
     """Give some tokens to the model, behind those that its caches have."""
     seen = _Given(is_fused=device.is_gpu())
     layer_of = {id(module): index for index, layer in enumerate(layers) for module in layer.modules()}
-    attending: dict[int, int] = {}  # modules that are handed keys, and their heads
+    whole = set(map(id, layers))
+    attending: dict[int, tuple[int, int]] = {}  # modules that are handed keys: their layers and heads
 
     def watched(original: Callable[..., Any]) -> Callable[..., Any]:
         def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -89,15 +90,18 @@ def _run(model: nn.Module, layers: Sequence[nn.Module], caches: list[Any]) -> _G
             if not self.children() and isinstance(result, mx.array):
                 seen.by_layer[layer] += result.nbytes
             heads = [num for name in _HEADS if isinstance(num := getattr(self, name, None), int)]
-            if heads and any(map(_has_keys, (*args, *kwargs.values()))):
-                attending[id(self)] = max(heads)
+            if heads and id(self) not in whole and any(map(_has_keys, (*args, *kwargs.values()))):
+                attending[id(self)] = layer, max(heads)
             return result
 
         return call
 
     with wrapped(model.modules(), watched), _kernels_watched() as num_fused:
         model(mx.zeros((1, _NUM_TOKENS), mx.uint32), cache=caches)
-    seen.num_heads = max(attending.values(), default=0)
+    heads_of = Counter[int]()
+    for layer, num_heads in attending.values():  # what chooses keys scores them, too
+        heads_of[layer] += num_heads
+    seen.num_heads = max(heads_of.values(), default=0)
     seen.is_fused &= num_fused[0] >= len(attending)
     return seen
 
