@@ -23,6 +23,9 @@ from tests.support.row_specs import name_of
 
 from mlxq_worker.engine.api import RowId, RowSpec
 from mlxq_worker.engine.engine import BatchEngine
+from mlxq_worker.engine.kvcache.memory import MAX_CACHE_BYTES
+
+mx.set_cache_limit(MAX_CACHE_BYTES)  # as workers do: MLX's own is 32 MiB on a CPU
 
 TokenIds = tuple[int, ...]
 

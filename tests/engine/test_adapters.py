@@ -85,6 +85,7 @@ def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_a_worker_wires_an_adapter_with_its_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     adapter = write_adapter(tmp_path / "adapter")
     adapter_bytes = sum(array.nbytes for array in mx.load(str(adapter / "adapters.safetensors")).values())
+    gc.collect()
     base_bytes = mx.get_active_memory()
     mac = FakeDevice()
     monkeypatch.setattr(mac, "active_bytes", lambda: 12 * GIB + mx.get_active_memory() - base_bytes)

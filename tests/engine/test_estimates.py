@@ -5,6 +5,7 @@ before them."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,4 +60,35 @@ def test_what_is_allocated_is_what_was_said(kind: str, tmp_path: Path) -> None:
 
     # then
     assert weights_bytes == pytest.approx(said.weights_bytes, rel=0.05)
-    assert rows_bytes <= said.budget.taken([NUM_PROMPT_TOKENS + NUM_TOKENS] * NUM_ROWS) <= 2 * rows_bytes
+    assert rows_bytes <= said.budget.kept([NUM_PROMPT_TOKENS + NUM_TOKENS] * NUM_ROWS) <= 2 * rows_bytes
+    assert replace(engine._budget, limit_bytes=0) == replace(
+        said.budget, limit_bytes=0, copies_prefixes=engine._budget.copies_prefixes, step_tokens=512
+    )
+
+
+@pytest.mark.parametrize("kind", ["full", "latent"])
+def test_as_many_rows_run_as_were_said_to_fit(kind: str, tmp_path: Path) -> None:
+    # given room for five rows and their steps, as is reckoned before the weights are read
+    architecture, sizes = OF_A_KIND[kind]
+    folder = write_folder(tmp_path / "model", architecture, Weights(mx.float32), {**LARGE, **sizes})
+    said = fit_of(WorkerConfig(model=str(folder)))
+    num_tokens = NUM_PROMPT_TOKENS + NUM_TOKENS
+    room_bytes = said.budget.taken([num_tokens] * 5)
+    fitting = replace(said, row_tokens=num_tokens, budget=replace(said.budget, limit_bytes=room_bytes)).fitting
+    engine = BatchEngine(
+        load_model(str(folder)).model,
+        decode,
+        max_num_seqs=2 * NUM_ROWS,
+        max_num_batched_tokens=said.budget.step_tokens,
+        max_prefix_bytes=0,
+        kv_bytes=room_bytes,
+    )
+
+    # when
+    for index in range(NUM_ROWS):
+        prompt_ids = tuple((index + 7 * i) % VOCAB_SIZE for i in range(NUM_PROMPT_TOKENS))
+        engine.admit(row_spec(row_id=str(index), prompt_ids=prompt_ids, max_tokens=NUM_TOKENS))
+    most_running = max(engine.step(0.0).num_running for _ in range(24))
+
+    # then
+    assert most_running == fitting == 5

@@ -17,7 +17,8 @@ from tests.support.thorough import sample_of
 from tests.support.tiny_models import build
 
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.kvcache.memory import RELEASE_STEPS, measure_cost
+from mlxq_worker.engine.kvcache.device import Device
+from mlxq_worker.engine.kvcache.memory import RELEASE_STEPS, measure_cost, mlx_limited
 from mlxq_worker.engine.runners import padded
 from mlxq_worker.engine.runners.packed_model import PackedModel
 
@@ -118,11 +119,12 @@ def test_what_a_packed_model_keeps_of_a_long_answer_is_values_and_no_graph(
 
 def test_what_mlx_keeps_for_reuse_is_given_back_now_and_then() -> None:
     watched = Watched("llama", [1])
-    ballast = mx.zeros((16 * 2**20,))
-    mx.eval(ballast)
-    del ballast
-    assert mx.get_cache_memory() >= 2**26
+    with mlx_limited(1 << 40, Device()):
+        ballast = mx.zeros((16 * 2**20,))
+        mx.eval(ballast)
+        del ballast
+        assert mx.get_cache_memory() >= 2**26
 
-    watched.step(RELEASE_STEPS)
+        watched.step(RELEASE_STEPS)
 
-    assert mx.get_cache_memory() < 2**26
+        assert mx.get_cache_memory() < 2**26

@@ -334,7 +334,7 @@ def test_what_a_row_leaves_in_a_slot_does_not_reach_the_next_one(caches: list[Sl
 
 
 def test_a_row_that_never_fits_is_refused_alone_and_told_what_it_needs() -> None:
-    engine = BatchEngine(build("llama"), decode, max_num_seqs=4, kv_bytes=100_000)
+    engine = BatchEngine(build("llama"), decode, max_num_seqs=4, kv_bytes=200_000)
     cost = measure_cost(build("llama"))
 
     with pytest.raises(RequestError, match="1000 prompt tokens and up to 9 generated ones need") as refusal:

@@ -14,7 +14,7 @@ from mlxq.cli import enqueue as enqueue_module
 from mlxq.cli import main
 from mlxq.queue.client import Client
 from mlxq.queue.overview import queue_states
-from mlxq.routing import announce, known_models
+from mlxq.queue.routing import announce, known_models
 
 NOW = 1_700_000_000.0
 MODELS = ("small", "org/poet-1.5", "org/poet-1-5")

@@ -26,6 +26,13 @@ def test_a_row_in_slabs_counts_for_itself_alone() -> None:
     assert budget.spare_tokens([100] * 200) == 0
 
 
+def test_a_row_on_its_way_to_a_longer_slab_makes_others_longer() -> None:
+    budget = KvBudget(KvCost(bytes_per_token=1), limit_bytes=7 * 768 + 1280, in_slabs=True)
+
+    assert budget.fits([600] * 8)
+    assert budget.taken([600] * 7 + [1100]) == 7 * 1024 + 1280
+
+
 def test_a_layer_that_grows_counts_twice() -> None:
     budget = KvBudget(KvCost(bytes_per_token=10, layer_bytes_per_token=2), limit_bytes=9 * 256 * 12, in_slabs=True)
 

@@ -95,8 +95,8 @@ def test_as_many_rows_fit_as_there_is_room_for_and_a_width_that_is_given_stays(
 
 def test_it_is_said_in_a_sentence_with_a_width_that_would_do() -> None:
     assert str(fit(80, 128)) == (
-        "weights of 100 MiB and rows of 1 MiB for 1,024 tokens, in 500 MiB: 80 of 128 rows of that length fit; "
-        "--max-num-seqs 64 would do"
+        "weights of 100 MiB, rows of 1 MiB for 1,024 tokens and steps of 0 MiB, in 500 MiB: 80 of 128 rows of that "
+        "length fit; --max-num-seqs 64 would do"
     )
     assert str(fit(200, 128)).endswith("128 of 128 rows of that length fit")
     assert str(fit(8)).endswith("8 of 32 rows of that length fit")

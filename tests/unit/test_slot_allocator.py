@@ -17,6 +17,8 @@ from mlxq_worker.engine.kvcache.slot_allocator import (
     Slot,
     SlotAllocator,
     Wipe,
+    area,
+    largest_sizes,
     num_steady_steps,
     slab_of,
     slab_sizes,
@@ -61,6 +63,87 @@ def test_the_last_rows_move_once_half_of_the_slots_are_holes() -> None:
     assert second.sizes == {0: SlabSize(3, 256)}
 
 
+def test_slots_that_rows_leave_behind_stay_until_they_are_half_of_a_slab() -> None:
+    slots = SlotAllocator[str]()
+    slots.arrange(dict.fromkeys("abcd", 250))
+
+    fewer = slots.arrange({"a": 257, "b": 251, "c": 251, "d": 251})
+    few = slots.arrange({"a": 258, "b": 257, "c": 252, "d": 252})
+
+    assert fewer.sizes == {0: SlabSize(4, 256), 1: SlabSize(1, 512)}
+    assert few.sizes == {0: SlabSize(2, 256), 1: SlabSize(2, 512)}
+
+
+def test_they_go_when_a_slab_grows_and_rows_would_have_more_room_than_they_may_ever_need() -> None:
+    # given four rows, of which the first may grow beyond the slab of the others
+    slots = SlotAllocator[str]()
+    slots.arrange(dict.fromkeys("abcd", 250), room=512 + 3 * 256)
+
+    # when
+    changes = slots.arrange({"a": 257, "b": 251, "c": 251, "d": 251}, room=512 + 3 * 256)
+
+    # then the last row lies where it did
+    assert changes.moves == ((Slot(0, 0), Slot(1, 0)), (Slot(0, 3), Slot(0, 0)))
+    assert changes.sizes == {0: SlabSize(3, 256), 1: SlabSize(1, 512)}
+
+
+def test_or_when_something_else_takes_memory() -> None:
+    slots = SlotAllocator[str]()
+    slots.arrange(dict.fromkeys("abcde", 250))
+
+    kept = slots.arrange(dict.fromkeys("bce", 250), room=3 * 256)
+    trimmed = slots.arrange(dict.fromkeys("bce", 250), room=3 * 256, makes_room=True)
+
+    assert kept.sizes == {0: SlabSize(5, 256)}
+    assert trimmed.sizes == {0: SlabSize(3, 256)}
+    assert trimmed.moves == ((Slot(0, 4), Slot(0, 0)),)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "sizes"),
+    [
+        ([], {}),
+        ([100, 300], {0: SlabSize(1, 256), 1: SlabSize(1, 512)}),
+        ([520] * 3, {2: SlabSize(3, 768)}),
+        ([520] * 3 + [1030], {2: SlabSize(3, 1024), 3: SlabSize(1, 1280)}),
+    ],
+    ids=["nobody", "short", "of one slab", "one on its way through a slab"],
+)
+def test_rows_on_their_way_to_longer_slabs_make_those_they_pass_as_long_as_can_be(
+    lengths: list[int], sizes: dict[int, SlabSize]
+) -> None:
+    assert largest_sizes(lengths) == sizes
+
+
+@given(
+    rows=st.lists(
+        st.tuples(st.integers(1, 1200), st.integers(0, 500), st.integers(0, 6), st.integers(1, 6)), max_size=14
+    )
+)
+def test_slabs_never_have_more_room_than_was_reckoned_for_the_rows_so_far(
+    rows: list[tuple[int, int, int, int]],
+) -> None:
+    # given rows of so many columns that grow by so many, from some step on, in some steps
+    slots, most, area_before = SlotAllocator[int](), 0, 0
+
+    for step in range(12):
+        running = {
+            row: (prompt + more * (step - first) // num_steps, prompt + more)
+            for row, (prompt, more, first, num_steps) in enumerate(rows)
+            if first <= step <= first + num_steps
+        }
+        room = area(largest_sizes(end for _, end in running.values()))
+        most = max(most, room)
+
+        # when
+        changes = slots.arrange({row: now for row, (now, _) in running.items()}, room=room)
+
+        # then
+        assert area(changes.sizes) <= max(most, area_before)
+        assert area(changes.sizes) <= most
+        area_before = area(changes.sizes)
+
+
 def test_a_new_row_takes_the_slot_of_one_that_left_and_nothing_moves() -> None:
     slots = SlotAllocator[str]()
     slots.arrange({"a": 1, "b": 1, "c": 1})
@@ -77,12 +160,13 @@ NOBODY = -1
 class Tape:
     """Slabs that hold row names instead of numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, room: int) -> None:
+        self.room = room
         self.slots = SlotAllocator[int]()
         self.cells: defaultdict[Slot, list[int]] = defaultdict(lambda: [NOBODY] * 10_800)
 
     def arrange(self, columns: Mapping[int, int]) -> Changes:
-        changes = self.slots.arrange(columns)
+        changes = self.slots.arrange(columns, room=self.room)
         for source, target in changes.moves:
             self.cells[target] = list(self.cells[source])
         for wipe in changes.wiped:
@@ -95,12 +179,13 @@ class Tape:
         st.dictionaries(st.integers(0, 9), st.integers(1, 900), max_size=8),
         min_size=1,
         max_size=12,
-    )
+    ),
+    room=st.sampled_from([0, 2048, 1 << 40]),
 )
 def test_every_row_keeps_its_own_and_fewer_than_half_of_the_slots_are_holes(
-    steps: list[dict[int, int]],
+    steps: list[dict[int, int]], room: int
 ) -> None:
-    tape, lengths = Tape(), dict[int, int]()
+    tape, lengths = Tape(room), dict[int, int]()
 
     for growth in steps:
         known = lengths
@@ -119,7 +204,10 @@ def test_every_row_keeps_its_own_and_fewer_than_half_of_the_slots_are_holes(
             slots = [slot.index for slot in in_slabs if slot.slab == slab]
             num_slots = max(slots) + 1
             assert num_slots < 2 * len(slots)
-            assert num_slots <= size.num_slots <= max(num_slots, num_slots * 5 / 4)
+            assert num_slots <= size.num_slots
+            longest = max(lengths[row] for row in lengths if tape.slots[row].slab == slab)
+            num_columns = -(-longest // COLUMN_STEP) * COLUMN_STEP
+            assert size.area < 2 * max(num_slots, num_slots * 5 / 4) * num_columns
 
 
 # --- Steps in which nothing changes -------------------------------------------------------------------------------

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
+from tests.support.fake_device import FakeDevice
 
 from mlxq_worker.backend import setting_of
 from mlxq_worker.config import EngineConfig, WorkerConfig
 from mlxq_worker.demo import MODEL_PATH
+from mlxq_worker.engine.kvcache import device
 from mlxq_worker.host import cgroup, facts
 from mlxq_worker.host.slow_states import DEBUG_VARIABLES, Setting, narrow_batch, slow_states
 
@@ -62,7 +64,7 @@ def test_what_makes_a_worker_slow_is_said_with_what_helps(setting: dict[str, Any
     "setting",
     [
         {**MAC, "dtype": "BF16", "has_openblas": False, "weights_bytes": 20 * GIB, "available_bytes": 30 * GIB},
-        {**MAC, "dtype": "F32", "weights_bytes": 4 << 20, "is_unwired": True, "step_tokens": 512},
+        {**MAC, "dtype": "F32", "weights_bytes": 4 << 20, "step_tokens": 512},
         {**LINUX_GPU, "dtype": "F16", "available_bytes": 4 * GIB, "weights_bytes": 40 * GIB},
         {**EIGHT, "dtype": "F32", "threads": (("OMP_NUM_THREADS", "8"),), "available_bytes": None},
         {**EIGHT, "dtype": "F32", "threads": (("OMP_NUM_THREADS", "4"),), "nice": 5},
@@ -203,6 +205,7 @@ def test_a_worker_is_told_of_all_that_was_found_out(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(facts, "is_low_power", lambda: True)
     monkeypatch.setattr(facts, "niceness", lambda: 11)
     monkeypatch.setattr(facts, "is_debug_python", lambda: True)
+    monkeypatch.setattr(device, "Device", small_mac)
     config = WorkerConfig(model="demo", wired_limit="off", engine=EngineConfig(max_num_batched_tokens=8))
 
     found = setting_of(MODEL_PATH, config, has_openblas=False)
@@ -218,3 +221,23 @@ def test_a_worker_is_told_of_all_that_was_found_out(monkeypatch: pytest.MonkeyPa
     header = json.loads((MODEL_PATH / "model.safetensors").read_bytes()[8:].partition(b"}}")[0] + b"}}")
     ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
     assert (found.dtype, found.weights_bytes) == ("F32", max(ends))
+
+
+def small_mac(macos: int = 15) -> FakeDevice:
+    """One for which the demo model's weights are many."""
+    return FakeDevice(recommended=1 << 20, macos=macos)
+
+
+@pytest.mark.parametrize(
+    ("mac", "told"),
+    [(FakeDevice(), "off"), (small_mac(), "auto"), (small_mac(macos=14), "off")],
+    ids=["few weights", "wired", "an older macOS"],
+)
+def test_weights_that_would_not_be_wired_anyway_are_no_loss(
+    mac: FakeDevice, told: Literal["auto", "off"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "Device", lambda: mac)
+
+    found = setting_of(MODEL_PATH, WorkerConfig(model="demo", wired_limit=told), has_openblas=True)
+
+    assert not found.is_unwired

@@ -157,22 +157,25 @@ def test_a_worker_wires_once_it_has_its_model_says_so_and_stops_when_it_closes(m
 
     load(monkeypatch, mac, "auto")
 
-    assert mac.calls[-4:] == [
+    assert mac.calls[-6:] == [
         f"wired {20 * GIB + 20 * GIB // 64}",
         "the weights are wired, 20,800 MiB",
         "synchronize",
         "wired 0",
+        "cache 0",
+        "memory 0",
     ]
 
 
-def test_a_worker_that_may_use_nine_tenths_of_what_metal_recommends_holds_mlx_to_it(
+def test_a_worker_that_may_use_nine_tenths_of_what_metal_recommends_holds_mlx_to_it_until_it_closes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mac = FakeDevice(recommended=20 * GIB, active=GIB)
 
     load(monkeypatch, mac, "off")
 
-    assert mac.limits == {"wired": 0, "memory": 18 * GIB, "cache": 18 * GIB // 16}
+    assert mac.calls[:2] == [f"memory {18 * GIB}", f"cache {18 * GIB // 16}"]
+    assert mac.limits == {"wired": 0, "memory": 0, "cache": 0}
 
 
 def test_a_worker_without_memory_for_rows_wires_nothing_for_good(monkeypatch: pytest.MonkeyPatch) -> None:

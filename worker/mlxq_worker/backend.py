@@ -160,34 +160,34 @@ def load_backend(config: WorkerConfig, *, max_model_len: int | None = None) -> B
     from mlxq_worker.dialects.reasoning import reasoning_markers_of
     from mlxq_worker.dialects.tool_format import tool_format_of
     from mlxq_worker.engine.kvcache.device import Device
-    from mlxq_worker.engine.kvcache.memory import limit_mlx
+    from mlxq_worker.engine.kvcache.memory import mlx_limited
     from mlxq_worker.engine.kvcache.wired import wired
     from mlxq_worker.model.load import read_weights
     from mlxq_worker.text.prepare import ModelPreparer
 
     device = Device()
     limit_bytes = config.memory_limit_bytes or default_memory_limit()
-    limit_mlx(limit_bytes, device)
-    loaded = _without_weights(config)
-    fit = _look_before_loading(loaded, config, limit_bytes, max_model_len, has_openblas)
-    read_weights(loaded)
-    open_fields = _open_fields(loaded, config)
-    preparer = ModelPreparer(
-        loaded.tokenizer,
-        loaded.eos,
-        vocab_size=loaded.vocab_size,
-        context_length=max_model_len or loaded.context_length,
-        default_max_tokens=open_fields.max_tokens,
-        sampling_defaults=open_fields.sampling,
-        model_name=config.served_model_name or loaded.name,
-        tool_format=tool_format_of(loaded.tokenizer, config.tool_call_parser),
-        markers=reasoning_markers_of(loaded.tokenizer, config.reasoning_parser),
-    )
 
     def used_bytes() -> int:
         return max(resident_bytes(), device.active_bytes())  # the former holds the latter, but maybe not everywhere
 
     with ExitStack() as stack:
+        stack.enter_context(mlx_limited(limit_bytes, device))
+        loaded = _without_weights(config)
+        fit = _look_before_loading(loaded, config, limit_bytes, max_model_len, has_openblas)
+        read_weights(loaded)
+        open_fields = _open_fields(loaded, config)
+        preparer = ModelPreparer(
+            loaded.tokenizer,
+            loaded.eos,
+            vocab_size=loaded.vocab_size,
+            context_length=max_model_len or loaded.context_length,
+            default_max_tokens=open_fields.max_tokens,
+            sampling_defaults=open_fields.sampling,
+            model_name=config.served_model_name or loaded.name,
+            tool_format=tool_format_of(loaded.tokenizer, config.tool_call_parser),
+            markers=reasoning_markers_of(loaded.tokenizer, config.reasoning_parser),
+        )
         wiring = stack.enter_context(wired(config.wired_limit, device))
         engines = ModelEngines(loaded, preparer.decode, fit.max_num_seqs, config.engine, used_bytes, limit_bytes)
         end_tokens = ", ".join(f"{token.id} {token.token!r}" for token in loaded.eos.tokens)
@@ -287,8 +287,12 @@ def setting_of(folder: Path | None, config: WorkerConfig | None, *, has_openblas
         ModelError: the weights' files can't be read.
     """
     from mlxq_worker.engine.kvcache.device import Device, is_gpu
+    from mlxq_worker.engine.kvcache.wired import wiring
     from mlxq_worker.model.safetensors import main_dtype, weights_bytes
 
+    device = Device()
+    num_bytes = weights_bytes(folder) if folder is not None else 0
+    would_wire = wiring("auto", num_bytes, device.recommended_bytes, can_wire=device.can_wire).limit_bytes > 0
     step_tokens = config.engine.max_num_batched_tokens if config is not None else "auto"
     return Setting(
         platform=sys.platform,
@@ -303,10 +307,10 @@ def setting_of(folder: Path | None, config: WorkerConfig | None, *, has_openblas
         is_low_power=facts.is_low_power(),
         nice=facts.niceness(),
         dtype=main_dtype(folder) if folder is not None else None,
-        weights_bytes=weights_bytes(folder) if folder is not None else 0,
+        weights_bytes=num_bytes,
         available_bytes=facts.available_bytes(),
-        recommended_bytes=Device().recommended_bytes,
-        is_unwired=config is not None and config.wired_limit == "off",
+        recommended_bytes=device.recommended_bytes,
+        is_unwired=would_wire and config is not None and config.wired_limit == "off",
         step_tokens=None if step_tokens == "auto" else step_tokens,
     )
 
@@ -337,21 +341,33 @@ def what_fits(model: LoadedModel, config: WorkerConfig, limit_bytes: int) -> Fit
     from mlxq_worker.engine.kvcache.device import Device, is_gpu
     from mlxq_worker.engine.kvcache.fit import EXPECTED_TOKENS, Fit, most_rows
     from mlxq_worker.engine.kvcache.memory import measure_cost, room_for_rows, weights_bytes
+    from mlxq_worker.engine.runners.step_cost import measure_step
+    from mlxq_worker.engine.scheduling.step_size import StepSize
     from mlxq_worker.model.architecture import runs_alone
 
     num_bytes = weights_bytes(model.model)
     room_bytes = room_for_rows(limit_bytes, resident_bytes() + num_bytes)
     longest_tokens = min(model.context_length, 2 * _open_fields(model, config).max_tokens)
+    most = most_rows(
+        is_gpu=is_gpu(),
+        has_metal=Device().recommended_bytes is not None,
+        runs_alone=runs_alone(model.model),
+    )
+    given = config.engine.max_num_seqs
+    told = config.engine.max_num_batched_tokens
+    step_size = StepSize(None if told == "auto" else told)
     return Fit(
         weights_bytes=num_bytes,
         limit_bytes=limit_bytes,
-        budget=KvBudget(measure_cost(model.model, in_slabs=True), room_bytes, in_slabs=True),
+        budget=KvBudget(
+            measure_cost(model.model, in_slabs=True),
+            room_bytes,
+            in_slabs=True,
+            step=measure_step(model.model),
+            step_tokens=step_size.tokens(given or most.num_rows),
+        ),
         row_tokens=min(longest_tokens, EXPECTED_TOKENS),
         longest_tokens=longest_tokens,
-        most=most_rows(
-            is_gpu=is_gpu(),
-            has_metal=Device().recommended_bytes is not None,
-            runs_alone=runs_alone(model.model),
-        ),
-        given=config.engine.max_num_seqs,
+        most=most,
+        given=given,
     )

@@ -29,10 +29,10 @@ from mlxq.printable import printable
 from mlxq.queue.batch import POLL_S
 from mlxq.queue.client import Batch, Client
 from mlxq.queue.connect import DEFAULT_URL, refuse_cluster
+from mlxq.queue.routing import known_models, model_of
 from mlxq.requests.openai import ParsedLine
 from mlxq.results.answer import Answer
 from mlxq.results.read_back import calls_of, choices_of, text_of
-from mlxq.routing import known_models, model_of
 
 MAX_NAMED = 5
 """Refused lines that are named one by one; the others are counted."""

@@ -18,7 +18,7 @@ from mlxq.metrics.address import Address
 from mlxq.queue import durability
 from mlxq.queue.connect import connect
 from mlxq.queue.overview import QueueState, queue_states
-from mlxq.routing import announce
+from mlxq.queue.routing import announce
 from mlxq_worker.commands.models_file import ModelEntry, check_folders, read_models_file
 from mlxq_worker.commands.worker_options import WORKER, WORKER_OPTIONS
 from mlxq_worker.config import WorkerConfig, variable_of

@@ -16,6 +16,8 @@ from mlxq_worker.dialects.arguments import Schema
 _MOST_FAILURES = 256
 """Openers that begin no call, before the rest is left as text: each may cost a look at all that follows."""
 
+BLANKS = re.compile(r"\s*")
+
 IdStyle = Literal["openai", "nine", "kimi"]
 """Ids of calls: ``call_`` and 24 digits, nine letters and digits (Mistral), or ``functions.NAME:INDEX`` (Kimi K2)."""
 

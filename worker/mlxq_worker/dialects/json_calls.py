@@ -13,13 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mlxq_worker.dialects.calls import Call, CallSyntax, Found, Offered, skip
+from mlxq_worker.dialects.calls import BLANKS, Call, CallSyntax, Found, Offered, skip
 
 _NAMES = ("name", "function", "tool_name", "function_name")
 _ARGUMENTS = ("arguments", "parameters", "args", "kwargs")
 _IDS = ("id", "call_id", "tool_call_id")
 _OTHERS = frozenset({"type", "index"})
-BLANKS = re.compile(r"\s*")
 _FENCE, _FENCE_END = re.compile(r"\s*```(?:json)?\s*"), re.compile(r"\s*```")
 """Of Markdown, in which some models put their JSON."""
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from mlxq_worker.dialects.calls import Call, Found, Offered, skip
+from mlxq_worker.dialects.calls import BLANKS, Call, Found, Offered, skip
 from mlxq_worker.dialects.python_values import STRING, python_literal
 
-_BLANKS = re.compile(r"\s*")
 _NAME = re.compile(r"\s*([^\W\d][\w./:-]*)\s*\(")
 _KEY = re.compile(r"\s*([^\W\d]\w*|\"[^\"\n]+\")\s*=(?!=)")
 _OPENING, _CLOSING = "([{", ")]}"
@@ -21,7 +20,7 @@ _OPENING, _CLOSING = "([{", ")]}"
 def calls_at(text: str, position: int, offered: Offered, *, is_list: bool = True) -> Found | None:
     """The calls that begin at an index: a list in brackets, or calls with blanks or commas between them."""
     opened = False
-    position = skip(text, position, _BLANKS)
+    position = skip(text, position, BLANKS)
     if is_list:
         if not text.startswith("[", position):
             return None
@@ -33,13 +32,13 @@ def calls_at(text: str, position: int, offered: Offered, *, is_list: bool = True
             return None
         calls.append(found[0])
         position = found[1]
-        after = skip(text, position, _BLANKS)
+        after = skip(text, position, BLANKS)
         if not text.startswith(",", after):
             break
         position = after + 1
     if not is_list:
         return _more_calls(text, position, offered, calls)
-    position = skip(text, position, _BLANKS)
+    position = skip(text, position, BLANKS)
     if not calls or (opened and not text.startswith("]", position)):
         return None
     return Found(tuple(calls), position + 1)
@@ -61,7 +60,7 @@ def _call(text: str, match: re.Match[str], offered: Offered) -> tuple[Call, int]
     if name is None:
         return None
     arguments: dict[str, Any] = {}
-    position = skip(text, match.end(), _BLANKS)
+    position = skip(text, match.end(), BLANKS)
     while not text.startswith(")", position):
         key = _KEY.match(text, position)
         end = _end_of_value(text, key.end()) if key else None
@@ -71,9 +70,9 @@ def _call(text: str, match: re.Match[str], offered: Offered) -> tuple[Call, int]
             arguments[key[1].strip('"')] = python_literal(text[key.end() : end])
         except ValueError:
             return None
-        position = skip(text, end, _BLANKS)
+        position = skip(text, end, BLANKS)
         if text.startswith(",", position):
-            position = skip(text, position + 1, _BLANKS)
+            position = skip(text, position + 1, BLANKS)
     return Call(name, arguments), position + 1
 
 

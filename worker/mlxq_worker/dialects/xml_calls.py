@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mlxq_worker.dialects.arguments import Schema, fits, knows_property, property_schema, typed
-from mlxq_worker.dialects.calls import Call, CallSyntax, Found, Offered, skip
+from mlxq_worker.dialects.calls import BLANKS, Call, CallSyntax, Found, Offered, skip
 
 _MOST_TRIES = 400
 """Closing tags that are tried for one call, in all its values together."""
-_BLANKS = re.compile(r"\s*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,7 +101,7 @@ class _XmlReader:
         begun = self._begin.match(text, position) if self._begin else None
         position = begun.end() if begun else position
         calls: list[Call] = []
-        while (match := self._call.match(text, skip(text, position, _BLANKS))) is not None:
+        while (match := self._call.match(text, skip(text, position, BLANKS))) is not None:
             found = self._one_call(text, match, offered)
             if found is None:
                 return None
@@ -110,7 +109,7 @@ class _XmlReader:
             position = found[1]
         if not calls:
             return None
-        if self._end and (closed := self._end.match(text, skip(text, position, _BLANKS))):
+        if self._end and (closed := self._end.match(text, skip(text, position, BLANKS))):
             position = closed.end()
         return Found(tuple(calls), position)
 
@@ -131,7 +130,7 @@ class _XmlReader:
         self, text: str, position: int, values: list[_Value], attempt: _Attempt
     ) -> tuple[list[_Value], int] | None:
         """The values from here to the call's end, and the index behind it."""
-        position = skip(text, position, _BLANKS)
+        position = skip(text, position, BLANKS)
         match = self._parameter.match(text, position)
         if match is None:
             return self._ended(text, position, values, attempt)
@@ -165,12 +164,12 @@ class _XmlReader:
     def _leaves_closers(self, text: str, position: int) -> bool:
         """Whether tags that close nothing follow, or not the one that has to: then the value that was read last goes
         on."""
-        position = skip(text, position, _BLANKS)
+        position = skip(text, position, BLANKS)
         if self._end is not None:
             closed = self._end.match(text, position)
             if closed is None:
                 return position < len(text) and self._call.match(text, position) is None
-            position = skip(text, closed.end(), _BLANKS)
+            position = skip(text, closed.end(), BLANKS)
         return self._closer.match(text, position) is not None
 
     def _value_ends(self, text: str, position: int) -> Iterator[tuple[int, int]]:

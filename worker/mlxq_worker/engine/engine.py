@@ -6,19 +6,23 @@ runner computes, and the step in flight is a value that is passed on.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from mlxq_worker.engine.api import AbortReason, Decode, RowId, RowSpec, StepReport
 from mlxq_worker.engine.kvcache import device
+from mlxq_worker.engine.kvcache.budget import KvBudget
 from mlxq_worker.engine.kvcache.gpu_costs import parts_pay
-from mlxq_worker.engine.kvcache.memory import RELEASE_STEPS, in_flight_copies, measure_budget
+from mlxq_worker.engine.kvcache.memory import RELEASE_STEPS, in_flight_copies, measure_cost
 from mlxq_worker.engine.rows.beam_group import new_group
 from mlxq_worker.engine.runners.packed import PackedRunner
 from mlxq_worker.engine.runners.padded import PaddedRunner, can_batch
 from mlxq_worker.engine.runners.runner import Launched, Runner
+from mlxq_worker.engine.runners.step_cost import measure_step
 from mlxq_worker.engine.runners.step_timing import step_seconds
 from mlxq_worker.engine.runners.trial import Packing, find_packing
 from mlxq_worker.engine.sampling.batch_sampler import BatchSampler
@@ -28,6 +32,7 @@ from mlxq_worker.engine.scheduling.scheduler import Scheduler
 from mlxq_worker.engine.scheduling.step_size import StepSize
 
 DEFAULT_STEP_TOKENS = 512
+NO_LIMIT = sys.maxsize
 
 
 class BatchEngine:
@@ -44,7 +49,7 @@ class BatchEngine:
         max_num_batched_tokens: how many tokens, prompts' and decoding rows' together, go through the model in one step;
             longer prompts are prefilled over several steps. What is to be chosen here is shared by all engines of a
             model.
-        kv_bytes: how much memory keys and values may take; by default most of what the machine has left.
+        kv_bytes: how much memory rows and their steps may take; by default there is no limit.
         max_prefix_bytes: how much of it prefixes that rows share may take, each of them once; 0 shares nothing, by
             default it is an eighth.
         longest_first: admit the longest prompts first, and not those that came first; in either case after those that
@@ -64,7 +69,7 @@ class BatchEngine:
         *,
         max_num_seqs: int,
         max_num_batched_tokens: int | StepSize = DEFAULT_STEP_TOKENS,
-        kv_bytes: int | None = None,
+        kv_bytes: int = NO_LIMIT,
         max_prefix_bytes: int | None = None,
         longest_first: bool = False,
         packed: bool = True,
@@ -78,18 +83,22 @@ class BatchEngine:
         self._max_num_seqs = max_num_seqs
         packing = (packing or find_packing(model)) if packed else Packing(None, pads=can_batch(model))
         way = packing.way
-        self._budget = measure_budget(
-            model, kv_bytes, in_slabs=way is not None, copies_prefixes=bool(way and way.copies_prefixes)
-        )
         if isinstance(max_num_batched_tokens, int):
             max_num_batched_tokens = StepSize(max_num_batched_tokens)
         self._step_size = max_num_batched_tokens
+        step_tokens = self._step_size.tokens(max_num_seqs) if way else self._step_size.known or DEFAULT_STEP_TOKENS
+        self._budget = KvBudget(
+            measure_cost(model, in_slabs=way is not None),
+            kv_bytes,
+            in_slabs=way is not None,
+            copies_prefixes=bool(way and way.copies_prefixes),
+            step=measure_step(model),
+            step_tokens=step_tokens,
+        )
         self._step_seconds = partial(step_seconds, model, way, num_rows=max_num_seqs) if way else None
-        max_num_tokens: int | None = None
         self._copies = in_flight_copies(model)
         self._runner: Runner
         if way:
-            max_num_tokens = self._step_size.tokens(max_num_seqs)
             self._runner = PackedRunner(
                 model,
                 way,
@@ -98,17 +107,16 @@ class BatchEngine:
                 new_sampler=new_sampler,
             )
         else:
-            prefill_chunk = self._step_size.known or DEFAULT_STEP_TOKENS
             self._runner = PaddedRunner(
                 model,
                 batches=packing.pads,
                 max_num_seqs=max_num_seqs,
-                prefill_chunk=prefill_chunk,
+                prefill_chunk=step_tokens,
                 new_sampler=new_sampler,
             )
         self._scheduler = Scheduler(
             self._runner.max_num_seqs,
-            max_num_tokens,
+            step_tokens if way else None,
             self._runner.max_prefix_tokens,
             self._budget,
             copies_prefix=partial(copies_prefix, self._budget.cost.bytes_per_token / self._copies.num_layers),
@@ -184,7 +192,9 @@ class BatchEngine:
     def _choose_step_size(self) -> None:
         """Once prompts have filled a step, and none of an engine before has chosen."""
         if self._step_seconds and self._step_size.known is None and self._scheduler.has_filled_step:
-            self._scheduler.max_num_batched_tokens = self._step_size.choose(self._step_seconds, self._max_num_seqs)
+            step_tokens = self._step_size.choose(self._step_seconds, self._max_num_seqs)
+            self._scheduler.max_num_batched_tokens = step_tokens
+            self._scheduler.budget = self._budget = replace(self._budget, step_tokens=step_tokens)
 
     def _landing(self, launched: Launched | None) -> list[Launched]:
         """The steps to look at now that `launched` is on its way: the one before it, and where running ahead doesn't

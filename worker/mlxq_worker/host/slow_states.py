@@ -15,8 +15,6 @@ LEAST_STEP_TOKENS = 64
 """In smaller steps prompts take for ever."""
 MANY_BYTES = 1 << 30
 """Of weights: to read fewer takes no time worth a word."""
-WIRED_SHARE = 4
-"""Weights that take one part of so many of what Metal recommends are worth to be wired (`engine.kvcache.wired`)."""
 NICE = 10
 """A process that is so nice runs when nobody else wants to."""
 _HALF = frozenset({"BF16", "F16"})
@@ -54,7 +52,7 @@ class Setting:
         weights_bytes: how much they take, 0 if that isn't known.
         available_bytes: what the machine has left for programs; `None` if that isn't known.
         recommended_bytes: what Metal recommends to use at most; `None` without Metal.
-        is_unwired: whether it was said that weights may be paged out.
+        is_unwired: whether weights that had better be wired are not, since somebody has said so.
         step_tokens: how many tokens a step may take, where somebody has said so.
     """
 
@@ -152,11 +150,7 @@ def _of_memory(setting: Setting) -> Iterator[str]:
             f"the weights take {_gib(setting.weights_bytes)}, and the machine has {_gib(setting.available_bytes)} of "
             "memory left, so it will swap: end other programs, or take a smaller model"
         )
-    if (
-        setting.is_unwired
-        and setting.recommended_bytes is not None
-        and setting.weights_bytes > setting.recommended_bytes / WIRED_SHARE
-    ):
+    if setting.is_unwired:
         yield (
             f"the weights take {_gib(setting.weights_bytes)} and aren't wired, so macOS may page them out between two "
             "steps: leave --wired-limit (MLXQ_WIRED_LIMIT) at auto"

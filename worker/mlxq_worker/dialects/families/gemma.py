@@ -7,11 +7,10 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from mlxq_worker.dialects.calls import Call, CallSyntax, Found, Offered, skip
+from mlxq_worker.dialects.calls import BLANKS, Call, CallSyntax, Found, Offered, skip
 from mlxq_worker.dialects.dialect import Dialect, Sign
 from mlxq_worker.dialects.forcing import ForcedSyntax, TagArguments
 
-_BLANKS = re.compile(r"\s*")
 _NAME = re.compile(r"\s*call:\s*([\w./:-]+?)\s*\{")
 _BARE_KEY = re.compile(r"\s*([^\s:{}\[\],]+)\s*:")
 _BARE_VALUE = re.compile(r"[^,{}\[\]]*")
@@ -27,7 +26,7 @@ class _GemmaReader:
     def object_at(self, position: int, depth: int = 0) -> tuple[dict[str, Any], int]:
         """The members from behind an opening brace, and the index behind the closing one."""
         members: dict[str, Any] = {}
-        position = skip(self._text, position, _BLANKS)
+        position = skip(self._text, position, BLANKS)
         while not self._text.startswith("}", position):
             key, position = self._key(position)
             if key in members:
@@ -38,7 +37,7 @@ class _GemmaReader:
 
     def _list_at(self, position: int, depth: int) -> tuple[list[Any], int]:
         items = []
-        position = skip(self._text, position, _BLANKS)
+        position = skip(self._text, position, BLANKS)
         while not self._text.startswith("]", position):
             item, position = self._value(position, depth)
             items.append(item)
@@ -46,15 +45,15 @@ class _GemmaReader:
         return items, position + 1
 
     def _next(self, position: int, closing: str) -> int:
-        position = skip(self._text, position, _BLANKS)
+        position = skip(self._text, position, BLANKS)
         if self._text.startswith(",", position):
-            return skip(self._text, position + 1, _BLANKS)
+            return skip(self._text, position + 1, BLANKS)
         if self._text.startswith(closing, position):
             return position
         raise ValueError(f"neither a comma nor {closing}")
 
     def _key(self, position: int) -> tuple[str, int]:
-        start = skip(self._text, position, _BLANKS)
+        start = skip(self._text, position, BLANKS)
         if self._text.startswith(self._quote, start):
             key, position = self._quoted(start)
             if not self._text.startswith(":", position):
@@ -62,7 +61,7 @@ class _GemmaReader:
             return key, position + 1
         if self._text.startswith('"', start):
             key, length = json.JSONDecoder(strict=False).raw_decode(self._text[start:])
-            position = skip(self._text, start + length, _BLANKS)
+            position = skip(self._text, start + length, BLANKS)
             if not self._text.startswith(":", position):
                 raise ValueError("no colon behind a key")
             return key, position + 1
@@ -74,7 +73,7 @@ class _GemmaReader:
     def _value(self, position: int, depth: int) -> tuple[Any, int]:
         if depth > _MOST_DEPTH:
             raise ValueError("too deep")
-        position = skip(self._text, position, _BLANKS)
+        position = skip(self._text, position, BLANKS)
         if self._text.startswith(self._quote, position):
             return self._quoted(position)
         if self._text.startswith("{", position):

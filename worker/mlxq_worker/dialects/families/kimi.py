@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from mlxq_worker.dialects.calls import Call, CallSyntax, Found, Offered, skip
+from mlxq_worker.dialects.calls import BLANKS, Call, CallSyntax, Found, Offered, skip
 from mlxq_worker.dialects.dialect import Dialect, Sign
 from mlxq_worker.dialects.forcing import ForcedSyntax
-from mlxq_worker.dialects.json_calls import BLANKS, as_object, value_at
+from mlxq_worker.dialects.json_calls import as_object, value_at
 
 _BEGIN = re.compile(r"<\|tool_calls?_section_begin\|>")
 _END = re.compile(r"\s*<\|tool_calls?_section_end\|>")

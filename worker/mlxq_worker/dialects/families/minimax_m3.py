@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from mlxq_worker.dialects.arguments import Schema, property_schema, typed, types_of
-from mlxq_worker.dialects.calls import Call, CallSyntax, Found, Offered, skip
+from mlxq_worker.dialects.calls import BLANKS, Call, CallSyntax, Found, Offered, skip
 from mlxq_worker.dialects.dialect import Dialect, Sign
 from mlxq_worker.dialects.forcing import ForcedSyntax, TagArguments
 
@@ -20,7 +20,6 @@ _SECTION, _SECTION_END = re.compile(rf"{_TAG}<tool_call>"), re.compile(rf"\s*{_T
 _CALL = re.compile(rf"{_TAG}<invoke\s+name=\"?(?P<name>[^\">\n]+)\"?\s*>")
 _CALL_END = re.compile(rf"\s*{_TAG}</invoke>")
 _OPEN = re.compile(rf"{_TAG}<(?P<key>[^\s<>/]+)>")
-_BLANKS = re.compile(r"\s*")
 _ITEM = "item"
 _MOST_DEPTH = 40
 
@@ -28,7 +27,7 @@ _MOST_DEPTH = 40
 def _read(text: str, position: int, offered: Offered) -> Found | None:
     position = skip(text, position, _SECTION)
     calls: list[Call] = []
-    while (match := _CALL.match(text, skip(text, position, _BLANKS))) is not None:
+    while (match := _CALL.match(text, skip(text, position, BLANKS))) is not None:
         name = offered.known_name(match["name"])
         if name is None:
             return None
@@ -44,7 +43,7 @@ def _read(text: str, position: int, offered: Offered) -> Found | None:
 def _members(text: str, position: int, schema: Schema, depth: int) -> tuple[list[tuple[str, Any]], int] | None:
     """The tags that stand here one behind the other, each with its value, and the index behind them."""
     members: list[tuple[str, Any]] = []
-    while (match := _OPEN.match(text, skip(text, position, _BLANKS))) is not None:
+    while (match := _OPEN.match(text, skip(text, position, BLANKS))) is not None:
         key = match["key"]
         inner = _item_schema(schema) if key == _ITEM and "array" in types_of(schema) else property_schema(schema, key)
         read = _value(text, match.end(), key, inner, depth + 1)
@@ -62,10 +61,10 @@ def _value(text: str, position: int, key: str, schema: Schema, depth: int) -> tu
     closed = end.search(text, position)
     if closed is None:
         return None
-    if _OPEN.match(text, skip(text, position, _BLANKS)) is None or types_of(schema) == {"string"}:
+    if _OPEN.match(text, skip(text, position, BLANKS)) is None or types_of(schema) == {"string"}:
         return typed(text[position : closed.start()], schema), closed.end()
     found = _members(text, position, schema, depth)
-    closed = end.match(text, skip(text, found[1], _BLANKS)) if found else None
+    closed = end.match(text, skip(text, found[1], BLANKS)) if found else None
     if found is None or closed is None:
         return None
     members = found[0]

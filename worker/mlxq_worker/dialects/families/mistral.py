@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from mlxq_worker.dialects.calls import Call, CallSyntax, Found, Offered, skip
+from mlxq_worker.dialects.calls import BLANKS, Call, CallSyntax, Found, Offered, skip
 from mlxq_worker.dialects.dialect import Dialect, Sign
 from mlxq_worker.dialects.forcing import ForcedSyntax
-from mlxq_worker.dialects.json_calls import BLANKS, as_object, named_call, value_at
+from mlxq_worker.dialects.json_calls import as_object, named_call, value_at
 
 _MARKER = re.compile(r"\[TOOL_CALLS\]")
 _NAMED = re.compile(r"\s*([\w./:-]+?)\s*(?:\[CALL_ID\]\s*(\w+)\s*)?(?:\[ARGS\]\s*)?(?=\{)")

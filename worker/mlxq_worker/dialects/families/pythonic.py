@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from mlxq_worker.dialects.calls import Call, CallSyntax, Found, Offered, skip
+from mlxq_worker.dialects.calls import BLANKS, Call, CallSyntax, Found, Offered, skip
 from mlxq_worker.dialects.dialect import Dialect, Sign
 from mlxq_worker.dialects.forcing import ForcedSyntax, TagArguments
-from mlxq_worker.dialects.json_calls import BLANKS, named_call, value_at
+from mlxq_worker.dialects.json_calls import named_call, value_at
 from mlxq_worker.dialects.python_calls import calls_at
 
 

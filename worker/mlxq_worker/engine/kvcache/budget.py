@@ -1,17 +1,17 @@
 """How many rows fit in memory: the KV budget that admission spends.
 
 Rows in slabs take the slabs' room (`slot_allocator`), padded rows as much as the longest of them; prefixes that rows
-share take theirs once. A row counts with its prompt and all that it may generate, so a row that was admitted never runs
-out of room. Plain Python; `memory` measures a model and a machine.
+share take theirs once, and a step what its activations are. A row counts with its prompt and all that it may generate,
+so a row that was admitted never runs out of room. Plain Python; `memory` and `runners/step_cost` measure a model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from mlxq_worker.engine.kvcache.prefix import MIN_TOKENS
-from mlxq_worker.engine.kvcache.slot_allocator import slab_sizes
+from mlxq_worker.engine.kvcache.slot_allocator import largest_sizes
 
 PREFIX_SHARE = 8
 """Prefixes that nobody uses may stay in one part of this many of the budget, while no row needs it."""
@@ -46,27 +46,60 @@ class KvCost:
 
 
 @dataclass(frozen=True, slots=True)
+class StepCost:
+    """What is there of a step while it is computed, beside what is kept of rows: some bytes once, some for each of its
+    tokens, some for each token that these may attend to, some for each pair of those, and some for each pair of a token
+    with one of so many near it."""
+
+    bytes_once: int = 0
+    bytes_per_token: int = 0
+    bytes_per_context_token: int = 0
+    bytes_per_pair: int = 0
+    bytes_per_near_pair: int = 0
+    near_tokens: int = 0
+
+    def of_step(self, num_tokens: int, num_context: int) -> int:
+        """Bytes that a step of so many tokens takes in rows of so many."""
+        if not num_tokens:
+            return 0
+        per_token = self.bytes_per_token + self.bytes_per_near_pair * min(num_tokens, self.near_tokens)
+        per_token += self.bytes_per_pair * num_context
+        return self.bytes_once + num_tokens * per_token + self.bytes_per_context_token * num_context
+
+
+@dataclass(frozen=True, slots=True)
 class KvBudget:
     """What rows cost and what there is, in bytes. Rows lie `in_slabs`, or are padded to the longest of them; with
-    `copies_prefixes` a row has the prefix that it begins with in its own room, too."""
+    `copies_prefixes` a row has the prefix that it begins with in its own room, too. A `step` takes up to `step_tokens`
+    tokens."""
 
     cost: KvCost
     limit_bytes: int
     in_slabs: bool = False
     copies_prefixes: bool = False
+    step: StepCost = StepCost()
+    step_tokens: int = 0
 
     def own_length(self, num_tokens: int, num_prefix_tokens: int) -> int:
         """How many tokens a row of so many takes room for, so many of which are those of a prefix."""
         return num_tokens if self.copies_prefixes else num_tokens - num_prefix_tokens
 
     def taken(self, row_lengths: Iterable[int]) -> int:
-        """Bytes that rows of these lengths, in tokens, take together."""
+        """Bytes that rows of these lengths, in tokens, take together while their steps are computed."""
         lengths = list(row_lengths)
+        return self.kept(lengths) + self.of_step(lengths)
+
+    def kept(self, row_lengths: Sequence[int]) -> int:
+        """Bytes of what is kept of rows of these lengths."""
         if self.in_slabs:
-            sizes = slab_sizes(lengths).values()
+            sizes = largest_sizes(row_lengths).values()
             growing = self.cost.layer_bytes_per_token * sum(size.area for size in sizes)
             return growing + sum(size.num_slots * self.cost.of_row(size.num_columns) for size in sizes)
-        return len(lengths) * self.cost.of_row(max(lengths, default=0))
+        return len(row_lengths) * self.cost.of_row(max(row_lengths, default=0))
+
+    def of_step(self, row_lengths: Sequence[int]) -> int:
+        """Bytes that the largest step of rows of these lengths takes beside that."""
+        return self.step.of_step(min(self.step_tokens, sum(row_lengths)), max(row_lengths, default=0))
 
     def fits(self, row_lengths: Iterable[int], num_prefix_tokens: int = 0) -> bool:
         """Whether rows of these lengths fit together, beside prefixes of so many tokens."""

@@ -111,9 +111,10 @@ class Fit:
         return f"{rows}, as many {length} as fit into memory" if self.num_rows else f"{rows}, though none {length} fits"
 
     def __str__(self) -> str:
-        row_bytes = self.budget.taken([self.row_tokens])
+        row = [self.row_tokens]
         return (
-            f"weights of {_mib(self.weights_bytes)} and rows of {_mib(row_bytes)} for {self.row_tokens:,} tokens, in "
+            f"weights of {_mib(self.weights_bytes)}, rows of {_mib(self.budget.kept(row))} for {self.row_tokens:,} "
+            f"tokens and steps of {_mib(self.budget.of_step(row * self.max_num_seqs))}, in "
             f"{_mib(self.limit_bytes)}: {self.num_rows} of {self.wanted} rows of that length fit"
             + (f"; --max-num-seqs {self.fitting} would do" if self.given and 0 < self.num_rows < self.given else "")
         )

@@ -5,14 +5,15 @@ The numbers for Metal follow MLX's documentation and have not been run there.
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.models.cache import CacheList, KVCache, RotatingKVCache, make_prompt_cache
 
-from mlxq_worker.engine.kvcache.budget import KvBudget, KvCost
+from mlxq_worker.engine.kvcache.budget import KvCost
 from mlxq_worker.engine.kvcache.device import Device
 from mlxq_worker.engine.kvcache.gpu_costs import InFlightCopies
 
@@ -31,19 +32,6 @@ RELEASE_STEPS = 512
 ever: without this a long-lived worker grows up to the limit above. mlx-lm's own generators do the same as often."""
 
 
-def measure_budget(
-    model: Any, limit_bytes: int | None = None, *, in_slabs: bool = False, copies_prefixes: bool = False
-) -> KvBudget:
-    """The budget for rows of `model`, in slabs or padded, each with its prefix in its own room or not; by default what
-    the machine has left beside what is allocated now, to which MLX is then limited."""
-    if limit_bytes is None:
-        device = Device()
-        usable = usable_bytes(device, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-        limit_mlx(usable, device)
-        limit_bytes = room_for_rows(usable, device.active_bytes())
-    return KvBudget(measure_cost(model, in_slabs=in_slabs), limit_bytes, in_slabs, copies_prefixes)
-
-
 def room_for_rows(limit_bytes: int, used_bytes: int) -> int:
     """What the rows' keys and values may take of a limit for all that the process uses."""
     return max(0, round(_SHARE * (limit_bytes - used_bytes)))
@@ -56,11 +44,17 @@ def usable_bytes(device: Device, machine_bytes: int) -> int:
     return round(_CPU_SHARE * machine_bytes)
 
 
-def limit_mlx(limit_bytes: int, device: Device) -> None:
-    """Hold MLX to what the process may take, which is otherwise more than the machine has: near the limit it gives back
-    what it keeps for reuse, of which there is never more than a share."""
-    device.set_memory_limit(limit_bytes)
-    device.set_cache_limit(min(limit_bytes // CACHE_SHARE, MAX_CACHE_BYTES))
+@contextmanager
+def mlx_limited(limit_bytes: int, device: Device) -> Iterator[None]:
+    """Hold MLX for the block to what the process may take, which is otherwise more than the machine has: near the limit
+    it gives back what it keeps for reuse, of which there is never more than a share."""
+    before_bytes = device.set_memory_limit(limit_bytes)
+    cached_bytes = device.set_cache_limit(min(limit_bytes // CACHE_SHARE, MAX_CACHE_BYTES))
+    try:
+        yield
+    finally:
+        device.set_cache_limit(cached_bytes)
+        device.set_memory_limit(before_bytes)
 
 
 def measure_cost(model: Any, *, in_slabs: bool = False) -> KvCost:

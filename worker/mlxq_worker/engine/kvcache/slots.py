@@ -40,11 +40,10 @@ class Slots:
         pool = self._pool
         if pool is None:
             return
-        kept = {slab: _kept_size(pool.sizes.get(slab), size) for slab, size in changes.sizes.items()}
-        if not kept:
+        if not changes.sizes:
             self._pool = None
             return
-        pool.rearrange(kept, changes.moves)
+        pool.rearrange(changes.sizes, changes.moves)
         pool.wipe([(wipe.slot, range(wipe.num_columns)) for wipe in changes.wiped])
 
     def write(self, places: Places, keys: mx.array, values: mx.array) -> None:
@@ -86,14 +85,6 @@ class Slots:
     def evict(self, prefix: Prefix) -> None:
         """Free a prefix."""
         self._prefixes.pop(prefix, None)
-
-
-def _kept_size(old: SlabSize | None, needed: SlabSize) -> SlabSize:
-    """A slab grows by what it needs; what it does not need is freed once that is far more."""
-    if old is None:
-        return needed
-    grown = SlabSize(max(old.num_slots, needed.num_slots), max(old.num_columns, needed.num_columns))
-    return needed if 2 * needed.area <= grown.area else grown
 
 
 def joined(before: tuple[mx.array, mx.array], after: tuple[mx.array, mx.array]) -> tuple[mx.array, mx.array]:

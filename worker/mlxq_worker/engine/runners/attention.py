@@ -16,7 +16,7 @@ import mlx.core as mx
 
 from mlxq_worker.engine.kvcache import device
 
-_PER_LOG_2 = 1 / math.log(2)
+PER_LOG_2 = 1 / math.log(2)
 _UNSEEN = -1e30
 """A score that no other is as low as, and still a number: minus infinity less itself is none."""
 
@@ -131,7 +131,7 @@ class Partial:
         """The same beside one more key a head, which scores `sinks` (H,) and whose value is zero; `None` for none."""
         if sinks is None:
             return self
-        scores = (sinks.astype(mx.float32) * _PER_LOG_2)[None, :, None, None]
+        scores = (sinks.astype(mx.float32) * PER_LOG_2)[None, :, None, None]
         return self.merged(Partial(mx.zeros((1,)), scores, mx.ones((1,))))
 
     def result(self, dtype: mx.Dtype) -> mx.array:
@@ -157,7 +157,7 @@ def attend_in_part(
     num_kv_heads = keys.shape[1]
     # The heads that share a head of keys are further queries to it: (B, H', H / H' * Q, D).
     # In float32 before the product, as fused kernels sum: a score that is rounded to bfloat16 is off by up to 0.4 %.
-    grouped = (queries.astype(mx.float32) * (scale * _PER_LOG_2)).reshape(num_rows, num_kv_heads, -1, size)
+    grouped = (queries.astype(mx.float32) * (scale * PER_LOG_2)).reshape(num_rows, num_kv_heads, -1, size)
     scores = grouped @ keys.astype(mx.float32).swapaxes(-1, -2)  # (B, H', H / H' * Q, T)
     # On a CPU a power that underflows takes far longer than that of minus infinity.
     is_infinite = mask is not None and not device.is_gpu()

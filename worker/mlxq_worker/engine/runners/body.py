@@ -141,7 +141,7 @@ class _Seen:
 def _watch(model: nn.Module, watched: Sequence[object]) -> Iterator[_Seen]:
     """While this is open the calls of the model's modules are written down."""
     seen, ids = _Seen(), {id(each) for each in watched}
-    with _wrapped(model.modules(), lambda original: _watched(original, ids, seen)):
+    with wrapped(model.modules(), lambda original: _watched(original, ids, seen)):
         yield seen
 
 
@@ -162,12 +162,12 @@ def rounded_otherwise(model: nn.Module) -> Iterator[None]:
 
         return call
 
-    with _wrapped((module for module in model.modules() if not module.children()), rounded):
+    with wrapped((module for module in model.modules() if not module.children()), rounded):
         yield
 
 
 @contextmanager
-def _wrapped(modules: Iterable[nn.Module], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
+def wrapped(modules: Iterable[nn.Module], wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
     """While this is open the classes of these modules are called through what `wrap` makes of their calls."""
     with ExitStack() as stack:
         for kind in {type(module) for module in modules if "__call__" in vars(type(module))}:

@@ -17,7 +17,7 @@ import mlx.core as mx
 
 from mlxq_worker.engine.kvcache.places import Places
 from mlxq_worker.engine.plan import PrefixChunk
-from mlxq_worker.engine.runners.layout import Layout, Span, Window
+from mlxq_worker.engine.runners.layout import Layout, Span, Window, indices_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +68,12 @@ class Group:
     @cached_property
     def tokens(self) -> mx.array:
         """(B * T,) where the tokens stand in the step."""
-        return _indices(token for part in self.parts for token in range(part.first, part.first + self.length))
+        return indices_of(token for part in self.parts for token in range(part.first, part.first + self.length))
 
     @cached_property
     def results(self) -> mx.array | None:
         """(B,) as `kept`."""
-        return None if self.kept is None else _indices(self.kept)
+        return None if self.kept is None else indices_of(self.kept)
 
     @property
     def real(self) -> tuple[Part, ...]:
@@ -94,7 +94,7 @@ class Group:
     @cached_property
     def rows(self) -> mx.array:
         """(B,) the numbers of their states."""
-        return _indices(span.row for span in self.spans)
+        return indices_of(span.row for span in self.spans)
 
     @cached_property
     def positions(self) -> mx.array:
@@ -117,7 +117,7 @@ class Grouping:
             for token in range(part.first, part.first + group.length)
         ]
         where = sorted(range(len(order)), key=order.__getitem__)
-        self._order = None if order == sorted(order) else _indices(where)  # (N,) where each token's result is
+        self._order = None if order == sorted(order) else indices_of(where)  # (N,) where each token's result is
 
     def split(self, group: Group, argument: Any) -> Any:
         """A group's share of what a module is called with: of arrays (N, 1, ...) its tokens, (B, T, ...); of arrays
@@ -241,7 +241,3 @@ def _prompt_parts(layout: Layout) -> list[Part]:
 def _position(part: Part) -> int:
     source = part.source
     return (source.start if isinstance(source, PrefixChunk) else source.positions.start) + part.start
-
-
-def _indices(values: Any) -> mx.array:
-    return mx.array(list(values), dtype=mx.uint32)

@@ -187,8 +187,8 @@ class PackedPrompts:
         # (B * Q,) which token stands where: behind a row's last one, that one again
         filled = (first + min(i, length - 1) for first, length in rows for i in range(self._width))
         kept = (row * self._width + i for row, length in enumerate(lengths) for i in range(length))
-        self._filled = _indices(filled) if is_ragged else None
-        self.kept = _indices(kept) if is_ragged else None
+        self._filled = indices_of(filled) if is_ragged else None
+        self.kept = indices_of(kept) if is_ragged else None
 
     def __len__(self) -> int:
         return self._num_tokens
@@ -219,7 +219,7 @@ def copied(what: C) -> C:
     return copy
 
 
-def _indices(values: Iterable[int]) -> mx.array:
+def indices_of(values: Iterable[int]) -> mx.array:
     """Unsigned, since mlx takes a quarter longer to scatter where an index might count from the end."""
     return mx.array(list(values), dtype=mx.uint32)
 

@@ -14,7 +14,8 @@ from typing import Any
 
 import mlx.core as mx
 
-from mlxq_worker.engine.kvcache.slot_allocator import SlabSize, SlotAllocator, num_steady_steps
+from mlxq_worker.engine.kvcache.row_numbers import RowNumbers
+from mlxq_worker.engine.kvcache.slot_allocator import SlabSize, SlotAllocator, area, largest_sizes, num_steady_steps
 from mlxq_worker.engine.plan import Plan, PrefillChunk, PrefixChunk
 from mlxq_worker.engine.rows.group import Fork
 from mlxq_worker.engine.rows.row import Row
@@ -40,7 +41,7 @@ class _Step:
 
 
 class PackedRunner:
-    """A batch in slots.
+    """A batch in slots, whose slabs have room for `num_slab_tokens` now.
 
     Args:
         model: an mlx-lm model that can be packed.
@@ -65,19 +66,15 @@ class PackedRunner:
         self.max_num_seqs = max_num_seqs
         self.clear()
 
-    @property
-    def num_slab_tokens(self) -> int:
-        """How many tokens its slabs have room for now."""
-        return sum(size.area for size in self._sizes.values())
-
     def clear(self) -> None:
         """Drop the batch and free its memory."""
         self._packed = PackedModel(self._model, self._way)
         self._slots = SlotAllocator[Row]()
         self._sizes: Mapping[int, SlabSize] = {}
+        self.num_slab_tokens = 0
         self._arranged: tuple[Row, ...] = ()  # who had slots given, and for how many more steps those will do
         self._num_passed = self._num_steady = 0
-        self._numbers: dict[Row, int] = {}  # of rows in the batch: unlike its slot a row's number stays
+        self._numbers = RowNumbers[Row]()
         self._last: _Step | None = None
         self._indices: tuple[tuple[Row, ...], mx.array] = (), mx.array([], dtype=mx.uint32)
         self._newest = mx.zeros((self.max_num_seqs,), dtype=mx.uint32)  # (max_num_seqs,) newest token, computed or not
@@ -121,7 +118,7 @@ class PackedRunner:
             [self._span(row, row.decode_position, row.decode_position + 1) for row in decoding],
             [self._span(chunk.row, chunk.start, chunk.stop) for chunk in plan.prefill],
             plan.prefixes,
-            [number for row, number in self._numbers.items() if row not in in_step],
+            [number for row, number in self._numbers.of_rows.items() if row not in in_step],
         )
         return _Step(plan, decoding, layout)
 
@@ -173,7 +170,7 @@ class PackedRunner:
         for prefix in plan.evicted:
             self._packed.evict(prefix)
         rows = (*plan.rows, *plan.resting)
-        if rows == self._arranged and self._num_passed < self._num_steady:
+        if rows == self._arranged and self._num_passed < self._num_steady and not plan.prefixes:
             self._num_passed += 1
             return True
         self._slots.passed(self._num_passed)
@@ -181,15 +178,17 @@ class PackedRunner:
         self._arranged, self._num_passed, self._num_steady = rows, 0, num_steady_steps(columns.values())
         # Where attention is a single kernel it can't be one for a slab with rows that attend to a prefix elsewhere.
         apart = [row for row in columns if self._num_before(row)] if is_fused() else []
-        changes = self._slots.arrange(columns, apart)
+        room = area(largest_sizes(row.spec.num_tokens - self._num_before(row) for row in rows))
+        changes = self._slots.arrange(columns, apart, room, makes_room=bool(plan.prefixes))
         if changes.moves or changes.wiped or changes.sizes != self._sizes:
             self._packed.arrange(changes)
-            self._sizes = changes.sizes
-        if self._numbers.keys() != columns.keys():
+            self._sizes, self.num_slab_tokens = changes.sizes, area(changes.sizes)
+        if self._numbers.of_rows.keys() != columns.keys():
             self._indices = (), mx.array([], dtype=mx.uint32)
-            self._numbers = {row: index for row, index in self._numbers.items() if row in columns}
-            free = iter(sorted(set(range(self.max_num_seqs)) - set(self._numbers.values())))
-            self._numbers |= {row: next(free) for row in columns if row not in self._numbers}
+            if moves := self._numbers.arrange(columns.keys()):
+                self._packed.copy((), moves)
+                before, after = (mx.array(numbers, dtype=mx.uint32) for numbers in zip(*moves, strict=True))
+                self._newest[after] = self._newest[before]
         return False
 
     def _fork(self, forks: Sequence[Fork]) -> None:

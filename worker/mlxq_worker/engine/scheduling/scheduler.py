@@ -43,8 +43,9 @@ class Admitted:
 
 
 class Scheduler:
-    """The waiting queue and the running batch. `max_num_batched_tokens` may be changed between two steps; of the last
-    one, `admitted` is what it let in, and `has_filled_step` whether prompts had all the room that it had for them.
+    """The waiting queue and the running batch. `max_num_batched_tokens` and `budget` may change between two steps.
+    Of the last one `admitted` is what it let in, and `has_filled_step` whether prompts had all the room that it had for
+    them.
 
     Rows wait, enter and leave in groups. A group is *running* from its admission to its end. A row's room in the batch
     is free again once it wants no more tokens: one whose last permitted token is on its way frees it a step before it
@@ -73,7 +74,7 @@ class Scheduler:
         longest_first: bool = False,
     ) -> None:
         self._max_num_seqs = max_num_seqs
-        self._budget = budget
+        self.budget = budget
         self._copies_prefix = copies_prefix
         self.max_num_batched_tokens = max_num_batched_tokens
         self.has_filled_step = False
@@ -204,11 +205,11 @@ class Scheduler:
 
     def kv_usage(self) -> float:
         """The share of the budget that the running rows and their prefixes take; 0 without one."""
-        if self._budget is None or self._budget.limit_bytes <= 0:
+        if self.budget is None or self.budget.limit_bytes <= 0:
             return 0.0
-        taken = self._budget.taken(_own_lengths(self._budget, self._running_rows()))
-        return (taken + self._budget.cost.bytes_per_prefix_token * self._prefixes.num_locked_tokens) / (
-            self._budget.limit_bytes
+        taken = self.budget.taken(_own_lengths(self.budget, self._running_rows()))
+        return (taken + self.budget.cost.bytes_per_prefix_token * self._prefixes.num_locked_tokens) / (
+            self.budget.limit_bytes
         )
 
     def clear(self) -> None:
@@ -327,11 +328,11 @@ class Scheduler:
     def _fits(self, joining: Iterable[tuple[Row, Prefix | None]], *, copies: bool) -> bool:
         """Whether the rows fit behind their prefixes, beside those that run and the prefixes in use. What runs alone
         always does: `BatchEngine.admit` asked."""
-        if self._budget is None or not self._running:
+        if self.budget is None or not self._running:
             return True
         entering = ((row, 0 if copies or prefix is None else len(prefix)) for row, prefix in joining)
-        lengths = _own_lengths(self._budget, [*self._running_rows(), *entering])
-        return self._budget.fits(lengths, self._prefixes.num_locked_tokens)
+        lengths = _own_lengths(self.budget, [*self._running_rows(), *entering])
+        return self.budget.fits(lengths, self._prefixes.num_locked_tokens)
 
     def _running_rows(self) -> list[tuple[Row, int]]:
         """Each with the number of its tokens that lie where all read them."""
@@ -339,10 +340,10 @@ class Scheduler:
 
     def _evicted(self) -> tuple[Prefix, ...]:
         """The prefixes that have to go: they are kept only where there is room beside the rows."""
-        if self._budget is None or not self._prefixes.num_tokens:
+        if self.budget is None or not self._prefixes.num_tokens:
             return self._prefixes.take_evicted()
         if self._num_spare_tokens is None:
-            self._num_spare_tokens = self._budget.spare_tokens(_own_lengths(self._budget, self._running_rows()))
+            self._num_spare_tokens = self.budget.spare_tokens(_own_lengths(self.budget, self._running_rows()))
         return self._prefixes.take_evicted(self._num_spare_tokens)
 
     def _drop(self, now: float) -> list[RowResult]:

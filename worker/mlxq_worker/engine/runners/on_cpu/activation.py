@@ -13,9 +13,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from mlxq_worker.engine.runners.attention import PER_LOG_2
 from mlxq_worker.engine.runners.on_cpu.quick import Unroute, route, sources_of
-
-_PER_LOG_2 = 1 / math.log(2)
 
 
 def route_activations(model: Any) -> list[Unroute]:
@@ -39,7 +38,7 @@ def _in_float32(function: Callable[..., mx.array]) -> Callable[..., mx.array | N
 
 def _per_sigmoid(x: mx.array, times: float = 1.0) -> mx.array:
     """`1 / sigmoid(times * x)`."""
-    return 1 + mx.power(2, x * (-_PER_LOG_2 * times))
+    return 1 + mx.power(2, x * (-PER_LOG_2 * times))
 
 
 def silu(x: mx.array) -> mx.array:
