@@ -41,7 +41,7 @@ HOST_LAYERS = 32
 _MAX_TOKENS = 10_000
 _STEADY_STEPS = 3
 """After so many steps of decoding alone those that follow are alike."""
-_HOST_STEPS = 60
+_HOST_STEPS = 150
 _SIZE = {
     "hidden_size": 64,
     "intermediate_size": 64,
@@ -247,7 +247,8 @@ def host_ms(case: Case, width: int = WIDTH) -> dict[str, float]:
     """What Python takes on each side for a step of a deep and narrow model, in ms of the thread's time on a processor:
     the median of many steps, for which the sides take turns."""
     narrow = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1, "num_key_value_heads": 1}
-    model = _faint(llama(HOST_LAYERS, **narrow, head_dim=16))
+    is_llama = case.build is llama
+    model = _faint(llama(HOST_LAYERS, **narrow, head_dim=16) if is_llama else case.build(HOST_LAYERS))
     sides, steps = {name: new_side(model, case, width) for name, new_side in SIDES.items()}, defaultdict(list)
     with on_a_gpu(Counts()):
         for side in sides.values():
@@ -282,7 +283,7 @@ def main(names: tuple[str, ...], width: int, host: bool, json_path: Path | None)
         primitives = " : ".join(f"{own.primitives:g}+{own.primitives_outside:g}" for own in figures.values())
         calls = " : ".join(f"{own.calls:g}+{own.calls_outside:g}" for own in figures.values())
         cells = [f"{name} {case.what}", *map(str, figures.values()), primitives, calls]
-        if host and case.build is llama and not case.num_joining:
+        if host and not case.num_joining:
             for side, own_ms in host_ms(case, width).items():
                 results[name][side]["host_ms"] = own_ms
             cells.append(" : ".join(f"{results[name][side]['host_ms']:.2f}" for side in SIDES))

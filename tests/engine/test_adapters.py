@@ -9,6 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from click.testing import CliRunner
 from mlx.utils import tree_flatten
 from mlx_lm.generate import generate_step
 from mlx_lm.tuner.utils import linear_to_lora_layers
@@ -18,6 +19,7 @@ from tests.support.row_specs import row_spec
 
 from mlxq.errors import ModelError
 from mlxq_worker.backend import load_backend
+from mlxq_worker.commands.bench import bench
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.kvcache import device
@@ -73,6 +75,13 @@ def test_a_folder_that_is_no_adapter_is_named_with_what_it_lacks(missing: str, t
 
     with pytest.raises(ModelError, match=f"has no {missing}: a LoRA adapter is a directory that mlx_lm.lora"):
         load_model("demo", adapter_path=adapter)
+
+
+def test_bench_measures_a_model_with_its_adapter(tmp_path: Path) -> None:
+    result = CliRunner().invoke(bench, ["--model", "demo", "--no-save", "--adapter-path", str(tmp_path)])
+
+    assert result.exit_code != 0
+    assert "has no adapter_config.json" in result.output
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from tests.support.tried_models import engine_over, model_of, packing_of
 from mlxq.contract import Beam
 from mlxq_worker.engine.api import RowSpec, StepReport
 from mlxq_worker.engine.engine import BatchEngine
+from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.scheduling.run_ahead import RunAhead
 
 WIDTH = 4
@@ -113,6 +114,15 @@ def test_on_a_cpu_the_engine_never_runs_ahead() -> None:
     run(engine, [counting_from(100, row_id=str(index), max_tokens=10 + index) for index in range(20)])
 
     assert not any(engine.ran_ahead)
+
+
+def test_on_a_gpu_the_engine_runs_ahead_until_it_has_seen_that_it_does_not_pay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "is_gpu", lambda: True)
+    engine = Watched(Countdown(), pipelined=None)
+
+    run(engine, [counting_from(100, row_id=str(index), max_tokens=10 + index) for index in range(WIDTH)])
+
+    assert engine.ran_ahead[0]  # from there on times decide
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from itertools import accumulate, pairwise
 
 import mlx.core as mx
@@ -13,6 +14,7 @@ from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.kvcache.places import PoolShape
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import Changes, SlabSize, Slot
+from mlxq_worker.engine.runners.groups import Grouping, by_row, by_slab, by_state
 from mlxq_worker.engine.runners.layout import MAX_PACKED_TOKENS, Layout, PackedPrompts, Span
 from mlxq_worker.engine.runners.slot_cache import SlotCache
 
@@ -117,11 +119,11 @@ def test_a_step_that_goes_on_from_the_one_before_is_laid_out_as_if_anew(
     shape = PoolShape.of(NUM_KV_HEADS, {0: SlabSize(3, 256), 1: SlabSize(5, 512)})
     assert layout.decoding == anew.decoding
     assert layout.positions.tolist() == anew.positions.tolist()
-    assert layout.places.rows(shape).tolist() == anew.places.rows(shape).tolist()
+    assert layout.places.rows[shape].tolist() == anew.places.rows[shape].tolist()
     assert len(layout.whole_windows) == len(anew.whole_windows)
     for own, expected in zip(layout.windows, anew.windows, strict=True):
         for sliding in (None, 5):
-            view, new_view = own.view(sliding), expected.view(sliding)
+            view, new_view = own.views[sliding], expected.views[sliding]
             assert (view.first, view.last) == (new_view.first, new_view.last)
             assert (view.mask is None) == (new_view.mask is None)
             assert view.mask is None or mx.array_equal(view.mask, new_view.mask)
@@ -130,3 +132,31 @@ def test_a_step_that_goes_on_from_the_one_before_is_laid_out_as_if_anew(
         for group, new_group in zip(layout.sharing.groups, anew.sharing.groups, strict=True):
             assert group.first_seen(300) == new_group.first_seen(300)
             assert mx.array_equal(group.mask(300), new_group.mask(300))
+
+
+@pytest.mark.parametrize("make", [by_state, by_slab, by_row])
+@pytest.mark.parametrize("rows", [(0, 1, 2), (2, 0)], ids=["all", "with a hole"])
+def test_tokens_of_a_step_that_goes_on_are_grouped_as_if_anew(
+    make: Callable[[Layout], Grouping], rows: Sequence[int]
+) -> None:
+    # given
+    def decoding(further: int) -> list[Span]:
+        starts = (3 + further, 9 + further, 300 + further)
+        return [Span(Slot(0, index), starts[row], starts[row] + 1, row=row) for index, row in enumerate(rows)]
+
+    layout = Layout(decoding(0))
+    layout.derived(make)
+
+    # when
+    later, anew = layout.next().next(), Layout(decoding(2))
+
+    # then
+    own, expected = later.derived(make), anew.derived(make)
+    hidden = mx.arange(len(rows))[:, None, None]
+    assert len(own.groups) == len(expected.groups)
+    results = []
+    for group, new_group in zip(own.groups, expected.groups, strict=True):
+        for argument, new_argument in ((later.positions, anew.positions), (hidden, hidden)):
+            assert own.split(group, argument).tolist() == expected.split(new_group, new_argument).tolist()
+        results.append(own.split(group, hidden))
+    assert own.joined(results).tolist() == hidden.tolist()

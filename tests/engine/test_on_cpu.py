@@ -4,6 +4,7 @@ rounding, and only where it is asked for."""
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from typing import Any
 from unittest import mock
@@ -12,13 +13,20 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
+from mlx_lm.generate import generate_step
 from mlx_lm.models import gated_delta as mlx_lm_delta
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchLinear
 from tests.support.architectures import build
+from tests.support.engine_runs import decode, run
 from tests.support.rounding import tolerance
+from tests.support.row_specs import row_spec
 from tests.support.unrouted import unroute_all
 
+from mlxq_worker.engine.engine import BatchEngine
+from mlxq_worker.engine.kvcache.slot_allocator import Changes, SlabSize, Slot
+from mlxq_worker.engine.runners import packed_model
+from mlxq_worker.engine.runners.layout import Layout, Span
 from mlxq_worker.engine.runners.on_cpu import delta_rule, experts
 from mlxq_worker.engine.runners.on_cpu.delta_rule import CHUNK, gated_delta
 from mlxq_worker.engine.runners.on_cpu.experts import MANY
@@ -230,6 +238,61 @@ def test_a_model_that_is_let_go_leaves_everything_as_it_was(monkeypatch: pytest.
 
     assert all(own is not original for own, original in zip(inside, before, strict=True))
     assert there() == before
+
+
+@pytest.mark.parametrize("architecture", ["qwen3_next", "gpt_oss"])
+def test_a_model_beside_one_on_slots_computes_what_it_did_and_answers_as_mlx_lm_does(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a process in which nothing is routed
+    unroute_all(monkeypatch)
+    first, second, ids = build(architecture), build(architecture, hidden_size=48), mx.array([[5, 9, 2, 7, 1, 3]])
+    before = second(ids, cache=make_prompt_cache(second))
+    assert run(BatchEngine(first, decode, max_num_seqs=2), [row_spec(max_tokens=4)]).tokens
+
+    # when nobody but the second model is left
+    del first
+    after = second(ids, cache=make_prompt_cache(second))
+    row = row_spec(prompt_ids=tuple(ids[0].tolist()), max_tokens=4, end_tokens={})
+    answer = run(BatchEngine(second, decode, max_num_seqs=2), [row]).tokens
+
+    # then
+    assert mx.array_equal(before, after)
+    tokens = generate_step(ids[0], second, max_tokens=4)
+    assert list(answer.values()) == [tuple(int(token) for token, _ in tokens)]
+
+
+def test_a_model_is_run_as_mlx_lm_does_before_it_computes_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given
+    model, inside, calls = build("llama"), list[bool](), list[tuple[bool, int]]()
+
+    class Watched(nn.Module):
+        def __init__(self, part: nn.Module) -> None:
+            super().__init__()
+            self.part = part
+
+        def __call__(self, x: mx.array) -> mx.array:
+            calls.append((bool(inside), x.ndim))
+            result: mx.array = self.part(x)
+            return result
+
+    @contextmanager
+    def block() -> Iterator[None]:
+        inside.append(True)
+        yield
+        inside.pop()
+
+    monkeypatch.setattr(packed_model, "quick", block)
+    model.layers[0].mlp = Watched(model.layers[0].mlp)
+
+    # when nobody has tried it out
+    packed = PackedModel(model)
+    packed.arrange(Changes((), (), {0: SlabSize(1, 256)}))
+    packed.hidden(mx.array([5]), Layout([], [Span(Slot(0, 0), 0, 1)]))
+    packed.let_go()
+
+    # then what mlx-lm compiles has been traced by then, for arrays of as many axes
+    assert calls == [(False, 3), (True, 3)]
 
 
 def test_what_is_made_once_is_made_anew_in_the_next_block() -> None:

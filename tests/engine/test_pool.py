@@ -56,16 +56,16 @@ def test_tokens_of_several_slabs_are_written_by_one_index_each() -> None:
     shape = PoolShape.of(2, {0: SlabSize(2, 4), 1: SlabSize(1, 8)})
     places = Places.of([(Slot(1, 0), range(5, 7)), (Slot(0, 1), range(3, 4))])
 
-    rows = places.rows(shape).flatten().tolist()
+    rows = places.rows[shape].flatten().tolist()
 
     # 2 slots x 2 heads x 4 columns of slab 0, then 1 slot x 2 heads x 8 columns of slab 1
     assert rows == [16 + 5, 16 + 8 + 5, 16 + 6, 16 + 8 + 6, 8 + 3, 8 + 4 + 3]
-    assert places.next().rows(shape).flatten().tolist() == [row + 1 for row in rows]
+    assert places.next().rows[shape].flatten().tolist() == [row + 1 for row in rows]
 
 
 def test_layers_of_the_same_shape_share_the_index() -> None:
     places = Places.of([(Slot(0, 1), range(3))])
     sizes = {0: SlabSize(2, 4)}
 
-    assert places.rows(PoolShape.of(2, sizes)) is places.rows(PoolShape.of(2, dict(sizes)))
-    assert places.rows(PoolShape.of(2, sizes)).size == 2 * places.rows(PoolShape.of(1, sizes)).size
+    assert places.rows[PoolShape.of(2, sizes)] is places.rows[PoolShape.of(2, dict(sizes))]
+    assert places.rows[PoolShape.of(2, sizes)].size == 2 * places.rows[PoolShape.of(1, sizes)].size

@@ -22,7 +22,7 @@ from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.sampling.batch_sampler import BatchSampler
 from mlxq_worker.engine.sampling.token_sampler import Filter
-from mlxq_worker.engine.sampling.uniform import uniform
+from mlxq_worker.engine.sampling.uniform import Uniform, uniform
 
 Probs = NDArray[np.float64]
 
@@ -241,7 +241,7 @@ def test_half_precision_logits_are_sampled_as_what_they_are_in_float32() -> None
 def test_no_draw_picks_an_impossible_token(
     parameters: dict[str, Any], draw: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlxq_worker.engine.sampling.token_sampler.uniform", lambda seed, position: draw)
+    monkeypatch.setattr(Uniform, "at", lambda _, positions: np.full(len(positions), draw, np.float32))
     first_and_last = {0: "first", VOCAB_SIZE - 1: "last"}
     spec = row_spec(min_tokens=1, end_tokens=first_and_last, **parameters)
     logits = random_logits(50)

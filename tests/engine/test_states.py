@@ -6,6 +6,10 @@ import mlx.core as mx
 
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.states import State, States
+from mlxq_worker.engine.plan import PrefixChunk
+from mlxq_worker.engine.runners.grouped_cache import StateCache
+from mlxq_worker.engine.runners.groups import by_state
+from mlxq_worker.engine.runners.layout import Layout
 
 
 def state(*rows: float) -> State:
@@ -67,3 +71,23 @@ def test_a_prefix_begins_with_the_state_of_the_one_that_it_goes_on_from() -> Non
     assert before is not None
     assert rows_of(before) == [5]
     assert [rows_of((array, None)) for array in states.arrays] == [[6]]
+
+
+def test_the_state_of_a_prefix_that_is_alone_in_a_step_is_no_rows_state() -> None:
+    # given a row, and a step without it
+    prefix, cache = Prefix((1, 2, 3)), StateCache(2)
+    cache.states.write(indices(0), 1, state(10))
+    layout = Layout([], [], [PrefixChunk(prefix, 0, 3)])
+    cache.begin_step(layout)
+    [group] = by_state(layout).groups
+
+    # when
+    view = cache.view(group)
+    view.cache = list(state(20))
+    cache.keep(group, view)
+
+    # then
+    kept = cache.states.read_prefix(prefix)
+    assert kept is not None
+    assert rows_of(kept) == [20]
+    assert rows_of(cache.states.read(1)) == [10]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mlxq_worker.engine.sampling.uniform import between_0_and_1, uniform
+from mlxq_worker.engine.sampling.uniform import Uniform, between_0_and_1, uniform
 
 NUM_DRAWS = 10_000
 
@@ -55,6 +55,13 @@ def test_seed_0_gives_the_published_splitmix64_sequence() -> None:
 )
 def test_a_recorded_seed_gives_the_same_draws_for_ever(seed: int, position: int, draw: float) -> None:
     assert uniform(seed, position) == draw
+
+
+@given(rows=st.lists(st.tuples(st.integers(), st.integers(min_value=0, max_value=1 << 40)), min_size=1, max_size=8))
+def test_many_rows_draw_at_once_what_each_draws_alone(rows: list[tuple[int, int]]) -> None:
+    draws = Uniform([seed for seed, _ in rows]).at([position for _, position in rows])
+
+    assert draws.tolist() == [uniform(seed, position) for seed, position in rows]
 
 
 def test_a_seed_counts_modulo_two_to_the_64() -> None:

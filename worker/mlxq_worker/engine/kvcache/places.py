@@ -6,10 +6,10 @@ takes is one index for each token and head. Those are made once a step and pool 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache, partial
 from itertools import accumulate
-from typing import Self
+from typing import Generic, Self, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -18,6 +18,21 @@ from numpy.typing import NDArray
 from mlxq_worker.engine.kvcache.slot_allocator import SlabSize, Slot
 
 Numbers = NDArray[np.int64]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Made(dict[K, V], Generic[K, V]):
+    """What `make` makes of each key, made when it is first asked for. To ask again calls nothing: that is for what
+    every layer asks for in every step."""
+
+    def __init__(self, make: Callable[[K], V]) -> None:
+        self._make = make
+
+    def __missing__(self, key: K) -> V:
+        value = self[key] = self._make(key)
+        return value
 
 
 class PoolShape:
@@ -104,12 +119,17 @@ def sources(old: PoolShape, new: PoolShape, moves: tuple[tuple[Slot, Slot], ...]
 
 
 class Places:
-    """Columns of slots, m of them: where a step's tokens are written, in their order."""
+    """Columns of slots, m of them: where a step's tokens are written, in their order.
+
+    Attributes:
+        rows: by the shape of a pool, where the tokens' heads go in it: (m, H, 1). Unsigned, since mlx takes a quarter
+            longer to scatter where an index might count from the end.
+    """
 
     def __init__(self, slabs: Numbers, slots: Numbers, columns: Numbers) -> None:
         self._slabs, self._slots, self._columns = slabs, slots, columns
-        self._numbers: dict[PoolShape, NDArray[np.uint32]] = {}
-        self._rows: dict[PoolShape, mx.array] = {}
+        self._numbers = Made[PoolShape, NDArray[np.uint32]](partial(_numbers_in, slabs, slots, columns))
+        self.rows = Made[PoolShape, mx.array](partial(_row_array, self._numbers))
 
     @classmethod
     def of(cls, runs: Iterable[tuple[Slot, range]]) -> Self:
@@ -124,18 +144,17 @@ class Places:
     def __len__(self) -> int:
         return len(self._slabs)
 
-    def rows(self, shape: PoolShape) -> mx.array:
-        """(m, H, 1) where the tokens' heads go in a pool of this shape. Unsigned, since mlx takes a quarter longer to
-        scatter where an index might count from the end."""
-        rows = self._rows.get(shape)
-        if rows is None:
-            if shape not in self._numbers:
-                self._numbers[shape] = shape.rows_of(self._slabs, self._slots, self._columns)[..., None]
-            rows = self._rows[shape] = mx.array(self._numbers[shape])
-        return rows
-
     def next(self) -> Places:
         """One column further, in the same slots."""
         later = Places(self._slabs, self._slots, self._columns + 1)
-        later._numbers = {shape: numbers + 1 for shape, numbers in self._numbers.items()}
+        for shape, numbers in self._numbers.items():
+            later._numbers[shape] = numbers + 1
         return later
+
+
+def _numbers_in(slabs: Numbers, slots: Numbers, columns: Numbers, shape: PoolShape) -> NDArray[np.uint32]:
+    return shape.rows_of(slabs, slots, columns)[..., None]
+
+
+def _row_array(numbers: Mapping[PoolShape, NDArray[np.uint32]], shape: PoolShape) -> mx.array:
+    return mx.array(numbers[shape])

@@ -56,7 +56,7 @@ class Pool:
 
     def write(self, places: Places, keys: mx.array, values: mx.array) -> None:
         """Write m tokens' keys and values, each (m, H, 1, D), to their places."""
-        rows = places.rows(self._shape)
+        rows = places.rows[self._shape]
         self._keys[rows] = keys
         self._values[rows] = values
 
@@ -77,8 +77,8 @@ class Pool:
         copied to, and all sources lie in one slab, as all targets do."""
         sources, targets = [source for source, _ in pairs], [target for _, target in pairs]
         num_columns = min(self.sizes[slot.slab].num_columns for slot in (sources[0], targets[0]))
-        from_rows = Places.of((slot, range(num_columns)) for slot in sources).rows(self._shape)
-        to_rows = Places.of((slot, range(num_columns)) for slot in targets).rows(self._shape)
+        from_rows = Places.of((slot, range(num_columns)) for slot in sources).rows[self._shape]
+        to_rows = Places.of((slot, range(num_columns)) for slot in targets).rows[self._shape]
         self._keys[to_rows] = self._keys[from_rows]
         self._values[to_rows] = self._values[from_rows]
         self.wipe((target, range(num_columns, self.sizes[target.slab].num_columns)) for target in targets)
@@ -92,7 +92,7 @@ class Pool:
             if slot.index < (size := self.sizes[slot.slab]).num_slots
         ]
         if len(places := Places.of(there)):
-            self._values[places.rows(self._shape)] = mx.zeros((1,), self._values.dtype)
+            self._values[places.rows[self._shape]] = mx.zeros((1,), self._values.dtype)
 
     def rearrange(self, sizes: Mapping[int, SlabSize], moves: Sequence[tuple[Slot, Slot]]) -> None:
         """Have slabs of these sizes and no others, with what was there of them once rows have been copied from slot to

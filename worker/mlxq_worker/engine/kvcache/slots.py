@@ -18,54 +18,58 @@ from mlxq_worker.engine.kvcache.slot_allocator import Changes, SlabSize, Slot
 
 
 class Slots:
-    """H heads of keys and values, T columns or tokens, D numbers a head."""
+    """H heads of keys and values, T columns or tokens, D numbers a head.
+
+    Attributes:
+        pool: the slots' keys and values; `None` before the first are written.
+    """
 
     def __init__(self) -> None:
         self._sizes: Mapping[int, SlabSize] = {}
-        self._pool: Pool | None = None
+        self.pool: Pool | None = None
         self._prefixes: dict[Prefix, tuple[mx.array, mx.array]] = {}  # (1, H, T, D) each
 
     def __repr__(self) -> str:
-        return f"Slots({self._pool or 'no slabs'}; {len(self._prefixes)} prefixes)"
+        return f"Slots({self.pool or 'no slabs'}; {len(self._prefixes)} prefixes)"
 
     @property
     def arrays(self) -> list[mx.array]:
         """All that is there, computed or not."""
         prefixes = (array for pair in self._prefixes.values() for array in pair)
-        return [*(self._pool.arrays if self._pool else ()), *prefixes]
+        return [*(self.pool.arrays if self.pool else ()), *prefixes]
 
     def arrange(self, changes: Changes) -> None:
         """Bring the slabs to where the rows of the next steps lie. There is nothing to bring before the first step."""
         self._sizes = changes.sizes
-        pool = self._pool
+        pool = self.pool
         if pool is None:
             return
         if not changes.sizes:
-            self._pool = None
+            self.pool = None
             return
         pool.rearrange(changes.sizes, changes.moves)
         pool.wipe([(wipe.slot, range(wipe.num_columns)) for wipe in changes.wiped])
 
     def write(self, places: Places, keys: mx.array, values: mx.array) -> None:
         """Write tokens' keys and values, each (m, H, 1, D), to their places."""
-        if self._pool is None:
-            self._pool = Pool.empty(self._sizes, keys, values)
-        self._pool.write(places, keys, values)
+        if self.pool is None:
+            self.pool = Pool.empty(self._sizes, keys, values)
+        self.pool.write(places, keys, values)
 
     def read(
         self, slab: int, first: int, last: int, num_columns: int, first_column: int = 0
     ) -> tuple[mx.array, mx.array]:
         """Keys and values of slots `first` to `last` of a slab, each (last - first, H, columns, D): of so many columns
         without those before the first one."""
-        assert self._pool is not None, "what is read has been written"
-        return self._pool.read(slab, first, last, num_columns, first_column)
+        assert self.pool is not None, "what is read has been written"
+        return self.pool.read(slab, first, last, num_columns, first_column)
 
     def copy(self, pairs: Sequence[tuple[Slot, Slot]]) -> None:
         """Copy rows to other slots of their slabs, over what is there; no row is copied from a slot that another is
         copied to."""
-        if self._pool is not None:
+        if self.pool is not None:
             for _, own in groupby(sorted(pairs, key=lambda pair: pair[0].slab), lambda pair: pair[0].slab):
-                self._pool.copy(list(own))
+                self.pool.copy(list(own))
 
     def extend_prefix(self, prefix: Prefix, keys: mx.array, values: mx.array) -> None:
         """Put the keys and values (1, H, t, D) of a prefix's next tokens behind what there is of it."""

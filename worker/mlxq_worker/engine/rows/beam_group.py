@@ -36,10 +36,7 @@ class BeamRow(Row):
         super().__init__(spec, decode)
         self._group = group
         self.fork: Fork | None = None
-
-    @property
-    def finished(self) -> bool:
-        return self._group.finished
+        self.is_unforeseen = True  # nobody knows which hypotheses go on
 
     @property
     def wants_token(self) -> bool:
@@ -52,10 +49,6 @@ class BeamRow(Row):
     @property
     def is_due(self) -> bool:
         return self.fork is not None and not self.finished and not self.is_resting
-
-    @property
-    def is_unforeseen(self) -> bool:
-        return True  # nobody knows which hypotheses go on
 
     def commit(self, token_id: int, now: float, scores: TokenScores | None = None) -> None:
         """Take the continuations; the sampled token says nothing."""
@@ -172,6 +165,8 @@ class BeamGroup(RowGroup):
             self._result(index, hypothesis, now, abort_reason, error_code or "no_token_allowed")
             for index, hypothesis in each
         ]
+        for row in self._rows:
+            row.finished = True
 
     def _result(
         self,

@@ -25,7 +25,8 @@ class Row:
     With `copies_prefix` the row keeps a copy of that prefix, else it reads the one that all share.
     `num_scheduled` counts the tokens asked of it, `token_ids` those that came back; the first runs at most one ahead
     of the second. `scores` has one entry for each of `token_ids` if the row asks for them; `prompt_scores` one for each
-    prompt token but the first, as they are prefilled.
+    prompt token but the first, as they are prefilled. `is_unforeseen` says whether what becomes of the row after its
+    newest token could not be told before that was seen: it has ended, and not at its limit.
     """
 
     __slots__ = (
@@ -35,11 +36,14 @@ class Row:
         "_is_followed",
         "_limit",
         "_live_text",
+        "_num_prompt_tokens",
         "_reasoning",
         "_repetition",
         "_scanner",
         "_stream",
         "copies_prefix",
+        "finished",
+        "is_unforeseen",
         "num_prefilled",
         "num_scheduled",
         "prefix",
@@ -60,7 +64,10 @@ class Row:
         self.prefix: Prefix | None = None
         self.copies_prefix = False
         self.result: RowResult | None = None
+        self.finished = False
+        self.is_unforeseen = False
         self._limit = spec.limit
+        self._num_prompt_tokens = len(spec.prompt_ids)
         self._decode = decode
         # Text is followed token by token only where a stop string needs it, or somebody who reads along; other rows are
         # decoded once, at the end.
@@ -79,18 +86,14 @@ class Row:
         return f"Row({self.spec.row_id} {len(self.token_ids)}/{self.spec.limit} {end})"
 
     @property
-    def finished(self) -> bool:
-        return self.result is not None
-
-    @property
     def wants_token(self) -> bool:
         """Whether one more token should be asked of the device, now or later: not once the limit is on its way."""
-        return self.result is None and self.num_scheduled < self._limit
+        return not self.finished and self.num_scheduled < self._limit
 
     @property
     def is_prefilled(self) -> bool:
         """Whether the whole prompt is with the device."""
-        return self.num_prefilled == len(self.spec.prompt_ids)
+        return self.num_prefilled == self._num_prompt_tokens
 
     @property
     def wants_prompt_scores(self) -> bool:
@@ -99,15 +102,7 @@ class Row:
     @property
     def is_due(self) -> bool:
         """Whether a token can be asked of the device on this step."""
-        return (
-            self.result is None and self.num_scheduled < self._limit and self.num_prefilled == len(self.spec.prompt_ids)
-        )
-
-    @property
-    def is_unforeseen(self) -> bool:
-        """Whether what becomes of the row after its newest token could not be told before that was seen: it has ended,
-        and not at its limit."""
-        return self.result is not None and len(self.token_ids) < self._limit
+        return not self.finished and self.num_scheduled < self._limit and self.num_prefilled == self._num_prompt_tokens
 
     @property
     def scheduled_position(self) -> int:
@@ -252,6 +247,8 @@ class Row:
             prompt_logprobs=self._all_prompt_scores(),
             error_code=error_code,
         )
+        self.finished = True
+        self.is_unforeseen = len(self.token_ids) < self._limit
 
     def durations(self, now: float) -> tuple[float, float]:
         """Seconds from admission to the first token, and from there to now."""

@@ -10,7 +10,7 @@ mlx-lm's own caches do, so a module computes on it what it computes there. What 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Any
 
 import mlx.core as mx
@@ -64,26 +64,27 @@ class StateCache:
 
     def view(self, group: Group) -> ArraysCache:
         """The states before a group's first tokens."""
+        if group.num_rows:  # as in nearly all steps
+            return _state_view(self.states.read(group.num_rows))
         empty: State = (None,) * self._size
         if group.is_fresh:
             return _state_view(empty)
         source = group.parts[0].source
         if isinstance(source, PrefixChunk):
             return _state_view(self.states.read_prefix(source.prefix) or empty)
-        if group.num_rows:
-            return _state_view(self.states.read(group.num_rows))
         self._begin_behind_prefixes(group)
         return _state_view(self.states.read(group.rows))
 
     def keep(self, group: Group, view: ArraysCache) -> None:
         """Take over the states after a group's last tokens."""
         source, state = group.parts[0].source, tuple(view.cache)
-        if isinstance(source, PrefixChunk):
+        if group.num_rows:
+            if group.num_rows == self.layout.num_rows:
+                self.states.replace(state)
+            else:
+                self.states.replace_first(state, self.layout.num_rows)
+        elif isinstance(source, PrefixChunk):
             self.states.write_prefix(source.prefix, state)
-        elif group.num_rows == self.layout.num_rows:
-            self.states.replace(state)
-        elif group.num_rows:
-            self.states.replace_first(state, self.layout.num_rows)
         elif group.results is None:
             self.states.write(group.rows, self.layout.num_rows, state)
         else:
@@ -303,7 +304,7 @@ def route_calls(kind: type[nn.Module]) -> bool:
         caches = [each for each in (*args, *kwargs.values()) if isinstance(each, Grouped)]
         if not caches:
             return original(self, *args, **kwargs)
-        return _in_groups(lambda *a, **k: original(self, *a, **k), caches, args, kwargs)
+        return _in_groups(partial(original, self), caches, args, kwargs)
 
     call.routes_groups = True  # type: ignore[attr-defined]
     kind.__call__ = call
@@ -329,8 +330,10 @@ def _in_groups(
     first, and the others twice, as often as there are caches in slots: up to where they have written, then from there
     on. What was begun in vain is never computed.
     """
-    grouped = _narrowest(caches)
+    grouped = caches[0].grouped if len(caches) == 1 else _narrowest(caches)
     grouping: Grouping = caches[0].layout.derived(grouped)
+    if grouped is by_state and grouping.is_whole:
+        return _in_one_group(compute, grouping.groups[0], caches, args, kwargs)
 
     def computed(group: Group) -> Any:
         views: dict[int, Any] = {id(cache): cache.view(group) for cache in caches}
@@ -361,6 +364,21 @@ def _in_groups(
                 held_up.append(index)
         waiting = held_up
     return grouping.joined([results[index] for index in range(len(results))])
+
+
+def _in_one_group(
+    compute: Callable[..., Any], group: Group, caches: Sequence[Grouped], args: Sequence[Any], kwargs: dict[str, Any]
+) -> Any:
+    """The same where one group has all tokens as they stand, as in nearly all steps: only caches are views, and states
+    have no masks."""
+    views: dict[int, Any] = {id(cache): cache.view(group) for cache in caches}
+    result = compute(
+        *[None if isinstance(each, SlotMask) else views.get(id(each), each) for each in args],
+        **{name: None if isinstance(each, SlotMask) else views.get(id(each), each) for name, each in kwargs.items()},
+    )
+    for cache in caches:
+        cache.keep(group, views[id(cache)])
+    return result
 
 
 def _narrowest(caches: Sequence[Any]) -> Callable[[Layout], Grouping]:

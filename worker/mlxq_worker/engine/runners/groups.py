@@ -11,13 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import Any
+from typing import Any, Self
 
 import mlx.core as mx
 
 from mlxq_worker.engine.kvcache.places import Places
 from mlxq_worker.engine.plan import PrefixChunk
-from mlxq_worker.engine.runners.layout import Layout, Span, Window, indices_of
+from mlxq_worker.engine.runners.layout import Layout, Span, Window, copied, indices_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +103,21 @@ class Group:
 
 
 class Grouping:
-    """All groups of a step, in the order in which they are to be computed."""
+    """All groups of a step, in the order in which they are to be computed.
 
-    def __init__(self, groups: Sequence[Group], layout: Layout) -> None:
+    Args:
+        goes_on: whether the next step of the same rows has the same groups.
+
+    Attributes:
+        is_whole: whether there is one group, of all tokens as they stand in the step.
+    """
+
+    def __init__(self, groups: Sequence[Group], layout: Layout, *, goes_on: bool = False) -> None:
+        self._goes_on = goes_on
         self.groups = tuple(groups)
         self.num_reading = sum(group.reads_slots for group in self.groups)
         self.num_tokens = layout.num_tokens
-        self._positions = layout.positions
+        self._positions, self._num_later = layout.positions, 0
         order = [
             token
             for group in self.groups
@@ -118,12 +126,23 @@ class Grouping:
         ]
         where = sorted(range(len(order)), key=order.__getitem__)
         self._order = None if order == sorted(order) else indices_of(where)  # (N,) where each token's result is
+        first = self.groups[0] if len(self.groups) == 1 else None
+        self.is_whole = first is not None and self._order is None and first.kept is None and first.length == 1
+
+    def next(self, layout: Layout) -> Self | None:
+        """The same rows' next tokens: only their positions are others."""
+        if not self._goes_on:
+            return None
+        later = copied(self)
+        later._positions = layout.positions
+        later._num_later += 1
+        return later
 
     def split(self, group: Group, argument: Any) -> Any:
         """A group's share of what a module is called with: of arrays (N, 1, ...) its tokens, (B, T, ...); of arrays
         (N, heads, 1, D) (B, heads, T, D); of the tokens' positions (N,) the rows' first ones (B,)."""
         if argument is self._positions:
-            return group.positions
+            return group.positions + self._num_later if self._num_later else group.positions
         if isinstance(argument, tuple):
             return tuple(self.split(group, each) for each in argument)
         if not isinstance(argument, mx.array) or argument.ndim < 2 or argument.shape[0] != self.num_tokens:
@@ -134,7 +153,7 @@ class Grouping:
             return rows.swapaxes(1, 2)
         if shape[1] != 1:
             return argument
-        if len(self.groups) == 1 and self._order is None and group.kept is None and group.length == 1:
+        if self.is_whole:
             return argument
         return argument[group.tokens].reshape(len(group.parts), group.length, *shape[2:])
 
@@ -158,7 +177,8 @@ class Grouping:
 def by_state(layout: Layout) -> Grouping:
     """For modules that keep one state a row: all decoding rows at once; then the prefixes' chunks, each behind its
     base's; then the chunks of prompts in steps, the first tokens of all of them, then those of the longer ones."""
-    return Grouping([*_decoding_by_number(layout), *_prefixes(layout), *_in_steps(layout)], layout)
+    groups = [*_decoding_by_number(layout), *_prefixes(layout), *_in_steps(layout)]
+    return Grouping(groups, layout, goes_on=True)
 
 
 def by_slab(layout: Layout) -> Grouping:

@@ -7,16 +7,16 @@ Knows nothing of keys and values: `kvcache/slots` holds those.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import accumulate, chain, groupby
-from typing import Any, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
-from mlxq_worker.engine.kvcache.places import Places
+from mlxq_worker.engine.kvcache.places import Made, Places
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import Slot
 from mlxq_worker.engine.plan import PrefixChunk
@@ -28,8 +28,15 @@ one: by then starting to is the least of it."""
 
 _PACKING_STEP = 16
 
-D = TypeVar("D")
+D = TypeVar("D", bound="Derived")
 C = TypeVar("C")
+
+
+class Derived(Protocol):
+    """What is made of a step for every layer."""
+
+    def next(self, layout: Layout) -> Self | None:
+        """What would be made of the layout that comes next, where that is quicker than to make it anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +66,7 @@ class Span:
 
     def later(self, num_steps: int) -> Span:
         """The same one so many tokens further, of a row that decodes."""
-        return replace(self, start=self.start + num_steps, stop=self.stop + num_steps)
+        return Span(self.slot, self.start + num_steps, self.stop + num_steps, self.prefix, self.row, self.source)
 
     @property
     def packing_size(self) -> int:
@@ -87,8 +94,8 @@ class Layout:
 
     Attributes:
         windows: those of all decoding rows; `whole_windows` of rows that attend to their slots and nothing else,
-            `shared_windows` of those in `sharing`; `lone_window` the only one, where there are no other tokens in the
-            step than the rows' that attend to it.
+            `shared_windows` of those in `sharing`; `lone_windows` all of them, where there are no other tokens in the
+            step than the rows' that attend to these.
         num_rows: one more than the highest number of a row in the batch.
         sharing: how tokens attend to shared prefixes, if any does. The decoding rows' do so together; where attention
             is done in parts anyway, those without a prefix and prompts' join them.
@@ -108,7 +115,7 @@ class Layout:
         self.spans, self.prefixes = tuple(spans), tuple(prefixes)
         self.resting = tuple(resting)
         self.num_rows = 1 + max((*resting, *(span.row for span in in_slots)), default=-1)
-        self._derived: dict[Callable[[Layout], Any], Any] = {}
+        self._derived: dict[Callable[[Layout], Derived], Any] = {}
         self.copied_prefixes: dict[Prefix, list[Slot]] = {}  # and where to
         for span in spans:
             if span.source is not None and span.prefix is None:
@@ -145,20 +152,19 @@ class Layout:
         later = copied(self)
         later.__dict__.pop("decoding", None)
         later._num_later += 1
-        later._derived = {}
         later._positions = self._positions + 1
         later.positions = mx.array(later._positions)
         later.places = self.places.next()
         later.sharing = self.sharing.next() if self.sharing else None
         later._set_windows(tuple(window.next() for window in self.windows))
+        later._derived = {make: moved for make, made in self._derived.items() if (moved := made.next(later))}
         return later
 
     def _set_windows(self, windows: tuple[Window, ...]) -> None:
         self.windows = windows
         self.whole_windows = [window for window in windows if window.rows.start < self.num_whole]
         self.shared_windows = windows[len(self.whole_windows) :]
-        is_all = len(self.whole_windows) == 1 and self.num_whole == self.num_tokens
-        self.lone_window = self.whole_windows[0] if is_all else None
+        self.lone_windows = self.whole_windows if self.num_whole == self.num_tokens else ()
 
     def derived(self, make: Callable[[Layout], D]) -> D:
         """What `make` makes of this step: the same for every layer, made when it is first asked for."""
@@ -233,6 +239,9 @@ class Window:
         slab: which one.
         first: the index of its first row among all decoding rows.
         decoding: spans of one token, by rising slot.
+
+    Attributes:
+        views: what is seen of the slab where a token sees itself and so many columns less one before it; `None`: all.
     """
 
     def __init__(self, slab: int, first: int, decoding: Sequence[Span]) -> None:
@@ -245,25 +254,22 @@ class Window:
         self._shortest, self._longest = min(lengths.values()), max(lengths.values())
         in_slots = [lengths.get(slot, self._shortest) for slot in range(self.num_slots)]
         self._lengths = np.array(in_slots, dtype=np.int32)[:, None, None, None]  # (S, 1, 1, 1)
-        self.views: dict[int | None, View] = {}  # those that were asked for
         rows = {slot: index for index, slot in enumerate(lengths)}
         # (S,) which decoding row stands in for each slot: its own, or any for a slot that is empty
         self.query_rows = mx.array([rows.get(slot, 0) for slot in range(self.num_slots)]) if has_holes else None
         self.result_rows = mx.array(list(lengths)) if has_holes else None  # (B,) where each row's result stands
+        self._set_views()
 
     def next(self) -> Window:
         """The same rows one column further."""
         later = copied(self)
         later._lengths = self._lengths + 1
         later._shortest, later._longest = self._shortest + 1, self._longest + 1
-        later.views = {}
+        later._set_views()
         return later
 
-    def view(self, sliding: int | None) -> View:
-        """What is seen of the slab where a token sees itself and so many columns less one before it; `None`: all."""
-        if sliding not in self.views:
-            self.views[sliding] = View(self._lengths, self._shortest, self._longest, sliding)
-        return self.views[sliding]
+    def _set_views(self) -> None:
+        self.views = Made[int | None, View](partial(View, self._lengths, self._shortest, self._longest))
 
 
 class View:
@@ -277,6 +283,8 @@ class View:
 
     Attributes:
         mask: (S, 1, 1, last - first), true where a column counts; `None` where all of them do.
+        masks: the same for so many heads of queries. Where attention is a single kernel it is laid out in full, (S,
+            heads, 1, last - first), once a step: the kernel would have it copied like that in every layer.
     """
 
     def __init__(self, lengths: NDArray[np.int32], shortest: int, longest: int, sliding: int | None) -> None:
@@ -289,21 +297,14 @@ class View:
             if sliding is not None and sliding < longest:
                 seen &= columns >= lengths - sliding
             self.mask = mx.array(seen)
-        self._full_masks: dict[int, mx.array] = {}
+        self.masks = Made[int, mx.array | None](partial(_mask_for, self.mask))
 
-    def mask_of(self, num_heads: int) -> mx.array | None:
-        """The mask for so many heads of queries. Where attention is a single kernel it is laid out in full, (S, heads,
-        1, last - first), once a step: the kernel would have it copied like that in every layer."""
-        mask = self.mask
-        if mask is None:
-            return None
-        if num_heads in self._full_masks:
-            return self._full_masks[num_heads]
-        if is_fused() and 1 not in (mask.shape[0], num_heads):
-            num_slots, _, _, width = mask.shape
-            mask = mx.contiguous(mx.broadcast_to(mask, (num_slots, num_heads, 1, width)))
-        self._full_masks[num_heads] = mask
+
+def _mask_for(mask: mx.array | None, num_heads: int) -> mx.array | None:
+    if mask is None or not is_fused() or 1 in (mask.shape[0], num_heads):
         return mask
+    num_slots, _, _, width = mask.shape
+    return mx.contiguous(mx.broadcast_to(mask, (num_slots, num_heads, 1, width)))
 
 
 def _windows(decoding: Sequence[Span]) -> tuple[Window, ...]:

@@ -83,6 +83,7 @@ class PackedModel:
 
     def __init__(self, model: Any, way: Way = Way.SHARED) -> None:
         self.caches: list[LayerCache] = [_cache_for(cache, way) for cache in make_prompt_cache(model)]
+        self._attending = [cache for cache in self.caches if isinstance(cache, SlotCache)]
         anatomy = look_into(model)
         grouped = [u for cache, u in zip(self.caches, anatomy.users, strict=True) if not isinstance(cache, SlotCache)]
         if not all(grouped):
@@ -120,7 +121,7 @@ class PackedModel:
         """Run tokens (N,) through the layers, writing what they leave where `layout` says: (N, 1, E)."""
         for cache in self.caches:
             cache.begin_step(layout)
-        with quick(), step_of_layers(self.caches):
+        with quick(), step_of_layers(self._attending):
             hidden: mx.array = self._body(tokens[:, None], self.caches)
         return hidden
 

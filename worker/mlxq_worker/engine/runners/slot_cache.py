@@ -24,7 +24,7 @@ from mlxq_worker.engine.kvcache.slot_allocator import Changes, Slot
 from mlxq_worker.engine.kvcache.slots import Slots, joined
 from mlxq_worker.engine.plan import PrefixChunk
 from mlxq_worker.engine.runners.attention import Partial, attend, attend_causally_in_parts, attend_in_part, taken_apart
-from mlxq_worker.engine.runners.layout import Layout, PackedPrompts, Segment, Sharers, Sharing, Span, View, Window
+from mlxq_worker.engine.runners.layout import Layout, PackedPrompts, Segment, Sharers, Sharing, Span, Window
 
 Written = Mapping[int, tuple["SlotCache", mx.array, mx.array]]
 _NOTHING: Written = MappingProxyType({})
@@ -32,15 +32,14 @@ _written: ContextVar[Written] = ContextVar("written", default=_NOTHING)
 
 
 @contextmanager
-def step_of_layers(caches: Iterable[object]) -> Iterator[None]:
+def step_of_layers(caches: Iterable[SlotCache]) -> Iterator[None]:
     """Within the block it is remembered which layer wrote which keys and values: some models hand those to later
     layers, without the cache that they are of. Nobody holds them for longer: MLX is to free them when it has used
     them."""
     written: dict[int, tuple[SlotCache, mx.array, mx.array]] = {}
     token = _written.set(written)
     for layer in caches:
-        if isinstance(layer, SlotCache):
-            layer.written = written
+        layer.written = written
     try:
         yield
     finally:
@@ -102,11 +101,11 @@ class SlotCache(InSlots):
 
     def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
         """Write the step's keys and values, each (N, H, 1, D), where they belong; the model gets them back as is."""
-        layout = self.layout
-        if layout.prefixes or layout.copied_prefixes:
+        layout, pool = self.layout, self.slots.pool
+        if pool is None or layout.prefixes or layout.copied_prefixes:
             self._write_beside_prefixes(keys, values)
         else:
-            self.slots.write(layout.places, keys, values)
+            pool.write(layout.places, keys, values)  # as in nearly all steps
         self.written[id(keys)] = self, keys, values
         return keys, values
 
@@ -145,15 +144,15 @@ class SlotCache(InSlots):
             if not isinstance(mask, SlotMask):
                 raise NotImplementedError("the model masks by itself")
             sliding = one_window(sliding, mask.sliding)
-        window = self.layout.lone_window
-        if window is None:
-            return _Attention(self.layout, self.slots, scale, sliding, sinks).of(queries, keys, values)
-        if window.result_rows is not None:
-            return _attend_in_window(self.slots, window, queries, scale, sliding, sinks)
-        # As there, in as few calls as can be: nearly all steps come through here, in every layer.
-        view = window.views.get(sliding) or window.view(sliding)
-        keys, values = self.slots.read(window.slab, 0, window.num_slots, view.last, view.first)
-        return attend(queries, keys, values, scale, view.mask_of(queries.shape[1]), sinks=sinks)
+        windows = self.layout.lone_windows
+        if len(windows) == 1:  # as in nearly all steps
+            return _attend_in_window(self.slots, windows[0], queries, scale, sliding, sinks)
+        if windows:
+            own = [
+                _attend_in_window(self.slots, window, queries[window.rows], scale, sliding, sinks) for window in windows
+            ]
+            return mx.concatenate(own)
+        return _Attention(self.layout, self.slots, scale, sliding, sinks).of(queries, keys, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,8 +219,11 @@ class _Attention:
 
     def _parts_in_slots(self, queries: mx.array, keys: mx.array, values: mx.array) -> Iterator[Partial]:
         for window in self.layout.shared_windows:
-            own, seen_keys, seen_values, view = _seen_in(self.slots, window, queries[window.rows], self.sliding)
-            part = attend_in_part(own, seen_keys, seen_values, self.scale, view.mask)
+            own, view = queries[window.rows], window.views[self.sliding]
+            seen = self.slots.read(window.slab, 0, window.num_slots, view.last, view.first)
+            if window.query_rows is not None:
+                own = own[window.query_rows]
+            part = attend_in_part(own, *seen, self.scale, view.mask)
             yield part if window.result_rows is None else part[window.result_rows]
         end = self.layout.num_decoding
         for segment in self.layout.joined:
@@ -268,19 +270,13 @@ def _attend_in_window(
     slots: Slots, window: Window, queries: mx.array, scale: float, sliding: int | None, sinks: mx.array | None
 ) -> mx.array:
     """Attention of a slab's decoding rows (B, heads, 1, D) to what is in their slots."""
-    own, keys, values, view = _seen_in(slots, window, queries, sliding)
-    result = attend(own, keys, values, scale, view.mask_of(own.shape[1]), sinks=sinks)
+    view, pool = window.views[sliding], slots.pool
+    assert pool is not None, "what is read has been written"
+    keys, values = pool.read(window.slab, 0, window.num_slots, view.last, view.first)
+    if window.query_rows is not None:
+        queries = queries[window.query_rows]  # (S, heads, 1, D)
+    result = attend(queries, keys, values, scale, view.masks[queries.shape[1]], sinks=sinks)
     return result if window.result_rows is None else result[window.result_rows]
-
-
-def _seen_in(
-    slots: Slots, window: Window, queries: mx.array, sliding: int | None
-) -> tuple[mx.array, mx.array, mx.array, View]:
-    """The queries of a slab's decoding rows as rows of its slots (S, heads, 1, D), the keys and values that they see,
-    and which those are."""
-    view = window.view(sliding)
-    keys, values = slots.read(window.slab, 0, window.num_slots, view.last, view.first)
-    return queries if window.query_rows is None else queries[window.query_rows], keys, values, view
 
 
 R = TypeVar("R", mx.array, Partial)
@@ -313,13 +309,21 @@ def route_attention(model: Any) -> list[Callable[[], None]]:
 
 
 def _routed(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
-    def attend(queries: mx.array, keys: mx.array, values: mx.array, cache: Any, *args: Any, **options: Any) -> Any:
+    def attend(
+        queries: mx.array,
+        keys: mx.array,
+        values: mx.array,
+        cache: Any,
+        scale: float,
+        mask: Any = None,
+        sinks: mx.array | None = None,
+    ) -> mx.array:
         written = _written.get().get(id(keys))
         if written is not None:
-            return written[0].attend(queries, keys, values, *args, **options)
+            return written[0].attend(queries, keys, values, scale, mask, sinks)
         if isinstance(cache, SlotCache):
-            return cache.attend(queries, keys, values, *args, **options)
-        return original(queries, keys, values, cache, *args, **options)
+            return cache.attend(queries, keys, values, scale, mask, sinks)
+        return original(queries, keys, values, cache, scale, mask, sinks)
 
     attend.routes_slots = True  # type: ignore[attr-defined]
     return attend

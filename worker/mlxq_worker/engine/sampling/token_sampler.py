@@ -17,7 +17,7 @@ from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.sampling import on_gpu
-from mlxq_worker.engine.sampling.uniform import uniform
+from mlxq_worker.engine.sampling.uniform import Uniform
 
 _BLOCK = 32
 """Rows are looked at in blocks of this many ids, and then only at the block that matters."""
@@ -42,6 +42,7 @@ class TokenSampler:
         sampled = [index for index, row in enumerate(rows) if not row.spec.is_greedy]
         self._rows = [rows[index] for index in sampled]
         specs = [row.spec for row in self._rows]
+        self._uniform = Uniform([spec.seed for spec in specs])
         self._index = None if len(sampled) == len(rows) else mx.array(sampled)  # (S,)
         self._per_log_2 = mx.array([[_per_log_2(spec)] for spec in specs])  # (S, 1)
         self._filter = Filter(specs) if any(map(_is_filtered, specs)) else None
@@ -61,7 +62,7 @@ class TokenSampler:
 
     def _draw(self, logits: mx.array, peaks: mx.array) -> mx.array:
         """Logits (S, V) and their largest (S,) to tokens (S,)."""
-        draws = mx.array([[uniform(row.spec.seed, row.scheduled_position)] for row in self._rows])  # (S, 1)
+        draws = mx.array(self._uniform.at([row.scheduled_position for row in self._rows])[:, None])  # (S, 1)
         if device.is_gpu():
             weights = on_gpu.weigh(logits, peaks[:, None], self._per_log_2)
             return on_gpu.draw_ids(self._filter.apply_on_gpu(weights) if self._filter else weights, draws)

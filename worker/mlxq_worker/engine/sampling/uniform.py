@@ -7,8 +7,14 @@ pseudorandom number generators", OOPSLA 2014) over a counter that starts at the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 def uniform(seed: int, position: int) -> float:
@@ -21,6 +27,22 @@ def uniform(seed: int, position: int) -> float:
     return between_0_and_1(_mix(_mix(seed & _MASK) + (position + 1) * _GOLDEN))
 
 
+class Uniform:
+    """`uniform` of many rows at once, whose seeds are hashed once."""
+
+    def __init__(self, seeds: Sequence[int]) -> None:
+        self._hashed = np.array([_mix(seed & _MASK) for seed in seeds], dtype=np.uint64)
+
+    def at(self, positions: Sequence[int]) -> NDArray[np.float32]:
+        """Each row's number at its position."""
+        z = self._hashed + (np.array(positions, dtype=np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(_FIRST)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(_SECOND)
+        bits = z ^ (z >> np.uint64(31))
+        draws: NDArray[np.float32] = (((bits >> np.uint64(41)) + 0.5) / (1 << 23)).astype(np.float32)
+        return draws
+
+
 def between_0_and_1(bits: int) -> float:
     """64 random bits as a number in the open interval (0, 1), exactly representable in float32."""
     # 23 random bits and a half: never 0 and never 1, also after rounding to float32's 24-bit significand.
@@ -29,6 +51,6 @@ def between_0_and_1(bits: int) -> float:
 
 def _mix(z: int) -> int:
     z &= _MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    z = ((z ^ (z >> 30)) * _FIRST) & _MASK
+    z = ((z ^ (z >> 27)) * _SECOND) & _MASK
     return z ^ (z >> 31)

@@ -1,7 +1,8 @@
 """Activations on a CPU: mlx's `exp`, `sigmoid` and `tanh` take three to five times as long there as its `power`, and in
 a small model that alone is a good part of a step.
 
-Functions that mlx-lm compiles keep what they were traced with: mlx-lm's own, since a trial runs a model there first.
+Functions that mlx-lm compiles keep what they were traced with: mlx-lm's own, since a model is looked into, and so run,
+before anything of it is computed otherwise.
 """
 
 from __future__ import annotations
