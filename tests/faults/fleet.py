@@ -16,6 +16,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 from tests.faults.diary import Diary
 from tests.support.processes import MLXQ, environment
+from tests.support.waiting import DEADLINE_S
 
 LEASE_S = 3.0
 NUM_ROWS = 4
@@ -90,7 +91,7 @@ class Worker:
             return
         self._process.terminate()
         try:
-            self._process.wait(20)
+            self._process.wait(DEADLINE_S)
         except subprocess.TimeoutExpired:
             self._diary.note(f"{self.name} doesn't end after SIGTERM", count="workers that didn't end")
             self._stop()

@@ -300,7 +300,7 @@ def test_a_stopped_run_keeps_what_has_ended_and_a_rerun_does_the_rest(redis_url:
 
     def stall(request: Request, job_id: str) -> dict[str, Any]:
         if request.custom_id == "r20":
-            stopped.wait(10)
+            stopped.wait(DEADLINE_S)
         return echo(request, job_id)
 
     with FakeWorker(redis_url, stall):
@@ -395,7 +395,7 @@ def leave_behind(url: str, files: Files, *, num_answered: int = 0) -> None:
         worker = FakeWorker(url, stop_in_time)
         if num_answered:
             with worker:
-                assert ended.wait(10)
+                assert ended.wait(DEADLINE_S)
 
 
 def test_answers_that_came_after_a_run_was_killed_are_taken_over(redis_url: str, files: Files) -> None:
@@ -488,7 +488,7 @@ def test_a_full_disk_ends_what_is_queued_and_a_rerun_takes_over_what_was_answere
 
     def stall(request: Request, job_id: str) -> dict[str, Any]:
         if request.custom_id == "r20":
-            stopped.wait(10)
+            stopped.wait(DEADLINE_S)
         return echo(request, job_id)
 
     monkeypatch.setattr(ResultWriter, "append", fill_up)

@@ -16,6 +16,7 @@ from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegist
 from rq.suspension import resume, suspend
 from tests.support.queued_jobs import answer, enqueue_plain, events, fetch, queue_of, status, submit
 from tests.support.redis_fixture import MortalRedis
+from tests.support.waiting import DEADLINE_S
 
 from mlxq import keys
 from mlxq.contract import Choice, Result, RunInfo, StopDetails, Usage
@@ -101,7 +102,7 @@ def test_two_workers_that_claim_at_once_share_the_queue_and_no_job(redis_url: st
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(DEADLINE_S)
 
     everything = taken["w1"] + taken["w2"]
     assert len(everything) == len(set(everything)) == 200

@@ -47,7 +47,7 @@ def test_workers_and_clients_follow_sentinel_to_a_new_primary(watched: Watched) 
         before = submit(for_client, *PROMPTS)
         assert before.wait(DEADLINE_S).num_finished == len(PROMPTS)
         with Redis(port=watched.primary_port) as primary:
-            assert primary.wait(1, 10_000) == 1, "what was acknowledged is on the replica"
+            assert primary.wait(1, int(DEADLINE_S * 1000)) == 1, "what was acknowledged is on the replica"
 
         # when
         watched.primary.kill()
@@ -72,7 +72,7 @@ def test_a_client_in_an_event_loop_follows_sentinel_to_a_new_primary(watched: Wa
             # given
             before = await client.submit(PROMPTS)
             with Redis(port=watched.primary_port) as primary:
-                assert primary.wait(1, 10_000) == 1, "what was acknowledged is on the replica"
+                assert primary.wait(1, int(DEADLINE_S * 1000)) == 1, "what was acknowledged is on the replica"
 
             # when
             watched.primary.kill()

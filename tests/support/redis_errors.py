@@ -15,7 +15,7 @@ from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import RedisError
-from tests.support.waiting import wait_until
+from tests.support.waiting import DEADLINE_S, wait_until
 
 
 class RedisErrors:
@@ -28,7 +28,7 @@ class RedisErrors:
     """
 
     def __init__(self, url: str, pid: int, directory: Path) -> None:
-        self._redis = Redis.from_url(url, socket_timeout=30)
+        self._redis = Redis.from_url(url, socket_timeout=DEADLINE_S)
         self._url = url
         self._pid = pid
         self._snapshot = directory / "dump.rdb"

@@ -477,7 +477,7 @@ def test_status_and_collect_count_what_was_cancelled_alike(redis_url: str, tmp_p
 
     worker = FakeWorker(redis_url, answer)
     with worker:
-        assert both.wait(10)
+        assert both.wait(DEADLINE_S)
     mlxq("cancel", "b1", "--url", redis_url)
 
     # when

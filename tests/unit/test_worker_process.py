@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.waiting import wait_until
+from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq.errors import WorkerFailed
 from mlxq_worker import exits
@@ -45,7 +45,7 @@ class Rig:
 
     def wait_for_end(self) -> None:
         assert self.process is not None
-        self.process.wait(10)
+        self.process.wait(DEADLINE_S)
 
     def live(self, start: float, end: float) -> bool:
         """One life of the process from its start to its end; returns whether it ended in peace."""
