@@ -15,8 +15,9 @@ from urllib.request import urlopen
 import pytest
 from redis import Redis
 from tests.support.fake_engine import FakeWorker, SlowWorker
+from tests.support.ports import free_port
 from tests.support.processes import RQ, running
-from tests.support.queued_jobs import enqueue_plain, free_port, status, submit
+from tests.support.queued_jobs import enqueue_plain, status, submit
 from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq.queue.batch import Batch

@@ -20,8 +20,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from tests.support.batch_files import demo_examples, request, text_of, write_lines
+from tests.support.ports import free_port
 from tests.support.processes import MLXQ, run, running
-from tests.support.queued_jobs import free_port
 from tests.support.waiting import DEADLINE_S
 
 from mlxq import keys

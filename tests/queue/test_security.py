@@ -13,8 +13,9 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from tests.support.fake_engine import FakeEngine, FakePreparer, FakeWorker
+from tests.support.ports import free_port
 from tests.support.processes import MLXQ, run, running
-from tests.support.queued_jobs import enqueue_plain, fetch, free_port, status, submit
+from tests.support.queued_jobs import enqueue_plain, fetch, status, submit
 from tests.support.redis_fixture import MortalRedis
 from tests.support.waiting import DEADLINE_S, wait_until
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.documents import BACKGROUND, EXIT_CODE, FILE, NOT_RUN, OUTPUT, PART_OF, Block
+from tests.support.ports import free_port
 from tests.support.processes import ended, run, running
-from tests.support.queued_jobs import free_port
 from tests.support.waiting import DEADLINE_S
 
 ADDRESS = "redis://localhost:6379/0"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import RedisError
-from tests.support.queued_jobs import free_port
+from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
 SERVICE = "mlxq-test"
@@ -29,7 +29,7 @@ class Watched:
 @contextmanager
 def server(program: str, directory: Path, *options: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     """A server at a port of its own, once it answers."""
-    port = low_port()
+    port = free_port()
     process = subprocess.Popen(
         [program, *options, "--port", str(port), "--dir", str(directory)],
         stdout=subprocess.DEVNULL,
@@ -74,13 +74,6 @@ def cluster(program: str, directory: Path) -> Iterator[str]:
         redis.execute_command("CLUSTER", "ADDSLOTSRANGE" if _has_ranges(redis) else "ADDSLOTS", *_slots(redis))
         wait_until(lambda: redis.execute_command("CLUSTER INFO")["cluster_state"] == "ok", "the cluster")
         yield f"redis://127.0.0.1:{port}/0"
-
-
-def low_port() -> int:
-    """A free one that leaves room for a cluster's second port, 10,000 above it."""
-    while (port := free_port()) > 50_000:
-        pass
-    return port
 
 
 def answers(port: int) -> bool:

@@ -21,8 +21,8 @@ from typing import Any
 
 import yaml
 from tests.support.documents import ROOT
+from tests.support.ports import free_port
 from tests.support.processes import MLXQ, running
-from tests.support.queued_jobs import free_port
 from tests.support.scripted_models import Folder, write_weights
 from tests.support.waiting import DEADLINE_S, wait_until
 

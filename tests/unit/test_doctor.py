@@ -12,7 +12,8 @@ import pytest
 from click.testing import CliRunner
 from redis import Redis
 from tests.support.fake_engine import FakeEngine, FakePreparer
-from tests.support.queued_jobs import free_port, submit
+from tests.support.ports import free_port
+from tests.support.queued_jobs import submit
 from tests.support.redis_fixture import MortalRedis
 from tests.support.scripted_models import Folder
 
