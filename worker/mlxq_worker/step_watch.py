@@ -2,8 +2,8 @@
 that bring nothing.
 
 Beside the channel, this is the one object that both threads use: the decode thread says when a step begins and ends,
-the I/O thread asks. What one of them writes and the other reads is one attribute, which each call touches once, so there
-is nothing to lock. Times are seconds on the monotonic clock, which both threads share. Ends nothing by itself.
+the I/O thread asks. What one of them writes and the other reads is one attribute, which each call touches once, so
+there is nothing to lock. Times are seconds on the monotonic clock, which both threads share. Ends nothing by itself.
 
 Nobody asks while the whole process is stopped, or its machine is, and then no step gets on, either: of a time in which
 nobody has asked, no more than a part counts.
