@@ -15,6 +15,7 @@ from redis import Redis
 from rq.worker import Worker
 from tests.support.batch_files import demo_examples, requests, text_of
 from tests.support.processes import MLXQ, ended, run, running
+from tests.support.redis_fixture import MortalRedis, user_with_rights
 from tests.support.waiting import wait_until
 
 from mlxq.queue.batch import Batch
@@ -112,6 +113,18 @@ def test_a_login_that_redis_refuses_is_one_sentence_and_not_tried_again(connecti
     connection.acl_deluser("guest")
     assert (done.returncode, done.stderr.count("Error: ")) == (2, 1)
     assert "refuses the login" in done.stderr
+
+
+def test_a_worker_with_the_rights_of_a_producer_is_told_those_that_it_lacks_and_not_tried_again(
+    mortal_redis: MortalRedis,
+) -> None:
+    url = user_with_rights(mortal_redis.url, "producer")
+
+    done = run(*MLXQ, "worker", "--model", "demo", MLXQ_URL=url)
+
+    assert (done.returncode, done.stderr.count("Error: ")) == (2, 1)
+    assert "may not run HINCRBYFLOAT, HSTRLEN, LPOP, PERSIST, ZRANGEBYSCORE, SUBSCRIBE: ACL SETUSER" in done.stderr
+    assert "mlxq deploy acl --role worker" in done.stderr.splitlines()[-1]
 
 
 @pytest.fixture(scope="module")

@@ -13,10 +13,10 @@ from redis import Redis
 from redis.exceptions import ResponseError
 from tests.support.fake_engine import FakeWorker
 from tests.support.queued_jobs import enqueue_plain, submit
-from tests.support.redis_fixture import MortalRedis
+from tests.support.redis_fixture import MortalRedis, user_with_rights
 
 from mlxq.cli import main
-from mlxq.deploying.roles import ABOUT, COMMANDS, Role, acl_line
+from mlxq.deploying.roles import ABOUT, COMMANDS, Role
 from mlxq.errors import QueueError
 from mlxq.metrics.queue_figures import QueueFigures
 from mlxq.queue import durability, scripts
@@ -38,10 +38,7 @@ OF_SCRIPTS: dict[str, Role] = {"mlxq.queue": "producer", "mlxq_worker.jobs": "wo
 
 @contextmanager
 def logged_in(server: MortalRedis, role: Role, without: str = "") -> Iterator[Redis]:
-    words = acl_line(role).split()[1:]
-    with Redis.from_url(server.url) as admin:
-        admin.execute_command("ACL", "SETUSER", words[0], "reset", *(word for word in words[1:] if word != without))
-    with connect(server.url.replace("unix://", f"unix://{words[0]}:CHANGE-ME@")) as connection:
+    with connect(user_with_rights(server.url, role, without)) as connection:
         yield connection
 
 

@@ -15,6 +15,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from tests.support.programs import program_on_path
 from tests.support.waiting import DEADLINE_S, wait_until
 
+from mlxq.deploying.roles import Role, acl_line
 from mlxq_worker.supervision.redis_server import SERVERS, private_redis
 
 
@@ -47,6 +48,14 @@ class MortalRedis:
             self._server.kill()
             self._server.wait()
             self._server = None
+
+
+def user_with_rights(url: str, role: Role, without: str = "") -> str:
+    """The same Redis for a user that has the rights of this role, as `mlxq deploy acl` gives them, but for one."""
+    name, *rights = acl_line(role).split()[1:]
+    with Redis.from_url(url, socket_timeout=DEADLINE_S) as admin:
+        admin.execute_command("ACL", "SETUSER", name, "reset", *(right for right in rights if right != without))
+    return url.replace("unix://", f"unix://{name}:CHANGE-ME@")
 
 
 @pytest.fixture(scope="session")

@@ -75,6 +75,8 @@ class BatchWorker(BaseWorker):
         log_printably(logger.name)
         self.exit_code = exits.DONE
         """What the process should end with, for whoever looks after it; RQ's own command ends with 0."""
+        self.has_had_jobs = False
+        """Whether it has claimed any, as of its end."""
 
     @property
     def connection_timeout(self) -> int:
@@ -212,6 +214,7 @@ class BatchWorker(BaseWorker):
         try:
             self._decode(config, watch)
         finally:
+            self.has_had_jobs = consumer.has_had_jobs
             io_thread.close()
         done = consumer.outbox
         logger.info(
