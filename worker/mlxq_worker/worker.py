@@ -12,13 +12,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from queue import Empty
 from types import FrameType
 from typing import Any
 
+import click
+from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT, DEFAULT_RESULT_TTL
@@ -27,11 +29,11 @@ from rq.serializers import JSONSerializer
 from rq.worker import BaseWorker, DequeueStrategy
 
 from mlxq import keys
-from mlxq.errors import ConfigError
+from mlxq.errors import ConfigError, MlxqError
 from mlxq.logs import fields
 from mlxq.passing import is_refusal
 from mlxq.printable import log_printably
-from mlxq.queue.connect import refuse_cluster, takes_bytes
+from mlxq.queue.connect import queue_errors, refuse_cluster, takes_bytes
 from mlxq_worker import exits
 from mlxq_worker.backend import Backend, load_backend
 from mlxq_worker.config import WorkerConfig
@@ -103,7 +105,25 @@ class BatchWorker(BaseWorker):
         Raises:
             ConfigError: an option or a variable can't be honoured.
             ModelError: the model can't be loaded.
+            SystemExit: either of them, or what is wrong with Redis, where RQ's own command runs it: that would log a
+                traceback.
         """
+        with _clear_errors(self.connection) if _is_run_by_rq() else nullcontext():
+            return self._work(
+                burst, logging_level, date_format, log_format, max_jobs, max_idle_time, with_scheduler, dequeue_strategy
+            )
+
+    def _work(
+        self,
+        burst: bool,
+        logging_level: str | None,
+        date_format: str,
+        log_format: str,
+        max_jobs: int | None,
+        max_idle_time: int | None,
+        with_scheduler: bool,
+        dequeue_strategy: DequeueStrategy,
+    ) -> bool:
         self._refuse(
             {
                 "--max-idle-time": max_idle_time is not None,
@@ -288,6 +308,24 @@ class BatchWorker(BaseWorker):
             if loop.is_over(now):
                 return
             loop.turn(now)
+
+
+def _is_run_by_rq() -> bool:
+    """Whether this is ``rq worker``, or a worker of its pool."""
+    context = click.get_current_context(silent=True)
+    program = context.find_root().command.callback if context is not None else None
+    return program is not None and program.__module__.startswith("rq.")
+
+
+@contextmanager
+def _clear_errors(connection: Redis) -> Iterator[None]:
+    """What mlxq raises on purpose is a line of the log, and the process's exit code."""
+    try:
+        with queue_errors(connection):
+            yield
+    except MlxqError as error:
+        logger.error("%s", error)
+        raise SystemExit(error.exit_code) from error
 
 
 def _say_ready(fd: int, max_num_seqs: int) -> None:
