@@ -42,8 +42,8 @@ class ParsedLine:
     `payload` is what travels to the worker, which parses it again to an equal `request`: the canonical object
     ``{"custom_id", "url", "body"}``, its body as it was written, less nulls and permitted unknown fields. `dropped`
     names these, each once: the fields that were left out though they say something. `kept` is the user's own, which
-    goes from the input to the output and nowhere else. `num_bytes` is how long the line was, where it was one: about
-    what it takes in memory and in Redis. `mark` is by what another run may know it (`mlxq.files.known_lines`).
+    goes from the input to the output and nowhere else. `num_bytes` is how long the line was, or about how long the row:
+    about what it takes in memory and in Redis. `mark` is by what another run may know it (`mlxq.files.known_lines`).
     """
 
     request: Request
