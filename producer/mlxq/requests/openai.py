@@ -53,6 +53,11 @@ class ParsedLine:
     num_bytes: int = field(default=0, compare=False)
     mark: str | None = field(default=None, compare=False)
 
+    @property
+    def length(self) -> int:
+        """About how many bytes it takes in Redis, wherever it is from."""
+        return self.num_bytes or text_length(self.payload["body"])
+
     def called(self, custom_id: str) -> ParsedLine:
         """The same request under another id."""
         request = msgspec.structs.replace(self.request, custom_id=custom_id)
@@ -367,3 +372,12 @@ def _neither_or_both(both: bool) -> RequestError:
     if both:
         return RequestError("give messages or prompt, not both", param="prompt", code="invalid_value")
     return checks.missing("messages", "the line has neither messages nor a prompt")
+
+
+def text_length(value: Any) -> int:
+    """About how long a value is as JSON: its texts are nearly all of what is long."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(len(name) + text_length(part) for name, part in value.items())
+    return sum(map(text_length, value)) if isinstance(value, list) else 1

@@ -75,7 +75,7 @@ class RequestMaker:
             prompt = line.pop("prompt")
             line["messages"] = [{"role": "user", "content": prompt}]
         parsed = self._of_object(line, custom_id)
-        return replace(parsed, num_bytes=_length(parsed.payload["body"]))
+        return replace(parsed, num_bytes=openai.text_length(parsed.payload["body"]))
 
     def kept_of(self, value: bytes | Row) -> dict[str, Any]:
         """The columns of a record that go along; nothing of one that can't be read."""
@@ -115,12 +115,3 @@ class RequestMaker:
     def _check_length(self, line: bytes) -> None:
         if len(line) > self.max_bytes:
             raise openai.line_too_long(self.max_bytes)
-
-
-def _length(value: Any) -> int:
-    """About how long a value is as JSON: its texts are nearly all of what is long."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, Mapping):
-        return sum(len(name) + _length(part) for name, part in value.items())
-    return sum(map(_length, value)) if isinstance(value, list) else 1
