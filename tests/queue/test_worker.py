@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
@@ -14,7 +15,7 @@ from redis import Redis
 from redis import exceptions as redis_errors
 from rq.command import send_shutdown_command, send_stop_job_command
 from rq.suspension import resume, suspend
-from rq.worker import DequeueStrategy
+from rq.worker import BaseWorker, DequeueStrategy
 from tests.support.fake_engine import FakeEngine, FakePreparer, FakeWorker, width_of
 from tests.support.queued_jobs import answer, enqueue_plain, events, fetch, queue_of, status, submit
 from tests.support.waiting import DEADLINE_S, wait_until
@@ -66,6 +67,7 @@ def working(worker: Watched) -> Iterator[Thread]:
         try:
             worker.work()
         except BaseException as error:  # noqa: BLE001 - for the test to look at
+            traceback.print_exc()
             worker.error = error
 
     thread = Thread(target=work)
@@ -439,6 +441,7 @@ def test_connections_that_break_again_and_again_lose_and_double_nothing(
     worker.step_s = 0.005
 
     with working(worker), Redis.from_url(redis_url) as saboteur:
+        wait_until(lambda: worker.num_rows, "the worker to be there")  # one that can't even register gives up
         for _ in range(25):
             saboteur.client_kill_filter(_type="normal", skipme=True)
             time.sleep(0.03)
@@ -446,6 +449,36 @@ def test_connections_that_break_again_and_again_lose_and_double_nothing(
 
     assert batch.counts().num_finished == 300
     assert sorted(events(connection, batch).values()) == [1] * 300
+
+
+def test_a_registration_whose_reply_was_lost_is_one_all_the_same(
+    connection: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    register, failures = BaseWorker.register_birth, [redis_errors.ConnectionError("gone")]
+
+    def flaky(self: BaseWorker) -> None:
+        register(self)  # type: ignore[no-untyped-call]
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(BaseWorker, "register_birth", flaky)
+    job = enqueue_plain(connection)
+
+    a_worker(connection).work(burst=True)
+
+    assert (failures, status(connection, job.id)) == ([], "finished")
+
+
+def test_a_name_that_another_worker_has_is_no_registration(connection: Redis) -> None:
+    first, second = (
+        FakeWorker(["mlxq"], name="same", connection=connection, serializer="json", config=WorkerConfig(model="fake"))
+        for _ in range(2)
+    )
+    first.register_birth()
+
+    with pytest.raises(ValueError, match="active worker named 'same'"):
+        second.work(burst=True)
 
 
 def test_an_error_that_no_waiting_cures_ends_the_worker(

@@ -149,7 +149,11 @@ class BatchWorker(BaseWorker):
     def register_birth(self) -> None:
         """RQ's, once what strangers have put under the keys that it writes has made room."""
         Mending(JobStore(self.connection, self.name, self.queue_names())).mend()
-        super().register_birth()  # type: ignore[no-untyped-call]
+        try:
+            super().register_birth()  # type: ignore[no-untyped-call]
+        except ValueError:  # our name is taken: by ourselves, if an earlier try was done and only its reply was lost
+            if not self._is_registered():
+                raise
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """The first call stops in peace, the next one at once."""
@@ -186,6 +190,12 @@ class BatchWorker(BaseWorker):
                 return False
             if parent is not None and parent.is_gone():
                 return False
+
+    def _is_registered(self) -> bool:
+        """Whether the entry under our name is one that we have written."""
+        return self.birth_date is not None and (
+            self.connection.hget(self.key, "birth") == self.serialize()["birth"].encode()
+        )
 
     def _die(self) -> None:
         try:
