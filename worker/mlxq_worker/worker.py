@@ -68,7 +68,10 @@ class BatchWorker(BaseWorker):
     """Between two tries to register in a Redis that can't do that now."""
 
     birth_tries = 4
-    """To register, one after the other: a connection may be cut at any time."""
+    """To register: a connection may be cut at any time."""
+
+    birth_retry_s = 0.1
+    """Between two of them."""
 
     def __init__(self, *args: Any, config: WorkerConfig | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -179,14 +182,16 @@ class BatchWorker(BaseWorker):
             except RedisError as error:
                 tries_left -= 1
                 if isinstance(error, RedisConnectionError) and tries_left:  # it was cut, or Redis is away
-                    continue
-                if not is_refusal(error):
+                    pause_s = self.birth_retry_s
+                elif is_refusal(error):
+                    pause_s = self.birth_pause_s
+                    logger.warning("Worker %s waits for Redis, which can't do this now: %s", self.name, error)
+                else:
                     raise
-                logger.warning("Worker %s waits for Redis, which can't do this now: %s", self.name, error)
             else:
                 return True
             with suppress(Empty):
-                self._channel.to_decode.get(timeout=self.birth_pause_s)
+                self._channel.to_decode.get(timeout=pause_s)
                 return False
             if parent is not None and parent.is_gone():
                 return False
