@@ -24,7 +24,7 @@ from mlxq.queue.client import Client
 
 EXAMPLES = demo_examples(80)
 SHORT_LEASE = {"MLXQ_LEASE_S": "3", "MLXQ_MAINTENANCE_S": "0.5"}
-NARROW = {"MLXQ_MAX_NUM_SEQS": "4"}
+NARROW = {"MLXQ_MAX_NUM_SEQS": "2"}
 """So that there is time to look and to kill."""
 BARE = {"MLXQ_PARENT_PID": str(os.getpid())}
 """Without a supervisor of its own, which would start it again: as if its whole machine went down."""
