@@ -10,12 +10,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from redis import Redis
 from redis.exceptions import RedisError
 from tests.faults import schedule
 from tests.support.ports import free_port
+from tests.support.redis_at import redis_at
 from tests.support.redis_errors import RedisErrors
-from tests.support.waiting import DEADLINE_S, wait_until
+from tests.support.waiting import wait_until
 
 from mlxq_worker.supervision.redis_server import SERVERS
 
@@ -28,7 +28,7 @@ class DurableRedis:
         self._directory = directory
         self._server: subprocess.Popen[bytes] | None = None
         self.url = f"redis://127.0.0.1:{self._port}/0"
-        self.connection = Redis.from_url(self.url, socket_timeout=DEADLINE_S)
+        self.connection = redis_at(self.url)
         self._errors: RedisErrors | None = None
 
     def start(self) -> None:

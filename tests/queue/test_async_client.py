@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
-from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from tests.support.fake_worker import FakeWorker
+from tests.support.redis_at import redis_at
 from tests.support.waiting import DEADLINE_S
 
 from mlxq import Answer, AsyncBatch, AsyncClient, BatchNotFound, Client, ConfigError, QueueUnavailable, RequestError
@@ -61,7 +61,7 @@ def test_a_batch_is_submitted_counted_waited_for_and_read(redis_url: str) -> Non
             await client.batch("b")
 
     in_loop(redis_url, script)
-    with Redis.from_url(redis_url) as redis:
+    with redis_at(redis_url) as redis:
         assert redis.keys("mlxq:batch*") == []
 
 
@@ -111,7 +111,7 @@ def test_a_run_has_no_more_in_redis_than_its_window_and_leaves_nothing(redis_url
 
     in_loop(redis_url, script)
     assert max(lengths) <= 12
-    with Redis.from_url(redis_url) as redis:
+    with redis_at(redis_url) as redis:
         assert redis.keys("mlxq:batch*") == redis.keys("rq:job:*") == []
 
 

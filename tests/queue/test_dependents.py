@@ -14,6 +14,7 @@ from rq.job import Dependency, Job, JobStatus
 from rq.queue import Queue
 from rq.rate_limit import RateLimit, release_slot
 from tests.support.queued_jobs import enqueue_plain, fetch, queue_of, status, submit
+from tests.support.redis_at import redis_at
 
 from mlxq import keys
 from mlxq.errors import RequestError
@@ -33,7 +34,7 @@ def connection(request: pytest.FixtureRequest) -> Iterator[Redis]:
         with fakeredis.FakeRedis() as fake:
             yield fake
     else:
-        with Redis.from_url(request.getfixturevalue("redis_url")) as real:
+        with redis_at(request.getfixturevalue("redis_url")) as real:
             yield real
 
 
@@ -295,7 +296,7 @@ def test_what_waits_for_a_job_that_rqs_tools_ended_is_enqueued_by_whoever_finds_
 
 
 def test_an_end_in_a_full_redis_is_written_with_all_that_follows(redis_url: str) -> None:
-    with Redis.from_url(redis_url) as connection:
+    with redis_at(redis_url) as connection:
         names = [f"d{number}" for number in range(50)]
         parent = parent_of(connection)
         for name in names:

@@ -15,6 +15,7 @@ from rq.executions import Execution
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 from rq.suspension import resume, suspend
 from tests.support.queued_jobs import answer, enqueue_plain, events, fetch, queue_of, status, submit
+from tests.support.redis_at import redis_at
 from tests.support.redis_fixture import MortalRedis
 from tests.support.waiting import DEADLINE_S
 
@@ -35,7 +36,7 @@ def connection(request: pytest.FixtureRequest) -> Iterator[Redis]:
         with fakeredis.FakeRedis() as fake:
             yield fake
     else:
-        with Redis.from_url(request.getfixturevalue("redis_url")) as real:
+        with redis_at(request.getfixturevalue("redis_url")) as real:
             yield real
 
 
@@ -89,12 +90,12 @@ def test_a_claim_takes_jobs_in_order_and_registers_them_as_rq_does(connection: R
 
 
 def test_two_workers_that_claim_at_once_share_the_queue_and_no_job(redis_url: str) -> None:
-    with Redis.from_url(redis_url) as shared:
+    with redis_at(redis_url) as shared:
         submit(shared, *map(str, range(200)))
     taken: dict[str, list[str]] = {"w1": [], "w2": []}
 
     def work(name: str) -> None:
-        with Redis.from_url(redis_url) as own:
+        with redis_at(redis_url) as own:
             while jobs := store(own, name).claim(7, now()).jobs:
                 taken[name] += [job.job_id for job in jobs]
 
@@ -590,7 +591,7 @@ def test_a_lease_that_has_run_out_on_rediss_clock_is_recovered(connection: Redis
 
 
 def test_how_long_redis_has_been_running_is_as_it_says(mortal_redis: MortalRedis) -> None:
-    with Redis.from_url(mortal_redis.url) as connection:
+    with redis_at(mortal_redis.url) as connection:
         store = JobStore(connection, "w1", ["mlxq"])
         young = store.uptime_s()
         connection.acl_setuser("default", commands=["-info"])

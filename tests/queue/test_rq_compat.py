@@ -207,10 +207,10 @@ def test_a_job_that_kills_its_worker_three_times_fails_and_its_neighbours_finish
 def test_a_worker_ends_when_its_parent_is_gone(connection: Redis, redis_url: str) -> None:
     submit(connection, "slow", max_tokens=100_000)
     script = (
-        "import os, sys; from redis import Redis; from tests.support.fake_engine import SlowWorker;"
+        "import sys; from tests.support.redis_at import redis_at; from tests.support.fake_engine import SlowWorker;"
         "from mlxq_worker.config import WorkerConfig;"
         "config = WorkerConfig(model='fake', grace_s=0.1, parent_pid=int(sys.argv[2]));"
-        "SlowWorker(['mlxq'], connection=Redis.from_url(sys.argv[1]), serializer='json', config=config).work()"
+        "SlowWorker(['mlxq'], connection=redis_at(sys.argv[1]), serializer='json', config=config).work()"
     )
     with (
         subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as parent,

@@ -14,6 +14,7 @@ import pytest
 from redis import Redis
 from tests.support.fake_worker import FakeWorker, echo
 from tests.support.file_runs import Files, go_on, prompt
+from tests.support.redis_at import redis_at
 from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq import keys
@@ -49,7 +50,7 @@ class Producer:
     def __init__(self, url: str, batch: Batch, num_requests: int) -> None:
         self.most = 0
         self._batch = Client(url).open(batch.id)
-        self._redis = Redis.from_url(url)
+        self._redis = redis_at(url)
         self._num_requests = num_requests
         self._thread = threading.Thread(target=self._add)
 

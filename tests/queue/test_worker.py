@@ -18,6 +18,7 @@ from rq.suspension import resume, suspend
 from rq.worker import BaseWorker, DequeueStrategy
 from tests.support.fake_engine import FakeEngine, FakePreparer, FakeWorker, width_of
 from tests.support.queued_jobs import answer, enqueue_plain, events, fetch, queue_of, status, submit
+from tests.support.redis_at import redis_at
 from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq.errors import ConfigError, ModelError
@@ -440,7 +441,7 @@ def test_connections_that_break_again_and_again_lose_and_double_nothing(
     worker = a_worker(connection, width=8, maintenance_s=1.0)
     worker.step_s = 0.005
 
-    with working(worker), Redis.from_url(redis_url) as saboteur:
+    with working(worker), redis_at(redis_url) as saboteur:
         wait_until(lambda: worker.num_rows, "the worker to be there")  # one that can't even register gives up
         for _ in range(25):
             saboteur.client_kill_filter(_type="normal", skipme=True)

@@ -59,7 +59,7 @@ TESTS = Path(__file__).parent.parent
 REDIS_KILLER = """
 import os, time
 from redis import Redis
-os.kill(Redis.from_url(os.environ["MLXQ_URL"]).info()["process_id"], 9)
+os.kill(Redis.from_url(os.environ["MLXQ_URL"], socket_timeout=300).info()["process_id"], 9)
 time.sleep(3600)
 """
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from redis import Redis
 from rq.job import Job
 from tests.support.fake_worker import FakeWorker, echo
+from tests.support.redis_at import redis_at
 from tests.support.waiting import DEADLINE_S
 
 from mlxq.cli import main
@@ -310,7 +310,7 @@ def test_the_options_of_single_fields_lie_under_every_request(redis_url: str, tm
     given = ["--max-tokens", "3", "--temperature", "0", "--top-p", "0.5", "--seed", "7", "--stop", "a", "--stop", "b"]
     done = mlxq("enqueue", "-i", table, "--template", template, "--system", "Be kind.", *given, "--url", redis_url)
     [job_id] = Client(redis_url).batch(done.stdout.strip()).job_ids()
-    [payload] = Job.fetch(job_id, Redis.from_url(redis_url), "json").args
+    [payload] = Job.fetch(job_id, redis_at(redis_url), "json").args
     assert payload["body"] == {
         "max_tokens": 3,
         "temperature": 0.0,
