@@ -82,6 +82,12 @@ def working(worker: Watched) -> Iterator[Thread]:
         assert not thread.is_alive()
 
 
+def hears(worker: Watched) -> bool:
+    """Whether it has subscribed to RQ's commands: nobody keeps those that come before."""
+    [(_, num_subscribed)] = worker.connection.pubsub_numsub(worker.pubsub_channel_name)
+    return bool(num_subscribed)
+
+
 def lose_first_reply_of_claim(monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> None:
     """The first claim that takes a job raises `error` or, without one, returns what a second try takes."""
     claim, replies = JobStore.claim, iter([True])
@@ -247,7 +253,7 @@ def test_rqs_stop_command_ends_one_running_job(connection: Redis) -> None:
     worker = a_worker(connection)
 
     with working(worker):
-        wait_until(lambda: worker.num_rows == 2, "both rows")
+        wait_until(lambda: worker.num_rows == 2 and hears(worker), "both rows")
         send_stop_job_command(connection, stopped.id, serializer="json")
         wait_until(lambda: status(connection, stopped.id) == "stopped", "the job to stop")
         assert status(connection, other.id) == "started"
@@ -332,7 +338,7 @@ def test_rqs_shutdown_command_stops_an_idle_worker(connection: Redis) -> None:
     worker = a_worker(connection)
 
     with working(worker) as thread:
-        wait_until(lambda: worker.engines, "the worker to start")
+        wait_until(lambda: hears(worker), "the worker to hear")
         send_shutdown_command(connection, worker.name)
         thread.join(DEADLINE_S)
         assert not thread.is_alive()
