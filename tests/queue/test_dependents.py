@@ -124,7 +124,7 @@ def ones_under_a_rate_limit_that_is_reached(connection: Redis, parent: Job) -> N
 
 
 def one_with_a_lifetime(connection: Redis, parent: Job) -> None:
-    wait_for(other(connection), parent, "short", ttl=50)
+    wait_for(other(connection), parent, "short", ttl=5000)
 
 
 def many_at_once(connection: Redis, parent: Job) -> None:
@@ -161,7 +161,8 @@ def state(connection: Redis) -> State:
     for key in connection.scan_iter("rq:job:*"):
         if connection.type(key) == b"hash" and key != b"rq:job:parent":
             name = key.decode().removeprefix("rq:job:")
-            found[name] = (connection.hget(key, "status"), connection.hget(key, "timeout"), connection.ttl(key))
+            left_ks = -(-int(connection.ttl(key)) // 1000)  # in thousands of seconds: some go by meanwhile
+            found[name] = (connection.hget(key, "status"), connection.hget(key, "timeout"), left_ks)
             found[f"{name} was enqueued"] = bool(connection.hget(key, "enqueued_at"))
     for queue in ("after", "third", keys.DEFAULT_QUEUE):
         ids = connection.lrange(f"rq:queue:{queue}", 0, -1)
