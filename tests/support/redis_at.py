@@ -18,5 +18,5 @@ def redis_at(url: str, **options: Any) -> Redis:
 
 
 def redis_on(port: int) -> Redis:
-    """The one that listens on this port."""
-    return redis_at(f"redis://localhost:{port}/0")
+    """The one that listens on this port; tried again where it hangs up, as it does once it is the new primary."""
+    return Redis(port=port, socket_timeout=DEADLINE_S, socket_connect_timeout=DEADLINE_S)
