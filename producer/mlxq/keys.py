@@ -74,6 +74,8 @@ DEFAULT_URL = "redis://localhost:6379/0"
 DEFAULT_QUEUE = "mlxq"
 DEFAULT_MAX_INFLIGHT = 4096
 """Jobs that a run has in its queue at a time."""
+DEFAULT_MAX_INFLIGHT_BYTES = 256 * 2**20
+"""How long these are together, about."""
 FUNCTION_NAME = "mlxq.jobs.generate"
 """The only function name that a worker executes."""
 

@@ -28,6 +28,7 @@ from tests.bench import stock_job
 from tests.bench.in_process import BenchModel
 from tests.bench.outcome import Outcome
 from tests.bench.workloads import Item, Workload
+from tests.support.ports import free_port
 from tests.support.processes import environment
 
 from mlxq.files import bulk
@@ -68,7 +69,7 @@ def stock_rq(bench: BenchModel, width: int) -> Iterator[Run]:
 @contextmanager
 def mlx_lm_server(bench: BenchModel, width: int) -> Iterator[Run]:
     """`mlx_lm.server` under as many requests at a time as it may decode together."""
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "mlx_lm", "server", "--model", str(bench.path), "--port", str(port)]
     command += ["--decode-concurrency", str(width), "--prompt-concurrency", str(min(8, width)), "--log-level", "ERROR"]
     with process(command, {}) as running:
@@ -185,13 +186,6 @@ def process(command: list[str], variables: dict[str, str]) -> Iterator[Process]:
     finally:
         running.terminate()
         running.wait(30)
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _wait_for_port(port: int, server: Process) -> None:

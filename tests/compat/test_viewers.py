@@ -15,9 +15,10 @@ from urllib.request import urlopen
 import pytest
 from redis import Redis
 from tests.support.fake_engine import FakeWorker, SlowWorker
+from tests.support.ports import free_port
 from tests.support.processes import RQ, running
-from tests.support.queued_jobs import enqueue_plain, free_port, status, submit
-from tests.support.waiting import wait_until
+from tests.support.queued_jobs import enqueue_plain, status, submit
+from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq.queue.batch import Batch
 from mlxq_worker.config import EngineConfig, WorkerConfig
@@ -50,7 +51,7 @@ def _answers(address: str) -> bool:
 
 
 def get(address: str) -> str:
-    with urlopen(address, timeout=30) as reply:
+    with urlopen(address, timeout=DEADLINE_S) as reply:
         return str(reply.read().decode())
 
 
@@ -91,7 +92,7 @@ def test_rq_dashboard_needs_to_be_told_that_our_jobs_are_json(batch: Batch, redi
 def test_rq_dashboard_requeues_our_jobs(batch: Batch, redis_url: str, connection: Redis) -> None:
     failed = batch.job_id("r3")
     with serving("rq-dashboard", "--json", "-b", "127.0.0.1", "-u", redis_url, path="/") as address:
-        urlopen(f"{address}/job/{failed}/requeue", data=b"", timeout=30).close()
+        urlopen(f"{address}/job/{failed}/requeue", data=b"", timeout=DEADLINE_S).close()
 
     assert status(connection, failed) == "queued"
 

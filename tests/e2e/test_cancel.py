@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,13 +32,25 @@ NUM_ROWS = 16
 MAX_TOKENS = 1000
 """About as many as the model's context holds: no row gets there before it is dropped."""
 TIMEOUT_S = 2.0
-"""Of the many seconds that the rows would take, and enough for a first token on a slow machine."""
+"""Of the many seconds that the rows would take; on a very slow machine no token comes before."""
 
 
 def worker(url: str) -> AbstractContextManager[subprocess.Popen[str]]:
     """A worker that looks for cancellations twice a second, as its leases are short."""
     command = (*MLXQ, "worker", "--model", "demo", "--url", url, "--max-num-seqs", str(NUM_ROWS))
     return running(*command, MLXQ_LEASE_S="2")
+
+
+@contextmanager
+def frozen(connection: Redis) -> Iterator[None]:
+    """Meanwhile no row of the one worker gets any further, to its limit for example."""
+    [key] = connection.smembers("rq:workers")
+    pid = int(connection.hget(key, "pid"))
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def enqueue(url: str, directory: Path, lines: list[Line]) -> str:
@@ -55,11 +70,12 @@ def ask(url: str, prompt: str) -> str:
 
 
 def is_cut_short(line: Line, reason: str) -> bool:
-    """Whether the answer was dropped for this reason after some tokens of its count from 1 on."""
+    """Whether the answer was dropped for this reason in its count from 1 on."""
     found, num_tokens = choice(line), line["response"]["body"]["usage"]["completion_tokens"]
-    stop = {"type": reason, "token_id": None, "token": None, "string": None, "token_index": num_tokens - 1}
+    last = num_tokens - 1 if num_tokens else None
+    stop = {"type": reason, "token_id": None, "token": None, "string": None, "token_index": last}
     ended_so = (found["finish_reason"], found["stop_reason"], found["stop_details"]) == ("length", "abort", stop)
-    return ended_so and 0 < num_tokens < MAX_TOKENS and text_of(line).startswith(" 1")
+    return ended_so and num_tokens < MAX_TOKENS and text_of(line)[:2] == " 1"[: len(text_of(line))]
 
 
 @pytest.mark.slow
@@ -74,7 +90,8 @@ def test_cancelling_a_batch_ends_what_waits_and_keeps_the_text_of_what_runs(
 
     with worker(redis_url):
         wait_until(lambda: batch.counts().num_finished == 1, "the short answer")
-        cancelled = run(*MLXQ, "cancel", batch_id, "--url", redis_url)
+        with frozen(connection):
+            cancelled = run(*MLXQ, "cancel", batch_id, "--url", redis_url)
         exit_code = collect(redis_url, batch_id, tmp_path / "out.jsonl")
         text_after = ask(redis_url, "Count from 3 to 7:")
 
@@ -83,7 +100,7 @@ def test_cancelling_a_batch_ends_what_waits_and_keeps_the_text_of_what_runs(
     assert choice(answers.pop("short"))["stop_details"]["type"] == "eos_token"
     assert sorted([*answers, *errors]) == sorted(custom_ids)
     assert answers.keys() >= set(decoding)
-    assert all(is_cut_short(answers[custom_id], "cancelled") for custom_id in decoding)
+    assert all(is_cut_short(answers[custom_id], "cancelled") and text_of(answers[custom_id]) for custom_id in decoding)
     assert errors.keys() >= set(queued)
     assert {(line["response"], line["error"]["code"]) for line in errors.values()} == {(None, "batch_cancelled")}
     assert batch.counts().num_cancelled == len(lines)
@@ -107,6 +124,7 @@ def test_a_request_that_times_out_keeps_its_text_and_its_neighbours_go_on(redis_
     for custom_id in late:
         run_info = answers[custom_id]["response"]["body"]["mlxq"]
         assert is_cut_short(answers[custom_id], "deadline")
-        assert run_info["prefill_s"] + run_info["decode_s"] >= 0.99 * TIMEOUT_S
+        has_begun = text_of(answers[custom_id]) != ""
+        assert run_info["prefill_s"] + run_info["decode_s"] >= 0.99 * TIMEOUT_S * has_begun
     for custom_id, example in neighbours.items():
         assert text_of(answers[custom_id]) == example.expected_text

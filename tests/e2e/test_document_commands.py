@@ -14,7 +14,6 @@ def runs_something(document: Path) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("document", list(filter(runs_something, DOCUMENTS)), ids=lambda document: document.name)
 def test_a_reader_who_types_the_blocks_of_a_document_gets_what_it_shows(
     document: Path, tmp_path: Path, redis_url: str

@@ -18,6 +18,7 @@ from rq.registry import StartedJobRegistry
 from tests.support.batch_files import endless, request
 from tests.support.processes import MLXQ, ended, rq, run, running
 from tests.support.queued_jobs import fetch
+from tests.support.redis_at import redis_at
 from tests.support.waiting import FOREVER_S, wait_until
 
 from mlxq.queue.batch import Batch
@@ -122,7 +123,7 @@ def stopped(connection: Redis, url: str, queue: str, stop: Stop) -> Stopped:
 @pytest.fixture(scope="module")
 def server(redis_server_url: str) -> Iterator[Redis]:
     """An empty Redis that stays as the tests before have left it."""
-    with Redis.from_url(redis_server_url) as connection:
+    with redis_at(redis_server_url) as connection:
         connection.flushall()
         yield connection
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from redis import Redis
 from tests.support.processes import MLXQ, run
+from tests.support.redis_at import redis_at
 from tests.support.redis_fixture import MortalRedis
 
 from mlxq.queue.client import Client
@@ -37,10 +37,10 @@ def lines() -> list[dict[str, object]]:
 def test_a_whole_run_logs_no_prompt_no_answer_and_no_password_and_nothing_for_each_job(
     mortal_redis: MortalRedis, tmp_path: Path
 ) -> None:
-    with Redis.from_url(mortal_redis.url) as connection:
+    with redis_at(mortal_redis.url) as connection:
         connection.config_set("requirepass", PASSWORD)
     url = mortal_redis.url.replace("unix://", f"unix://:{PASSWORD}@")
-    with Redis.from_url(url) as connection:
+    with redis_at(url) as connection:
         batch = Client(connection).submit([parse_object(line, default_custom_id="none") for line in lines()])
 
         done = run(

@@ -12,6 +12,7 @@ from datetime import datetime
 from http.client import HTTPException
 from itertools import count, islice, pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 from urllib.error import URLError
 from urllib.request import urlopen
@@ -20,8 +21,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from redis import Redis
 from tests.support.batch_files import demo_examples, request, text_of, write_lines
+from tests.support.ports import free_port
 from tests.support.processes import MLXQ, run, running
-from tests.support.queued_jobs import free_port
 from tests.support.waiting import DEADLINE_S
 
 from mlxq import keys
@@ -97,6 +98,7 @@ class Scrapes:
     def __init__(self, address: str) -> None:
         self._url = f"http://{address}/metrics"
         self.all: list[dict[Sample, float]] = []
+        self.loaded: list[tuple[str, ...]] = []  # the models that were there, in each of them
         self.counts: set[Sample] = set()
 
     def scrape(self) -> None:
@@ -113,10 +115,16 @@ class Scrapes:
                 if family.type != "gauge" and not sample.name.endswith("_created"):
                     self.counts.add(key)
         self.all.append(read)
+        self.loaded.append(tuple(model for model, is_up in _by_model(read, "mlxq_worker_up").items() if is_up))
 
     def of(self, name: str) -> list[dict[str, float]]:
         """A metric by model, in each scrape; with all its labels added up."""
         return [_by_model(read, name) for read in self.all]
+
+    def num_swaps(self) -> int:
+        """From one model to the other."""
+        turns = [model for each in self.loaded for model in each]
+        return sum(before != after for before, after in pairwise(turns))
 
 
 def _by_model(read: Mapping[Sample, float], name: str) -> dict[str, float]:
@@ -203,7 +211,7 @@ def test_two_models_under_load_take_turns_and_nothing_is_lost(
         running(*worker, cwd=tmp_path, MLXQ_URL=redis_url) as supervisor,
         watched(supervisor.pid, address) as (children, scrapes),
     ):
-        while supervisor.poll() is None and len(children.seen) < NUM_TURNS and len(more) < MOST:
+        while supervisor.poll() is None and scrapes.num_swaps() < NUM_TURNS - 1 and len(more) < MOST:
             keep_busy(connection, more)
             time.sleep(0.02)
         log, _ = supervisor.communicate(timeout=DEADLINE_S)
@@ -224,15 +232,15 @@ def test_two_models_under_load_take_turns_and_nothing_is_lost(
         ["one", "two", "one"],
         ["two", "one", "two"],
     )
-    assert (children.most, len(children.seen)) == (1, len(loads))
+    assert children.most == 1
+    assert 2 <= len(children.seen) <= len(loads)
     assert children.total_kb == max(children.largest_kb.values())
-    assert max(children.largest_kb.values()) < 1.5 * min(children.largest_kb.values())
+    assert max(children.largest_kb.values()) < 1.5 * median(children.largest_kb.values())
 
     # and a scrape showed it all: counts that went on through the swaps, and levels of the model that was loaded alone
     for before, after in pairwise(scrapes.all):
         assert [key for key in scrapes.counts & before.keys() if after.get(key, -1) < before[key]] == []
-    loaded = [[model for model, is_up in each.items() if is_up] for each in scrapes.of("mlxq_worker_up")]
-    assert {tuple(each) for each in loaded} == {(), ("one",), ("two",)}
+    assert set(scrapes.loaded) == {(), ("one",), ("two",)}
     for name in ("worker_up", "num_requests_running", "memory_used_bytes", "active_jobs", "max_running_rows"):
         assert max(len(each) for each in scrapes.of(f"mlxq_{name}")) == 1, name
     answered = scrapes.of("mlxq_request_success_total")
@@ -240,9 +248,7 @@ def test_two_models_under_load_take_turns_and_nothing_is_lost(
         asked_for = len(names) / 2 + FEW * [batch.queue for batch in more].count(keys.model_queue(model))
         assert 0 < latest <= asked_for
     assert answered[-1].keys() == {"one", "two"}
-    turns = [model for each in loaded for model in each]
-    swaps = [pair for pair in pairwise(turns) if pair[0] != pair[1]]
-    assert len(swaps) >= 2, "scrapes saw a model come back, with the counts of its first turn"
+    assert scrapes.num_swaps() >= 2, "scrapes saw a model come back, with the counts of its first turn"
 
     # and nobody waited longer than the bound, for swaps as long as these were
     readies = [at for at, _ in events(log, "Worker ") if "model" in _]

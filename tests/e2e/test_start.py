@@ -15,9 +15,9 @@ from tests.support.batch_files import write_lines
 from tests.support.processes import MLXQ, run
 
 RECORDER = """
-import json, os, sys
+import json, os, sys, time
 folder = os.environ["RECORDED"]
-log = open(os.path.join(folder, f"{os.getpid()}.jsonl"), "a", buffering=1)
+log = open(os.path.join(folder, f"{time.monotonic_ns()}.jsonl"), "a", buffering=1)
 def record(event, args):
     if event == "import":
         log.write(json.dumps([event, args[0]]) + "\\n")

@@ -15,6 +15,8 @@ from redis import Redis
 from rq.worker import Worker
 from tests.support.batch_files import demo_examples, requests, text_of
 from tests.support.processes import MLXQ, ended, run, running
+from tests.support.redis_at import redis_at
+from tests.support.redis_fixture import MortalRedis, user_with_rights
 from tests.support.waiting import wait_until
 
 from mlxq.queue.batch import Batch
@@ -114,10 +116,22 @@ def test_a_login_that_redis_refuses_is_one_sentence_and_not_tried_again(connecti
     assert "refuses the login" in done.stderr
 
 
+def test_a_worker_with_the_rights_of_a_producer_is_told_those_that_it_lacks_and_not_tried_again(
+    mortal_redis: MortalRedis,
+) -> None:
+    url = user_with_rights(mortal_redis.url, "producer")
+
+    done = run(*MLXQ, "worker", "--model", "demo", MLXQ_URL=url)
+
+    assert (done.returncode, done.stderr.count("Error: ")) == (2, 1)
+    assert "may not run HINCRBYFLOAT, HSTRLEN, LPOP, PERSIST, ZRANGEBYSCORE, SUBSCRIBE: ACL SETUSER" in done.stderr
+    assert "mlxq deploy acl --role worker" in done.stderr.splitlines()[-1]
+
+
 @pytest.fixture(scope="module")
 def recycled(redis_server_url: str) -> Recycled:
     """A worker that recycles itself until all is answered; it says which modules its supervisor has imported."""
-    with Redis.from_url(redis_server_url) as connection:
+    with redis_at(redis_server_url) as connection:
         connection.flushall()
         batch = enqueue(connection)
         command = (sys.executable, "-c", SAYS_ITS_MODULES, *WORKER[3:], "--burst", "--max-jobs", "8")

@@ -16,13 +16,16 @@ from rq.suspension import resume, suspend
 from rq.worker import Worker
 from tests.support.batch_files import demo_examples, requests, text_of
 from tests.support.processes import MLXQ, ended, running
+from tests.support.queued_jobs import num_strikes
 from tests.support.waiting import wait_until
 
 from mlxq.queue.client import Client
 from mlxq.requests.openai import parse_object
 
-LEASE_S = 2
+LEASE_S = 20
 CLOCKS_APART_S = 30
+"""More than a lease, which is long enough for a worker on a busy machine to keep it."""
+FEW = 5
 EXAMPLES = demo_examples(60)
 WORKER = (*MLXQ, "worker", "--model", "demo", "--max-num-seqs", "2")
 ON_A_MACHINE = """
@@ -57,7 +60,21 @@ def test_workers_whose_clocks_are_apart_leave_each_other_alone(
     }
     suspend(connection)  # until both workers are ready
     lines = [parse_object(line, default_custom_id="none") for line in requests(EXAMPLES)]
-    batch = Client(connection).submit(lines)
+    batches = [Client(connection).submit(lines)]
+
+    def answered() -> dict[str, int]:
+        """How many jobs each worker has answered."""
+        workers = Worker.all(connection=connection, serializer="json")
+        return {worker.name: worker.successful_job_count for worker in workers}
+
+    def have_both_worked() -> bool:
+        """All is answered; and where one of them has hardly come to it, there is more to do."""
+        if any(batch.counts().num_ended < len(lines) for batch in batches):
+            return False
+        if min(answered().values()) < FEW:
+            batches.append(Client(connection).submit(lines))
+            return False
+        return True
 
     def num_in_state(*states: str) -> int:
         return sum(worker.get_state() in states for worker in Worker.all(connection=connection, serializer="json"))
@@ -72,21 +89,17 @@ def test_workers_whose_clocks_are_apart_leave_each_other_alone(
         beats = sorted(worker.last_heartbeat.timestamp() for worker in workers)
         assert beats[1] - beats[0] > CLOCKS_APART_S / 2  # the clocks are apart indeed
         resume(connection)
-        wait_until(lambda: batch.counts().num_ended == len(EXAMPLES), "all answers")
-        counts = {
-            worker.name: worker.successful_job_count for worker in Worker.all(connection=connection, serializer="json")
-        }
+        wait_until(have_both_worked, "all answers")
+        counts = answered()
         outputs = []
         for supervisor in (here, there):
             supervisor.terminate()
             outputs.append(ended(supervisor))
 
-    answers = {answer.custom_id: answer.line for answer in batch.as_completed()}
+    answers = {answer.custom_id: answer.line for answer in batches[0].as_completed()}
     right = [name for name, example in EXAMPLES.items() if text_of(answers[name]) == example.expected_text]
     assert len(right) >= 0.95 * len(EXAMPLES)
     assert counts.keys() == names
-    assert sum(counts.values()) == len(EXAMPLES)
-    assert min(counts.values()) >= 5
-    strikes = [connection.hget(f"rq:job:{batch.job_id(name)}", "mlxq_strikes") for name in EXAMPLES]
-    assert {int(each or 0) for each in strikes} == {0}
+    assert sum(counts.values()) == len(batches) * len(EXAMPLES)
+    assert num_strikes(connection) == 0
     assert not any(word in output for output in outputs for word in ("Requeued", "died", "gone", "started again"))

@@ -18,13 +18,14 @@ from rq.worker import Worker
 from tests.support.batch_files import Line, choice, demo_examples, read_lines, requests, text_of, write_lines
 from tests.support.processes import MLXQ, RQ, ended, rq, run, running
 from tests.support.queued_jobs import fetch
+from tests.support.redis_at import redis_at
 from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq.queue.client import Client
 
 EXAMPLES = demo_examples(80)
 SHORT_LEASE = {"MLXQ_LEASE_S": "3", "MLXQ_MAINTENANCE_S": "0.5"}
-NARROW = {"MLXQ_MAX_NUM_SEQS": "4"}
+NARROW = {"MLXQ_MAX_NUM_SEQS": "2"}
 """So that there is time to look and to kill."""
 BARE = {"MLXQ_PARENT_PID": str(os.getpid())}
 """Without a supervisor of its own, which would start it again: as if its whole machine went down."""
@@ -89,7 +90,7 @@ def story(redis_server_url: str, tmp_path_factory: pytest.TempPathFactory) -> St
     url, directory = redis_server_url, tmp_path_factory.mktemp("two-workers")
     source, output = write_lines(directory / "in.jsonl", requests(EXAMPLES)), directory / "out.jsonl"
     worker = (*MLXQ, "worker", "--model", "demo", "--url", url)
-    with Redis.from_url(url) as connection:
+    with redis_at(url) as connection:
         connection.flushall()
         suspend(connection)  # until both workers are ready
         batch = Client(connection).batch(run(*MLXQ, "enqueue", "-i", str(source), "--url", url).stdout.strip())

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from tests.faults import schedule, verdict, workload
 from tests.faults.diary import Diary
-from tests.faults.fleet import LEASE_S, Fleet
+from tests.faults.fleet import LEASE_S, PATIENT_LEASE_S, Fleet
 from tests.faults.producer import Producer
 from tests.faults.scene import Scene
 from tests.faults.server import DurableRedis
@@ -101,7 +101,8 @@ def _faults(options: Options) -> list[schedule.Fault]:
 
 
 def _fleet(options: Options, server: DurableRedis, directory: Path, diary: Diary) -> Fleet:
-    return Fleet(options.num_workers, server.url, server.connection, directory, diary)
+    lease_s = PATIENT_LEASE_S if options.with_redis_errors else LEASE_S
+    return Fleet(options.num_workers, server.url, server.connection, directory, diary, lease_s=lease_s)
 
 
 def _report(story: Story, expected: dict[str, Line], files: Files, options: Options) -> bool:

@@ -16,8 +16,11 @@ from redis import Redis
 from redis.exceptions import RedisError
 from tests.faults.diary import Diary
 from tests.support.processes import MLXQ, environment
+from tests.support.waiting import DEADLINE_S
 
 LEASE_S = 3.0
+PATIENT_LEASE_S = 15.0
+"""Where nobody is to die: no worker of a busy machine is too slow to keep a lease that is so long."""
 NUM_ROWS = 4
 """Few, so that the work lasts; twice as many jobs are held."""
 RESTART_PAUSE_S = 1.0
@@ -90,7 +93,7 @@ class Worker:
             return
         self._process.terminate()
         try:
-            self._process.wait(20)
+            self._process.wait(DEADLINE_S)
         except subprocess.TimeoutExpired:
             self._diary.note(f"{self.name} doesn't end after SIGTERM", count="workers that didn't end")
             self._stop()
@@ -152,8 +155,10 @@ class SupervisedWorker(Worker):
 class Fleet:
     """All workers; use it as a context manager, which ends them in peace."""
 
-    def __init__(self, count: int, url: str, connection: Redis, directory: Path, diary: Diary) -> None:
-        variables = {"MLXQ_URL": url, "MLXQ_LEASE_S": f"{LEASE_S}", "MLXQ_MAINTENANCE_S": "1"}
+    def __init__(
+        self, count: int, url: str, connection: Redis, directory: Path, diary: Diary, *, lease_s: float = LEASE_S
+    ) -> None:
+        variables = {"MLXQ_URL": url, "MLXQ_LEASE_S": f"{lease_s}", "MLXQ_MAINTENANCE_S": "1"}
         bare = {**variables, "MLXQ_PARENT_PID": f"{os.getpid()}"}  # we are their supervisor
         logs = [directory / f"worker-{index}.log" for index in range(count)]
         self.supervised = SupervisedWorker("worker 0", connection, variables, logs[0], diary)

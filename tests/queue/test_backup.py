@@ -9,6 +9,7 @@ from redis import Redis
 from tests.support.fake_engine import FakeWorker
 from tests.support.processes import environment
 from tests.support.queued_jobs import submit
+from tests.support.redis_at import redis_on
 from tests.support.topologies import server
 
 from mlxq.deploying.files import IN_SOURCES
@@ -33,7 +34,7 @@ def test_a_server_that_starts_from_a_copy_goes_on_with_its_batches(redis_program
     copy, before, after = tmp_path / "mlxq.rdb", tmp_path / "before", tmp_path / "after"
     before.mkdir()
     after.mkdir()
-    with server(redis_program, before, "--save", "") as (port, _), Redis(port=port) as redis:
+    with server(redis_program, before, "--save", "") as (port, _), redis_on(port) as redis:
         batches = [submit(redis, "one", "two").id]
         work(redis)
         batches.append(submit(redis, "three", "four", "five").id)
@@ -44,7 +45,7 @@ def test_a_server_that_starts_from_a_copy_goes_on_with_its_batches(redis_program
     again = backup("load", str(copy), str(after))
     with (
         server(redis_program, after, str(IN_SOURCES / "redis.conf")) as (port, _),
-        Redis(port=port) as redis,
+        redis_on(port) as redis,
     ):
         found = [num_ended(redis, batches)]
         work(redis)

@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from tests.support.fake_worker import FakeWorker, echo, refuse
 from tests.support.file_runs import Files, go_on, prompt, run
+from tests.support.redis_at import redis_at
 from tests.support.redis_fixture import MortalRedis
 from tests.support.waiting import DEADLINE_S, wait_until
 
@@ -280,7 +281,7 @@ def test_ordered_output_is_in_the_order_of_the_input(redis_url: str, files: File
 
     def reverse_queue(tally: Tally) -> bool:
         nonlocal reversed_once
-        with Redis.from_url(redis_url) as redis:
+        with redis_at(redis_url) as redis:
             if not reversed_once and redis.llen(queue) == 30:
                 redis.lpush(queue, *redis.lpop(queue, 30))  # pushed one by one at the front: the last comes first
                 reversed_once = True
@@ -300,7 +301,7 @@ def test_a_stopped_run_keeps_what_has_ended_and_a_rerun_does_the_rest(redis_url:
 
     def stall(request: Request, job_id: str) -> dict[str, Any]:
         if request.custom_id == "r20":
-            stopped.wait(10)
+            stopped.wait(DEADLINE_S)
         return echo(request, job_id)
 
     with FakeWorker(redis_url, stall):
@@ -372,7 +373,7 @@ def run_before(worker: FakeWorker, url: str, files: Files, **options: Any) -> Su
 
 def leave_behind(url: str, files: Files, *, num_answered: int = 0) -> None:
     """What a run leaves that is killed with all its requests in the queue; some are answered after its death."""
-    with Redis.from_url(url) as redis:
+    with redis_at(url) as redis:
 
         def die_once_all_is_queued(tally: Tally) -> bool:
             if tally.num_inflight:
@@ -395,7 +396,7 @@ def leave_behind(url: str, files: Files, *, num_answered: int = 0) -> None:
         worker = FakeWorker(url, stop_in_time)
         if num_answered:
             with worker:
-                assert ended.wait(10)
+                assert ended.wait(DEADLINE_S)
 
 
 def test_answers_that_came_after_a_run_was_killed_are_taken_over(redis_url: str, files: Files) -> None:
@@ -488,7 +489,7 @@ def test_a_full_disk_ends_what_is_queued_and_a_rerun_takes_over_what_was_answere
 
     def stall(request: Request, job_id: str) -> dict[str, Any]:
         if request.custom_id == "r20":
-            stopped.wait(10)
+            stopped.wait(DEADLINE_S)
         return echo(request, job_id)
 
     monkeypatch.setattr(ResultWriter, "append", fill_up)
@@ -559,7 +560,7 @@ def test_a_lost_redis_ends_the_run_with_its_address(files: Files) -> None:
 
 def impatient(url: str) -> Client:
     """A client that leaves trying again to mlxq."""
-    return Client(Redis.from_url(url, retry=Retry(NoBackoff(), 0)))
+    return Client(redis_at(url, retry=Retry(NoBackoff(), 0)))
 
 
 class Outage:
@@ -691,7 +692,7 @@ def test_collecting_may_delete_what_is_on_the_disk_and_goes_on_from_there(redis_
     # given a batch that is enqueued through a window, of which one half is collected and the other follows
     files.write_numbered(20)
     lines = [line for line in read_requests(files.input) if isinstance(line, ParsedLine)]
-    client, connection = Client(redis_url), Redis.from_url(redis_url)
+    client, connection = Client(redis_url), redis_at(redis_url)
     batch = client.submit(lines[:10], "b", sealed=False)
     with FakeWorker(redis_url):
         wait_until(lambda: batch.counts().num_ended == 10, "ten answers")

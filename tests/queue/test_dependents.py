@@ -14,6 +14,7 @@ from rq.job import Dependency, Job, JobStatus
 from rq.queue import Queue
 from rq.rate_limit import RateLimit, release_slot
 from tests.support.queued_jobs import enqueue_plain, fetch, queue_of, status, submit
+from tests.support.redis_at import redis_at
 
 from mlxq import keys
 from mlxq.errors import RequestError
@@ -33,7 +34,7 @@ def connection(request: pytest.FixtureRequest) -> Iterator[Redis]:
         with fakeredis.FakeRedis() as fake:
             yield fake
     else:
-        with Redis.from_url(request.getfixturevalue("redis_url")) as real:
+        with redis_at(request.getfixturevalue("redis_url")) as real:
             yield real
 
 
@@ -123,7 +124,7 @@ def ones_under_a_rate_limit_that_is_reached(connection: Redis, parent: Job) -> N
 
 
 def one_with_a_lifetime(connection: Redis, parent: Job) -> None:
-    wait_for(other(connection), parent, "short", ttl=50)
+    wait_for(other(connection), parent, "short", ttl=5000)
 
 
 def many_at_once(connection: Redis, parent: Job) -> None:
@@ -160,7 +161,8 @@ def state(connection: Redis) -> State:
     for key in connection.scan_iter("rq:job:*"):
         if connection.type(key) == b"hash" and key != b"rq:job:parent":
             name = key.decode().removeprefix("rq:job:")
-            found[name] = (connection.hget(key, "status"), connection.hget(key, "timeout"), connection.ttl(key))
+            left_ks = -(-int(connection.ttl(key)) // 1000)  # in thousands of seconds: some go by meanwhile
+            found[name] = (connection.hget(key, "status"), connection.hget(key, "timeout"), left_ks)
             found[f"{name} was enqueued"] = bool(connection.hget(key, "enqueued_at"))
     for queue in ("after", "third", keys.DEFAULT_QUEUE):
         ids = connection.lrange(f"rq:queue:{queue}", 0, -1)
@@ -295,7 +297,7 @@ def test_what_waits_for_a_job_that_rqs_tools_ended_is_enqueued_by_whoever_finds_
 
 
 def test_an_end_in_a_full_redis_is_written_with_all_that_follows(redis_url: str) -> None:
-    with Redis.from_url(redis_url) as connection:
+    with redis_at(redis_url) as connection:
         names = [f"d{number}" for number in range(50)]
         parent = parent_of(connection)
         for name in names:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from tests.support.fake_worker import FakeWorker, echo, refuse
 from tests.support.file_runs import Files, go_on, prompt, run
+from tests.support.waiting import DEADLINE_S
 
 from mlxq.contract import Request
 from mlxq.errors import ConfigError
@@ -92,9 +93,9 @@ def test_collecting_a_whole_answer_replaces_the_part_of_one_and_never_the_other_
     requests = [line for line in read_requests(files.input) if isinstance(line, ParsedLine)]
     client = Client(redis_url)
     with FakeWorker(redis_url, cutting(PARTS[part], "r1")):
-        client.submit(requests, "in-part").wait(timeout_s=20)
+        client.submit(requests, "in-part").wait(DEADLINE_S)
     with FakeWorker(redis_url):
-        client.submit(requests, "whole").wait(timeout_s=20)
+        client.submit(requests, "whole").wait(DEADLINE_S)
 
     summaries = [
         collect(client.batch(name), files.output, files.errors, on_turn=go_on)

@@ -11,6 +11,7 @@ import pytest
 from redis import Redis
 from tests.support.fake_worker import FakeWorker, echo, refuse
 from tests.support.file_runs import Files, run
+from tests.support.waiting import DEADLINE_S
 
 from mlxq.contract import Request
 from mlxq.errors import QueueError
@@ -57,7 +58,7 @@ def test_answers_that_came_meanwhile_are_taken_though_their_lines_are_read_later
     leave_all_queued(redis_url, files)
     with FakeWorker(redis_url) as worker:
         Client(redis_url).batch("b").seal()
-        Client(redis_url).batch("b").wait(60)
+        Client(redis_url).batch("b").wait(DEADLINE_S)
 
     with FakeWorker(redis_url) as later:
         run(redis_url, files, batch_id="b", max_inflight=4)
@@ -70,7 +71,7 @@ def test_failures_that_came_meanwhile_are_taken_too(redis_url: str, files: Files
     leave_all_queued(redis_url, files)
     with FakeWorker(redis_url, refuse):
         Client(redis_url).batch("b").seal()
-        Client(redis_url).batch("b").wait(60)
+        Client(redis_url).batch("b").wait(DEADLINE_S)
 
     with FakeWorker(redis_url) as later:
         summary = run(redis_url, files, batch_id="b", max_inflight=4)
@@ -121,7 +122,7 @@ def test_a_run_that_leaves_halfway_has_written_each_answer_once_when_the_next_is
 
     def stall(request: Request, job_id: str) -> dict[str, Any]:
         if request.custom_id == "r15":
-            halfway.wait(60)
+            halfway.wait(DEADLINE_S)
         return echo(request, job_id)
 
     with FakeWorker(redis_url, stall) as worker:

@@ -15,7 +15,9 @@ from rq.executions import Execution
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 from rq.suspension import resume, suspend
 from tests.support.queued_jobs import answer, enqueue_plain, events, fetch, queue_of, status, submit
+from tests.support.redis_at import redis_at
 from tests.support.redis_fixture import MortalRedis
+from tests.support.waiting import DEADLINE_S
 
 from mlxq import keys
 from mlxq.contract import Choice, Result, RunInfo, StopDetails, Usage
@@ -34,7 +36,7 @@ def connection(request: pytest.FixtureRequest) -> Iterator[Redis]:
         with fakeredis.FakeRedis() as fake:
             yield fake
     else:
-        with Redis.from_url(request.getfixturevalue("redis_url")) as real:
+        with redis_at(request.getfixturevalue("redis_url")) as real:
             yield real
 
 
@@ -88,12 +90,12 @@ def test_a_claim_takes_jobs_in_order_and_registers_them_as_rq_does(connection: R
 
 
 def test_two_workers_that_claim_at_once_share_the_queue_and_no_job(redis_url: str) -> None:
-    with Redis.from_url(redis_url) as shared:
+    with redis_at(redis_url) as shared:
         submit(shared, *map(str, range(200)))
     taken: dict[str, list[str]] = {"w1": [], "w2": []}
 
     def work(name: str) -> None:
-        with Redis.from_url(redis_url) as own:
+        with redis_at(redis_url) as own:
             while jobs := store(own, name).claim(7, now()).jobs:
                 taken[name] += [job.job_id for job in jobs]
 
@@ -101,7 +103,7 @@ def test_two_workers_that_claim_at_once_share_the_queue_and_no_job(redis_url: st
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(DEADLINE_S)
 
     everything = taken["w1"] + taken["w2"]
     assert len(everything) == len(set(everything)) == 200
@@ -378,8 +380,8 @@ def test_a_finished_job_reads_like_one_of_rqs_own(connection: Redis) -> None:
     assert job.get_executions() == []
     assert connection.zcard("rq:wip:mlxq") == 0
     assert connection.scard("rq:worker:w1:executions") == 0
-    assert keys.RESULT_TTL_S - 10 < connection.ttl(job.key) <= keys.RESULT_TTL_S
-    assert keys.RESULT_TTL_S - 10 < connection.ttl(f"rq:results:{job.id}") <= keys.RESULT_TTL_S
+    assert keys.RESULT_TTL_S - DEADLINE_S < connection.ttl(job.key) <= keys.RESULT_TTL_S
+    assert keys.RESULT_TTL_S - DEADLINE_S < connection.ttl(f"rq:results:{job.id}") <= keys.RESULT_TTL_S
     assert events(connection, batch) == {f"{job.id}:finished": 1}
     counts = batch.counts()
     assert (counts.num_finished, counts.prompt_tokens, counts.completion_tokens) == (1, 5, 2)
@@ -400,7 +402,7 @@ def test_a_failed_job_has_its_line_beside_rqs_error_text(connection: Redis) -> N
     assert result.exc_string == "RequestError: too long (too_long)"
     assert answer(connection, job.id)["response"]["status_code"] == 400
     assert job.id in FailedJobRegistry(queue=queue_of(connection))
-    assert keys.FAILURE_TTL_S - 10 < connection.ttl(job.key) <= keys.FAILURE_TTL_S
+    assert keys.FAILURE_TTL_S - DEADLINE_S < connection.ttl(job.key) <= keys.FAILURE_TTL_S
     assert batch.counts().num_failed == 1
 
 
@@ -432,7 +434,7 @@ def test_a_job_keeps_its_own_result_ttl_and_zero_keeps_nothing(connection: Redis
 
     worker.end([finished(claimed) for claimed in worker.claim(3, now()).jobs], now())
 
-    assert 50 < connection.ttl(short.key) <= 60
+    assert 0 < connection.ttl(short.key) <= 60
     assert connection.exists(none.key, f"rq:results:{none.id}") == 0
     assert connection.ttl(forever.key) == -1
 
@@ -490,7 +492,7 @@ def test_every_end_keeps_its_batch_for_another_month(connection: Redis) -> None:
 
     worker.end([finished(job) for job in worker.claim(1, now()).jobs], now())
 
-    assert all(keys.BATCH_TTL_S - 10 < connection.ttl(key) <= keys.BATCH_TTL_S for key in of_batch)
+    assert all(keys.BATCH_TTL_S - DEADLINE_S < connection.ttl(key) <= keys.BATCH_TTL_S for key in of_batch)
 
 
 def test_a_failed_job_that_somebody_requeues_moves_to_the_other_count(connection: Redis) -> None:
@@ -589,7 +591,7 @@ def test_a_lease_that_has_run_out_on_rediss_clock_is_recovered(connection: Redis
 
 
 def test_how_long_redis_has_been_running_is_as_it_says(mortal_redis: MortalRedis) -> None:
-    with Redis.from_url(mortal_redis.url) as connection:
+    with redis_at(mortal_redis.url) as connection:
         store = JobStore(connection, "w1", ["mlxq"])
         young = store.uptime_s()
         connection.acl_setuser("default", commands=["-info"])

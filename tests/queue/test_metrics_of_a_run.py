@@ -13,7 +13,7 @@ from tests.support.fake_engine import FakeWorker
 from tests.support.queued_jobs import enqueue_plain, events, submit
 from tests.support.redis_fixture import MortalRedis
 from tests.support.supervised import command, variables
-from tests.support.waiting import wait_until
+from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq.cli import main
 from mlxq.metrics.address import Address
@@ -71,7 +71,7 @@ def test_what_holds_something_else_is_left_out_and_the_rest_is_told(connection: 
 
 def test_without_redis_it_is_told_that_it_is_away(mortal_redis: MortalRedis) -> None:
     now = [0.0]
-    with connect(mortal_redis.url, timeout_s=1.0) as connection:
+    with connect(mortal_redis.url, timeout_s=DEADLINE_S) as connection:
         figures = QueueFigures(connection, clock=lambda: now[0])
         before = numbers(figures)["redis_up",]
         mortal_redis.kill()
@@ -93,7 +93,7 @@ def test_a_command_prints_what_it_would_serve(redis_url: str, connection: Redis)
 
 
 def scraped(url: str) -> dict[tuple[str, ...], float]:
-    with urllib.request.urlopen(f"{url}/metrics", timeout=60) as answer:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=DEADLINE_S) as answer:
         text = answer.read().decode()
     labels = ("finished_reason", "reason", "code", "queue", "state")
     return {

@@ -11,6 +11,7 @@ import pytest
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from tests.support.fake_worker import FakeWorker, echo, refuse
+from tests.support.waiting import DEADLINE_S
 
 from mlxq import keys
 from mlxq.aio.client import AsyncClient
@@ -19,8 +20,6 @@ from mlxq.errors import BatchNotFound, ConfigError, QueueError, RequestError
 from mlxq.queue.client import Client
 from mlxq.requests.build import request
 from mlxq.results.answer import Answer, AnswerError
-
-TIMEOUT_S = 20
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ def test_requests_may_be_objects_of_any_line_format_texts_and_built_ones(client:
     }
     items = [batch_line, {"id": 17, "prompt": "seventeen"}, "only text", request(prompt="built", custom_id="b")]
     with FakeWorker(redis_url):
-        answers = texts(client.submit(items).as_completed(TIMEOUT_S))
+        answers = texts(client.submit(items).as_completed(DEADLINE_S))
     assert sorted(filter(None, answers.values())) == ["built", "hi", "only text", "seventeen"]
     assert {"openai", "17", "b"} < answers.keys()
 
@@ -62,7 +61,7 @@ def test_texts_may_be_chats(client: Client, redis_url: str) -> None:
         return echo(request, job_id)
 
     with FakeWorker(redis_url, answer):
-        client.submit(["hello"], chat=True).wait(TIMEOUT_S)
+        client.submit(["hello"], chat=True).wait(DEADLINE_S)
     assert seen == [({"role": "user", "content": "hello"},)]
 
 
@@ -111,7 +110,7 @@ def test_an_endless_source_is_read_no_further_than_answers_come(client: Client, 
     with FakeWorker(redis_url):
         batch.add(source(), max_inflight=10)
         batch.seal()
-        counts = batch.wait(TIMEOUT_S)
+        counts = batch.wait(DEADLINE_S)
 
     # then
     assert (counts.total, counts.num_finished) == (60, 60)
@@ -129,7 +128,7 @@ def test_a_batch_id_that_a_command_could_not_be_given_is_refused(client: Client,
 
 def test_an_answer_has_its_parts_by_name(client: Client, redis_url: str) -> None:
     with FakeWorker(redis_url):
-        [answer] = client.submit([{"custom_id": "a", "prompt": "hello"}]).as_completed(TIMEOUT_S)
+        [answer] = client.submit([{"custom_id": "a", "prompt": "hello"}]).as_completed(DEADLINE_S)
     assert (answer.text, answer.texts, answer.finish_reason) == ("hello", ("hello",), "stop")
     assert answer.stop_details == StopDetails(type="eos_token", token_id=2, token="<end>", token_index=2)
     assert answer.usage == Usage(prompt_tokens=5, completion_tokens=3)
@@ -138,7 +137,7 @@ def test_an_answer_has_its_parts_by_name(client: Client, redis_url: str) -> None
 
 def test_an_answer_that_failed_has_an_error_and_nothing_else(client: Client, redis_url: str) -> None:
     with FakeWorker(redis_url, refuse):
-        [answer] = client.submit(["hello"]).as_completed(TIMEOUT_S)
+        [answer] = client.submit(["hello"]).as_completed(DEADLINE_S)
     assert answer.error == AnswerError("prompt_too_long", "too long")
     assert (answer.text, answer.texts, answer.finish_reason, answer.stop_details, answer.usage) == (
         None,
@@ -173,7 +172,7 @@ def test_an_answer_that_was_cut_off_is_one_but_not_complete(client: Client, redi
         return line
 
     with FakeWorker(redis_url, cut):
-        [answer] = client.submit(["hello"]).as_completed(TIMEOUT_S)
+        [answer] = client.submit(["hello"]).as_completed(DEADLINE_S)
     assert (answer.text, answer.is_success, answer.is_complete, answer.error) == ("hello", True, False, None)
 
 
@@ -233,27 +232,27 @@ def keys_of_jobs(redis: Redis) -> list[bytes]:
 def test_answers_can_be_forgotten_as_they_are_read(client: Client, redis_url: str) -> None:
     with FakeWorker(redis_url):
         batch = client.submit(numbered(30))
-        batch.wait(TIMEOUT_S)
+        batch.wait(DEADLINE_S)
         before = len(keys_of_jobs(client.redis))
-        answers = texts(batch.as_completed(TIMEOUT_S, forget=True))
+        answers = texts(batch.as_completed(DEADLINE_S, forget=True))
     assert (before, len(answers)) == (60, 30)
     assert keys_of_jobs(client.redis) == []
     assert batch.counts().num_finished == 30, "its counts stay"
-    assert list(batch.as_completed(TIMEOUT_S)) == []
+    assert list(batch.as_completed(DEADLINE_S)) == []
 
 
 def test_who_breaks_off_while_answers_are_forgotten_loses_none(client: Client, redis_url: str) -> None:
     with FakeWorker(redis_url):
         batch = client.submit(numbered(10))
-        batch.wait(TIMEOUT_S)
+        batch.wait(DEADLINE_S)
     first = []
-    answers = batch.as_completed(TIMEOUT_S, forget=True)
+    answers = batch.as_completed(DEADLINE_S, forget=True)
     for answer in answers:
         first.append(answer.custom_id)
         if len(first) == 4:
             break
     del answers
-    rest = texts(batch.as_completed(TIMEOUT_S, forget=True))
+    rest = texts(batch.as_completed(DEADLINE_S, forget=True))
     assert len(keys_of_jobs(client.redis)) == 0
     assert {*first, *rest} == {f"r{i}" for i in range(10)}
     assert len(first) + len(rest) in (10, 11), "the last one may be told again"
@@ -263,11 +262,11 @@ def test_deleting_a_batch_leaves_nothing_of_it_and_all_of_others(client: Client,
     with FakeWorker(redis_url):
         batch, other = client.submit(numbered(keys.CHUNK + 3), "gone"), client.submit(numbered(3), "gone-not")
         for each in (batch, other):
-            each.wait(TIMEOUT_S)
+            each.wait(DEADLINE_S)
     batch.delete()
     assert client.batch_ids() == ["gone-not"]
     assert [key for key in client.redis.scan_iter() if b"gone" in key and b"gone-not" not in key] == []
-    assert len(texts(other.as_completed(TIMEOUT_S))) == 3
+    assert len(texts(other.as_completed(DEADLINE_S))) == 3
     with pytest.raises(BatchNotFound):
         batch.delete()
 
@@ -285,7 +284,7 @@ def test_a_batch_with_requests_that_wait_or_run_is_not_deleted(client: Client) -
 def test_a_batch_that_was_done_before_it_was_cancelled_stays_done(client: Client, redis_url: str) -> None:
     with FakeWorker(redis_url):
         batch = client.submit(numbered(2), "b1")
-        batch.wait(TIMEOUT_S)
+        batch.wait(DEADLINE_S)
     assert batch.cancel() == 0
     counts = batch.counts()
     assert (counts.cancelled, counts.is_done, counts.num_finished) == (False, True, 2)
@@ -368,7 +367,7 @@ def test_answers_are_found_by_the_ids_of_their_requests(client: Client, redis_ur
     assert batch.answer("r0") is None
     assert batch.cancel_job(batch.job_id("r2"))
     with FakeWorker(redis_url):
-        batch.wait(TIMEOUT_S)
+        batch.wait(DEADLINE_S)
     answer = batch.answer("r1")
     assert answer is not None
     assert (answer.custom_id, answer.text) == ("r1", "prompt 1")

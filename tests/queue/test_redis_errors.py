@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import ResponseError
 from tests.support.fake_engine import FakeWorker
@@ -21,6 +20,7 @@ from tests.support.fake_worker import FakeWorker as EchoWorker
 from tests.support.io_rig import LEASE_S, IoRig
 from tests.support.processes import MLXQ, ended, running
 from tests.support.queued_jobs import num_strikes, status, submit
+from tests.support.redis_at import redis_at
 from tests.support.redis_errors import RedisErrors
 from tests.support.waiting import wait_until
 
@@ -46,7 +46,7 @@ class FailingRedis:
         options |= {"appendonly": "yes", "lua-time-limit": "100"}
         command = [program, *(part for name, value in options.items() for part in (f"--{name}", value))]
         self._server = subprocess.Popen(command, stdout=subprocess.DEVNULL, restore_signals=False)
-        self.connection = Redis.from_url(self.url)
+        self.connection = redis_at(self.url)
         wait_until(self._answers, "the server")
         self.errors = RedisErrors(self.url, self._server.pid, directory)
 
@@ -103,7 +103,7 @@ def test_nobody_takes_the_jobs_of_a_worker_that_could_not_beat(redis: FailingRed
 def test_a_worker_that_starts_meanwhile_waits_and_one_that_is_to_stop_stops(redis: FailingRedis, error: str) -> None:
     batch = submit(redis.connection, "hello")
     config = WorkerConfig(model="fake", engine=EngineConfig(max_num_seqs=4))
-    with Redis.from_url(redis.url) as connection:
+    with redis_at(redis.url) as connection:
         stopped = FakeWorker(["mlxq"], connection=connection, serializer="json", config=config)
         patient = FakeWorker(["mlxq"], connection=connection, serializer="json", config=config)
 

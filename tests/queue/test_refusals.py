@@ -21,6 +21,7 @@ from tests.support.fake_engine import FakeWorker
 from tests.support.fake_worker import FakeWorker as AnsweringThread
 from tests.support.io_rig import IoRig
 from tests.support.queued_jobs import num_strikes, submit
+from tests.support.redis_at import redis_at
 from tests.support.redis_replies import REPLIES
 from tests.support.refusing_redis import Command, Refusal, RefusingRedis
 from tests.support.waiting import wait_until
@@ -211,7 +212,7 @@ def test_a_worker_is_born_once_redis_can_register_it(
     config = WorkerConfig(model="fake", engine=EngineConfig(max_num_seqs=4))
     refusal = refuse(refusing, matches, way)
 
-    with Redis.from_url(refusing.url) as redis:
+    with redis_at(refusing.url) as redis:
         FakeWorker(["mlxq"], connection=redis, serializer="json", config=config).work(burst=True)
 
     assert (batch.counts().num_finished, refusal.was_used_up) == (NUM_JOBS, True)

@@ -19,6 +19,7 @@ from rq.utils import utcparse
 from rq.worker import Worker
 from tests.support.processes import RQ, ended, rq, run, running
 from tests.support.queued_jobs import answer, enqueue_plain, events, queue_of, submit
+from tests.support.redis_fixture import MortalRedis, user_with_rights
 from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq.jobs import generate
@@ -98,16 +99,29 @@ def test_the_worker_class_can_be_named_by_its_package(connection: Redis, redis_u
 
     done = run(*command, MLXQ_MODEL="/no/such/model")
 
-    assert done.returncode == 1
-    assert "/no/such/model" in done.stderr
+    assert done.returncode == 2
+    assert "/no/such/model" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
 
 
 def test_a_bad_variable_is_named(redis_url: str) -> None:
     with rq_worker(redis_url, "--burst", MLXQ_LEASE_S="soon") as process:
         output = ended(process)
 
+    assert process.returncode == 2
+    [line] = output.splitlines()
+    assert "MLXQ_LEASE_S must be a number of seconds, not 'soon'" in line
+
+
+def test_a_worker_without_the_rights_of_one_says_so_in_a_line(mortal_redis: MortalRedis) -> None:
+    url = user_with_rights(mortal_redis.url, "producer")
+
+    with rq_worker(url, kind="FakeWorker") as process:
+        output = ended(process)
+
     assert process.returncode == 1
-    assert "MLXQ_LEASE_S must be a number of seconds, not 'soon'" in output
+    assert "has no permissions to run the" in output.splitlines()[-1]
+    assert "Traceback" not in output
 
 
 def test_rq_info_and_worker_all_show_what_a_busy_worker_does(connection: Redis, redis_url: str) -> None:
@@ -193,10 +207,10 @@ def test_a_job_that_kills_its_worker_three_times_fails_and_its_neighbours_finish
 def test_a_worker_ends_when_its_parent_is_gone(connection: Redis, redis_url: str) -> None:
     submit(connection, "slow", max_tokens=100_000)
     script = (
-        "import os, sys; from redis import Redis; from tests.support.fake_engine import SlowWorker;"
+        "import sys; from tests.support.redis_at import redis_at; from tests.support.fake_engine import SlowWorker;"
         "from mlxq_worker.config import WorkerConfig;"
         "config = WorkerConfig(model='fake', grace_s=0.1, parent_pid=int(sys.argv[2]));"
-        "SlowWorker(['mlxq'], connection=Redis.from_url(sys.argv[1]), serializer='json', config=config).work()"
+        "SlowWorker(['mlxq'], connection=redis_at(sys.argv[1]), serializer='json', config=config).work()"
     )
     with (
         subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as parent,

@@ -202,25 +202,26 @@ def test_jobs_that_rqs_clean_up_fails_while_their_worker_is_cut_off_end_as_answe
     connection: Redis, redis_url: str
 ) -> None:
     # given a worker that is frozen for longer than its leases last
-    jobs = [enqueue_plain(connection, prompt="slow") for _ in range(6)]
+    jobs = [enqueue_plain(connection, prompt="hello") for _ in range(6)]
     command = (
         *RQ,
         "worker",
         "-u",
         redis_url,
         "-w",
-        "tests.support.fake_engine.SlowWorker",
+        "tests.support.fake_engine.HeldWorker",
         "--serializer",
         "json",
         "mlxq",
     )
-    with running(*command, **FAKE, MLXQ_LEASE_S="1", MLXQ_DEFAULT_MAX_TOKENS="50") as process:
+    with running(*command, **FAKE, MLXQ_LEASE_S="1") as process:
         wait_until(lambda: connection.zcard("rq:wip:mlxq") == 6, "the worker to hold all")
         process.send_signal(signal.SIGSTOP)
 
         # when somebody looks meanwhile
         wait_until(lambda: "6 failed" in rq(redis_url, "info"), "the clean-up")
         process.send_signal(signal.SIGCONT)
+        connection.set("go", 1)
 
         # then they end as answered all the same
         wait_until(lambda: all(status(connection, job.id) == "finished" for job in jobs), "all answers")

@@ -13,8 +13,10 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from tests.support.fake_engine import FakeEngine, FakePreparer, FakeWorker
+from tests.support.ports import free_port
 from tests.support.processes import MLXQ, run, running
-from tests.support.queued_jobs import enqueue_plain, fetch, free_port, status, submit
+from tests.support.queued_jobs import enqueue_plain, fetch, status, submit
+from tests.support.redis_at import redis_at
 from tests.support.redis_fixture import MortalRedis
 from tests.support.waiting import DEADLINE_S, wait_until
 
@@ -69,7 +71,7 @@ def use_everything(redis: Redis) -> None:
 @pytest.fixture
 def limited(mortal_redis: MortalRedis) -> Iterator[Redis]:
     """A connection with the rights of SECURITY.md and no others."""
-    with Redis.from_url(mortal_redis.url) as admin:
+    with redis_at(mortal_redis.url) as admin:
         admin.execute_command("ACL", "SETUSER", "mlxq", *acl_rule())
     with connect(mortal_redis.url.replace("unix://", f"unix://mlxq:{SECRET}@")) as redis:
         yield redis
@@ -78,8 +80,7 @@ def limited(mortal_redis: MortalRedis) -> Iterator[Redis]:
 def test_the_least_rights_suffice_for_all_that_mlxq_does(limited: Redis, mortal_redis: MortalRedis) -> None:
     use_everything(limited)
 
-    with Redis.from_url(mortal_redis.url) as admin:
-        assert admin.acl_log() == []
+    assert mortal_redis.refused() == []
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def knows_setinfo(redis: Redis) -> bool:
 
 
 def test_the_list_of_needed_commands_is_complete_and_suffices(mortal_redis: MortalRedis) -> None:
-    with Redis.from_url(mortal_redis.url) as admin:
+    with redis_at(mortal_redis.url) as admin:
         # given a user with the rule of the documents, which names each command
         [rule] = re.findall(r"^    ACL SETUSER mlxq ((?:\\\n|.)*)$", COMPATIBILITY.read_text(), re.MULTILINE)
         words = rule.replace("\\\n", " ").replace(">PASSWORD", f">{SECRET}").split()
@@ -146,13 +147,13 @@ def test_the_list_of_needed_commands_is_complete_and_suffices(mortal_redis: Mort
         named = {word.removeprefix("+") for word in words if word.startswith("+") and not word.startswith("+@")}
         named |= {name.partition("|")[0] for name in named | OF_TEST}  # Redis 6.2 counts by these
         assert " ".join(f"+{name}" for name in sorted(needed - named)) == ""
-        assert admin.acl_log() == []
+        assert mortal_redis.refused() == []
 
 
 @pytest.fixture
 def protected_url(mortal_redis: MortalRedis) -> str:
     """The URL, password included, of a Redis with a password."""
-    with Redis.from_url(mortal_redis.url) as admin:
+    with redis_at(mortal_redis.url) as admin:
         admin.config_set("requirepass", SECRET)
     return mortal_redis.url.replace("unix://", f"unix://:{SECRET}@")
 
@@ -200,7 +201,7 @@ def tls(redis_program: str, tmp_path: Path) -> Iterator[tuple[str, Path]]:
     server = subprocess.Popen([redis_program, *options], cwd=tmp_path, stdout=subprocess.DEVNULL)
     url = f"rediss://localhost:{port}/0"
     try:
-        with Redis.from_url(url, ssl_ca_certs=str(ca)) as redis:
+        with redis_at(url, ssl_ca_certs=str(ca)) as redis:
             wait_until(lambda: is_up(redis), "the server")
         yield url, ca
     finally:

@@ -27,7 +27,7 @@ from tests.support.served import (
     service,
     uploaded,
 )
-from tests.support.waiting import wait_until
+from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq.serve.api.access import KeyRing
 from mlxq.serve.api.service import Limits
@@ -63,7 +63,7 @@ def asked(url: str, method: str, path: str, body: bytes | None = None, **headers
     """The status and the JSON of a request that OpenAI's client wouldn't send."""
     names = {name.replace("_", "-"): value for name, value in headers.items()}
     try:
-        with urlopen(Request(url + path, data=body, method=method, headers=names), timeout=60) as response:
+        with urlopen(Request(url + path, data=body, method=method, headers=names), timeout=DEADLINE_S) as response:
             return response.status, json.loads(response.read())
     except HTTPError as error:
         with error:
@@ -337,7 +337,7 @@ def test_prometheus_is_told_of_batches_files_and_answers_but_of_no_key(redis_url
         with pytest.raises(openai.AuthenticationError):
             openai_client(url, BOB).files.list()
         asked_with_key = Request(f"{url}/metrics", headers={"Authorization": f"Bearer {ALICE}"})
-        with urlopen(asked_with_key, timeout=60) as response:
+        with urlopen(asked_with_key, timeout=DEADLINE_S) as response:
             text = response.read().decode()
         assert asked(url, "GET", "/metrics")[0] == 401
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from openai import OpenAI
 from redis import Redis
 from tests.bench.live import measure
 from tests.support.echo_engine import EchoWorker
+from tests.support.redis_at import redis_at
 from tests.support.redis_fixture import MortalRedis
 from tests.support.served import begun, chat_line, ended, lines_of, openai_client, service
 from tests.support.waiting import DEADLINE_S, wait_until
@@ -36,7 +38,7 @@ KEYS = KeyRing({"sk-0123456789abcdef": "alice", "sk-fedcba9876543210": "bob"})
 def working(redis_url: str, *, width: int = 8, step_s: float = 0.0005) -> Iterator[EchoWorker]:
     """A worker at work in a thread, that has said what it serves."""
     config = WorkerConfig(model="echo", lease_s=20, engine=EngineConfig(max_num_seqs=width))
-    with Redis.from_url(redis_url) as connection:
+    with redis_at(redis_url) as connection:
         worker = EchoWorker(
             [keys.DEFAULT_QUEUE], name="echo-1", connection=connection, serializer="json", config=config
         )
@@ -82,7 +84,7 @@ def test_a_chat_and_a_completion_are_answered_while_their_client_waits(client: O
     assert completion.usage is not None
     assert [model.id for model in client.models.list()] == ["echo"]
     assert client.models.retrieve("echo").id == "echo"
-    with Redis.from_url(redis_url) as connection:
+    with redis_at(redis_url) as connection:
         wait_until(lambda: not [key for key in connection.keys("*") if b"live-" in key], "all to be forgotten")
 
 
@@ -176,9 +178,13 @@ def test_what_only_the_worker_can_tell_is_refused_with_a_status_of_its_own(redis
 
 def test_a_hang_up_cancels_the_row(redis_url: str, tmp_path: Path) -> None:
     with working(redis_url, step_s=0.005) as worker, service(redis_url, tmp_path / "data") as url:
-        impatient = openai_client(url).with_options(timeout=0.5)
-        with pytest.raises(openai.APITimeoutError):
-            impatient.completions.create(**ENDLESS)
+        host, _, port = url.removeprefix("http://").partition(":")
+        body = json.dumps({"model": "echo", "prompt": "word ", "max_tokens": 10**6, "ignore_eos": True})
+        names = {"Host": host, "Content-Type": "application/json", "Content-Length": len(body)}
+        head = "".join(f"{name}: {value}\r\n" for name, value in names.items())
+        with socket.create_connection((host, int(port))) as connection:
+            connection.sendall(f"POST /v1/completions HTTP/1.1\r\n{head}\r\n{body}".encode())
+            wait_until(lambda: worker.engine and worker.engine.entered, "the row to be decoded")
 
         wait_until(lambda: cancelled(worker), "the row to be cancelled")
 
@@ -211,7 +217,7 @@ def tries(call: Callable[[], object]) -> bool:
 
 def test_without_a_worker_a_request_is_given_up_after_a_stated_time(redis_url: str, tmp_path: Path) -> None:
     limits = WaitLimits(no_worker_s=0.1)
-    with service(redis_url, tmp_path / "data", wait_limits=limits) as url, Redis.from_url(redis_url) as connection:
+    with service(redis_url, tmp_path / "data", wait_limits=limits) as url, redis_at(redis_url) as connection:
         for is_streamed in (False, True):
             with pytest.raises(openai.InternalServerError) as error:
                 openai_client(url).completions.create(model="any", prompt="Hi", stream=is_streamed)
@@ -224,7 +230,7 @@ def test_without_a_worker_a_request_is_given_up_after_a_stated_time(redis_url: s
 def test_a_line_that_does_not_move_is_given_up_after_a_stated_time(redis_url: str, tmp_path: Path) -> None:
     limits = WaitLimits(in_line_s=0.1)
     with working(redis_url), service(redis_url, tmp_path / "data", wait_limits=limits) as url:
-        with Redis.from_url(redis_url) as connection:
+        with redis_at(redis_url) as connection:
             connection.set("rq:suspended", 1)
 
             with pytest.raises(openai.InternalServerError) as error:
@@ -260,7 +266,7 @@ def test_without_redis_a_request_is_told_to_come_again(mortal_redis: MortalRedis
 
         waiting = threading.Thread(target=ask)
         waiting.start()
-        with Redis.from_url(mortal_redis.url) as connection:
+        with redis_at(mortal_redis.url) as connection:
             wait_until(lambda: connection.exists(keys.live(keys.DEFAULT_QUEUE)), "the request to be in line")
         mortal_redis.kill()
         waiting.join(DEADLINE_S)
@@ -311,7 +317,7 @@ def ending_live_jobs(redis_url: str, end: Callable[[Redis, str], dict[str, Any] 
     is_over = threading.Event()
 
     def work() -> None:
-        with Redis.from_url(redis_url) as connection:
+        with redis_at(redis_url) as connection:
             while not is_over.wait(0.005):
                 job = connection.lpop(keys.live(keys.DEFAULT_QUEUE))
                 if isinstance(job, bytes) and (line := end(connection, job.decode())) is not None:

@@ -21,6 +21,7 @@ from rq.utils import utcformat
 from rq.worker import Worker, WorkerStatus
 from tests.support.fake_engine import FakeWorker
 from tests.support.queued_jobs import enqueue_plain, events, status, submit
+from tests.support.redis_at import redis_at
 from tests.support.supervised import command
 from tests.support.waiting import wait_until
 
@@ -314,7 +315,7 @@ def test_a_worker_that_was_wrongly_taken_for_dead_keeps_its_jobs_by_its_next_bea
 
 
 def test_a_redis_that_is_away_costs_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    dead_workers = DeadWorkers(Redis.from_url("redis://localhost:1"), ["mlxq"])
+    dead_workers = DeadWorkers(redis_at("redis://localhost:1"), ["mlxq"])
 
     dead_workers.release("gone")
     dead_workers.release_silent()

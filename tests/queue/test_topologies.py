@@ -17,6 +17,7 @@ from tests.support.fake_engine import FakeWorker
 from tests.support.fake_worker import FakeWorker as EchoWorker
 from tests.support.processes import MLXQ, run
 from tests.support.queued_jobs import submit
+from tests.support.redis_at import redis_on
 from tests.support.topologies import Watched, cluster, watched_by_sentinel
 from tests.support.waiting import DEADLINE_S, wait_until
 
@@ -46,12 +47,12 @@ def test_workers_and_clients_follow_sentinel_to_a_new_primary(watched: Watched) 
         thread.start()
         before = submit(for_client, *PROMPTS)
         assert before.wait(DEADLINE_S).num_finished == len(PROMPTS)
-        with Redis(port=watched.primary_port) as primary:
-            assert primary.wait(1, 10_000) == 1, "what was acknowledged is on the replica"
+        with redis_on(watched.primary_port) as primary:
+            assert primary.wait(1, int(DEADLINE_S * 1000)) == 1, "what was acknowledged is on the replica"
 
         # when
         watched.primary.kill()
-        with Redis(port=watched.replica_port) as replica:
+        with redis_on(watched.replica_port) as replica:
             wait_until(lambda: replica.info("replication")["role"] == "master", "the failover")
             wait_until(lambda: leads_to(for_client, watched.replica_port), "Sentinel to say so")
             after = submit(for_client, *PROMPTS)
@@ -71,12 +72,12 @@ def test_a_client_in_an_event_loop_follows_sentinel_to_a_new_primary(watched: Wa
         async with AsyncClient(watched.url) as client:
             # given
             before = await client.submit(PROMPTS)
-            with Redis(port=watched.primary_port) as primary:
-                assert primary.wait(1, 10_000) == 1, "what was acknowledged is on the replica"
+            with redis_on(watched.primary_port) as primary:
+                assert primary.wait(1, int(DEADLINE_S * 1000)) == 1, "what was acknowledged is on the replica"
 
             # when
             watched.primary.kill()
-            with Redis(port=watched.replica_port) as replica:
+            with redis_on(watched.replica_port) as replica:
                 await asyncio.to_thread(
                     wait_until, lambda: replica.info("replication")["role"] == "master", "the failover"
                 )

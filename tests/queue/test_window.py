@@ -6,22 +6,29 @@ import logging
 import re
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from redis import Redis
-from tests.support.fake_worker import FakeWorker
+from tests.support.fake_worker import FakeWorker, echo
 from tests.support.file_runs import Files, go_on, prompt
+from tests.support.redis_at import redis_at
 from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq import keys
+from mlxq.contract import Request
 from mlxq.errors import BatchNotFound, QueueError
 from mlxq.files.collection import collect
 from mlxq.files.tally import Tally
 from mlxq.queue import batch as batch_module
+from mlxq.queue import client as client_module
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
+from mlxq.queue.window import InflightWindow
+from mlxq.requests.openai import ParsedLine
+from mlxq.requests.submission import as_requests
 
 WINDOW = 10
 
@@ -43,7 +50,7 @@ class Producer:
     def __init__(self, url: str, batch: Batch, num_requests: int) -> None:
         self.most = 0
         self._batch = Client(url).open(batch.id)
-        self._redis = Redis.from_url(url)
+        self._redis = redis_at(url)
         self._num_requests = num_requests
         self._thread = threading.Thread(target=self._add)
 
@@ -67,6 +74,67 @@ class Producer:
 
     def _look(self) -> None:
         self.most = max(self.most, int(self._redis.zcard(keys.batch_jobs(self._batch.id))))
+
+
+def lines_of(*lengths: int) -> list[ParsedLine]:
+    return list(as_requests([prompt(f"r{number}", "x" * length) for number, length in enumerate(lengths)], chat=False))
+
+
+def test_a_window_takes_requests_in_parts_of_a_quarter_and_long_ones_in_smaller_parts() -> None:
+    window = InflightWindow(100, max_bytes=4000)
+
+    parts = list(window.parts(lines_of(*[1] * 30, 2000, *[600] * 3)))
+
+    assert [len(part) for part in parts] == [25, 6, 2, 1]
+
+
+def test_a_window_has_no_room_while_the_last_ones_that_were_added_are_too_long_together() -> None:
+    window, one = InflightWindow(100, max_bytes=4000), lines_of(1)
+    window.added(lines_of(*[1500] * 10))
+
+    assert [window.has_room(one, num_inflight) for num_inflight in (0, 2, 3, 10)] == [True, True, False, False]
+    window.added(lines_of(*[1] * 10))
+    assert [window.has_room(one, num_inflight) for num_inflight in (10, 12, 13, 100)] == [True, True, False, False]
+
+
+def test_one_request_that_is_longer_than_the_window_goes_in_alone() -> None:
+    window = InflightWindow(100, max_bytes=4000)
+    [part, last] = window.parts(lines_of(9000, 1))
+
+    assert (len(part), window.has_room(part, 0)) == (1, True)
+    window.added(part)
+    assert (window.has_room(last, 1), window.has_room(last, 0)) == (False, True)
+
+
+@pytest.mark.parametrize("how", ["submit", "run"])
+def test_long_requests_wait_for_room_though_they_are_few(
+    client: Client, redis_url: str, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    window = partial(InflightWindow, max_bytes=40_000)
+    monkeypatch.setattr(batch_module, "InflightWindow", window)
+    monkeypatch.setattr(client_module, "InflightWindow", window)
+    has_waited, lengths = threading.Event(), list[int]()
+    for module in (batch_module, client_module):  # which both do so once there is no room
+        monkeypatch.setattr(module, "warn_if_no_worker", lambda *_: has_waited.set())
+
+    def answer(request: Request, job_id: str) -> dict[str, Any]:
+        assert has_waited.wait(DEADLINE_S)
+        return echo(request, job_id)
+
+    def produced() -> Iterator[dict[str, Any]]:
+        for number in range(60):
+            lengths.append(client.queue_length())
+            yield prompt(f"r{number}", "x" * 10_000)
+
+    with FakeWorker(redis_url, answer):
+        if how == "run":
+            answers = list(client.run(produced(), max_inflight=50))
+        else:
+            batch = client.submit(produced(), "b1", max_inflight=50)
+            answers = list(batch.as_completed(DEADLINE_S))
+
+    assert len(answers) == 60
+    assert max(lengths) <= 5, "four of them are 40 kB, and a part is one"
 
 
 def test_what_a_collector_has_not_deleted_is_part_of_the_window(client: Client, redis_url: str, files: Files) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Event, Thread
@@ -14,9 +15,10 @@ from redis import Redis
 from redis import exceptions as redis_errors
 from rq.command import send_shutdown_command, send_stop_job_command
 from rq.suspension import resume, suspend
-from rq.worker import DequeueStrategy
+from rq.worker import BaseWorker, DequeueStrategy
 from tests.support.fake_engine import FakeEngine, FakePreparer, FakeWorker, width_of
 from tests.support.queued_jobs import answer, enqueue_plain, events, fetch, queue_of, status, submit
+from tests.support.redis_at import redis_at
 from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq.errors import ConfigError, ModelError
@@ -66,6 +68,7 @@ def working(worker: Watched) -> Iterator[Thread]:
         try:
             worker.work()
         except BaseException as error:  # noqa: BLE001 - for the test to look at
+            traceback.print_exc()
             worker.error = error
 
     thread = Thread(target=work)
@@ -77,6 +80,12 @@ def working(worker: Watched) -> Iterator[Thread]:
             worker.request_stop(15, None)
         thread.join(DEADLINE_S)
         assert not thread.is_alive()
+
+
+def hears(worker: Watched) -> bool:
+    """Whether it has subscribed to RQ's commands: nobody keeps those that come before."""
+    [(_, num_subscribed)] = worker.connection.pubsub_numsub(worker.pubsub_channel_name)
+    return bool(num_subscribed)
 
 
 def lose_first_reply_of_claim(monkeypatch: pytest.MonkeyPatch, error: Exception | None) -> None:
@@ -244,7 +253,7 @@ def test_rqs_stop_command_ends_one_running_job(connection: Redis) -> None:
     worker = a_worker(connection)
 
     with working(worker):
-        wait_until(lambda: worker.num_rows == 2, "both rows")
+        wait_until(lambda: worker.num_rows == 2 and hears(worker), "both rows")
         send_stop_job_command(connection, stopped.id, serializer="json")
         wait_until(lambda: status(connection, stopped.id) == "stopped", "the job to stop")
         assert status(connection, other.id) == "started"
@@ -329,7 +338,7 @@ def test_rqs_shutdown_command_stops_an_idle_worker(connection: Redis) -> None:
     worker = a_worker(connection)
 
     with working(worker) as thread:
-        wait_until(lambda: worker.engines, "the worker to start")
+        wait_until(lambda: hears(worker), "the worker to hear")
         send_shutdown_command(connection, worker.name)
         thread.join(DEADLINE_S)
         assert not thread.is_alive()
@@ -438,7 +447,8 @@ def test_connections_that_break_again_and_again_lose_and_double_nothing(
     worker = a_worker(connection, width=8, maintenance_s=1.0)
     worker.step_s = 0.005
 
-    with working(worker), Redis.from_url(redis_url) as saboteur:
+    with working(worker), redis_at(redis_url) as saboteur:
+        wait_until(lambda: worker.num_rows, "the worker to be there")  # one that can't even register gives up
         for _ in range(25):
             saboteur.client_kill_filter(_type="normal", skipme=True)
             time.sleep(0.03)
@@ -446,6 +456,36 @@ def test_connections_that_break_again_and_again_lose_and_double_nothing(
 
     assert batch.counts().num_finished == 300
     assert sorted(events(connection, batch).values()) == [1] * 300
+
+
+def test_a_registration_whose_reply_was_lost_is_one_all_the_same(
+    connection: Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    register, failures = BaseWorker.register_birth, [redis_errors.ConnectionError("gone")]
+
+    def flaky(self: BaseWorker) -> None:
+        register(self)  # type: ignore[no-untyped-call]
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(BaseWorker, "register_birth", flaky)
+    job = enqueue_plain(connection)
+
+    a_worker(connection).work(burst=True)
+
+    assert (failures, status(connection, job.id)) == ([], "finished")
+
+
+def test_a_name_that_another_worker_has_is_no_registration(connection: Redis) -> None:
+    first, second = (
+        FakeWorker(["mlxq"], name="same", connection=connection, serializer="json", config=WorkerConfig(model="fake"))
+        for _ in range(2)
+    )
+    first.register_birth()
+
+    with pytest.raises(ValueError, match="active worker named 'same'"):
+        second.work(burst=True)
 
 
 def test_an_error_that_no_waiting_cures_ends_the_worker(

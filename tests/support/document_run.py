@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.documents import BACKGROUND, EXIT_CODE, FILE, NOT_RUN, OUTPUT, PART_OF, Block
+from tests.support.ports import free_port
 from tests.support.processes import ended, run, running
-from tests.support.queued_jobs import free_port
+from tests.support.waiting import DEADLINE_S
 
 ADDRESS = "redis://localhost:6379/0"
 """What documents call the Redis on the reader's machine."""
@@ -77,7 +78,7 @@ class Reader:
             for process in started:
                 assert process.poll() is None, ended(process)
                 process.terminate()
-                assert process.wait(timeout=60) == 0
+                assert process.wait(timeout=DEADLINE_S) == 0
 
     def _do(self, block: Block) -> None:
         if block.is_command:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from threading import Event
 
@@ -176,6 +176,19 @@ class FakeEngine:
         )
 
 
+@dataclass
+class HeldEngine(FakeEngine):
+    """None of its rows gets any further until `may_go` says so."""
+
+    may_go: Callable[[], object] = lambda: True
+
+    def step(self, now: float) -> StepReport:
+        if not self.may_go():
+            time.sleep(0.005)
+            return self._report((), num_computed=0)
+        return super().step(now)
+
+
 class FakePreparer:
     """One token per character."""
 
@@ -262,6 +275,18 @@ class LoadingWorker(FakeWorker):
         self.connection.set("loading", self.name)
         time.sleep(FOREVER_S)
         raise AssertionError("nobody waits that long")
+
+
+class HeldWorker(FakeWorker):
+    """Decodes nothing until somebody writes `go` to Redis."""
+
+    def load_backend(self, config: WorkerConfig) -> Backend:
+        width = width_of(config)
+
+        def new_engine() -> FakeEngine:
+            return HeldEngine(width, self.step_s, may_go=lambda: self.connection.exists("go"))
+
+        return Backend(FakePreparer(), new_engine, width, "model fake", model_name="fake")
 
 
 class SlowWorker(FakeWorker):

@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import msgspec
-from redis import Redis
 from rq.exceptions import NoSuchJobError
 from rq.job import Job
+from tests.support.redis_at import redis_at
 
 from mlxq import keys
 from mlxq.contract import Choice, EosEntry, Failure, Request, Result, RunInfo, StopDetails, Usage
@@ -55,7 +55,7 @@ class FakeWorker:
         self, url: str, answer: Callable[[Request, str], dict[str, Any]] = echo, *, queue: str = keys.DEFAULT_QUEUE
     ) -> None:
         self.custom_ids: list[str] = []
-        self._redis = Redis.from_url(url)
+        self._redis = redis_at(url)
         self._answer = answer
         self._queue = queue
         self._stopping = threading.Event()

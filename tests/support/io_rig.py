@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from redis import Redis
 from tests.support.fake_engine import FakeEngine, FakePreparer, FakeWorker
+from tests.support.redis_at import redis_at
 from tests.support.waiting import DEADLINE_S
 
 from mlxq_worker.config import EngineConfig, WorkerConfig
@@ -22,7 +22,7 @@ class IoRig:
 
     def __init__(self, url: str, *, close_s: float = 5.0) -> None:
         config = WorkerConfig(model="fake", engine=EngineConfig(max_num_seqs=4), lease_s=LEASE_S, maintenance_s=0.1)
-        self._redis = Redis.from_url(url)
+        self._redis = redis_at(url)
         self.worker = FakeWorker(["mlxq"], connection=self._redis, serializer="json", config=config)
         self.worker.register_birth()
         self._channel = Channel.open()

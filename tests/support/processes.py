@@ -63,6 +63,7 @@ def ended(process: subprocess.Popen[str]) -> str:
 
 def rq(url: str, *arguments: str) -> str:
     """What one of RQ's own commands prints, in this process; it must succeed."""
-    done = CliRunner().invoke(rq_main, [*arguments, "-u", url], catch_exceptions=False)
+    patient = f"{url}?socket_timeout={DEADLINE_S}"
+    done = CliRunner().invoke(rq_main, [*arguments, "-u", patient], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.stdout

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections import Counter
 from typing import Any, cast
 
@@ -56,9 +55,3 @@ def events(connection: Redis, batch: Batch) -> Counter[str]:
 def num_strikes(connection: Redis) -> int:
     """Of all jobs together."""
     return sum(int(connection.hget(key, "mlxq_strikes") or 0) for key in connection.scan_iter("rq:job:*", _type="hash"))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

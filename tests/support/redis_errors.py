@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from redis import Redis
 from redis.exceptions import RedisError
+from tests.support.redis_at import redis_at
 from tests.support.waiting import wait_until
 
 
@@ -28,7 +28,7 @@ class RedisErrors:
     """
 
     def __init__(self, url: str, pid: int, directory: Path) -> None:
-        self._redis = Redis.from_url(url, socket_timeout=30)
+        self._redis = redis_at(url)
         self._url = url
         self._pid = pid
         self._snapshot = directory / "dump.rdb"
@@ -69,7 +69,7 @@ class RedisErrors:
 
     def _run_endless_script(self) -> None:
         def run() -> None:
-            with Redis.from_url(self._url) as redis, suppress(RedisError):
+            with redis_at(self._url) as redis, suppress(RedisError):
                 redis.eval("while true do end", 0)
 
         threading.Thread(target=run, daemon=True).start()

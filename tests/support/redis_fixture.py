@@ -13,8 +13,10 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from tests.support.programs import program_on_path
-from tests.support.waiting import DEADLINE_S, wait_until
+from tests.support.redis_at import redis_at
+from tests.support.waiting import wait_until
 
+from mlxq.deploying.roles import Role, acl_line
 from mlxq_worker.supervision.redis_server import SERVERS, private_redis
 
 
@@ -32,21 +34,35 @@ class MortalRedis:
         wait_until(self._answers, "redis-server to start")
 
     def _answers(self) -> bool:
-        with Redis.from_url(self.url) as connection:
+        with redis_at(self.url) as connection:
             try:
                 return bool(connection.ping())
             except RedisConnectionError:
                 return False
 
     def save(self) -> None:
-        with Redis.from_url(self.url, socket_timeout=DEADLINE_S) as connection:
+        with redis_at(self.url) as connection:
             connection.save()
+
+    def refused(self) -> list[str]:
+        """What it has refused to anybody, but for calls of CLIENT that redis-py can do without: Redis 6.2 has them in
+        its ACL LOG by that name, where later ones name the part or don't know it."""
+        with redis_at(self.url) as connection:
+            return [str(entry["object"]) for entry in connection.acl_log() if entry["object"] != "client"]
 
     def kill(self) -> None:
         if self._server is not None:
             self._server.kill()
             self._server.wait()
             self._server = None
+
+
+def user_with_rights(url: str, role: Role, without: str = "") -> str:
+    """The same Redis for a user that has the rights of this role, as `mlxq deploy acl` gives them, but for one."""
+    name, *rights = acl_line(role).split()[1:]
+    with redis_at(url) as admin:
+        admin.execute_command("ACL", "SETUSER", name, "reset", *(right for right in rights if right != without))
+    return url.replace("unix://", f"unix://{name}:CHANGE-ME@")
 
 
 @pytest.fixture(scope="session")
@@ -72,7 +88,7 @@ def mortal_redis(redis_program: str, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture
 def redis_url(redis_server_url: str) -> str:
     """The URL of an empty Redis."""
-    with Redis.from_url(redis_server_url, socket_timeout=DEADLINE_S) as connection:
+    with redis_at(redis_server_url) as connection:
         connection.flushall()
     return redis_server_url
 
@@ -80,5 +96,5 @@ def redis_url(redis_server_url: str) -> str:
 @pytest.fixture
 def connection(redis_url: str) -> Iterator[Redis]:
     """A connection to the empty Redis at `redis_url`."""
-    with Redis.from_url(redis_url, socket_timeout=DEADLINE_S) as connection:
+    with redis_at(redis_url) as connection:
         yield connection

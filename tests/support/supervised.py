@@ -8,7 +8,7 @@ import os
 import sys
 from importlib import import_module
 
-from redis import Redis
+from tests.support.redis_at import redis_at
 
 from mlxq_worker.config import WorkerConfig
 
@@ -28,7 +28,7 @@ def main() -> int:
     worker_class = getattr(import_module(module), name)
     logging.basicConfig(level=logging.INFO)
     config = WorkerConfig.from_env(os.environ)
-    with Redis.from_url(config.url) as connection:
+    with redis_at(config.url) as connection:
         worker = worker_class(
             list(config.queues), name=config.name, connection=connection, serializer="json", config=config
         )

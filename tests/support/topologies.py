@@ -10,7 +10,8 @@ from pathlib import Path
 
 from redis import Redis
 from redis.exceptions import RedisError
-from tests.support.queued_jobs import free_port
+from tests.support.ports import free_port
+from tests.support.redis_at import redis_on
 from tests.support.waiting import wait_until
 
 SERVICE = "mlxq-test"
@@ -29,7 +30,7 @@ class Watched:
 @contextmanager
 def server(program: str, directory: Path, *options: str) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
     """A server at a port of its own, once it answers."""
-    port = low_port()
+    port = free_port()
     process = subprocess.Popen(
         [program, *options, "--port", str(port), "--dir", str(directory)],
         stdout=subprocess.DEVNULL,
@@ -58,9 +59,9 @@ def watched_by_sentinel(program: str, directory: Path) -> Iterator[Watched]:
             f"sentinel failover-timeout {SERVICE} 3000\n"
         )
         port, _ = stack.enter_context(server(program, directory, str(config), "--sentinel"))
-        with Redis(port=port) as sentinel:
+        with redis_on(port) as sentinel:
             wait_until(lambda: sentinel.sentinel_slaves(SERVICE), "the Sentinel to know the replica")
-        with Redis(port=replica_port) as replica:
+        with redis_on(replica_port) as replica:
             wait_until(lambda: replica.info("replication")["master_link_status"] == "up", "the replica")
         # One Sentinel is down, as is usual: the next one is asked.
         url = f"redis+sentinel://127.0.0.1:1,127.0.0.1:{port}/{SERVICE}/0"
@@ -70,22 +71,15 @@ def watched_by_sentinel(program: str, directory: Path) -> Iterator[Watched]:
 @contextmanager
 def cluster(program: str, directory: Path) -> Iterator[str]:
     """The URL of a cluster of one node, which has all slots."""
-    with server(program, directory, "--cluster-enabled", "yes", "--save", "") as (port, _), Redis(port=port) as redis:
+    with server(program, directory, "--cluster-enabled", "yes", "--save", "") as (port, _), redis_on(port) as redis:
         redis.execute_command("CLUSTER", "ADDSLOTSRANGE" if _has_ranges(redis) else "ADDSLOTS", *_slots(redis))
         wait_until(lambda: redis.execute_command("CLUSTER INFO")["cluster_state"] == "ok", "the cluster")
         yield f"redis://127.0.0.1:{port}/0"
 
 
-def low_port() -> int:
-    """A free one that leaves room for a cluster's second port, 10,000 above it."""
-    while (port := free_port()) > 50_000:
-        pass
-    return port
-
-
 def answers(port: int) -> bool:
     try:
-        with Redis(port=port) as redis:
+        with redis_on(port) as redis:
             return bool(redis.ping())
     except RedisError:
         return False

@@ -21,10 +21,10 @@ from typing import Any
 
 import yaml
 from tests.support.documents import ROOT
+from tests.support.ports import free_port
 from tests.support.processes import MLXQ, running
-from tests.support.queued_jobs import free_port
 from tests.support.scripted_models import Folder, write_weights
-from tests.support.waiting import wait_until
+from tests.support.waiting import DEADLINE_S, wait_until
 
 DEPLOY = ROOT / "deploy" / "prometheus"
 SCRAPE_S = 1
@@ -54,7 +54,7 @@ class Prometheus:
         return {target["labels"]["instance"]: target["health"] for target in self._data("targets")["activeTargets"]}
 
     def _data(self, path: str) -> Any:
-        with urllib.request.urlopen(f"{self.url}/api/v1/{path}", timeout=60) as reply:
+        with urllib.request.urlopen(f"{self.url}/api/v1/{path}", timeout=DEADLINE_S) as reply:
             return json.load(reply)["data"]
 
 
@@ -74,7 +74,7 @@ class Worker:
     def end(self) -> None:
         """In peace."""
         self.process.terminate()
-        assert self.process.wait(60) == 0
+        assert self.process.wait(DEADLINE_S) == 0
 
 
 @contextmanager
@@ -141,7 +141,7 @@ def another_model(folder: Path) -> Path:
 
 def is_well(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=60) as reply:
+        with urllib.request.urlopen(url, timeout=DEADLINE_S) as reply:
             return bool(reply.status == 200)
     except OSError:
         return False

@@ -6,10 +6,9 @@ import asyncio
 from typing import Any
 
 import pytest
+from tests.support.waiting import DEADLINE_S
 
 from mlxq.aio.bridge import Threads, as_blocking
-
-TIMEOUT_S = 60
 
 
 class Connection:
@@ -54,5 +53,5 @@ def test_a_cancel_is_not_lost_where_a_command_ends_at_that_moment(turns: int) ->
             await connection.caller
         threads.close()
 
-    asyncio.run(asyncio.wait_for(script(), TIMEOUT_S))
+    asyncio.run(asyncio.wait_for(script(), DEADLINE_S))
     assert ended == ["cleaned up"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -58,7 +59,7 @@ TESTS = Path(__file__).parent.parent
 REDIS_KILLER = """
 import os, time
 from redis import Redis
-os.kill(Redis.from_url(os.environ["MLXQ_URL"]).info()["process_id"], 9)
+os.kill(Redis.from_url(os.environ["MLXQ_URL"], socket_timeout=300).info()["process_id"], 9)
 time.sleep(3600)
 """
 
@@ -195,7 +196,10 @@ def test_a_command_that_is_misspelt_is_told_from_one_that_is_nothing_like_any() 
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-@pytest.mark.parametrize("arguments", [("deploy", "redis"), ("deploy", "acl", "--role", "worker"), ("eos", "demo")])
+@pytest.mark.parametrize(
+    "arguments",
+    [("--help",), ("--version",), ("deploy", "redis"), ("deploy", "acl", "--role", "worker"), ("eos", "demo")],
+)
 def test_an_output_that_takes_nothing_is_one_line(arguments: tuple[str, ...]) -> None:
     with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "mlxq", *arguments]
@@ -204,6 +208,17 @@ def test_an_output_that_takes_nothing_is_one_line(arguments: tuple[str, ...]) ->
         1,
         "Error: can't write to standard output or a file: No space left on device",
     )
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("--version",), ("deploy", "redis")])
+def test_an_output_that_nobody_reads_any_more_ends_a_command_without_a_word(arguments: tuple[str, ...]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "mlxq", *arguments]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -477,7 +492,7 @@ def test_status_and_collect_count_what_was_cancelled_alike(redis_url: str, tmp_p
 
     worker = FakeWorker(redis_url, answer)
     with worker:
-        assert both.wait(10)
+        assert both.wait(DEADLINE_S)
     mlxq("cancel", "b1", "--url", redis_url)
 
     # when

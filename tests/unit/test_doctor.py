@@ -12,7 +12,9 @@ import pytest
 from click.testing import CliRunner
 from redis import Redis
 from tests.support.fake_engine import FakeEngine, FakePreparer
-from tests.support.queued_jobs import free_port, submit
+from tests.support.ports import free_port
+from tests.support.queued_jobs import submit
+from tests.support.redis_at import redis_at
 from tests.support.redis_fixture import MortalRedis
 from tests.support.scripted_models import Folder
 
@@ -132,7 +134,7 @@ def test_an_address_that_is_none() -> None:
 
 
 def test_a_wrong_password_which_is_not_shown(mortal_redis: MortalRedis) -> None:
-    with Redis.from_url(mortal_redis.url) as admin:
+    with redis_at(mortal_redis.url) as admin:
         admin.config_set("requirepass", SECRET)
 
     finding = only(look_at_queues(mortal_redis.url.replace("unix://", "unix://:wrong-one@"), ["mlxq"]))
@@ -171,7 +173,7 @@ def test_clocks_that_differ() -> None:
 
 @pytest.fixture
 def admin(mortal_redis: MortalRedis) -> Iterator[Redis]:
-    with Redis.from_url(mortal_redis.url) as connection:
+    with redis_at(mortal_redis.url) as connection:
         yield connection
 
 

@@ -412,6 +412,17 @@ def test_no_class_of_either_package_has_the_name_of_another() -> None:
     assert class_names_twice(modules()) == []
 
 
+def test_no_test_connects_to_redis_with_the_short_patience_that_redis_py_has_by_itself() -> None:
+    own = [
+        f"{path.name}: {line.strip()}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.search(r"\bRedis(\.from_url\(|\((port|host|unix_socket_path)=)", line) and "socket_timeout=" not in line
+        if path.parent.name != "bench"
+    ]
+    assert own == [], "take redis_at, of tests.support.redis_at"
+
+
 @pytest.mark.parametrize("package", FLOORS)
 def test_every_floor_is_there(package: str) -> None:
     names = {_part_of(package, module.name) for module in modules()} - {""}

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.fake_engine import FakeEngine
 from tests.support.metric_table import ALL_METRICS, DOCUMENT, written
 from tests.support.row_specs import row_spec
+from tests.support.waiting import DEADLINE_S
 
 from mlxq.errors import ConfigError
 from mlxq.metrics.address import Address
@@ -132,7 +133,9 @@ def serving(*, health: Verdict = WELL, ready: Verdict = WELL) -> Iterator[str]:
 
 def get(url: str, accept: str = "*/*") -> tuple[int, str]:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers={"Accept": accept}), timeout=60) as answer:
+        with urllib.request.urlopen(
+            urllib.request.Request(url, headers={"Accept": accept}), timeout=DEADLINE_S
+        ) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         with error:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from redis import Redis
 from redis.exceptions import WatchError
+from tests.support.redis_at import redis_at
 from tests.support.waiting import wait_until
 
 from mlxq.errors import QueueUnavailable
@@ -39,7 +39,7 @@ def mode_of_directory(url: str) -> int:
 
 @needs_server
 def test_a_server_listens_on_a_private_socket_and_never_evicts() -> None:
-    with private_redis() as server, Redis.from_url(server.url) as connection:
+    with private_redis() as server, redis_at(server.url) as connection:
         assert server.kind in SERVERS
         assert connection.config_get("maxmemory-policy", "port", "save") == {
             "maxmemory-policy": "noeviction",
@@ -60,9 +60,9 @@ def test_nothing_is_left_after_the_block() -> None:
 @needs_server
 def test_two_servers_share_nothing() -> None:
     with private_redis() as one, private_redis() as other:
-        with Redis.from_url(one.url) as connection:
+        with redis_at(one.url) as connection:
             connection.set("a", "1")
-        with Redis.from_url(other.url) as connection:
+        with redis_at(other.url) as connection:
             assert connection.get("a") is None
 
 
@@ -71,7 +71,7 @@ def test_the_server_ends_when_its_owner_is_killed() -> None:
     owner = subprocess.Popen([sys.executable, "-c", OWNER], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     url = owner.stdout.readline().strip()
-    with Redis.from_url(url) as connection:
+    with redis_at(url) as connection:
         pid = int(connection.info("server")["process_id"])
 
     owner.send_signal(signal.SIGKILL)
@@ -98,7 +98,7 @@ def no_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def test_without_a_server_an_embedded_one_takes_its_place(no_server: None) -> None:
-    with private_redis() as server, Redis.from_url(server.url) as connection:
+    with private_redis() as server, redis_at(server.url) as connection:
         assert server.kind == "fakeredis"
         connection.xadd("events", {"job": "a"})
         assert connection.xlen("events") == 1
@@ -114,7 +114,7 @@ def test_an_embedded_server_is_reached_through_a_private_socket_and_nothing_is_l
 
 def test_clients_of_an_embedded_server_keep_apart(no_server: None) -> None:
     """Transactions and subscriptions are those of one connection."""
-    with private_redis() as server, Redis.from_url(server.url) as one, Redis.from_url(server.url) as other:
+    with private_redis() as server, redis_at(server.url) as one, redis_at(server.url) as other:
         with one.pipeline() as pipe, other.pubsub(ignore_subscribe_messages=True) as listening:
             listening.subscribe("news")
             pipe.watch("a")

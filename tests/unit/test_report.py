@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
-from redis import Redis
 from rq.job import Job
 from tests.support.fake_worker import FakeWorker, echo
+from tests.support.redis_at import redis_at
+from tests.support.waiting import DEADLINE_S
 
 from mlxq.cli import main
 from mlxq.cli.progress import Bar, Log, progress
@@ -67,7 +68,7 @@ def test_collect_says_why_and_which_requests(redis_url: str, tmp_path: Path) -> 
         return {**line, "response": None, "error": {"code": "worker_crashed", "message": "it\x1b[2J died\nagain"}}
 
     with FakeWorker(redis_url, fail):
-        Client(redis_url).submit([{"id": name, "prompt": "x"} for name in "abcd"], "b1").wait(timeout_s=20)
+        Client(redis_url).submit([{"id": name, "prompt": "x"} for name in "abcd"], "b1").wait(DEADLINE_S)
     result = mlxq("collect", "b1", "-o", tmp_path / "out.jsonl", "--url", redis_url)
     [line] = [line for line in result.stderr.splitlines() if "worker_crashed" in line]
     assert line == ("  4 x worker_crashed: it\\x1b[2J died\\nagain (request a, request b, request c and 1 more)"), (
@@ -221,7 +222,7 @@ def test_a_batch_is_deleted_once_it_is_done(redis_url: str) -> None:
     Client(redis_url).submit(["x"], "b1")
     early = mlxq("delete", "b1", "--url", redis_url)
     with FakeWorker(redis_url):
-        Client(redis_url).batch("b1").wait(timeout_s=20)
+        Client(redis_url).batch("b1").wait(DEADLINE_S)
     cancelled = mlxq("cancel", "b1", "--url", redis_url)
     listed = mlxq("status", "b1", "--url", redis_url)
     deleted, again = mlxq("delete", "b1", "--url", redis_url), mlxq("delete", "b1", "--url", redis_url)
@@ -309,7 +310,7 @@ def test_the_options_of_single_fields_lie_under_every_request(redis_url: str, tm
     given = ["--max-tokens", "3", "--temperature", "0", "--top-p", "0.5", "--seed", "7", "--stop", "a", "--stop", "b"]
     done = mlxq("enqueue", "-i", table, "--template", template, "--system", "Be kind.", *given, "--url", redis_url)
     [job_id] = Client(redis_url).batch(done.stdout.strip()).job_ids()
-    [payload] = Job.fetch(job_id, Redis.from_url(redis_url), "json").args
+    [payload] = Job.fetch(job_id, redis_at(redis_url), "json").args
     assert payload["body"] == {
         "max_tokens": 3,
         "temperature": 0.0,

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 from tests.support.held_answers import made, request, verdict
+from tests.support.waiting import DEADLINE_S
 
 from mlxq.contract import Structure
 from mlxq.errors import RequestError
@@ -312,7 +313,7 @@ def wide(depth: int) -> dict[str, Any]:
     ],
     ids=["tags", "numbers", "branches", "references", "parts of parts", "a tree of references"],
 )
-@pytest.mark.timeout(20)
+@pytest.mark.timeout(DEADLINE_S)
 def test_a_schema_that_takes_long_to_look_at_costs_moments(schema: dict[str, Any]) -> None:
     with suppress(SchemaError):  # it may also be refused
         json_rule(schema)

@@ -38,6 +38,37 @@ def prompts(path: Path, **options: Any) -> dict[str, Any]:
     return {item.request.custom_id: item.request.prompt for item in good(path, **options)}
 
 
+# --- Of all formats -------------------------------------------------------------------------------------------
+
+LONG = "x" * 10_000
+
+
+def long_rows() -> dict[str, Callable[[Path], Path]]:
+    frame = pd.DataFrame({"id": ["a"], "prompt": [LONG], "note": ["x"]})
+
+    def to_parquet(folder: Path) -> Path:
+        frame.to_parquet(folder / "in.parquet")
+        return folder / "in.parquet"
+
+    chat = json.dumps({"id": "a", "messages": [{"role": "user", "content": LONG}], "note": "x"})
+    return {
+        "CSV": lambda folder: request_file(folder, frame.to_csv(index=False), "in.csv"),
+        "Parquet": to_parquet,
+        "JSON lines": lambda folder: request_file(folder, f"{chat}\n", "in.jsonl"),
+        "text": lambda folder: request_file(folder, f"{LONG}\n", "in.txt"),
+    }
+
+
+@pytest.mark.parametrize("kind", long_rows())
+@pytest.mark.parametrize("options", [{"keep": ("note",)}, {"keep": ("note",), "id": "id"}], ids=["kept", "named"])
+def test_how_long_a_request_is_is_known_whatever_it_was_read_from(
+    kind: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    [line] = good(long_rows()[kind](tmp_path), **({} if kind == "text" else options))
+
+    assert len(LONG) <= line.num_bytes < 1.1 * len(LONG)
+
+
 # --- Text -----------------------------------------------------------------------------------------------------
 
 CSV: dict[str, tuple[bytes, str]] = {

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.support.waiting import wait_until
+from tests.support.waiting import DEADLINE_S, wait_until
 
 from mlxq.errors import WorkerFailed
 from mlxq_worker import exits
@@ -45,7 +45,7 @@ class Rig:
 
     def wait_for_end(self) -> None:
         assert self.process is not None
-        self.process.wait(10)
+        self.process.wait(DEADLINE_S)
 
     def live(self, start: float, end: float) -> bool:
         """One life of the process from its start to its end; returns whether it ended in peace."""
@@ -102,6 +102,25 @@ def test_one_that_was_ready_is_never_given_up_and_named_each_time_it_ends() -> N
         for life in range(MAX_FAILED_STARTS + 1):
             rig.live(life * 100.0, life * 100.0 + 1)
     assert len(set(rig.released)) == MAX_FAILED_STARTS + 1
+
+
+def test_one_that_never_had_the_rights_of_a_worker_is_not_tried_again_though_it_was_ready() -> None:
+    rig = Rig(f"{SAYS_READY} import sys; print('a log line\\nError: no rights'); sys.exit({exits.NO_RIGHTS})")
+    with rig.worker, pytest.raises(WorkerGaveUp, match="can't work: no rights"):
+        rig.live(0.0, 1.0)
+    assert rig.died == [False]
+
+
+def test_one_that_worked_before_waits_for_its_rights(tmp_path: Path) -> None:
+    worked = tmp_path / "worked"
+    rig = Rig(
+        f"{SAYS_READY} import sys; from pathlib import Path; file = Path({str(worked)!r}); again = file.exists();"
+        f"file.touch(); sys.exit({exits.NO_RIGHTS} if again else {exits.NO_LOGIN})"
+    )
+    with rig.worker:
+        for life in range(MAX_FAILED_STARTS + 2):
+            rig.live(life * 100.0, life * 100.0 + 1)
+    assert len(rig.told) == MAX_FAILED_STARTS + 2
 
 
 @pytest.mark.parametrize("code", [exits.GAVE_UP, exits.USAGE, exits.NO_REDIS])
@@ -236,6 +255,7 @@ def test_whether_it_died_or_ended_by_itself_is_told_to_who_looks_after_its_jobs(
         (exits.USAGE, WorkerGaveUp, 2),
         (exits.GAVE_UP, WorkerGaveUp, 2),
         (exits.NO_LOGIN, WorkerGaveUp, 2),
+        (exits.NO_RIGHTS, WorkerGaveUp, 2),
         (exits.NO_REDIS, WorkerFoundNoRedis, 3),
     ],
 )

@@ -12,13 +12,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from queue import Empty
 from types import FrameType
 from typing import Any
 
+import click
+from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 from rq.defaults import DEFAULT_LOGGING_DATE_FORMAT, DEFAULT_LOGGING_FORMAT, DEFAULT_RESULT_TTL
@@ -27,11 +29,11 @@ from rq.serializers import JSONSerializer
 from rq.worker import BaseWorker, DequeueStrategy
 
 from mlxq import keys
-from mlxq.errors import ConfigError
+from mlxq.errors import ConfigError, MlxqError
 from mlxq.logs import fields
 from mlxq.passing import is_refusal
 from mlxq.printable import log_printably
-from mlxq.queue.connect import refuse_cluster, takes_bytes
+from mlxq.queue.connect import queue_errors, refuse_cluster, takes_bytes
 from mlxq_worker import exits
 from mlxq_worker.backend import Backend, load_backend
 from mlxq_worker.config import WorkerConfig
@@ -66,7 +68,10 @@ class BatchWorker(BaseWorker):
     """Between two tries to register in a Redis that can't do that now."""
 
     birth_tries = 4
-    """To register, one after the other: a connection may be cut at any time."""
+    """To register: a connection may be cut at any time."""
+
+    birth_retry_s = 0.1
+    """Between two of them."""
 
     def __init__(self, *args: Any, config: WorkerConfig | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -75,6 +80,8 @@ class BatchWorker(BaseWorker):
         log_printably(logger.name)
         self.exit_code = exits.DONE
         """What the process should end with, for whoever looks after it; RQ's own command ends with 0."""
+        self.has_had_jobs = False
+        """Whether it has claimed any, as of its end."""
 
     @property
     def connection_timeout(self) -> int:
@@ -101,7 +108,25 @@ class BatchWorker(BaseWorker):
         Raises:
             ConfigError: an option or a variable can't be honoured.
             ModelError: the model can't be loaded.
+            SystemExit: either of them, or what is wrong with Redis, where RQ's own command runs it: that would log a
+                traceback.
         """
+        with _clear_errors(self.connection) if _is_run_by_rq() else nullcontext():
+            return self._work(
+                burst, logging_level, date_format, log_format, max_jobs, max_idle_time, with_scheduler, dequeue_strategy
+            )
+
+    def _work(
+        self,
+        burst: bool,
+        logging_level: str | None,
+        date_format: str,
+        log_format: str,
+        max_jobs: int | None,
+        max_idle_time: int | None,
+        with_scheduler: bool,
+        dequeue_strategy: DequeueStrategy,
+    ) -> bool:
         self._refuse(
             {
                 "--max-idle-time": max_idle_time is not None,
@@ -127,7 +152,11 @@ class BatchWorker(BaseWorker):
     def register_birth(self) -> None:
         """RQ's, once what strangers have put under the keys that it writes has made room."""
         Mending(JobStore(self.connection, self.name, self.queue_names())).mend()
-        super().register_birth()  # type: ignore[no-untyped-call]
+        try:
+            super().register_birth()  # type: ignore[no-untyped-call]
+        except ValueError:  # our name is taken: by ourselves, if an earlier try was done and only its reply was lost
+            if not self._is_registered():
+                raise
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """The first call stops in peace, the next one at once."""
@@ -153,17 +182,25 @@ class BatchWorker(BaseWorker):
             except RedisError as error:
                 tries_left -= 1
                 if isinstance(error, RedisConnectionError) and tries_left:  # it was cut, or Redis is away
-                    continue
-                if not is_refusal(error):
+                    pause_s = self.birth_retry_s
+                elif is_refusal(error):
+                    pause_s = self.birth_pause_s
+                    logger.warning("Worker %s waits for Redis, which can't do this now: %s", self.name, error)
+                else:
                     raise
-                logger.warning("Worker %s waits for Redis, which can't do this now: %s", self.name, error)
             else:
                 return True
             with suppress(Empty):
-                self._channel.to_decode.get(timeout=self.birth_pause_s)
+                self._channel.to_decode.get(timeout=pause_s)
                 return False
             if parent is not None and parent.is_gone():
                 return False
+
+    def _is_registered(self) -> bool:
+        """Whether the entry under our name is one that we have written."""
+        return self.birth_date is not None and (
+            self.connection.hget(self.key, "birth") == self.serialize()["birth"].encode()
+        )
 
     def _die(self) -> None:
         try:
@@ -212,6 +249,7 @@ class BatchWorker(BaseWorker):
         try:
             self._decode(config, watch)
         finally:
+            self.has_had_jobs = consumer.has_had_jobs
             io_thread.close()
         done = consumer.outbox
         logger.info(
@@ -285,6 +323,24 @@ class BatchWorker(BaseWorker):
             if loop.is_over(now):
                 return
             loop.turn(now)
+
+
+def _is_run_by_rq() -> bool:
+    """Whether this is ``rq worker``, or a worker of its pool."""
+    context = click.get_current_context(silent=True)
+    program = context.find_root().command.callback if context is not None else None
+    return program is not None and program.__module__.startswith("rq.")
+
+
+@contextmanager
+def _clear_errors(connection: Redis) -> Iterator[None]:
+    """What mlxq raises on purpose is a line of the log, and the process's exit code."""
+    try:
+        with queue_errors(connection):
+            yield
+    except MlxqError as error:
+        logger.error("%s", error)
+        raise SystemExit(error.exit_code) from error
 
 
 def _say_ready(fd: int, max_num_seqs: int) -> None:

@@ -51,7 +51,7 @@ ANNOUNCED_S, LOOK_S = 60.0, 0.2
     "--max-inflight",
     type=click.IntRange(1),
     help="Wait while the batch has so many requests without an answer, or that a `collect --follow --delete` has yet to"
-    " take out of Redis.",
+    " take out of Redis; or 256 MiB of them.",
 )
 @click.option("--route", is_flag=True, help="Send each request to the queue of the model that its `model` field names.")
 @options.url

@@ -35,7 +35,7 @@ from mlxq.results.result_lines import retried_line
 from mlxq.storage.spool import Spool
 
 DEFAULT_MAX_INFLIGHT = keys.DEFAULT_MAX_INFLIGHT
-DEFAULT_MAX_INFLIGHT_BYTES = 256 * 2**20
+DEFAULT_MAX_INFLIGHT_BYTES = keys.DEFAULT_MAX_INFLIGHT_BYTES
 MAX_AHEAD_BYTES = 16 * 2**20
 """Of the lines that are read ahead; at least one is."""
 

@@ -22,7 +22,7 @@ from rq.registry import CanceledJobRegistry, FailedJobRegistry, FinishedJobRegis
 
 from mlxq import keys
 from mlxq.contract import Failure
-from mlxq.errors import BatchNotFound, ConfigError
+from mlxq.errors import BatchNotFound
 from mlxq.queue import rq_keys
 from mlxq.queue.broken_keys import kinds_of_batch, naming
 from mlxq.queue.connect import queue_errors, replies_to
@@ -236,15 +236,6 @@ class Collector:
         script_keys += [*map(Job.key_for, job_ids), *map(rq_keys.results, job_ids)]
         args: list[str | int] = [len(registries), len(job_ids), *job_ids, *event_ids]
         self._redis.eval(source("forget"), len(script_keys), *script_keys, *args)
-
-
-def check_window(max_inflight: int) -> None:
-    """
-    Raises:
-        ConfigError: so many requests in the queue at a time are none.
-    """
-    if max_inflight < 1:
-        raise ConfigError(f"max_inflight must be at least 1, not {max_inflight}")
 
 
 def chunked(items: Iterable[T], size: int) -> Iterator[list[T]]:

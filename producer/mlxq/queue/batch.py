@@ -17,7 +17,7 @@ from rq.serializers import JSONSerializer
 
 from mlxq import keys
 from mlxq.errors import BatchNotFound, ConfigError, QueueError, RequestError
-from mlxq.queue.answers import RECONCILE_S, Collector, EndedJob, check_window, chunked
+from mlxq.queue.answers import RECONCILE_S, Collector, EndedJob, chunked
 from mlxq.queue.broken_keys import kinds_of_batch, naming
 from mlxq.queue.cancel import ask_to_cancel, end_queued, stop_running, take_out
 from mlxq.queue.connect import queue_errors, replies_to
@@ -26,6 +26,7 @@ from mlxq.queue.enqueuing.batch_writer import BatchWriter
 from mlxq.queue.enqueuing.job_data import NewJob, content_hashes
 from mlxq.queue.reconcile import num_open
 from mlxq.queue.scripts import source
+from mlxq.queue.window import InflightWindow
 from mlxq.requests.openai import ParsedLine
 from mlxq.requests.submission import RequestLike, as_requests
 from mlxq.results.answer import Answer, Completed
@@ -36,8 +37,6 @@ RATE_SAMPLE = 200
 """Ended jobs over which `Batch.rate` is measured."""
 POLL_S = 1.0
 ROOM_POLL_S = 0.1
-REFILLS = 4
-"""In so many parts at least a window is filled again as requests are answered."""
 COLLECTOR_S = 30.0
 """A producer that has had no room for so long, though nearly all is answered, says for whom it waits."""
 
@@ -67,6 +66,7 @@ class Batch:
         self._reconcile_s = reconcile_s
         self._rq_queue = Queue(queue, connection=connection, serializer=JSONSerializer)
         self._next_index = 0
+        self._window: InflightWindow | None = None
         self._writer = BatchWriter(connection, batch_id, queue, about or {})
 
     def __repr__(self) -> str:
@@ -93,9 +93,9 @@ class Batch:
         Args:
             lines: what `mlxq.request` builds, objects as they would stand on an input line, or the texts of prompts.
             chat: make plain text a chat message rather than a bare prompt.
-            max_inflight: wait with the next chunk while the batch would have more requests without an answer than that.
-                Where `mlxq collect --follow --delete` takes answers out of Redis, those that it has yet to take count,
-                too.
+            max_inflight: wait with the next chunk while the batch would have more requests without an answer than that,
+                or has 256 MiB of them. Where `mlxq collect --follow --delete` takes answers out of Redis, those that it
+                has yet to take count, too.
 
         Raises:
             RequestError: a request can't be accepted, or has the id of an earlier one; the message has its number. Or
@@ -104,16 +104,15 @@ class Batch:
             QueueError: the batch is cancelled, or in another queue.
             ConfigError: `max_inflight` leaves no room for a request.
         """
-        num_added, size = 0, keys.CHUNK
-        if max_inflight is not None:
-            check_window(max_inflight)
-            size = max(1, min(size, max_inflight // REFILLS))
-        for chunk in chunked(as_requests(lines, chat=chat), size):
-            if max_inflight is not None:
-                self._wait_for_room(max_inflight - len(chunk))
-            if changed := self.changed(chunk):
-                raise self._has_other(changed[0])
-            num_added += self._add_chunk(chunk)
+        requests = as_requests(lines, chat=chat)
+        if max_inflight is None:
+            return sum(map(self._add_new, chunked(requests, keys.CHUNK)))
+        window = self._window_of(max_inflight)
+        num_added = 0
+        for part in window.parts(requests):
+            self._wait_for_room(window, part)
+            num_added += self._add_new(part)
+            window.added(part)
         return num_added
 
     def changed(self, lines: Iterable[ParsedLine]) -> list[str]:
@@ -308,14 +307,26 @@ class Batch:
             if forget:
                 collector.forget(read)
 
-    def _wait_for_room(self, most: int) -> None:
-        """Until no more than so many requests of the batch are in flight."""
+    def _window_of(self, max_inflight: int) -> InflightWindow:
+        """The one through which the batch was added to before, if it was as wide."""
+        if self._window is None or self._window.max_requests != max_inflight:
+            self._window = InflightWindow(max_inflight)
+        return self._window
+
+    def _add_new(self, chunk: list[ParsedLine]) -> int:
+        if changed := self.changed(chunk):
+            raise self._has_other(changed[0])
+        return self._add_chunk(chunk)
+
+    def _wait_for_room(self, window: InflightWindow, part: list[ParsedLine]) -> None:
+        """Until these may be in flight, too."""
         began, has_warned = time.monotonic(), set[str]()
-        while sum(left := self._in_flight()) > most:
+        while not window.has_room(part, sum(left := self._in_flight())):
             if "worker" not in has_warned:
                 warn_if_no_worker(self._redis, self.queue)
                 has_warned.add("worker")
-            if left.num_open <= most and time.monotonic() - began >= COLLECTOR_S and "collector" not in has_warned:
+            has_waited_long = time.monotonic() - began >= COLLECTOR_S
+            if has_waited_long and window.has_room(part, left.num_open) and "collector" not in has_warned:
                 what = f"{left.num_uncollected:,} answers of batch {self.id!r} are yet to be collected"
                 logger.warning("%s; waiting for that: mlxq collect %s --follow --delete", what, self.id)
                 has_warned.add("collector")

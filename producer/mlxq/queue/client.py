@@ -24,11 +24,12 @@ from rq.queue import Queue
 
 from mlxq import keys
 from mlxq.errors import BatchNotFound, ConfigError, QueueError, QueueUnavailable
-from mlxq.queue.answers import RECONCILE_S, check_window, chunked
-from mlxq.queue.batch import POLL_S, REFILLS, Batch
+from mlxq.queue.answers import RECONCILE_S
+from mlxq.queue.batch import POLL_S, Batch
 from mlxq.queue.broken_keys import kinds_of_batch, naming
 from mlxq.queue.connect import DEFAULT_URL, connect, queue_errors, replies_to, takes_bytes
 from mlxq.queue.counts import BatchCounts, num_workers, warn_if_no_worker
+from mlxq.queue.window import InflightWindow
 from mlxq.requests.openai import ParsedLine
 from mlxq.requests.submission import RequestLike, as_requests
 from mlxq.results.answer import Answer, Completed
@@ -111,15 +112,14 @@ class Client:
 
         Args:
             lines, chat: as for `submit`. What is wrong with a request is raised when it is its turn.
-            max_inflight: requests that have no answer yet.
+            max_inflight: requests that have no answer yet; fewer where they are long, 256 MiB together.
 
         Raises:
             RequestError: a request can't be accepted, or has the id of an earlier one; the message has its number.
             QueueUnavailable: Redis can't be reached. What was submitted stays there.
             ConfigError: `max_inflight` leaves no room for a request.
         """
-        check_window(max_inflight)
-        return Completed(self._run(as_requests(lines, chat=chat), max_inflight))
+        return Completed(self._run(as_requests(lines, chat=chat), InflightWindow(max_inflight)))
 
     def open(
         self,
@@ -211,17 +211,18 @@ class Client:
     ) -> None:
         self.close()
 
-    def _run(self, lines: Iterable[ParsedLine], max_inflight: int) -> Generator[Answer]:
+    def _run(self, lines: Iterable[ParsedLine], window: InflightWindow) -> Generator[Answer]:
         batch = self.open()
         collector = batch.collector()
-        chunks = chunked(lines, max(1, min(keys.CHUNK, max_inflight // REFILLS)))
+        parts = window.parts(lines)
         num_open, has_warned = 0, False
         try:
-            chunk = next(chunks, None)
-            while chunk is not None or num_open:
-                while chunk is not None and num_open + len(chunk) <= max_inflight:
-                    num_open += batch.add(chunk)
-                    chunk = next(chunks, None)
+            part = next(parts, None)
+            while part is not None or num_open:
+                while part is not None and window.has_room(part, num_open):
+                    num_open += batch.add(part)
+                    window.added(part)
+                    part = next(parts, None)
                 answers = list(collector.fetch(collector.poll(POLL_S)))
                 if not answers and not has_warned:
                     warn_if_no_worker(self.redis, self.queue)

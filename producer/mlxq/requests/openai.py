@@ -43,9 +43,9 @@ class ParsedLine:
     `payload` is what travels to the worker, which parses it again to an equal `request`: the canonical object
     ``{"custom_id", "url", "body"}``, its body as it was written, less nulls and permitted unknown fields. `dropped`
     names these, each once: the fields that were left out though they say something. `kept` is the user's own, which
-    goes from the input to the output and nowhere else. `num_bytes` is how long the line was, where it was one: about
-    what it takes in memory and in Redis. `mark` is by what another run may know it (`mlxq.files.known_lines`). `asked`
-    is the endpoint that the line itself asks for.
+    goes from the input to the output and nowhere else. `num_bytes` is how long the line was, or about how long the row:
+    about what it takes in memory and in Redis. `mark` is by what another run may know it (`mlxq.files.known_lines`).
+    `asked` is the endpoint that the line itself asks for.
     """
 
     request: Request
@@ -55,6 +55,11 @@ class ParsedLine:
     num_bytes: int = field(default=0, compare=False)
     mark: str | None = field(default=None, compare=False)
     asked: str = field(default="", compare=False)
+
+    @property
+    def length(self) -> int:
+        """About how many bytes it takes in Redis, wherever it is from."""
+        return self.num_bytes or text_length(self.payload["body"])
 
     def called(self, custom_id: str) -> ParsedLine:
         """The same request under another id."""
@@ -371,3 +376,12 @@ def _neither_or_both(both: bool) -> RequestError:
     if both:
         return RequestError("give messages or prompt, not both", param="prompt", code="invalid_value")
     return checks.missing("messages", "the line has neither messages nor a prompt")
+
+
+def text_length(value: Any) -> int:
+    """About how long a value is as JSON: its texts are nearly all of what is long."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, Mapping):
+        return sum(len(name) + text_length(part) for name, part in value.items())
+    return sum(map(text_length, value)) if isinstance(value, list) else 1

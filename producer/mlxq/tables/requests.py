@@ -6,7 +6,7 @@ A record is one request or one `RequestError`. Knows neither files nor which of 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mlxq.errors import RequestError
@@ -48,9 +48,10 @@ class RequestMaker:
         """
         self._check_length(line)
         if self.columns.are_named or self.columns.id is not None:
-            return self.of_row(openai.decoded_object(line), custom_id)
+            return replace(self.of_row(openai.decoded_object(line), custom_id), num_bytes=len(line))
         if self.columns.keep:
-            return self._of_object(self.columns.without_kept(openai.decoded_object(line)), custom_id)
+            parsed = self._of_object(self.columns.without_kept(openai.decoded_object(line)), custom_id)
+            return replace(parsed, num_bytes=len(line))
         return openai.parse_line(
             line,
             default_custom_id=custom_id,
@@ -63,7 +64,7 @@ class RequestMaker:
         """The request that a line of text is the prompt of. Raises `RequestError`."""
         self._check_length(line)
         try:
-            return self.of_prompt(line.decode(), custom_id)
+            return replace(self.of_prompt(line.decode(), custom_id), num_bytes=len(line))
         except UnicodeDecodeError as error:
             raise RequestError(f"the line is not UTF-8: {error}", code="invalid_encoding") from error
 
@@ -73,7 +74,8 @@ class RequestMaker:
         if self.columns.are_named and "prompt" in line and (self.chat or self.system is not None):
             prompt = line.pop("prompt")
             line["messages"] = [{"role": "user", "content": prompt}]
-        return self._of_object(line, custom_id)
+        parsed = self._of_object(line, custom_id)
+        return replace(parsed, num_bytes=openai.text_length(parsed.payload["body"]))
 
     def kept_of(self, value: bytes | Row) -> dict[str, Any]:
         """The columns of a record that go along; nothing of one that can't be read."""

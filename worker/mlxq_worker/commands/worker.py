@@ -29,7 +29,10 @@ from mlxq_worker.config import KV_BITS, WorkerConfig
 from mlxq_worker.startup import collecting_later
 
 if TYPE_CHECKING:
+    from redis import Redis
+
     from mlxq_worker.supervision.totals import Totals
+    from mlxq_worker.worker import BatchWorker
 
 
 NOT_OF_EACH_MODEL = ("url", "models_file", "burst", "grace_s", "metrics_address")
@@ -181,6 +184,7 @@ def _work(config: WorkerConfig, log_level: str, log_format: LogFormat) -> int:
     from mlxq.queue.connect import connect, queue_errors
 
     connection = connect(config.url)
+    batch_worker: BatchWorker | None = None
     try:
         with collecting_later():
             from mlxq_worker.worker import BatchWorker
@@ -198,8 +202,9 @@ def _work(config: WorkerConfig, log_level: str, log_format: LogFormat) -> int:
         _say(missing, log_format)
         return exits.GAVE_UP
     except MlxqError as error:
-        _say(click.ClickException(printable_lines(error)), log_format)
-        return _exit_code(error)
+        said = f"{error}{_missing_rights(connection) if _is_denied(error) else ''}"
+        _say(click.ClickException(printable_lines(said)), log_format)
+        return _exit_code(error, has_worked=batch_worker is not None and batch_worker.has_had_jobs)
     return batch_worker.exit_code
 
 
@@ -211,8 +216,23 @@ def _say(error: click.ClickException, log_format: LogFormat) -> None:
         error.show()
 
 
-def _exit_code(error: MlxqError) -> int:
-    if isinstance(error, LoginRefused) or (error.__cause__ is not None and is_denial(error.__cause__)):
+def _is_denied(error: MlxqError) -> bool:
+    """Whether a right is missing."""
+    return error.__cause__ is not None and is_denial(error.__cause__)
+
+
+def _missing_rights(connection: Redis) -> str:
+    """All that a worker's user lacks, and what to do about it, a line for each kind."""
+    from mlxq_worker.commands.doctor.rights import look_at_rights
+
+    lacks = [finding for finding in look_at_rights(connection, "worker") if finding.level == "problem"]
+    return "".join(f"\n{finding.what}: {finding.todo}" for finding in lacks)
+
+
+def _exit_code(error: MlxqError, *, has_worked: bool) -> int:
+    if _is_denied(error) and not has_worked:
+        return exits.NO_RIGHTS
+    if isinstance(error, LoginRefused) or _is_denied(error):
         return exits.NO_LOGIN
     return exits.NO_REDIS if isinstance(error, QueueUnavailable) else exits.GAVE_UP
 

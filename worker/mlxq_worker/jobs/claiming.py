@@ -75,6 +75,7 @@ class Claiming:
         self._num_live = 0  # likewise, of live ones
         self._poll_timer = Every(POLL_S)
         self.is_suspended = False
+        self.has_had_jobs = False
 
     @property
     def has_model(self) -> bool:
@@ -170,6 +171,7 @@ class Claiming:
         return any(active.job.strikes >= SUSPECT_STRIKES for active in self._active)
 
     def _add(self, jobs: list[ClaimedJob]) -> None:
+        self.has_had_jobs |= bool(jobs)
         self._batches.look_at_new({job.batch for job in jobs if job.batch is not None})
         for job in jobs:
             active = ActiveJob(job)

@@ -95,6 +95,11 @@ class Consumer:
         """How many jobs it has claimed and not ended."""
         return len(self._active)
 
+    @property
+    def has_had_jobs(self) -> bool:
+        """Whether it has ever claimed one."""
+        return self._claiming.has_had_jobs
+
     def turn(self, now: float) -> float:
         """One iteration: beats, then writes what has ended, looks after the dead, prepares and claims.
 

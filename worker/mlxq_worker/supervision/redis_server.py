@@ -22,7 +22,7 @@ from mlxq.errors import ConfigError, QueueUnavailable
 from mlxq_worker.processes import end_process
 
 SERVERS = ("redis-server", "valkey-server")
-START_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 5.0
 LOOK_S = 0.003
 LOG_TAIL_LINES = 5

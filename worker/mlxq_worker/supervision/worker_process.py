@@ -144,7 +144,7 @@ class WorkerProcess:
         self._totals = totals
         self._life: Life | None = None
         self._restarts = Restarts()
-        self._was_ready = False
+        self._has_worked = False
         self._start_at = 0.0
 
     @property
@@ -230,12 +230,12 @@ class WorkerProcess:
             self._on_end(life.name, life.process.returncode not in exits.IN_PEACE)
 
     def _ended(self, life: Life, code: int, now: float) -> bool:
-        self._was_ready |= life.ready_at is not None
+        self._has_worked |= life.ready_at is not None and code != exits.NO_RIGHTS
         self._close(life, now)
         if code == exits.START_AGAIN:
             self._count_restart("recycled")
             return False
-        if code in (exits.USAGE, exits.GAVE_UP) or (code in exits.WAITS and not self._was_ready):
+        if code in (exits.USAGE, exits.GAVE_UP) or (code in exits.WAITS and not self._has_worked):
             gave_up = WorkerFoundNoRedis if code == exits.NO_REDIS else WorkerGaveUp
             raise gave_up(f"the worker can't work: {self._reason(code)}")
         ready_s = None if life.ready_at is None else now - life.ready_at

@@ -35,7 +35,7 @@ class Uniform:
 
     def at(self, positions: Sequence[int]) -> NDArray[np.float32]:
         """Each row's number at its position."""
-        z = self._hashed + (np.array(positions, dtype=np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
+        z = self._hashed + (np.array(positions, dtype=np.int64) + 1).astype(np.uint64) * np.uint64(_GOLDEN)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(_FIRST)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(_SECOND)
         bits = z ^ (z >> np.uint64(31))
