@@ -22,6 +22,7 @@ from mlx_lm.models import gated_delta, qwen3_next  # noqa: E402
 from mlx_lm.models.switch_layers import SwitchGLU  # noqa: E402
 from tests.support.architectures import build  # noqa: E402
 
+from mlxq_worker.engine.runners.attention import attend  # noqa: E402
 from mlxq_worker.engine.runners.on_cpu.quick import quick  # noqa: E402
 from mlxq_worker.engine.runners.on_cpu.routes import route_quick  # noqa: E402
 
@@ -29,15 +30,19 @@ _ROUNDS, _CALLS = 7, 4
 
 
 def main() -> None:
-    parts = operations()
+    parts = operations(_with_mlxs)
     theirs = {name: least_us(compute) for name, compute in parts.items()}
     for model in (build("qwen3_next"), nn.Sequential(nn.Conv1d(1, 1, 1))):
         route_quick(model)
-    ours = {name: least_us(compute, quick) for name, compute in parts.items()}
+    ours = {name: least_us(compute, quick) for name, compute in operations(attend).items()}
     print(json.dumps({name: {"mlx_lm_us": theirs[name], "mlxq_us": ours[name]} for name in parts}))
 
 
-def operations() -> dict[str, Callable[[], Any]]:
+def _with_mlxs(queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
+    return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale)
+
+
+def operations(attention: Callable[[mx.array, mx.array, mx.array, float], mx.array]) -> dict[str, Callable[[], Any]]:
     """By what they are; of decode steps of 16 tokens and prompts' steps of 512."""
     assert qwen3_next.gated_delta_update is gated_delta.gated_delta_update
     experts = SwitchGLU(256, 176, 4)
@@ -61,7 +66,13 @@ def operations() -> dict[str, Callable[[], Any]]:
     keys, decay = (mx.random.normal((1, 300, 4, 32)) / 6 for _ in range(3)), mx.random.uniform(0, 1, (1, 300, 4))
     inputs = [*keys, decay, decay, mx.zeros((1, 4, 32, 32))]
     mx.eval(inputs)
-    return {**found, "delta rule, 300": lambda: gated_delta.gated_delta_ops(*inputs)}
+    query, seen = mx.random.normal((16, 4, 1, 64)), mx.random.normal((16, 4, 500, 64))
+    mx.eval(query, seen)
+    return {
+        **found,
+        "delta rule, 300": lambda: gated_delta.gated_delta_ops(*inputs),
+        "attention to 500, 16": lambda: attention(query, seen, seen, 0.1),
+    }
 
 
 def least_us(compute: Callable[[], Any], block: Callable[[], Any] = nullcontext) -> float:

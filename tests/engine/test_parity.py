@@ -19,12 +19,13 @@ from tests.support.engine_runs import decode, run
 from tests.support.rounding import smallest_gap
 from tests.support.row_specs import name_of, row_named, row_spec
 from tests.support.thorough import sample_of
-from tests.support.tiny_models import COMPARED, CONFIGS, VOCAB_SIZE
+from tests.support.tiny_models import COMPARED, CONFIGS, VOCAB_SIZE, build
 from tests.support.tried_models import engine_over, model_of, packing_of
 
 from mlxq.contract import StopDetails
 from mlxq_worker.engine.api import RowSpec
 from mlxq_worker.engine.engine import BatchEngine
+from mlxq_worker.engine.runners.on_cpu import powers, single_query
 
 PREFILL_CHUNK = 16
 # One token is decoded from, the rest is prefilled: nothing, one chunk exactly, one position more, several chunks;
@@ -138,6 +139,22 @@ def test_rows_that_join_and_leave_at_different_steps_are_as_if_alone(
 
     assert outcome.tokens == reference.expected(specs)
     assert width / 2 < max(report.rows_computed for report in outcome.reports) <= width
+
+
+@pytest.mark.parametrize("architecture", [*COMPARED, "one query for each head of keys"])
+def test_rows_are_as_if_alone_where_numpy_computes_for_mlx(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if architecture in COMPARED:
+        reference = Reference.of(architecture, packed=True)
+    else:
+        model, (prompts, _) = build("llama", num_key_value_heads=4), prompts_and_outputs("llama")
+        reference = Reference(model, True, prompts, [alone(model, prompt, NUM_TOKENS) for prompt in prompts])
+    specs, engine = reference.specs(), reference.engine(3, chunk=PREFILL_CHUNK)  # how it attends has been tried out
+    monkeypatch.setattr(powers, "MANY", 1)
+    monkeypatch.setattr(single_query, "MANY", 1)
+
+    outcome = run(engine, specs)
+
+    assert outcome.tokens == reference.expected(specs)
 
 
 def test_each_id_of_an_eos_set_ends_rows_alone_where_it_first_occurs(reference: Reference) -> None:

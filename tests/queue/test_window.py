@@ -26,7 +26,7 @@ from mlxq.queue import batch as batch_module
 from mlxq.queue import client as client_module
 from mlxq.queue.batch import Batch
 from mlxq.queue.client import Client
-from mlxq.queue.window import InflightWindow
+from mlxq.queue.enqueuing.window import InflightWindow
 from mlxq.requests.openai import ParsedLine
 from mlxq.requests.submission import as_requests
 

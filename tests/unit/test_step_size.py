@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from itertools import count
+from types import MappingProxyType
+from unittest import mock
+
+import mlx.core as mx
 import pytest
 from tests.support.tiny_models import build
 
+from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.runners import step_timing
 from mlxq_worker.engine.runners.packed_model import Way
+from mlxq_worker.engine.scheduling import step_size
 from mlxq_worker.engine.scheduling.step_size import (
     MAX_STALL,
     MAX_TOKENS,
@@ -62,15 +70,62 @@ def test_sizes_double_until_a_step_would_surely_be_too_long(last: StepTiming, fo
     assert next_size(DECODE, [last]) == following
 
 
-def test_sizes_are_timed_as_long_as_tokens_get_cheaper_and_the_first_step_does_not_count() -> None:
-    timed: list[int] = []
+class Machine:
+    """Steps that take what is said, but for those, by their number, that something else makes longer; with a clock that
+    shows nothing else."""
 
-    def step_seconds(num_tokens: int) -> float:
-        timed.append(num_tokens)
-        return 5.0 if len(timed) == 1 else {32: 0.014, 128: 0.040, 256: 0.060, 512: 0.150}[num_tokens]
+    def __init__(self, milliseconds: Mapping[int, float], longer: Mapping[int, float] = MappingProxyType({})) -> None:
+        self._milliseconds, self._longer = milliseconds, longer
+        self.timed: list[int] = []
+        self.now_s = 0.0
 
-    assert find_size(step_seconds, 32) == 256
-    assert timed == [32, 32, 128, 256, 512]
+    def step_seconds(self, num_tokens: int) -> float:
+        seconds = self._milliseconds[num_tokens] / 1000 * self._longer.get(len(self.timed), 1)
+        self.timed.append(num_tokens)
+        self.now_s += seconds
+        return seconds
+
+    def perf_counter(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def find_size_on(monkeypatch: pytest.MonkeyPatch) -> Callable[[Machine], int]:
+    """What is found there for 32 rows."""
+
+    def find(machine: Machine) -> int:
+        monkeypatch.setattr(step_size, "time", machine)
+        return find_size(machine.step_seconds, 32)
+
+    return find
+
+
+SLOW_FROM_512 = {32: 14.0, 128: 40.0, 256: 60.0, 512: 150.0}
+CHEAPER_UP_TO_512 = {32: 14.0, 128: 30.0, 256: 56.0, 512: 108.0, 1024: 220.0, 2048: 450.0}
+
+
+def test_sizes_are_timed_as_long_as_tokens_get_cheaper_and_the_first_step_does_not_count(
+    find_size_on: Callable[[Machine], int],
+) -> None:
+    machine = Machine(SLOW_FROM_512, longer={0: 5})
+
+    assert find_size_on(machine) == 256
+    assert machine.timed == [32, 32, 128, 256, 512, *2 * [32, 256, 512]]
+
+
+@pytest.mark.parametrize("number", range(11))
+@pytest.mark.parametrize("times", [1.3, 3])
+def test_a_step_that_something_makes_longer_changes_nothing(
+    number: int, times: float, find_size_on: Callable[[Machine], int]
+) -> None:
+    assert find_size_on(Machine(CHEAPER_UP_TO_512, longer={number: times})) == 512
+
+
+def test_nothing_is_timed_again_once_that_has_taken_too_long(find_size_on: Callable[[Machine], int]) -> None:
+    machine = Machine({size: 20 * value for size, value in SLOW_FROM_512.items()})
+
+    assert find_size_on(machine) == 256
+    assert machine.timed == [32, 32, 128, 256]
 
 
 @pytest.mark.parametrize(("taken_s", "said_s"), [((5.0, 0.02, 0.01), 0.01), ((5.0, 0.2), 0.2)], ids=["short", "long"])
@@ -82,3 +137,19 @@ def test_a_step_of_a_size_is_timed_once_it_is_warm(
 
     assert step_timing.step_seconds(build("llama"), Way.SHARED, 100, 4) == said_s
     assert not list(times)
+
+
+@pytest.mark.parametrize(
+    ("wall_s", "cpu_s", "is_gpu", "said_s"),
+    [(0.03, 0.02, False, 0.02), (0.03, 0.05, False, 0.03), (0.03, 0.002, True, 0.03)],
+    ids=["others compute, too", "several threads", "a GPU computes"],
+)
+def test_what_others_do_on_the_processors_does_not_count(
+    wall_s: float, cpu_s: float, is_gpu: bool, said_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clocks = mock.Mock(perf_counter=count(0, wall_s).__next__, process_time=count(0, cpu_s).__next__)
+    packed = mock.Mock(hidden=lambda *_: mx.zeros((4, 1, 8)), logits=lambda hidden: hidden)
+    monkeypatch.setattr(step_timing, "time", clocks)
+    monkeypatch.setattr(device, "is_gpu", lambda: is_gpu)
+
+    assert step_timing._step_seconds(packed, mock.Mock(), 4, 2) == said_s

@@ -24,9 +24,9 @@ from mlxq.queue.connect import queue_errors, replies_to
 from mlxq.queue.counts import BatchCounts, warn_if_no_worker
 from mlxq.queue.enqueuing.batch_writer import BatchWriter
 from mlxq.queue.enqueuing.job_data import NewJob, content_hashes
+from mlxq.queue.enqueuing.window import InflightWindow
 from mlxq.queue.reconcile import num_open
 from mlxq.queue.scripts import source
-from mlxq.queue.window import InflightWindow
 from mlxq.requests.openai import ParsedLine
 from mlxq.requests.submission import RequestLike, as_requests
 from mlxq.results.answer import Answer, Completed

@@ -29,7 +29,7 @@ from mlxq.queue.batch import POLL_S, Batch
 from mlxq.queue.broken_keys import kinds_of_batch, naming
 from mlxq.queue.connect import DEFAULT_URL, connect, queue_errors, replies_to, takes_bytes
 from mlxq.queue.counts import BatchCounts, num_workers, warn_if_no_worker
-from mlxq.queue.window import InflightWindow
+from mlxq.queue.enqueuing.window import InflightWindow
 from mlxq.requests.openai import ParsedLine
 from mlxq.requests.submission import RequestLike, as_requests
 from mlxq.results.answer import Answer, Completed

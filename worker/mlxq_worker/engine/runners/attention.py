@@ -7,7 +7,6 @@ because on a CPU mlx's `exp` takes three to four times as long as `power`. Who a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Self
@@ -15,8 +14,9 @@ from typing import Literal, Self
 import mlx.core as mx
 
 from mlxq_worker.engine.kvcache import device
+from mlxq_worker.engine.runners.on_cpu import single_query
+from mlxq_worker.engine.runners.on_cpu.powers import PER_LOG_2, power_of_two
 
-PER_LOG_2 = 1 / math.log(2)
 _UNSEEN = -1e30
 """A score that no other is as low as, and still a number: minus infinity less itself is none."""
 
@@ -158,9 +158,13 @@ def attend_in_part(
     # The heads that share a head of keys are further queries to it: (B, H', H / H' * Q, D).
     # In float32 before the product, as fused kernels sum: a score that is rounded to bfloat16 is off by up to 0.4 %.
     grouped = (queries.astype(mx.float32) * (scale * PER_LOG_2)).reshape(num_rows, num_kv_heads, -1, size)
-    scores = grouped @ keys.astype(mx.float32).swapaxes(-1, -2)  # (B, H', H / H' * Q, T)
+    keys, values = keys.astype(mx.float32), values.astype(mx.float32)
+    is_on_cpu = not device.is_gpu()
+    if is_on_cpu and single_query.pays(grouped, keys):
+        return Partial(*single_query.attend(grouped, keys, values, mask, _UNSEEN))
+    scores = grouped @ keys.swapaxes(-1, -2)  # (B, H', H / H' * Q, T)
     # On a CPU a power that underflows takes far longer than that of minus infinity.
-    is_infinite = mask is not None and not device.is_gpu()
+    is_infinite = mask is not None and is_on_cpu
     if mask is not None:
         if mask.ndim == 2:
             mask = mx.tile(mask, (num_heads // num_kv_heads, 1))
@@ -168,8 +172,8 @@ def attend_in_part(
     peak = scores.max(axis=-1, keepdims=True)
     if is_infinite:
         peak = mx.maximum(peak, _UNSEEN)
-    weights = mx.power(2, scores - peak)
-    weighted = weights @ values.astype(mx.float32)
+    weights = power_of_two(scores - peak) if is_on_cpu else mx.power(2, scores - peak)
+    weighted = weights @ values
     shape = (num_rows, num_heads, num_queries, -1)
     return Partial(
         weighted.reshape(shape),

@@ -1,6 +1,8 @@
 """Times the forward pass of a packed model at a number of tokens, for whoever chooses how many a step takes.
 
 A step of some tokens takes what it takes; which are timed, and what follows from it, is `scheduling/step_size`'s.
+On a CPU the machine may have other work, which makes steps longer by the clock, though not by what they had of the
+processors. That in turn is more than their length where several threads compute. So the lesser of the two counts.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.kvcache.slot_allocator import SlotAllocator
 from mlxq_worker.engine.runners.layout import Layout, Span
 from mlxq_worker.engine.runners.packed_model import PackedModel, Way
@@ -37,7 +40,8 @@ def step_seconds(model: Any, way: Way, num_tokens: int, num_rows: int) -> float:
 
 
 def _step_seconds(packed: PackedModel, layout: Layout, num_tokens: int, num_rows: int) -> float:
-    start = time.perf_counter()
+    start, cpu_start = time.perf_counter(), time.process_time()
     hidden = packed.hidden(mx.zeros((num_tokens,), mx.uint32), layout)
     mx.eval(packed.logits(hidden[:num_rows]))
-    return time.perf_counter() - start
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    return seconds if device.is_gpu() else min(seconds, cpu_seconds)

@@ -1,7 +1,9 @@
 """Chooses how many tokens a step takes through the model, from how long steps of several sizes took.
 
-Takes a handful of steps, once, when prompts first fill a step: about a second for a model of 40M parameters on a CPU,
-which a few short prompts never pay. Plain Python over timings; `runners/step_timing` takes them.
+Takes one or two dozen steps, once, when prompts first fill a step: about a second for a model of 40M parameters on a
+CPU, which a few short prompts never pay. A machine with other work to do makes some of them longer and none shorter, so
+sizes between which it is close are timed again, in turn, and the least of each counts. Plain Python over timings;
+`runners/step_timing` takes them.
 """
 
 from __future__ import annotations
@@ -9,14 +11,16 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 log = logging.getLogger(__name__)
 
 MAX_STALL = 16
 MAX_TOKENS = 4096
-_MAX_SECONDS = 1.0
-"""No further size is timed after so long."""
+_MAX_SECONDS = 1.5
+"""Nothing more is timed after so long."""
+_TIMES_AGAIN = 2
+"""So often is it made sure that a size is too large, and which one is best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,17 +68,53 @@ def find_size(step_seconds: Callable[[int], float], num_rows: int) -> int:
     Args:
         step_seconds: how long a step of so many tokens takes once it is warm; does it.
     """
-    start = time.perf_counter()
+    end = time.perf_counter() + _MAX_SECONDS
     step_seconds(num_rows)  # the very first step loads weights and kernels, too
-    decode = StepTiming(num_rows, step_seconds(num_rows))
-    timings: list[StepTiming] = []
+    steps = _Steps(step_seconds, num_rows)
     size: int | None = first_size(num_rows)
-    while size is not None and (not timings or time.perf_counter() - start < _MAX_SECONDS):
-        timings.append(StepTiming(size, step_seconds(size)))
-        size = next_size(decode, timings)
-    chosen = choose_size(decode, timings)
-    log.info("a step takes up to %d tokens: %s", chosen, ", ".join(map(str, (decode, *timings))))
+    while size is not None and (not steps.timings or time.perf_counter() < end):
+        steps.time(size)
+        size = next_size(steps.decode, steps.timings)
+        for _ in range(_TIMES_AGAIN):
+            if size is None and time.perf_counter() < end:
+                steps.time_again(steps.timings[-2:])
+                size = next_size(steps.decode, steps.timings)
+    for _ in range(_TIMES_AGAIN):
+        if len(best := close_to_best(steps.timings)) > 1 and time.perf_counter() < end:
+            steps.time_again(best)
+    chosen = choose_size(steps.decode, steps.timings)
+    log.info("a step takes up to %d tokens: %s", chosen, ", ".join(map(str, (steps.decode, *steps.timings))))
     return chosen
+
+
+class _Steps:
+    """The shortest step so far of each size that was timed.
+
+    Args:
+        step_seconds: how long a step of so many tokens takes; does it.
+        num_rows: of the decoding rows alone.
+
+    Attributes:
+        decode: a step of those.
+        timings: all others, by rising size.
+    """
+
+    def __init__(self, step_seconds: Callable[[int], float], num_rows: int) -> None:
+        self._step_seconds = step_seconds
+        self.decode = StepTiming(num_rows, step_seconds(num_rows))
+        self.timings: list[StepTiming] = []
+
+    def time(self, num_tokens: int) -> None:
+        """Time a step that is larger than those before."""
+        self.timings.append(StepTiming(num_tokens, self._step_seconds(num_tokens)))
+
+    def time_again(self, timings: Sequence[StepTiming]) -> None:
+        """Time these once more, and the decoding rows'."""
+        self.decode = self._least(self.decode)
+        self.timings = [self._least(timing) if timing in timings else timing for timing in self.timings]
+
+    def _least(self, timing: StepTiming) -> StepTiming:
+        return replace(timing, seconds=min(timing.seconds, self._step_seconds(timing.num_tokens)))
 
 
 def first_size(num_rows: int) -> int:
@@ -98,6 +138,12 @@ def choose_size(decode: StepTiming, timings: Sequence[StepTiming]) -> int:
     return min(allowed, key=lambda timing: timing.seconds_per_token).num_tokens
 
 
+def close_to_best(timings: Sequence[StepTiming]) -> list[StepTiming]:
+    """Those whose tokens cost so little more than the cheapest ones that this may be a disturbance."""
+    least = min(timing.seconds_per_token for timing in timings)
+    return [timing for timing in timings if timing.seconds_per_token <= _MAYBE_AS_CHEAP * least]
+
+
 def next_size(decode: StepTiming, timings: Sequence[StepTiming]) -> int | None:
     """The next size worth timing: twice the last one, unless tokens got dearer when it was doubled before, or such a
     step will surely take too long."""
@@ -110,5 +156,7 @@ def next_size(decode: StepTiming, timings: Sequence[StepTiming]) -> int | None:
 
 _CLEARLY_DEARER = 1.05
 """By more than two measurements of the same differ."""
+_MAYBE_AS_CHEAP = 1.2
+"""As far as two measurements of the same differ where the machine is busy."""
 _CHEAPEST_DOUBLE = 1.8
 """Twice the tokens take at least so many times as long, once a step is one that may be too long."""
