@@ -18,7 +18,7 @@ from mlxq_worker.engine.kvcache.device import Device
 from mlxq_worker.engine.kvcache.gpu_costs import InFlightCopies
 
 _SHARE = 0.8
-"""Of what is left beside the weights; the rest is for activations, which no cache holds."""
+"""Of what is left beside the weights; the rest is for what the reckoning misses, a fifth at most in the tests of it."""
 _CPU_SHARE = 0.5
 """Of the machine's memory: a CPU worker is not alone on it."""
 _METAL_SHARE = 0.9
