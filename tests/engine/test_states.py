@@ -33,7 +33,7 @@ def test_a_row_keeps_its_state_while_others_come_and_go() -> None:
     states.write(indices(1, 0), 2, state(10, 20))
 
     states.write(indices(2), 3, state(30))
-    assert rows_of(states.read(3)) == [20, 10, 30]
+    assert rows_of(states.first(3)) == [20, 10, 30]
     states.write(indices(0), 2, state(40))
 
     assert rows_of(states.read(indices(1, 0))) == [10, 40]
@@ -44,10 +44,10 @@ def test_rows_behind_those_that_are_replaced_keep_their_states_as_long_as_they_a
     states.write(indices(0, 1, 2), 3, state(1, 2, 3))
 
     states.replace_first(state(4, 5), 3)
-    assert rows_of(states.read(3)) == [4, 5, 3]
+    assert rows_of(states.first(3)) == [4, 5, 3]
     states.replace_first(state(6), 2)
 
-    assert rows_of(states.read(3)) == [6, 5]
+    assert rows_of(states.first(3)) == [6, 5]
 
 
 def test_rows_are_copied_over_others_all_at_once() -> None:
@@ -56,7 +56,7 @@ def test_rows_are_copied_over_others_all_at_once() -> None:
 
     states.copy([(0, 1), (0, 3)])
 
-    assert rows_of(states.read(4)) == [1, 1, 3, 1]
+    assert rows_of(states.first(4)) == [1, 1, 3, 1]
 
 
 def test_a_prefix_begins_with_the_state_of_the_one_that_it_goes_on_from() -> None:
@@ -90,4 +90,4 @@ def test_the_state_of_a_prefix_that_is_alone_in_a_step_is_no_rows_state() -> Non
     kept = cache.states.read_prefix(prefix)
     assert kept is not None
     assert rows_of(kept) == [20]
-    assert rows_of(cache.states.read(1)) == [10]
+    assert rows_of(cache.states.first(1)) == [10]

@@ -35,10 +35,16 @@ class States:
     def _num_rows(self) -> int:
         return next((array.shape[0] for array in self._state if array is not None), 0)
 
-    def read(self, rows: mx.array | int) -> State:
-        """The states of rows (n,), or of so many from the first."""
-        if isinstance(rows, int):
-            return tuple(array if array is None or array.shape[0] == rows else array[:rows] for array in self._state)
+    def first(self, num_rows: int) -> Sequence[mx.array | None]:
+        """The states of so many rows from the first."""
+        state = self._state
+        for array in state:
+            if array is not None and array.shape[0] != num_rows:
+                return [None if array is None else array[:num_rows] for array in state]
+        return state  # as in nearly all steps
+
+    def read(self, rows: mx.array) -> State:
+        """The states of rows (n,)."""
         return tuple(None if array is None else array[rows] for array in self._state)
 
     def write(self, rows: mx.array, num_rows: int, state: State) -> None:

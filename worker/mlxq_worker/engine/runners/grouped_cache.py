@@ -9,7 +9,7 @@ mlx-lm's own caches do, so a module computes on it what it computes there. What 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial, wraps
 from typing import Any
 
@@ -65,7 +65,7 @@ class StateCache:
     def view(self, group: Group) -> ArraysCache:
         """The states before a group's first tokens."""
         if group.num_rows:  # as in nearly all steps
-            return _state_view(self.states.read(group.num_rows))
+            return _state_view(self.states.first(group.num_rows))
         empty: State = (None,) * self._size
         if group.is_fresh:
             return _state_view(empty)
@@ -103,10 +103,10 @@ class StateCache:
             self.states.write(rows, self.layout.num_rows, state)
 
 
-def _state_view(state: State) -> ArraysCache:
+def _state_view(state: Sequence[mx.array | None]) -> ArraysCache:
     """A group's states as mlx-lm's models see them. Nothing is padded: all rows have the same number of tokens."""
-    view = ArraysCache(len(state))
-    view.cache = list(state)
+    view = ArraysCache(0)
+    view.cache = [*state]
     return view
 
 
@@ -330,10 +330,11 @@ def _in_groups(
     first, and the others twice, as often as there are caches in slots: up to where they have written, then from there
     on. What was begun in vain is never computed.
     """
-    grouped = caches[0].grouped if len(caches) == 1 else _narrowest(caches)
-    grouping: Grouping = caches[0].layout.derived(grouped)
-    if grouped is by_state and grouping.is_whole:
-        return _in_one_group(compute, grouping.groups[0], caches, args, kwargs)
+    first = caches[0]
+    grouped = first.grouped if len(caches) == 1 else _narrowest(caches)
+    grouping: Grouping = first.layout.derived(grouped)
+    if isinstance(first, StateCache) and len(caches) == 1 and grouping.is_whole:
+        return _in_one_group(compute, grouping.groups[0], first, args, kwargs)
 
     def computed(group: Group) -> Any:
         views: dict[int, Any] = {id(cache): cache.view(group) for cache in caches}
@@ -367,17 +368,17 @@ def _in_groups(
 
 
 def _in_one_group(
-    compute: Callable[..., Any], group: Group, caches: Sequence[Grouped], args: Sequence[Any], kwargs: dict[str, Any]
+    compute: Callable[..., Any], group: Group, cache: StateCache, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> Any:
-    """The same where one group has all tokens as they stand, as in nearly all steps: only caches are views, and states
-    have no masks."""
-    views: dict[int, Any] = {id(cache): cache.view(group) for cache in caches}
-    result = compute(
-        *[None if isinstance(each, SlotMask) else views.get(id(each), each) for each in args],
-        **{name: None if isinstance(each, SlotMask) else views.get(id(each), each) for name, each in kwargs.items()},
-    )
-    for cache in caches:
-        cache.keep(group, views[id(cache)])
+    """The same where one group has all tokens as they stand, as in nearly all steps: only the cache is a view, and
+    states have no masks."""
+    view = cache.view(group)
+    seen = [view if each is cache else None if isinstance(each, SlotMask) else each for each in args]
+    named = {
+        name: view if each is cache else None if isinstance(each, SlotMask) else each for name, each in kwargs.items()
+    }
+    result = compute(*seen, **named)
+    cache.keep(group, view)
     return result
 
 
