@@ -128,8 +128,8 @@ class Places:
 
     def __init__(self, slabs: Numbers, slots: Numbers, columns: Numbers) -> None:
         self._slabs, self._slots, self._columns = slabs, slots, columns
-        self._numbers = Made[PoolShape, NDArray[np.uint32]](partial(_numbers_in, slabs, slots, columns))
-        self.rows = Made[PoolShape, mx.array](partial(_row_array, self._numbers))
+        self._numbers: Made[PoolShape, NDArray[np.uint32]] = Made(partial(_numbers_in, slabs, slots, columns))
+        self.rows: Made[PoolShape, mx.array] = Made(partial(_row_array, self._numbers))
 
     @classmethod
     def of(cls, runs: Iterable[tuple[Slot, range]]) -> Self:

@@ -269,7 +269,7 @@ class Window:
         return later
 
     def _set_views(self) -> None:
-        self.views = Made[int | None, View](partial(View, self._lengths, self._shortest, self._longest))
+        self.views: Made[int | None, View] = Made(partial(View, self._lengths, self._shortest, self._longest))
 
 
 class View:
@@ -297,7 +297,7 @@ class View:
             if sliding is not None and sliding < longest:
                 seen &= columns >= lengths - sliding
             self.mask = mx.array(seen)
-        self.masks = Made[int, mx.array | None](partial(_mask_for, self.mask))
+        self.masks: Made[int, mx.array | None] = Made(partial(_mask_for, self.mask))
 
 
 def _mask_for(mask: mx.array | None, num_heads: int) -> mx.array | None:
