@@ -83,9 +83,12 @@ def test_cancelling_a_batch_ends_what_waits_and_keeps_the_text_of_what_runs(
     connection: Redis, redis_url: str, tmp_path: Path
 ) -> None:
     custom_ids = [f"endless-{index}" for index in range(3 * NUM_ROWS)]
-    decoding, queued = custom_ids[:NUM_ROWS], custom_ids[-NUM_ROWS:]  # between them are those that were claimed ahead
+    # Between them are those that were claimed ahead. The short one's is the last place in the batch: when it has ended
+    # those before it have begun.
+    decoding, queued = custom_ids[: NUM_ROWS - 1], custom_ids[-NUM_ROWS:]
     lines = [endless(custom_id, max_tokens=MAX_TOKENS) for custom_id in custom_ids]
-    batch_id = enqueue(redis_url, tmp_path, [request("short", count_example(1, 10)), *lines])
+    lines.insert(len(decoding), request("short", count_example(1, 10)))
+    batch_id = enqueue(redis_url, tmp_path, lines)
     batch = Client(connection).batch(batch_id)
 
     with worker(redis_url):
@@ -103,7 +106,7 @@ def test_cancelling_a_batch_ends_what_waits_and_keeps_the_text_of_what_runs(
     assert all(is_cut_short(answers[custom_id], "cancelled") and text_of(answers[custom_id]) for custom_id in decoding)
     assert errors.keys() >= set(queued)
     assert {(line["response"], line["error"]["code"]) for line in errors.values()} == {(None, "batch_cancelled")}
-    assert batch.counts().num_cancelled == len(lines)
+    assert batch.counts().num_cancelled == len(custom_ids)
     assert text_after == " 3 4 5 6 7\n"
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 from typing import Any
+from unittest import mock
 
 import mlx.core as mx
 from mlx import nn
@@ -70,11 +71,12 @@ def poisoned_llama(max_batch: int) -> Any:
 
 
 def poisoned_engine(model: Any, decode: Any, width: int) -> BatchEngine:
-    return BatchEngine(
-        model,
-        decode,
-        max_num_seqs=width,
-        max_num_batched_tokens=64,
-        packing=packing_of(model),
-        new_sampler=RaisingSampler,
-    )
+    with mock.patch.object(model.model, "max_batch", Body.max_batch):  # the shapes of a step are no step
+        return BatchEngine(
+            model,
+            decode,
+            max_num_seqs=width,
+            max_num_batched_tokens=64,
+            packing=packing_of(model),
+            new_sampler=RaisingSampler,
+        )
