@@ -41,7 +41,7 @@ HOST_LAYERS = 32
 _MAX_TOKENS = 10_000
 _STEADY_STEPS = 3
 """After so many steps of decoding alone those that follow are alike."""
-_HOST_STEPS = 150
+_HOST_STEPS = 60
 _SIZE = {
     "hidden_size": 64,
     "intermediate_size": 64,

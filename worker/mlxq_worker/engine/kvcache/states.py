@@ -20,7 +20,7 @@ class States:
     """The states of R rows: row r's is number r of each array."""
 
     def __init__(self) -> None:
-        self._state: State = ()
+        self._state: list[mx.array | None] = []
         self._prefixes: dict[Prefix, State] = {}
 
     def __repr__(self) -> str:
@@ -35,13 +35,14 @@ class States:
     def _num_rows(self) -> int:
         return next((array.shape[0] for array in self._state if array is not None), 0)
 
-    def first(self, num_rows: int) -> Sequence[mx.array | None]:
-        """The states of so many rows from the first."""
+    def first(self, num_rows: int) -> list[mx.array | None]:
+        """The states of so many rows from the first, whose arrays may be replaced there: if there are no others, these
+        are the states, as in nearly all steps."""
         state = self._state
         for array in state:
             if array is not None and array.shape[0] != num_rows:
                 return [None if array is None else array[:num_rows] for array in state]
-        return state  # as in nearly all steps
+        return state
 
     def read(self, rows: mx.array) -> State:
         """The states of rows (n,)."""
@@ -49,18 +50,18 @@ class States:
 
     def write(self, rows: mx.array, num_rows: int, state: State) -> None:
         """Put the states of rows (n,) over what is there, where there are `num_rows` rows."""
-        before = self._state or (None,) * len(state)
-        self._state = tuple(_written(old, rows, num_rows, new) for old, new in zip(before, state, strict=True))
+        before = self._state or [None] * len(state)
+        self._state = [_written(old, rows, num_rows, new) for old, new in zip(before, state, strict=True)]
 
-    def replace(self, state: State) -> None:
-        """Have these states and no others."""
+    def replace(self, state: list[mx.array | None]) -> None:
+        """Have these states and no others; they are not copied."""
         self._state = state
 
     def replace_first(self, state: State, num_rows: int) -> None:
         """Have these states of the first rows, where there are `num_rows`. What is there of those behind them stays: a
         layer's other module may have begun them on this very step."""
-        before = self._state or (None,) * len(state)
-        self._state = tuple(_followed(new, old, num_rows) for new, old in zip(state, before, strict=True))
+        before = self._state or [None] * len(state)
+        self._state = [_followed(new, old, num_rows) for new, old in zip(state, before, strict=True)]
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy rows' states to other rows; none is copied from where another is copied to."""

@@ -35,6 +35,7 @@ class StateCache:
         self.states = States()
         self.layout = Layout([])
         self._size = size
+        self._view = ArraysCache(0)
 
     def __repr__(self) -> str:
         return f"StateCache({self.states!r})"
@@ -65,7 +66,8 @@ class StateCache:
     def view(self, group: Group) -> ArraysCache:
         """The states before a group's first tokens."""
         if group.num_rows:  # as in nearly all steps
-            return _state_view(self.states.first(group.num_rows))
+            self._view.cache = self.states.first(group.num_rows)
+            return self._view
         empty: State = (None,) * self._size
         if group.is_fresh:
             return _state_view(empty)
@@ -77,12 +79,12 @@ class StateCache:
 
     def keep(self, group: Group, view: ArraysCache) -> None:
         """Take over the states after a group's last tokens."""
+        if group.num_rows == self.layout.num_rows > 0:  # as in nearly all steps
+            self.states.replace(view.cache)
+            return
         source, state = group.parts[0].source, tuple(view.cache)
         if group.num_rows:
-            if group.num_rows == self.layout.num_rows:
-                self.states.replace(state)
-            else:
-                self.states.replace_first(state, self.layout.num_rows)
+            self.states.replace_first(state, self.layout.num_rows)
         elif isinstance(source, PrefixChunk):
             self.states.write_prefix(source.prefix, state)
         elif group.results is None:
