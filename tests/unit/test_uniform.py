@@ -64,6 +64,23 @@ def test_many_rows_draw_at_once_what_each_draws_alone(rows: list[tuple[int, int]
     assert draws.tolist() == [uniform(seed, position) for seed, position in rows]
 
 
+@given(
+    seeds=st.lists(st.integers(), min_size=1, max_size=4),
+    moves=st.lists(st.tuples(st.integers(min_value=-40, max_value=40), st.integers(0, 3)), min_size=1, max_size=30),
+)
+def test_rows_that_go_on_together_or_apart_or_back_draw_what_each_draws_alone(
+    seeds: list[int], moves: list[tuple[int, int]]
+) -> None:
+    draws, positions = Uniform(seeds), [100 * index for index in range(len(seeds))]
+
+    for steps, alone in moves:
+        positions = [max(0, position + steps) for position in positions]
+        positions[0] += alone  # mostly all of them go on by as many
+        for _ in range(3):
+            positions = [position + 1 for position in positions]
+            assert draws.at(positions).tolist() == [uniform(*row) for row in zip(seeds, positions, strict=True)]
+
+
 def test_a_seed_counts_modulo_two_to_the_64() -> None:
     assert uniform(-1, 3) == uniform((1 << 64) - 1, 3)
     assert uniform(5 + (1 << 64), 3) == uniform(5, 3)
