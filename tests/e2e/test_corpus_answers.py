@@ -30,12 +30,16 @@ def accepted() -> list[Line]:
         for path in sorted(CORPUS.glob("*.jsonl"))
         for entry in map(json.loads, path.read_text(encoding="utf-8").splitlines())
     }
-    bodies = {name: each["line"].get("body", each["line"]) for name, each in named.items() if each["refused"] is None}
-    return [{"custom_id": name, "body": {"max_completion_tokens": 24, **short(body)}} for name, body in bodies.items()]
+    lines = {name: each["line"] for name, each in named.items() if each["refused"] is None}
+    return [
+        {"custom_id": name, "url": line.get("url"), "body": short(line.get("body", line))}
+        for name, line in lines.items()
+    ]
 
 
 def short(body: Line) -> Line:
-    return {name: value for name, value in body.items() if name not in ("max_tokens", "max_completion_tokens")}
+    kept = {name: value for name, value in body.items() if name not in ("max_tokens", "max_completion_tokens")}
+    return {"max_output_tokens" if "input" in body else "max_completion_tokens": 24, **kept}
 
 
 @pytest.mark.slow

@@ -390,10 +390,7 @@ def _narrowest(caches: Sequence[Any]) -> Callable[[Layout], Grouping]:
 
 def _flat(views: Any) -> Iterator[Any]:
     for view in views:
-        if isinstance(view, list):
-            yield from _flat(view)
-        else:
-            yield view
+        yield from _flat(view) if isinstance(view, list) else (view,)
 
 
 def _token_by_token(rows: mx.array) -> mx.array:
