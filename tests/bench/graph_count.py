@@ -70,10 +70,13 @@ def on_a_gpu(counts: Counts) -> Iterator[None]:
     """Take the branches for GPUs for the block, with stand-ins for what is one kernel there. An engine is to be built
     before: it tries its model out."""
 
+    # As short as can be: what they take is counted, too, as if MLX took it.
     def attention(q: Any, k: Any, v: Any, *, scale: float, mask: Any = None, sinks: Any = None, **_: Any) -> Any:
-        parts = [k, v, *(each for each in (mask, sinks) if isinstance(each, mx.array))]
-        if isinstance(mask, mx.array) and q.shape[2] <= _MAX_VECTOR_QUERIES and 1 not in (q.shape[0], q.shape[1]):
-            counts.launches += mask.ndim < 4 or mask.shape[1] != q.shape[1]
+        parts = [k, v] if sinks is None else [k, v, sinks]
+        if isinstance(mask, mx.array):
+            parts += (mask,)
+            if q.shape[2] <= _MAX_VECTOR_QUERIES and 1 not in (q.shape[0], q.shape[1]):
+                counts.launches += mask.ndim < 4 or mask.shape[1] != q.shape[1]
         result = mx.depends(q, parts)
         return result if v.shape[-1] == q.shape[-1] else mx.depends(mx.zeros((*q.shape[:-1], v.shape[-1])), [result])
 
@@ -81,7 +84,8 @@ def on_a_gpu(counts: Counts) -> Iterator[None]:
         return mx.depends(x, [x if weight is None else weight])
 
     def rope(x: Any, dims: int, *, offset: Any = None, freqs: Any = None, **_: Any) -> Any:
-        return mx.depends(x, [each for each in (offset, freqs) if isinstance(each, mx.array)] or [x])
+        parts = [offset] if isinstance(offset, mx.array) else [x]
+        return mx.depends(x, parts if freqs is None else [*parts, freqs])
 
     with ExitStack() as stack:
         stack.enter_context(mock.patch.object(device, "is_gpu", _yes))

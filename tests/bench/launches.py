@@ -42,6 +42,7 @@ _MAX_TOKENS = 10_000
 _STEADY_STEPS = 3
 """After so many steps of decoding alone those that follow are alike."""
 _HOST_STEPS = 60
+"""As many as the longest row of a case goes on for in its slab: with two slabs it would be another case."""
 _SIZE = {
     "hidden_size": 64,
     "intermediate_size": 64,

@@ -17,10 +17,14 @@ State = tuple[mx.array | None, ...]
 
 
 class States:
-    """The states of R rows: row r's is number r of each array."""
+    """The states of R rows: row r's is number r of each array.
+
+    Attributes:
+        current: these arrays; what is put in their place in this list is kept.
+    """
 
     def __init__(self) -> None:
-        self._state: list[mx.array | None] = []
+        self.current: list[mx.array | None] = []
         self._prefixes: dict[Prefix, State] = {}
 
     def __repr__(self) -> str:
@@ -29,16 +33,16 @@ class States:
     @property
     def arrays(self) -> list[mx.array]:
         """All that is there, computed or not."""
-        return [array for state in (self._state, *self._prefixes.values()) for array in state if array is not None]
+        return [array for state in (self.current, *self._prefixes.values()) for array in state if array is not None]
 
     @property
     def _num_rows(self) -> int:
-        return next((array.shape[0] for array in self._state if array is not None), 0)
+        return next((array.shape[0] for array in self.current if array is not None), 0)
 
     def first(self, num_rows: int) -> list[mx.array | None]:
         """The states of so many rows from the first, whose arrays may be replaced there: if there are no others, these
         are the states, as in nearly all steps."""
-        state = self._state
+        state = self.current
         for array in state:
             if array is not None and array.shape[0] != num_rows:
                 return [None if array is None else array[:num_rows] for array in state]
@@ -46,22 +50,22 @@ class States:
 
     def read(self, rows: mx.array) -> State:
         """The states of rows (n,)."""
-        return tuple(None if array is None else array[rows] for array in self._state)
+        return tuple(None if array is None else array[rows] for array in self.current)
 
     def write(self, rows: mx.array, num_rows: int, state: State) -> None:
         """Put the states of rows (n,) over what is there, where there are `num_rows` rows."""
-        before = self._state or [None] * len(state)
-        self._state = [_written(old, rows, num_rows, new) for old, new in zip(before, state, strict=True)]
+        before = self.current or [None] * len(state)
+        self.current = [_written(old, rows, num_rows, new) for old, new in zip(before, state, strict=True)]
 
     def replace(self, state: list[mx.array | None]) -> None:
         """Have these states and no others; they are not copied."""
-        self._state = state
+        self.current = state
 
     def replace_first(self, state: State, num_rows: int) -> None:
         """Have these states of the first rows, where there are `num_rows`. What is there of those behind them stays: a
         layer's other module may have begun them on this very step."""
-        before = self._state or [None] * len(state)
-        self._state = [_followed(new, old, num_rows) for new, old in zip(state, before, strict=True)]
+        before = self.current or [None] * len(state)
+        self.current = [_followed(new, old, num_rows) for new, old in zip(state, before, strict=True)]
 
     def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         """Copy rows' states to other rows; none is copied from where another is copied to."""

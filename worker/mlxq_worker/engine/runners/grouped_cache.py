@@ -375,12 +375,13 @@ def _in_one_group(
     """The same where one group has all tokens as they stand, as in nearly all steps: only the cache is a view, and
     states have no masks."""
     view = cache.view(group)
-    seen = [view if each is cache else None if isinstance(each, SlotMask) else each for each in args]
+    seen = [view if each is cache else None if each.__class__ is SlotMask else each for each in args]
     named = {
-        name: view if each is cache else None if isinstance(each, SlotMask) else each for name, each in kwargs.items()
+        name: view if each is cache else None if each.__class__ is SlotMask else each for name, each in kwargs.items()
     }
     result = compute(*seen, **named)
-    cache.keep(group, view)
+    if view.cache is not cache.states.current:
+        cache.keep(group, view)
     return result
 
 
