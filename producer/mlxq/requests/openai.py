@@ -263,7 +263,7 @@ def _parse(
     if checks.is_deeper_than(line, MAX_DEPTH):
         raise RequestError(f"the line is nested more than {MAX_DEPTH} levels deep", code="too_deep")
     asked = responses.ENDPOINT if responses.is_for_responses(line) else None
-    line = as_openai(line, known.drops)
+    line = responses.as_chat(line, known.drops) if asked else as_openai(line, known.drops)
     if error := foreign_line(line):
         raise error
     named = endpoint_of(line)  # first of all, since another endpoint has other fields

@@ -18,13 +18,14 @@ from mlxq.requests.services.mapping import (
     no_counterpart,
     nothing,
     objects,
+    refuse_others,
     text,
     tool_call,
     word,
 )
 
-_BLOCK_HINTS = frozenset({"type", "cache_control", "citations"})
-"""What a block of text may have beside its text: the way it is cached, and sources that it names."""
+_TEXT_FIELDS = frozenset({"type", "text", "cache_control", "citations"})
+"""What a block of text may have: beside its text the way it is cached, and sources that it names."""
 
 _CHOICES = {"auto": "auto", "any": "required", "none": "none", "tool": "named"}
 
@@ -107,9 +108,7 @@ def _tool_result(block: Mapping[str, Any], path: str) -> dict[str, Any]:
 def _text_of(block: Mapping[str, Any], path: str) -> str:
     if block.get("type") != "text":
         raise no_counterpart(f"{path} of the type {block.get('type')}")
-    for name, value in block.items():
-        if name != "text" and name not in _BLOCK_HINTS and value is not None:
-            raise no_counterpart(f"{path}.{name}")
+    refuse_others(block, _TEXT_FIELDS, path)
     return text(block.get("text"), f"{path}.text")
 
 

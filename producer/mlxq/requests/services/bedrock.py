@@ -24,6 +24,7 @@ from mlxq.requests.services.mapping import (
     objects,
     text,
     tool_call,
+    under_system,
 )
 
 _CONVERSE = frozenset({"inferenceConfig", "toolConfig", "schemaVersion", "additionalModelRequestFields"})
@@ -74,11 +75,7 @@ def _converse(model_input: Mapping[str, Any], path: str, drops: Drops) -> dict[s
         "requestMetadata": "metadata",
         "schemaVersion": nothing,
     }
-    body = mapped(model_input, meanings, path, drops)
-    system = body.pop("system", None)
-    if system is not None:
-        body["messages"] = [{"role": "system", "content": system}, *body.get("messages", [])]
-    return body
+    return under_system(mapped(model_input, meanings, path, drops))
 
 
 def _texts(value: Any, path: str) -> str:

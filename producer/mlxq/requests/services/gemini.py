@@ -20,6 +20,7 @@ from mlxq.requests.services.mapping import (
     objects,
     text,
     tool_call,
+    under_system,
     word,
 )
 
@@ -56,11 +57,7 @@ def body_of(request: Mapping[str, Any], path: str, drops: Drops) -> dict[str, An
         "tools": lambda value, place: _tools(value, place, drops),
         "toolConfig": lambda value, place: _tool_config(checks.an_object(value, place), place, drops),
     }
-    body = mapped(_camel(request), meanings, path, drops)
-    system = body.pop("system", None)
-    if system is not None:
-        body["messages"] = [{"role": "system", "content": system}, *body.get("messages", [])]
-    return body
+    return under_system(mapped(_camel(request), meanings, path, drops))
 
 
 def _camel(obj: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mlxq.contract import CHAT
 from mlxq.requests import checks
-from mlxq.requests.services import anthropic, bedrock, gemini, responses
+from mlxq.requests.services import anthropic, bedrock, gemini
 from mlxq.requests.services.mapping import Drops
 
 _OURS = frozenset({"body", "prompt", "messages"})
@@ -25,13 +24,11 @@ def is_foreign(line: Mapping[str, Any]) -> bool:
 
 
 def as_openai(line: dict[str, Any], drops: Drops) -> dict[str, Any]:
-    """The line itself, or that of another service or endpoint in the words of OpenAI's chats.
+    """The line itself, or that of another service in OpenAI's words.
 
     Raises:
         RequestError: it is one of those, and has a field without a counterpart.
     """
-    if responses.is_for_responses(line):
-        return {**line, "url": CHAT, "body": responses.body_of(line["body"], "body", drops)}
     name = _service_of(line)
     if name is None:
         return line

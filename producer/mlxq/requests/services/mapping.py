@@ -6,7 +6,7 @@ Knows no service.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 from mlxq.errors import RequestError
@@ -44,6 +44,24 @@ def no_counterpart(path: str) -> RequestError:
     """The error for what mlxq has nothing for."""
     message = f"{path} has no counterpart in mlxq: leave it out, or add --allow-unknown-params to drop such fields"
     return RequestError(message, param=path, code="unsupported_field")
+
+
+def refuse_others(obj: Mapping[str, Any], names: Container[str], path: str) -> None:
+    """
+    Raises:
+        RequestError: a field that says something has none of these names.
+    """
+    for name, value in obj.items():
+        if name not in names and value is not None:
+            raise no_counterpart(f"{path}.{name}")
+
+
+def under_system(body: dict[str, Any]) -> dict[str, Any]:
+    """The body with its `system`, if it has one, as the first of its messages."""
+    system = body.pop("system", None)
+    if system is not None:
+        body["messages"] = [{"role": "system", "content": system}, *body.get("messages", [])]
+    return body
 
 
 def nothing(_value: Any, _path: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from mlxq.contract import CHAT
 from mlxq.requests import checks
 from mlxq.requests.envelope import parts_of
 from mlxq.requests.services.mapping import (
@@ -20,14 +21,24 @@ from mlxq.requests.services.mapping import (
     no_counterpart,
     nothing,
     objects,
+    refuse_others,
     text,
+    under_system,
 )
 
 ENDPOINT = "/v1/responses"
 _TEXTS = ("input_text", "output_text")
-_TEXT_HINTS = frozenset({"type", "annotations", "logprobs", "prompt_cache_breakpoint"})
-"""What a part of a text may have beside it: sources, what the model's other choices were, and how it is cached."""
-_ITEM_HINTS = frozenset({"type", "id", "status"})
+_TEXT_FIELDS = frozenset({"type", "text", "annotations", "logprobs", "prompt_cache_breakpoint"})
+"""What a part of a text may have: beside it sources, what the model's other choices were, and how it is cached."""
+_ITEM_FIELDS = {
+    "message": {"role", "content"},
+    "reasoning": {"summary", "content"},
+    "function_call": {"call_id", "name", "arguments"},
+    "function_call_output": {"call_id", "output", "name"},
+}
+_ITEM_HINTS = {"type", "id", "status"}
+"""What every item may have, beside the fields of its type."""
+_TOOL_FIELDS = frozenset({"type", "name", "description", "parameters", "strict"})
 _LOGPROBS = "message.output_text.logprobs"
 
 
@@ -35,6 +46,15 @@ def is_for_responses(line: Mapping[str, Any]) -> bool:
     """Whether a line was written for this API."""
     body = line.get("body")
     return type(body) is dict and "input" in body and parts_of(line.get("url"))[-1:] == ["responses"]
+
+
+def as_chat(line: Mapping[str, Any], drops: Drops) -> dict[str, Any]:
+    """Such a line as one for OpenAI's chats.
+
+    Raises:
+        RequestError: a field has no counterpart, or not the shape that it should have.
+    """
+    return {**line, "url": CHAT, "body": body_of(line["body"], "body", drops)}
 
 
 def body_of(params: Mapping[str, Any], path: str, drops: Drops) -> dict[str, Any]:
@@ -61,11 +81,7 @@ def body_of(params: Mapping[str, Any], path: str, drops: Drops) -> dict[str, Any
         "truncation": lambda value, place: _truncation(value, place, drops),
         **dict.fromkeys(("store", "background", "service_tier", "prompt_cache_options"), nothing),
     }
-    body = mapped(params, meanings, path, drops)
-    system = body.pop("system", None)
-    if system is not None:
-        body["messages"] = [{"role": "system", "content": system}, *body.get("messages", [])]
-    return body
+    return under_system(mapped(params, meanings, path, drops))
 
 
 def _input(value: Any, path: str) -> dict[str, Any]:
@@ -83,8 +99,10 @@ def _add(messages: list[dict[str, Any]], item: Mapping[str, Any], path: str) -> 
     """Put an item into the conversation. What the assistant thought, said and called there are items of their own, and
     one message here."""
     kind = item.get("type", "message")
+    if type(kind) is not str or kind not in _ITEM_FIELDS:
+        raise no_counterpart(f"{path} of the type {kind}")
+    refuse_others(item, _ITEM_FIELDS[kind] | _ITEM_HINTS, path)
     if kind == "message":
-        _refuse_others(item, {"role", "content"}, path)
         message = {"role": item.get("role"), "content": _content(item.get("content"), f"{path}.content")}
         has_thought = bool(messages) and messages[-1].keys() == {"role", "reasoning_content"}
         if has_thought and message["role"] == "assistant":
@@ -92,29 +110,18 @@ def _add(messages: list[dict[str, Any]], item: Mapping[str, Any], path: str) -> 
         else:
             messages.append(message)
     elif kind == "reasoning":
-        _refuse_others(item, {"summary", "content"}, path)
         thoughts = [text(part.get("text"), path) for part in objects(item.get("content") or [], f"{path}.content")]
         if thoughts:
             messages.append({"role": "assistant", "reasoning_content": "\n".join(thoughts)})
     elif kind == "function_call":
-        _refuse_others(item, {"call_id", "name", "arguments"}, path)
         if not messages or messages[-1].get("role") != "assistant":
             messages.append({"role": "assistant"})
         function = {"name": item.get("name"), "arguments": item.get("arguments")}
         call = {"id": item.get("call_id"), "type": "function", "function": function}
         messages[-1].setdefault("tool_calls", []).append(call)
-    elif kind == "function_call_output":
-        _refuse_others(item, {"call_id", "output", "name"}, path)
+    else:  # the output of a call
         content = _content(item.get("output"), f"{path}.output")
         messages.append({"role": "tool", "tool_call_id": item.get("call_id"), "content": content})
-    else:
-        raise no_counterpart(f"{path} of the type {kind}")
-
-
-def _refuse_others(item: Mapping[str, Any], names: set[str], path: str) -> None:
-    for name, value in item.items():
-        if name not in names and name not in _ITEM_HINTS and value is not None:
-            raise no_counterpart(f"{path}.{name}")
 
 
 def _content(value: Any, path: str) -> Any:
@@ -127,9 +134,7 @@ def _content(value: Any, path: str) -> Any:
 def _text_of(part: Mapping[str, Any], path: str) -> str:
     if part.get("type") not in _TEXTS:
         raise no_counterpart(f"{path} of the type {part.get('type')}")
-    for name, value in part.items():
-        if name != "text" and name not in _TEXT_HINTS and value is not None:
-            raise no_counterpart(f"{path}.{name}")
+    refuse_others(part, _TEXT_FIELDS, path)
     return text(part.get("text"), f"{path}.text")
 
 
@@ -148,9 +153,7 @@ def _tools(value: Any, path: str) -> dict[str, Any]:
         place = f"{path}[{index}]"
         if tool.get("type") != "function":
             raise no_counterpart(f"{place} of the type {tool.get('type')}")
-        for name, inner in tool.items():
-            if name not in ("type", "name", "description", "parameters", "strict") and inner is not None:
-                raise no_counterpart(f"{place}.{name}")
+        refuse_others(tool, _TOOL_FIELDS, place)
         ours = function_tool(tool.get("name"), tool.get("description"), tool.get("parameters"))
         if tool.get("strict") is not None:
             ours["function"]["strict"] = tool["strict"]
