@@ -8,9 +8,12 @@ pseudorandom number generators", OOPSLA 2014) over a counter that starts at the 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
+
+Numbers = NDArray[np.uint64]
 
 _MASK = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -46,22 +49,25 @@ class Uniform:
         return self._draws[:, later]
 
     def _of(self, positions: NDArray[np.int64]) -> NDArray[np.float32]:
-        z = self._hashed + (positions + 1).astype(np.uint64) * np.uint64(_GOLDEN)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(_FIRST)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(_SECOND)
-        bits = z ^ (z >> np.uint64(31))
-        draws: NDArray[np.float32] = (((bits >> np.uint64(41)) + 0.5) / (1 << 23)).astype(np.float32)
-        return draws
+        return between_0_and_1(_mix(self._hashed + (positions + 1).astype(np.uint64) * _GOLDEN)).astype(np.float32)
 
 
-def between_0_and_1(bits: int) -> float:
-    """64 random bits as a number in the open interval (0, 1), exactly representable in float32."""
+@overload
+def between_0_and_1(bits: int) -> float: ...
+@overload
+def between_0_and_1(bits: Numbers) -> NDArray[np.float64]: ...
+def between_0_and_1(bits: int | Numbers) -> float | NDArray[np.float64]:
+    """64 random bits as a number in the open interval (0, 1), exactly representable in float32; or many of those."""
     # 23 random bits and a half: never 0 and never 1, also after rounding to float32's 24-bit significand.
     return ((bits >> 41) + 0.5) / (1 << 23)
 
 
-def _mix(z: int) -> int:
-    z &= _MASK
+@overload
+def _mix(z: int) -> int: ...
+@overload
+def _mix(z: Numbers) -> Numbers: ...
+def _mix(z: Any) -> Any:
+    z = z & _MASK  # an array's numbers have 64 bits anyway
     z = ((z ^ (z >> 30)) * _FIRST) & _MASK
     z = ((z ^ (z >> 27)) * _SECOND) & _MASK
     return z ^ (z >> 31)
