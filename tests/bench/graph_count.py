@@ -66,17 +66,21 @@ class Counts:
 
 
 @contextmanager
-def on_a_gpu(counts: Counts) -> Iterator[None]:
+def on_a_gpu(counts: Counts | None = None) -> Iterator[None]:
     """Take the branches for GPUs for the block, with stand-ins for what is one kernel there. An engine is to be built
-    before: it tries its model out."""
+    before: it tries its model out.
+
+    Args:
+        counts: where copies of masks are counted.
+    """
 
     # As short as can be: what they take is counted, too, as if MLX took it.
     def attention(q: Any, k: Any, v: Any, *, scale: float, mask: Any = None, sinks: Any = None, **_: Any) -> Any:
-        parts = [k, v] if sinks is None else [k, v, sinks]
-        if isinstance(mask, mx.array):
-            parts += (mask,)
-            if q.shape[2] <= _MAX_VECTOR_QUERIES and 1 not in (q.shape[0], q.shape[1]):
-                counts.launches += mask.ndim < 4 or mask.shape[1] != q.shape[1]
+        parts = [k, v] if mask is None or mask.__class__ is str else [k, v, mask]
+        if sinks is not None:
+            parts += (sinks,)
+        if counts is not None:
+            counts.launches += _copies_mask(q, mask)
         result = mx.depends(q, parts)
         return result if v.shape[-1] == q.shape[-1] else mx.depends(mx.zeros((*q.shape[:-1], v.shape[-1])), [result])
 
@@ -92,6 +96,14 @@ def on_a_gpu(counts: Counts) -> Iterator[None]:
         for name, stand_in in (("scaled_dot_product_attention", attention), ("rms_norm", rms_norm), ("rope", rope)):
             stack.enter_context(mock.patch.object(mx.fast, name, stand_in))
         yield
+
+
+def _copies_mask(queries: mx.array, mask: Any) -> bool:
+    """Whether the kernel for few queries has the mask copied first: it isn't laid out in full."""
+    num_rows, num_heads, num_queries, _ = queries.shape
+    if not isinstance(mask, mx.array) or num_queries > _MAX_VECTOR_QUERIES or 1 in (num_rows, num_heads):
+        return False
+    return mask.ndim < 4 or mask.shape[1] != num_heads
 
 
 def _yes() -> bool:

@@ -16,14 +16,16 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 from unittest import mock
 
 import click
 import mlx.core as mx
+import mlx_lm.models
 from mlx.utils import tree_map
-from mlx_lm.generate import BatchGenerator
+from mlx_lm.generate import BatchGenerator, generation_stream
 from mlx_lm.sample_utils import make_sampler
 from rich.console import Console
 from rich.table import Table
@@ -130,8 +132,9 @@ class Side(Protocol):
 class Ours:
     """The engine."""
 
-    def __init__(self, model: Any, case: Case, width: int) -> None:
+    def __init__(self, new_model: Callable[[], Any], case: Case, width: int) -> None:
         self._case = case
+        model = new_model()
         with mock.patch.object(packed_model, "route_quick", return_value=[]):  # as on a GPU
             self._engine = BatchEngine(
                 model, lambda ids: "", max_num_seqs=width, max_num_batched_tokens=512, kv_bytes=1 << 33, pipelined=True
@@ -158,10 +161,16 @@ class Ours:
 
 
 class Theirs:
-    """mlx-lm's BatchGenerator."""
+    """mlx-lm's BatchGenerator, over a model whose modules are imported for it alone: what ours routes through itself is
+    no part of it."""
 
-    def __init__(self, model: Any, case: Case, width: int) -> None:
+    def __init__(self, new_model: Callable[[], Any], case: Case, width: int) -> None:
         self._case = case
+        shared = {"mlx_lm.models.base", "mlx_lm.models.cache"}  # what is asked for its type must have one
+        with mock.patch.dict(sys.modules), mock.patch.object(mlx_lm, "models", mlx_lm.models):
+            for name in [name for name in sys.modules if name.startswith("mlx_lm.models") and name not in shared]:
+                del sys.modules[name]
+            model = new_model()
         self._generator = BatchGenerator(
             model,
             max_tokens=_MAX_TOKENS,
@@ -178,7 +187,7 @@ class Theirs:
         return not prompts
 
 
-SIDES: Mapping[str, Callable[[Any, Case, int], Side]] = {"mlxq": Ours, "batch_generator": Theirs}
+SIDES: Mapping[str, Callable[[Callable[[], Any], Case, int], Side]] = {"mlxq": Ours, "batch_generator": Theirs}
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,12 +220,12 @@ class Figures:
 
 def figures_of(side: str, case: Case, width: int = WIDTH) -> Figures:
     """Count a step of one side in steady state; of rows that join, the step that takes them in."""
-    few, many = (_counts(SIDES[side], case, times * case.num_layers, width) for times in (1, 2))
+    few, many = (_counts(side, case, times * case.num_layers, width) for times in (1, 2))
     return Figures.of(few, many, case.num_layers)
 
 
-def _counts(new_side: Callable[[Any, Case, int], Side], case: Case, num_layers: int, width: int) -> Counts:
-    counts, side = Counts(), new_side(_faint(case.build(num_layers)), case, width)
+def _counts(side_name: str, case: Case, num_layers: int, width: int) -> Counts:
+    counts, side = Counts(), SIDES[side_name](lambda: _faint(case.build(num_layers)), case, width)
     with on_a_gpu(counts):
         _settle(side, case, width)
         if not case.num_joining:
@@ -244,36 +253,63 @@ def _settle(side: Side, case: Case, width: int) -> None:
         num_steady = num_steady + 1 if side.step() else 0
 
 
-def host_ms(case: Case, width: int = WIDTH) -> dict[str, float]:
-    """What Python takes on each side for a step of a deep and narrow model, in ms of the thread's time on a processor:
-    the median of many steps, for which the sides take turns."""
-    narrow = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1, "num_key_value_heads": 1}
-    is_llama = case.build is llama
-    model = _faint(llama(HOST_LAYERS, **narrow, head_dim=16) if is_llama else case.build(HOST_LAYERS))
-    sides, steps = {name: new_side(model, case, width) for name, new_side in SIDES.items()}, defaultdict(list)
-    with on_a_gpu(Counts()):
+def _wait() -> None:
+    """Until nothing computes any more: what the other side has begun would take a share of this one's processor."""
+    mx.synchronize()
+    mx.synchronize(generation_stream)
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """What Python takes on each side for a step of a deep and narrow model.
+
+    Attributes:
+        ms: the median of many steps, in ms of the thread's time on a processor.
+        ratio: ours to theirs, the median of the ratios of steps one after the other: a processor's speed changes.
+    """
+
+    ms: Mapping[str, float]
+    ratio: float
+
+    def __str__(self) -> str:
+        return f"{' : '.join(f'{own:.2f}' for own in self.ms.values())} = {self.ratio:.2f}"
+
+
+def host(case: Case, width: int = WIDTH) -> Host:
+    """Time Python, the sides taking turns."""
+    steps: dict[str, list[float]] = defaultdict(list)
+    sides = {name: new_side(partial(_deep, case), case, width) for name, new_side in SIDES.items()}
+    with on_a_gpu():
         for side in sides.values():
             _settle(side, case, width)
         for _ in range(_HOST_STEPS):
             for name, side in sides.items():
-                mx.synchronize()
+                _wait()
                 counts = Counts()
                 with timed(counts):
                     start = time.thread_time()
                     side.step()
                     steps[name].append(time.thread_time() - start - counts.waiting_s)
-    return {name: round(1000 * statistics.median(own), 3) for name, own in steps.items()}
+    ratios = (own / their for own, their in zip(steps["mlxq"], steps["batch_generator"], strict=True))
+    ms = {name: round(1000 * statistics.median(own), 3) for name, own in steps.items()}
+    return Host(ms, round(statistics.median(ratios), 3))
+
+
+def _deep(case: Case) -> Any:
+    """A model as deep as those that users have, and so narrow that computing it takes no time."""
+    narrow = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 1, "num_key_value_heads": 1}
+    return _faint(case.build(HOST_LAYERS) if case.build is not llama else llama(HOST_LAYERS, **narrow, head_dim=16))
 
 
 @click.command(help=__doc__)
 @click.option("--case", "names", multiple=True, type=click.Choice(list(CASES)), help="[default: all of them]")
 @click.option("--width", type=click.IntRange(1), default=WIDTH, show_default=True)
-@click.option("--host", is_flag=True, help="Time Python, too.")
+@click.option("--host", "times_host", is_flag=True, help="Time Python, too.")
 @report.json_option
-def main(names: tuple[str, ...], width: int, host: bool, json_path: Path | None) -> None:
+def main(names: tuple[str, ...], width: int, times_host: bool, json_path: Path | None) -> None:
     mx.random.seed(0)
     results: dict[str, dict[str, dict[str, float]]] = {}
-    table = Table("case", *SIDES, "primitives", "calls", *(["Python, ms"] if host else []))
+    table = Table("case", *SIDES, "primitives", "calls", *(["Python, ms"] if times_host else []))
     table.title = f"launches, width {width}"
     for name in names or CASES:
         case = CASES[name]
@@ -284,10 +320,12 @@ def main(names: tuple[str, ...], width: int, host: bool, json_path: Path | None)
         primitives = " : ".join(f"{own.primitives:g}+{own.primitives_outside:g}" for own in figures.values())
         calls = " : ".join(f"{own.calls:g}+{own.calls_outside:g}" for own in figures.values())
         cells = [f"{name} {case.what}", *map(str, figures.values()), primitives, calls]
-        if host and not case.num_joining:
-            for side, own_ms in host_ms(case, width).items():
+        if times_host and not case.num_joining:
+            python = host(case, width)
+            for side, own_ms in python.ms.items():
                 results[name][side]["host_ms"] = own_ms
-            cells.append(" : ".join(f"{results[name][side]['host_ms']:.2f}" for side in SIDES))
+            results[name]["mlxq"]["host_ratio"] = python.ratio
+            cells.append(str(python))
         table.add_row(*cells)
         print(*cells, file=sys.stderr)
     Console(width=120).print(table)
