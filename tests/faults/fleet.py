@@ -70,21 +70,25 @@ class Worker:
         if self._process is None and self._diary.now_s >= self._start_at_s:
             self._start()
 
-    def kill(self) -> None:
-        """End the process that decodes."""
+    def kill(self) -> bool:
+        """End the process that decodes. Returns whether there was one."""
         if (pid := self.engine_pid) is None:
-            return
+            return False
         num_held = self.num_held()
         self._diary.note(f"kill -9 {self.name}, process {pid}, which holds {num_held} jobs", count="worker kills")
         self._diary.counts["jobs in killed hands"] += num_held
         _send(pid, signal.SIGKILL)
         self._reap()
+        return True
 
-    def freeze(self, lasts_s: float) -> None:
-        if (pid := self.engine_pid) is not None and self._frozen_pid is None:
-            self._diary.note(f"freeze {self.name}, process {pid}, for {lasts_s:.1f} s", count="freezes")
-            _send(pid, signal.SIGSTOP)
-            self._frozen_pid, self._thaw_at_s = pid, self._diary.now_s + lasts_s
+    def freeze(self, lasts_s: float) -> bool:
+        """Stop the process that decodes for a while. Returns whether there was one that went on."""
+        if (pid := self.engine_pid) is None or self._frozen_pid is not None:
+            return False
+        self._diary.note(f"freeze {self.name}, process {pid}, for {lasts_s:.1f} s", count="freezes")
+        _send(pid, signal.SIGSTOP)
+        self._frozen_pid, self._thaw_at_s = pid, self._diary.now_s + lasts_s
+        return True
 
     def close(self) -> None:
         """End it in peace, and wait for that."""

@@ -42,8 +42,8 @@ class Scene:
                 self.server.recover()
                 self.recover_at_s = None
                 self.diary.note("Redis is well again")
-            while waiting and self._is_due(waiting[0]):
-                self._cause(waiting.pop(0))
+            while waiting and self._is_due(waiting[0]) and self._is_caused(waiting[0]):
+                waiting.pop(0)
             self.fleet.tend()
             self.producer.tend()
             time.sleep(TICK_S)
@@ -53,21 +53,22 @@ class Scene:
             return False
         late_s = self.diary.now_s - fault.at_s
         if late_s >= 0 and fault.kind == "kill worker":
-            return late_s >= MAX_WAIT_FOR_JOBS_S or self.fleet.workers[fault.target].num_held() > 0
+            return self._is_too_late(fault) or self.fleet.workers[fault.target].num_held() > 0
         if fault.kind == "cut connections" and self.restart_at_s is not None:  # there are none to cut
             return False
         if late_s >= 0 and fault.kind == "freeze worker" and self.fleet.workers[fault.target].engine_pid is None:
-            return late_s >= MAX_WAIT_FOR_JOBS_S
+            return self._is_too_late(fault)
         return late_s >= (0 if self.producer.gets_answers else MAX_WAIT_FOR_ANSWERS_S)
 
-    def _cause(self, fault: Fault) -> None:
+    def _is_caused(self, fault: Fault) -> bool:
+        """Cause it. A process that has ended since it was looked at is waited for once more, unless it is too late."""
         match fault.kind:
             case "kill worker":
-                self.fleet.workers[fault.target].kill()
+                return self.fleet.workers[fault.target].kill() or self._is_too_late(fault)
             case "kill supervisor":
                 self.fleet.supervised.kill_supervisor()
             case "freeze worker":
-                self.fleet.workers[fault.target].freeze(fault.lasts_s)
+                return self.fleet.workers[fault.target].freeze(fault.lasts_s) or self._is_too_late(fault)
             case "kill producer":
                 self.producer.kill()
             case "kill Redis":
@@ -78,6 +79,10 @@ class Scene:
                 self.server.fail_with(fault.kind)
                 self.recover_at_s = self.diary.now_s + fault.lasts_s
                 self.diary.note(f"Redis: {fault.kind}, for {fault.lasts_s:.1f} s", count=fault.kind)
+        return True
+
+    def _is_too_late(self, fault: Fault) -> bool:
+        return self.diary.now_s - fault.at_s >= MAX_WAIT_FOR_JOBS_S
 
     def _kill_redis(self, lasts_s: float) -> None:
         self.diary.note(f"kill -9 Redis, for {lasts_s:.1f} s", count="Redis kills")
