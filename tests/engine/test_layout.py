@@ -14,11 +14,13 @@ from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.kvcache.places import PoolShape
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import Changes, SlabSize, Slot
-from mlxq_worker.engine.runners.groups import Grouping, by_row, by_slab, by_state
-from mlxq_worker.engine.runners.layout import MAX_PACKED_TOKENS, Layout, PackedPrompts, Span
 from mlxq_worker.engine.runners.slot_cache import SlotCache
+from mlxq_worker.engine.runners.step.groups import Grouping, by_row, by_slab, by_state
+from mlxq_worker.engine.runners.step.layout import Layout
+from mlxq_worker.engine.runners.step.spans import MAX_PACKED_TOKENS, PackedPrompts, Span
 
 NUM_HEADS, NUM_KV_HEADS, SIZE, SCALE = 4, 2, 8, 0.3
+SLIDING = (None, 5, 12, 300)
 
 
 def span(slot: int, start: int, stop: int, prefix: Prefix | None = None) -> Span:
@@ -36,6 +38,14 @@ def attended(spans: list[Span], queries: mx.array, keys: mx.array, values: mx.ar
     cache.slots.arrange(Changes((), (), {0: SlabSize(len(spans), 256)}))
     cache.begin_step(Layout([], spans))
     return cache.attend(queries, *cache.update_and_fetch(keys, values), SCALE)
+
+
+def look_at(layout: Layout, shape: PoolShape) -> None:
+    """Ask for all that layers ask for in a step."""
+    assert len(layout.places.rows[shape]) == len(layout.positions)
+    for window in layout.windows:
+        for sliding in SLIDING:
+            assert window.views[sliding].last <= 512
 
 
 def test_prompts_of_about_the_same_length_attend_together() -> None:
@@ -98,8 +108,9 @@ def test_shorter_packed_prompts_are_filled_up_behind_their_last_token() -> None:
 
 @pytest.mark.parametrize("fused", [False, True], ids=["in parts", "a single kernel"])
 @pytest.mark.parametrize("has_prefix", [False, True], ids=["whole", "behind a prefix"])
+@pytest.mark.parametrize("num_steps", [1, 2, 4, 5, 20, 21, 40])
 def test_a_step_that_goes_on_from_the_one_before_is_laid_out_as_if_anew(
-    fused: bool, has_prefix: bool, monkeypatch: pytest.MonkeyPatch
+    fused: bool, has_prefix: bool, num_steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given rows in two slabs with holes, some of them behind a prefix where they lie apart
     monkeypatch.setattr(device, "is_gpu", lambda: fused)
@@ -112,19 +123,24 @@ def test_a_step_that_goes_on_from_the_one_before_is_laid_out_as_if_anew(
             for row, (slot, start) in enumerate(starts.items())
         ]
 
+    shape = PoolShape.of(NUM_KV_HEADS, {0: SlabSize(3, 256), 1: SlabSize(5, 512)})
+
     # when
-    layout, anew = Layout(decoding(0)).next().next(), Layout(decoding(2))
+    layout, anew = Layout(decoding(0)), Layout(decoding(num_steps))
+    for _ in range(num_steps):
+        look_at(layout, shape)  # what is made for several steps is made on the way
+        layout = layout.next()
 
     # then
-    shape = PoolShape.of(NUM_KV_HEADS, {0: SlabSize(3, 256), 1: SlabSize(5, 512)})
     assert layout.decoding == anew.decoding
     assert layout.positions.tolist() == anew.positions.tolist()
     assert layout.places.rows[shape].tolist() == anew.places.rows[shape].tolist()
     assert len(layout.whole_windows) == len(anew.whole_windows)
     for own, expected in zip(layout.windows, anew.windows, strict=True):
-        for sliding in (None, 5):
+        for sliding in SLIDING:
             view, new_view = own.views[sliding], expected.views[sliding]
             assert (view.first, view.last) == (new_view.first, new_view.last)
+            assert view.cuts[shape, 8, 4] == new_view.cuts[shape, 8, 4]
             assert (view.mask is None) == (new_view.mask is None)
             assert view.mask is None or mx.array_equal(view.mask, new_view.mask)
     assert (layout.sharing is None) == (anew.sharing is None)

@@ -26,7 +26,6 @@ from tests.support.unrouted import unroute_all
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.kvcache.slot_allocator import Changes, SlabSize, Slot
 from mlxq_worker.engine.runners import packed_model
-from mlxq_worker.engine.runners.layout import Layout, Span
 from mlxq_worker.engine.runners.on_cpu import delta_rule, experts
 from mlxq_worker.engine.runners.on_cpu.delta_rule import CHUNK, gated_delta
 from mlxq_worker.engine.runners.on_cpu.experts import MANY
@@ -34,6 +33,8 @@ from mlxq_worker.engine.runners.on_cpu.quick import Unroute, once, quick
 from mlxq_worker.engine.runners.on_cpu.rotation import route_rotation
 from mlxq_worker.engine.runners.on_cpu.routes import route_quick
 from mlxq_worker.engine.runners.packed_model import PackedModel
+from mlxq_worker.engine.runners.step.layout import Layout
+from mlxq_worker.engine.runners.step.spans import Span
 
 
 @pytest.fixture

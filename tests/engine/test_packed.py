@@ -23,8 +23,8 @@ from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.kvcache.memory import measure_cost
 from mlxq_worker.engine.kvcache.places import Places
 from mlxq_worker.engine.kvcache.slot_allocator import Slot
-from mlxq_worker.engine.runners.layout import Layout
 from mlxq_worker.engine.runners.slot_cache import SlotCache
+from mlxq_worker.engine.runners.step.layout import Layout
 from mlxq_worker.engine.runners.trial import NUM_TRIAL_STEPS, packs
 from mlxq_worker.engine.scheduling.step_size import StepSize
 

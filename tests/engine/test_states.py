@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
+import pytest
+from mlx_lm.models.cache import ArraysCache
 
 from mlxq_worker.engine.kvcache.prefix import Prefix
+from mlxq_worker.engine.kvcache.slot_allocator import Slot
 from mlxq_worker.engine.kvcache.states import State, States
 from mlxq_worker.engine.plan import PrefixChunk
-from mlxq_worker.engine.runners.grouped_cache import StateCache
-from mlxq_worker.engine.runners.groups import by_state
-from mlxq_worker.engine.runners.layout import Layout
+from mlxq_worker.engine.runners.state_cache import StateCache
+from mlxq_worker.engine.runners.step.groups import by_state
+from mlxq_worker.engine.runners.step.layout import Layout
+from mlxq_worker.engine.runners.step.spans import Span
 
 
 def state(*rows: float) -> State:
@@ -26,6 +32,11 @@ def rows_of(what: State) -> list[float]:
 
 def indices(*rows: int) -> mx.array:
     return mx.array(rows, dtype=mx.uint32)
+
+
+def decoding(*rows: int) -> list[Span]:
+    """A token of each of these rows."""
+    return [Span(Slot(0, row), 5, 6, row=row) for row in rows]
 
 
 def test_a_row_keeps_its_state_while_others_come_and_go() -> None:
@@ -91,3 +102,77 @@ def test_the_state_of_a_prefix_that_is_alone_in_a_step_is_no_rows_state() -> Non
     assert kept is not None
     assert rows_of(kept) == [20]
     assert rows_of(cache.states.first(1)) == [10]
+
+
+def test_all_rows_states_are_handed_over_at_once_where_a_step_has_a_token_of_each() -> None:
+    # given
+    cache = StateCache(2)
+    cache.states.write(indices(0, 1), 2, state(10, 20))
+    cache.begin_step(Layout(decoding(0, 1)))
+
+    # when
+    handed = cache.handed()
+    assert isinstance(handed, ArraysCache)
+    handed[0] = handed[0] + 1
+    cache.end_step()
+
+    # then
+    assert rows_of(cache.states.first(2)) == [11, 21]
+
+
+def test_what_a_module_puts_in_the_place_of_all_states_is_kept() -> None:
+    # given
+    cache = StateCache(2)
+    cache.states.write(indices(0, 1), 2, state(10, 20))
+    cache.begin_step(Layout(decoding(0, 1)))
+
+    # when
+    handed = cache.handed()
+    assert isinstance(handed, ArraysCache)
+    handed.cache = list(state(30, 40))
+    cache.end_step()
+
+    # then
+    assert rows_of(cache.states.first(2)) == [30, 40]
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda: Layout(decoding(1)),
+        lambda: Layout(decoding(0), resting=[1]),
+        lambda: Layout(decoding(0), [Span(Slot(0, 1), 0, 4, row=1)]),
+        lambda: Layout([], [], [PrefixChunk(Prefix((1, 2, 3)), 0, 1)]),
+    ],
+    ids=["a hole", "a row that rests", "a prompt", "one token of a prefix"],
+)
+def test_other_steps_are_taken_apart(layout: Callable[[], Layout]) -> None:
+    # given
+    cache = StateCache(2)
+    cache.states.write(indices(0, 1), 2, state(10, 20))
+    cache.begin_step(layout())
+
+    # when
+    handed = cache.handed()
+    cache.end_step()
+
+    # then
+    assert handed is cache
+    assert rows_of(cache.states.first(2)) == [10, 20]
+
+
+def test_a_step_that_failed_leaves_nothing_to_be_kept() -> None:
+    # given
+    cache = StateCache(2)
+    cache.states.write(indices(0, 1), 2, state(10, 20))
+    cache.begin_step(Layout(decoding(0, 1)))
+    cache.handed()  # and no end
+
+    # when
+    cache.states.write(indices(0, 1), 2, state(30, 40))
+    cache.begin_step(Layout(decoding(0), resting=[1]))
+    cache.handed()
+    cache.end_step()
+
+    # then
+    assert rows_of(cache.states.first(2)) == [30, 40]

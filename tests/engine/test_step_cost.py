@@ -14,8 +14,9 @@ from tests.support.tried_models import packing_of
 from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.kvcache.budget import KvBudget, KvCost, StepCost
 from mlxq_worker.engine.kvcache.slot_allocator import SlotAllocator
-from mlxq_worker.engine.runners.layout import Layout, Span
 from mlxq_worker.engine.runners.packed_model import PackedModel
+from mlxq_worker.engine.runners.step.layout import Layout
+from mlxq_worker.engine.runners.step.spans import Span
 from mlxq_worker.engine.runners.step_cost import measure_step
 
 WIDE = {"hidden_size": 64, "intermediate_size": 256, "moe_intermediate_size": 96}

@@ -6,7 +6,7 @@ takes is one index for each token and head. Those are made once a step and pool 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from itertools import accumulate
 from typing import Generic, Self, TypeVar
@@ -19,8 +19,15 @@ from mlxq_worker.engine.kvcache.slot_allocator import SlabSize, Slot
 
 Numbers = NDArray[np.int64]
 
+Cut = tuple[tuple[int, ...], tuple[int, ...], int]
+"""Where a part of an array lies: the lengths of its axes, their steps, and where its first number is."""
+
+C = TypeVar("C")
 K = TypeVar("K")
 V = TypeVar("V")
+
+_STEPS_AHEAD = 16
+"""At most. Rows of a batch seldom go on together for longer."""
 
 
 class Made(dict[K, V], Generic[K, V]):
@@ -33,6 +40,34 @@ class Made(dict[K, V], Generic[K, V]):
     def __missing__(self, key: K) -> V:
         value = self[key] = self._make(key)
         return value
+
+
+class Ahead(Generic[V]):
+    """What each of the next steps needs, made for several of them at once: in between two steps so much else is done
+    that to begin to make it takes a processor far longer than to make more of it.
+
+    Args:
+        make: of some steps, by how many they are behind the first one.
+        most: how many steps at a time at most.
+    """
+
+    def __init__(self, make: Callable[[range], Sequence[V]], most: int = _STEPS_AHEAD) -> None:
+        self._make, self._most = make, min(max(1, most), _STEPS_AHEAD)
+        self._steps, self._made = range(0), list[V]()
+
+    def at(self, step: int) -> V:
+        """That of one step. The first is made alone, then 4, then more: rows that have gone on go on."""
+        if step not in self._steps:
+            self._steps = range(step, step + min(self._most, max(1, 4 * step)))
+            self._made = list(self._make(self._steps))
+        return self._made[step - self._steps.start]
+
+
+def copied(what: C) -> C:
+    """A copy with the same attributes, made faster than `copy.copy` makes one: there are several in every step."""
+    copy = object.__new__(type(what))
+    copy.__dict__.update(what.__dict__)
+    return copy
 
 
 class PoolShape:
@@ -82,9 +117,7 @@ def _shape(num_heads: int, sizes: tuple[tuple[int, SlabSize], ...]) -> PoolShape
 
 
 @lru_cache(maxsize=64)
-def cut(
-    shape: PoolShape, slab: int, first: int, last: int, num_columns: int, first_column: int, size: int
-) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+def cut(shape: PoolShape, slab: int, first: int, last: int, num_columns: int, first_column: int, size: int) -> Cut:
     """Where in a pool of so many numbers a row slots `first` to `last` of a slab lie, of so many columns without those
     before the first one: lengths and steps of slots, heads, columns and numbers, and where the first number is."""
     width = shape.sizes[slab].num_columns
@@ -92,6 +125,17 @@ def cut(
     start = shape.slab_row(slab) + first * slot_rows + first_column
     lengths = (last - first, shape.num_heads, num_columns - first_column, size)
     return lengths, (slot_rows * size, width * size, size, 1), start * size
+
+
+Form = tuple[PoolShape, int, int]
+"""The shape of a pool, and how many numbers a row of its keys and one of its values have."""
+
+
+def cuts(slab: int, num_slots: int, first: int, last: int, form: Form) -> tuple[Cut, Cut]:
+    """Where the keys and the values of a slab's first slots lie in pools of a form, columns `first` to `last`."""
+    shape, size, value_size = form
+    of_keys = cut(shape, slab, 0, num_slots, last, first, size)
+    return of_keys, of_keys if value_size == size else cut(shape, slab, 0, num_slots, last, first, value_size)
 
 
 @lru_cache(maxsize=2)
@@ -127,9 +171,9 @@ class Places:
     """
 
     def __init__(self, slabs: Numbers, slots: Numbers, columns: Numbers) -> None:
-        self._slabs, self._slots, self._columns = slabs, slots, columns
-        self._numbers: Made[PoolShape, NDArray[np.uint32]] = Made(partial(_numbers_in, slabs, slots, columns))
-        self.rows: Made[PoolShape, mx.array] = Made(partial(_row_array, self._numbers))
+        self._num_places, self._num_later = len(slabs), 0
+        self._rows: Made[PoolShape, Ahead[mx.array]] = Made(partial(_rows_ahead, slabs, slots, columns))
+        self._set_rows()
 
     @classmethod
     def of(cls, runs: Iterable[tuple[Slot, range]]) -> Self:
@@ -142,19 +186,23 @@ class Places:
         return cls(np.repeat(slabs, lengths), np.repeat(slots, lengths), columns)
 
     def __len__(self) -> int:
-        return len(self._slabs)
+        return self._num_places
 
     def next(self) -> Places:
         """One column further, in the same slots."""
-        later = Places(self._slabs, self._slots, self._columns + 1)
-        for shape, numbers in self._numbers.items():
-            later._numbers[shape] = numbers + 1
+        later = copied(self)
+        later._num_later += 1
+        later._set_rows()
         return later
 
+    def _set_rows(self) -> None:
+        self.rows: Made[PoolShape, mx.array] = Made(partial(_rows_at, self._rows, self._num_later))
 
-def _numbers_in(slabs: Numbers, slots: Numbers, columns: Numbers, shape: PoolShape) -> NDArray[np.uint32]:
-    return shape.rows_of(slabs, slots, columns)[..., None]
+
+def _rows_ahead(slabs: Numbers, slots: Numbers, columns: Numbers, shape: PoolShape) -> Ahead[mx.array]:
+    at_first = shape.rows_of(slabs, slots, columns)[..., None]
+    return Ahead(lambda steps: [mx.array(at_first + np.uint32(step)) for step in steps])
 
 
-def _row_array(numbers: Mapping[PoolShape, NDArray[np.uint32]], shape: PoolShape) -> mx.array:
-    return mx.array(numbers[shape])
+def _rows_at(rows: Made[PoolShape, Ahead[mx.array]], num_later: int, shape: PoolShape) -> mx.array:
+    return rows[shape].at(num_later)

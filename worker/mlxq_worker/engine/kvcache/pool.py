@@ -13,7 +13,7 @@ from typing import Self
 
 import mlx.core as mx
 
-from mlxq_worker.engine.kvcache.places import Places, PoolShape, cut, sources
+from mlxq_worker.engine.kvcache.places import Cut, Form, Places, PoolShape, cut, sources
 from mlxq_worker.engine.kvcache.slot_allocator import SlabSize, Slot
 
 
@@ -28,9 +28,9 @@ class Pool:
     """
 
     def __init__(self, shape: PoolShape, keys: mx.array, values: mx.array) -> None:
-        self._shape = shape
         self._keys = keys
         self._values = values
+        self._set_shape(shape)
 
     def __repr__(self) -> str:
         return ", ".join(f"{size.num_slots} slots of {size.num_columns} columns" for size in self.sizes.values())
@@ -72,6 +72,11 @@ class Pool:
             mx.as_strided(values, *cut(shape, slab, first, last, num_columns, first_column, values.shape[1])),
         )
 
+    def cut(self, cuts: Mapping[Form, tuple[Cut, Cut]]) -> tuple[mx.array, mx.array]:
+        """One view of a part of the keys, and one of the values, where that lies in pools of this form."""
+        of_keys, of_values = cuts[self._form]
+        return mx.as_strided(self._keys, *of_keys), mx.as_strided(self._values, *of_values)
+
     def copy(self, pairs: Sequence[tuple[Slot, Slot]]) -> None:
         """Copy all columns of slots to other slots, over all of theirs; none is copied from a slot that another is
         copied to, and all sources lie in one slab, as all targets do."""
@@ -107,4 +112,8 @@ class Pool:
         self._keys, self._values = self._keys[rows], self._values[rows]
         if empty.size:
             self._values[empty] = mx.zeros((1,), self._values.dtype)
+        self._set_shape(shape)
+
+    def _set_shape(self, shape: PoolShape) -> None:
         self._shape = shape
+        self._form: Form = shape, self._keys.shape[1], self._values.shape[1]

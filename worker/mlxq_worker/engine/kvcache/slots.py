@@ -38,6 +38,12 @@ class Slots:
         prefixes = (array for pair in self._prefixes.values() for array in pair)
         return [*(self.pool.arrays if self.pool else ()), *prefixes]
 
+    @property
+    def written(self) -> Pool:
+        """The pool, once something has been written to it."""
+        assert self.pool is not None, "what is read has been written"
+        return self.pool
+
     def arrange(self, changes: Changes) -> None:
         """Bring the slabs to where the rows of the next steps lie. There is nothing to bring before the first step."""
         self._sizes = changes.sizes
@@ -61,8 +67,7 @@ class Slots:
     ) -> tuple[mx.array, mx.array]:
         """Keys and values of slots `first` to `last` of a slab, each (last - first, H, columns, D): of so many columns
         without those before the first one."""
-        assert self.pool is not None, "what is read has been written"
-        return self.pool.read(slab, first, last, num_columns, first_column)
+        return self.written.read(slab, first, last, num_columns, first_column)
 
     def copy(self, pairs: Sequence[tuple[Slot, Slot]]) -> None:
         """Copy rows to other slots of their slabs, over what is there; no row is copied from a slot that another is

@@ -1,115 +1,27 @@
 """Caches of layers whose modules need a row's tokens side by side in time, and how those modules are called: once for
 each group of tokens (`groups`), each time with a view of the cache that shows just that group's rows.
 
-`StateCache` is for layers that keep a state a row, `OwnAttentionCache` for modules that attend by themselves: with a
-latent in place of keys and values, with scores that are capped, with positions in their scores. A view behaves as
-mlx-lm's own caches do, so a module computes on it what it computes there. What is stored is `kvcache/states`' and
-`kvcache/slots`' business.
+`OwnAttentionCache` is for modules that attend by themselves: with a latent in place of keys and values, with scores
+that are capped, with positions in their scores; `state_cache` for layers that keep a state a row. A view behaves as
+mlx-lm's own caches do, so a module computes on it what it computes there. What is stored is `kvcache/slots`' business.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial, wraps
-from typing import Any
+from typing import Any, get_args
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx_lm.models.cache import ArraysCache
 
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import Changes, Slot
-from mlxq_worker.engine.kvcache.states import State, States
 from mlxq_worker.engine.plan import PrefixChunk
-from mlxq_worker.engine.runners.groups import Group, Grouping, by_slab, by_state
-from mlxq_worker.engine.runners.layout import Layout
 from mlxq_worker.engine.runners.slot_cache import InSlots, SlotMask, one_window
-
-
-class StateCache:
-    """One layer that keeps a state a row, as `size` arrays."""
-
-    grouped = staticmethod(by_state)
-
-    def __init__(self, size: int) -> None:
-        self.states = States()
-        self.layout = Layout([])
-        self._size = size
-        self._view = ArraysCache(0)
-
-    def __repr__(self) -> str:
-        return f"StateCache({self.states!r})"
-
-    @property
-    def arrays(self) -> list[mx.array]:
-        """What is computed of it or will be."""
-        return self.states.arrays
-
-    def begin_step(self, layout: Layout) -> None:
-        """Say which tokens the next forward pass has."""
-        self.layout = layout
-
-    def arrange(self, changes: Changes) -> None:
-        """States lie by their rows' numbers: nothing moves."""
-
-    def copy(self, slots: Sequence[tuple[Slot, Slot]], rows: Sequence[tuple[int, int]]) -> None:
-        """Copy rows' states to other rows."""
-        self.states.copy(rows)
-
-    def evict(self, prefix: Prefix) -> None:
-        """Free a prefix."""
-        self.states.evict(prefix)
-
-    def make_mask(self, *_: Any, **__: Any) -> None:
-        """Every token of every group counts."""
-
-    def view(self, group: Group) -> ArraysCache:
-        """The states before a group's first tokens."""
-        if group.num_rows:  # as in nearly all steps
-            self._view.cache = self.states.first(group.num_rows)
-            return self._view
-        empty: State = (None,) * self._size
-        if group.is_fresh:
-            return _state_view(empty)
-        source = group.parts[0].source
-        if isinstance(source, PrefixChunk):
-            return _state_view(self.states.read_prefix(source.prefix) or empty)
-        self._begin_behind_prefixes(group)
-        return _state_view(self.states.read(group.rows))
-
-    def keep(self, group: Group, view: ArraysCache) -> None:
-        """Take over the states after a group's last tokens."""
-        if group.num_rows == self.layout.num_rows > 0:  # as in nearly all steps
-            self.states.replace(view.cache)
-            return
-        source, state = group.parts[0].source, tuple(view.cache)
-        if group.num_rows:
-            self.states.replace_first(state, self.layout.num_rows)
-        elif isinstance(source, PrefixChunk):
-            self.states.write_prefix(source.prefix, state)
-        elif group.results is None:
-            self.states.write(group.rows, self.layout.num_rows, state)
-        else:
-            real = tuple(None if array is None else array[group.results] for array in state)
-            self.states.write(group.rows[group.results], self.layout.num_rows, real)
-
-    def _begin_behind_prefixes(self, group: Group) -> None:
-        """Copy the state where a prefix ends to each row that goes on from there."""
-        if group.parts[0].start > 0:
-            return
-        begun = [span for span in group.spans if span.source]
-        for prefix in dict.fromkeys(span.source for span in begun if span.source):
-            rows = mx.array([span.row for span in begun if span.source is prefix], dtype=mx.uint32)
-            state = self.states.read_prefix(prefix)
-            assert state is not None, "a prefix comes before what is behind it"
-            self.states.write(rows, self.layout.num_rows, state)
-
-
-def _state_view(state: Sequence[mx.array | None]) -> ArraysCache:
-    """A group's states as mlx-lm's models see them. Nothing is padded: all rows have the same number of tokens."""
-    view = ArraysCache(0)
-    view.cache = [*state]
-    return view
+from mlxq_worker.engine.runners.state_cache import StateCache
+from mlxq_worker.engine.runners.step.groups import Group, Grouping, by_slab, by_state
+from mlxq_worker.engine.runners.step.layout import Layout
 
 
 class OwnAttentionCache(InSlots):
@@ -238,6 +150,8 @@ class GroupedList:
 
     def __init__(self, members: Sequence[Any]) -> None:
         self._members = tuple(members)
+        # Where another member is seen group by group its module may be handed states, too.
+        self._hands_states = not any(isinstance(member, OwnAttentionCache | GroupedList) for member in members)
 
     def __repr__(self) -> str:
         return f"GroupedList({', '.join(map(repr, self._members))})"
@@ -259,7 +173,13 @@ class GroupedList:
         return layout
 
     def __getitem__(self, index: int) -> Any:
-        return self._members[index]
+        member = self._members[index]
+        return member.handed() if self._hands_states and isinstance(member, StateCache) else member
+
+    @property
+    def states(self) -> Sequence[StateCache]:
+        """Those of its members that are states."""
+        return [member for member in self._members if isinstance(member, StateCache)]
 
     def __len__(self) -> int:
         return len(self._members)
@@ -303,9 +223,10 @@ def route_calls(kind: type[nn.Module]) -> bool:
 
     @wraps(original)
     def call(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        caches = [each for each in (*args, *kwargs.values()) if isinstance(each, Grouped)]
-        if not caches:
+        kinds = {*map(type, args), *map(type, kwargs.values())}
+        if _GROUPED.isdisjoint(kinds):
             return original(self, *args, **kwargs)
+        caches = [each for each in (*args, *kwargs.values()) if type(each) in _GROUPED]
         return _in_groups(partial(original, self), caches, args, kwargs)
 
     call.routes_groups = True  # type: ignore[attr-defined]
@@ -320,6 +241,7 @@ def unroute_calls(kind: type[nn.Module]) -> None:
 
 Grouped = StateCache | OwnAttentionCache | GroupedList
 """A layer's cache that its module sees group by group."""
+_GROUPED = frozenset(get_args(Grouped))
 
 
 def _in_groups(
@@ -335,8 +257,6 @@ def _in_groups(
     first = caches[0]
     grouped = first.grouped if len(caches) == 1 else _narrowest(caches)
     grouping: Grouping = first.layout.derived(grouped)
-    if isinstance(first, StateCache) and len(caches) == 1 and grouping.is_whole:
-        return _in_one_group(compute, grouping.groups[0], first, args, kwargs)
 
     def computed(group: Group) -> Any:
         views: dict[int, Any] = {id(cache): cache.view(group) for cache in caches}
@@ -367,22 +287,6 @@ def _in_groups(
                 held_up.append(index)
         waiting = held_up
     return grouping.joined([results[index] for index in range(len(results))])
-
-
-def _in_one_group(
-    compute: Callable[..., Any], group: Group, cache: StateCache, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> Any:
-    """The same where one group has all tokens as they stand, as in nearly all steps: only the cache is a view, and
-    states have no masks."""
-    view = cache.view(group)
-    seen = [view if each is cache else None if each.__class__ is SlotMask else each for each in args]
-    named = {
-        name: view if each is cache else None if each.__class__ is SlotMask else each for name, each in kwargs.items()
-    }
-    result = compute(*seen, **named)
-    if view.cache is not cache.states.current:
-        cache.keep(group, view)
-    return result
 
 
 def _narrowest(caches: Sequence[Any]) -> Callable[[Layout], Grouping]:

@@ -20,9 +20,10 @@ from mlxq_worker.engine.plan import Plan, PrefillChunk, PrefixChunk
 from mlxq_worker.engine.rows.group import Fork
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.runners.attention import is_fused
-from mlxq_worker.engine.runners.layout import Layout, Span
 from mlxq_worker.engine.runners.packed_model import PackedModel, Way
 from mlxq_worker.engine.runners.runner import Launched
+from mlxq_worker.engine.runners.step.layout import Layout
+from mlxq_worker.engine.runners.step.spans import Span
 from mlxq_worker.engine.sampling.batch_sampler import BatchSampler
 from mlxq_worker.engine.sampling.logprobs import score_chunk
 

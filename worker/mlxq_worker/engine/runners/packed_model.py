@@ -18,18 +18,13 @@ from mlx_lm.models.cache import ArraysCache, CacheList, KVCache, RotatingKVCache
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import Changes, Slot
 from mlxq_worker.engine.runners.body import look_into, split
-from mlxq_worker.engine.runners.grouped_cache import (
-    GroupedList,
-    OwnAttentionCache,
-    StateCache,
-    route_calls,
-    unroute_calls,
-)
-from mlxq_worker.engine.runners.groups import by_row, by_slab
-from mlxq_worker.engine.runners.layout import Layout
+from mlxq_worker.engine.runners.grouped_cache import GroupedList, OwnAttentionCache, route_calls, unroute_calls
 from mlxq_worker.engine.runners.on_cpu.quick import quick
 from mlxq_worker.engine.runners.on_cpu.routes import route_quick
 from mlxq_worker.engine.runners.slot_cache import SlotCache, route_attention, step_of_layers
+from mlxq_worker.engine.runners.state_cache import StateCache
+from mlxq_worker.engine.runners.step.groups import by_row, by_slab
+from mlxq_worker.engine.runners.step.layout import Layout
 
 
 class Way(StrEnum):
@@ -84,6 +79,9 @@ class PackedModel:
     def __init__(self, model: Any, way: Way = Way.SHARED) -> None:
         self.caches: list[LayerCache] = [_cache_for(cache, way) for cache in make_prompt_cache(model)]
         self._attending = [cache for cache in self.caches if isinstance(cache, SlotCache)]
+        self._layers_of_states = {i: cache for i, cache in enumerate(self.caches) if isinstance(cache, StateCache)}
+        members = (cache.states for cache in self.caches if isinstance(cache, GroupedList))
+        self._states = [*self._layers_of_states.values(), *chain.from_iterable(members)]
         anatomy = look_into(model)
         grouped = [u for cache, u in zip(self.caches, anatomy.users, strict=True) if not isinstance(cache, SlotCache)]
         if not all(grouped):
@@ -121,8 +119,13 @@ class PackedModel:
         """Run tokens (N,) through the layers, writing what they leave where `layout` says: (N, 1, E)."""
         for cache in self.caches:
             cache.begin_step(layout)
+        handed: list[Any] = [*self.caches]
+        for index, states in self._layers_of_states.items():
+            handed[index] = states.handed()
         with quick(), step_of_layers(self._attending):
-            hidden: mx.array = self._body(tokens[:, None], self.caches)
+            hidden: mx.array = self._body(tokens[:, None], handed)
+        for states in self._states:
+            states.end_step()
         return hidden
 
     def logits(self, hidden: mx.array) -> mx.array:

@@ -9,42 +9,42 @@ own slot. What is stored, and how, is `kvcache/slots`' business.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, partial
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import mlx.core as mx
 
+from mlxq_worker.engine.kvcache.pool import Pool
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import Changes, Slot
 from mlxq_worker.engine.kvcache.slots import Slots, joined
 from mlxq_worker.engine.plan import PrefixChunk
 from mlxq_worker.engine.runners.attention import Partial, attend, attend_causally_in_parts, attend_in_part, taken_apart
-from mlxq_worker.engine.runners.layout import Layout, PackedPrompts, Segment, Sharers, Sharing, Span, Window
+from mlxq_worker.engine.runners.step.layout import Layout
+from mlxq_worker.engine.runners.step.sharing import Sharers, Sharing
+from mlxq_worker.engine.runners.step.spans import PackedPrompts, Segment, Span
+from mlxq_worker.engine.runners.step.windows import Window
 
-Written = Mapping[int, tuple["SlotCache", mx.array, mx.array]]
-_NOTHING: Written = MappingProxyType({})
-_written: ContextVar[Written] = ContextVar("written", default=_NOTHING)
+_layers: ContextVar[Sequence[SlotCache]] = ContextVar("layers", default=())
+"""Those of the step that is being computed."""
+_NOTHING = (None, None)
 
 
 @contextmanager
-def step_of_layers(caches: Iterable[SlotCache]) -> Iterator[None]:
-    """Within the block it is remembered which layer wrote which keys and values: some models hand those to later
-    layers, without the cache that they are of. Nobody holds them for longer: MLX is to free them when it has used
-    them."""
-    written: dict[int, tuple[SlotCache, mx.array, mx.array]] = {}
-    token = _written.set(written)
-    for layer in caches:
-        layer.written = written
+def step_of_layers(layers: Sequence[SlotCache]) -> Iterator[None]:
+    """Within the block each layer remembers which keys and values it wrote: some models hand those to later layers,
+    without the cache that they are of. Nobody holds them for longer: MLX is to free them when it has used them."""
+    token = _layers.set(layers)
     try:
         yield
     finally:
-        _written.reset(token)
-        written.clear()
+        _layers.reset(token)
+        for layer in layers:
+            layer.written = _NOTHING
 
 
 class InSlots:
@@ -77,7 +77,7 @@ class SlotCache(InSlots):
         super().__init__()
         self._sliding = sliding
         self._mask = slot_mask(sliding)
-        self.written: dict[int, tuple[SlotCache, mx.array, mx.array]] = {}
+        self.written: tuple[mx.array, mx.array] | tuple[None, None] = _NOTHING
         self.layout = Layout([])
         self.offset = mx.array([])
         """(N,) the position of every token of the step in its own sequence: what RoPE rotates by"""
@@ -106,7 +106,7 @@ class SlotCache(InSlots):
             self._write_beside_prefixes(keys, values)
         else:
             pool.write(layout.places, keys, values)  # as in nearly all steps
-        self.written[id(keys)] = self, keys, values
+        self.written = keys, values
         return keys, values
 
     def _write_beside_prefixes(self, keys: mx.array, values: mx.array) -> None:
@@ -123,8 +123,10 @@ class SlotCache(InSlots):
 
     def keys_and_values(self) -> tuple[mx.array, mx.array]:
         """The step's keys and values, for a later layer that has none of its own."""
-        own = ((keys, values) for layer, keys, values in self.written.values() if layer is self)
-        return next(own)  # the layer that writes them comes first
+        keys, values = self.written
+        assert keys is not None, "the layer that writes them comes first"
+        assert values is not None
+        return keys, values
 
     def attend(
         self,
@@ -145,13 +147,12 @@ class SlotCache(InSlots):
                 raise NotImplementedError("the model masks by itself")
             sliding = one_window(sliding, mask.sliding)
         windows = self.layout.lone_windows
-        if len(windows) == 1:  # as in nearly all steps
-            return _attend_in_window(self.slots, windows[0], queries, scale, sliding, sinks)
         if windows:
-            own = [
-                _attend_in_window(self.slots, window, queries[window.rows], scale, sliding, sinks) for window in windows
-            ]
-            return mx.concatenate(own)
+            pool = self.slots.written
+            if len(windows) == 1:  # as in nearly all steps
+                return _attend_in_window(pool, windows[0], queries, scale, sliding, sinks)
+            parts = [_attend_in_window(pool, each, queries[each.rows], scale, sliding, sinks) for each in windows]
+            return mx.concatenate(parts)
         return _Attention(self.layout, self.slots, scale, sliding, sinks).of(queries, keys, values)
 
 
@@ -193,7 +194,7 @@ class _Attention:
         """(N, heads, 1, D)."""
         layout, end = self.layout, self.layout.num_whole
         parts = [
-            _attend_in_window(self.slots, window, queries[window.rows], self.scale, self.sliding, self.sinks)
+            _attend_in_window(self.slots.written, window, queries[window.rows], self.scale, self.sliding, self.sinks)
             for window in layout.whole_windows
         ]
         if layout.sharing is not None:
@@ -267,15 +268,15 @@ class _Attention:
 
 
 def _attend_in_window(
-    slots: Slots, window: Window, queries: mx.array, scale: float, sliding: int | None, sinks: mx.array | None
+    pool: Pool, window: Window, queries: mx.array, scale: float, sliding: int | None, sinks: mx.array | None
 ) -> mx.array:
     """Attention of a slab's decoding rows (B, heads, 1, D) to what is in their slots."""
-    view, pool = window.views[sliding], slots.pool
-    assert pool is not None, "what is read has been written"
-    keys, values = pool.read(window.slab, 0, window.num_slots, view.last, view.first)
+    view = window.views[sliding]
+    keys, values = pool.cut(view.cuts)
     if window.query_rows is not None:
         queries = queries[window.query_rows]  # (S, heads, 1, D)
-    result = attend(queries, keys, values, scale, view.masks[queries.shape[1]], sinks=sinks)
+    mask = None if view.mask is None else view.masks[queries.shape[1]]
+    result = window.attend(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
     return result if window.result_rows is None else result[window.result_rows]
 
 
@@ -318,9 +319,8 @@ def _routed(original: Callable[..., mx.array]) -> Callable[..., mx.array]:
         mask: Any = None,
         sinks: mx.array | None = None,
     ) -> mx.array:
-        written = _written.get().get(id(keys))
-        if written is not None:
-            return written[0].attend(queries, keys, values, scale, mask, sinks)
+        if not isinstance(cache, SlotCache) or cache.written[0] is not keys:
+            cache = next((layer for layer in _layers.get() if layer.written[0] is keys), cache)
         if isinstance(cache, SlotCache):
             return cache.attend(queries, keys, values, scale, mask, sinks)
         return original(queries, keys, values, cache, scale, mask, sinks)

@@ -14,8 +14,9 @@ import mlx.core as mx
 
 from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.kvcache.slot_allocator import SlotAllocator
-from mlxq_worker.engine.runners.layout import Layout, Span
 from mlxq_worker.engine.runners.packed_model import PackedModel, Way
+from mlxq_worker.engine.runners.step.layout import Layout
+from mlxq_worker.engine.runners.step.spans import Span
 
 _PROMPT_TOKENS = 64
 _LONG_STEP_S = 0.1

@@ -23,9 +23,10 @@ from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import SlotAllocator
 from mlxq_worker.engine.plan import PrefixChunk
 from mlxq_worker.engine.runners.body import rounded_otherwise
-from mlxq_worker.engine.runners.layout import Layout, Span
 from mlxq_worker.engine.runners.packed_model import PackedModel, Way
 from mlxq_worker.engine.runners.padded import can_batch, prefilled
+from mlxq_worker.engine.runners.step.layout import Layout
+from mlxq_worker.engine.runners.step.spans import Span
 
 log = logging.getLogger(__name__)
 

@@ -15,9 +15,11 @@ from typing import Any, Self
 
 import mlx.core as mx
 
-from mlxq_worker.engine.kvcache.places import Places
+from mlxq_worker.engine.kvcache.places import Places, copied
 from mlxq_worker.engine.plan import PrefixChunk
-from mlxq_worker.engine.runners.layout import Layout, Span, Window, copied, indices_of
+from mlxq_worker.engine.runners.step.layout import Layout
+from mlxq_worker.engine.runners.step.spans import Span, indices_of
+from mlxq_worker.engine.runners.step.windows import Window
 
 
 @dataclass(frozen=True, slots=True)
