@@ -104,23 +104,18 @@ def test_the_state_of_a_prefix_that_is_alone_in_a_step_is_no_rows_state() -> Non
     assert rows_of(cache.states.first(1)) == [10]
 
 
-def test_all_rows_states_are_handed_over_at_once_where_a_step_has_a_token_of_each() -> None:
-    # given
-    cache = StateCache(2)
-    cache.states.write(indices(0, 1), 2, state(10, 20))
-    cache.begin_step(Layout(decoding(0, 1)))
-
-    # when
-    handed = cache.handed()
-    assert isinstance(handed, ArraysCache)
+def _add_one(handed: ArraysCache) -> None:
     handed[0] = handed[0] + 1
-    cache.end_step()
-
-    # then
-    assert rows_of(cache.states.first(2)) == [11, 21]
 
 
-def test_what_a_module_puts_in_the_place_of_all_states_is_kept() -> None:
+def _replace_all(handed: ArraysCache) -> None:
+    handed.cache = list(state(30, 40))
+
+
+@pytest.mark.parametrize(("module", "left"), [(_add_one, [11, 21]), (_replace_all, [30, 40])])
+def test_all_rows_states_are_handed_over_at_once_where_a_step_has_a_token_of_each(
+    module: Callable[[ArraysCache], None], left: list[float]
+) -> None:
     # given
     cache = StateCache(2)
     cache.states.write(indices(0, 1), 2, state(10, 20))
@@ -129,11 +124,11 @@ def test_what_a_module_puts_in_the_place_of_all_states_is_kept() -> None:
     # when
     handed = cache.handed()
     assert isinstance(handed, ArraysCache)
-    handed.cache = list(state(30, 40))
+    module(handed)
     cache.end_step()
 
     # then
-    assert rows_of(cache.states.first(2)) == [30, 40]
+    assert rows_of(cache.states.first(2)) == left
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ class Scene:
                 self.server.recover()
                 self.recover_at_s = None
                 self.diary.note("Redis is well again")
-            while waiting and self._is_due(waiting[0]) and self._is_caused(waiting[0]):
+            while waiting and self._is_due(waiting[0]) and self._cause(waiting[0]):
                 waiting.pop(0)
             self.fleet.tend()
             self.producer.tend()
@@ -56,12 +56,10 @@ class Scene:
             return self._is_too_late(fault) or self.fleet.workers[fault.target].num_held() > 0
         if fault.kind == "cut connections" and self.restart_at_s is not None:  # there are none to cut
             return False
-        if late_s >= 0 and fault.kind == "freeze worker" and self.fleet.workers[fault.target].engine_pid is None:
-            return self._is_too_late(fault)
         return late_s >= (0 if self.producer.gets_answers else MAX_WAIT_FOR_ANSWERS_S)
 
-    def _is_caused(self, fault: Fault) -> bool:
-        """Cause it. A process that has ended since it was looked at is waited for once more, unless it is too late."""
+    def _cause(self, fault: Fault) -> bool:
+        """Cause it. Returns whether that is done: a process that isn't there is waited for, unless it is too late."""
         match fault.kind:
             case "kill worker":
                 return self.fleet.workers[fault.target].kill() or self._is_too_late(fault)
