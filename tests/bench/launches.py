@@ -35,7 +35,7 @@ from tests.support.tiny_models import build
 
 from mlxq_worker.engine.api import RowId, RowSpec
 from mlxq_worker.engine.engine import BatchEngine
-from mlxq_worker.engine.kvcache.places import cut
+from mlxq_worker.engine.kvcache.places import cuts
 from mlxq_worker.engine.runners import packed_model
 
 WIDTH = 32
@@ -229,7 +229,7 @@ def _counts(side_name: str, case: Case, num_layers: int, width: int) -> Counts:
     with on_a_gpu(counts):
         _settle(side, case, width)
         if not case.num_joining:
-            cut.cache_clear()  # or what another model has left there would save a call
+            cuts.cache_clear()  # or what another model has left there would save a call
             with calls_counted(counts):
                 side.step()
         else:

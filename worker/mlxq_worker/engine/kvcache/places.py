@@ -6,7 +6,7 @@ takes is one index for each token and head. Those are made once a step and pool 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from itertools import accumulate
 from typing import Generic, Self, TypeVar
@@ -47,11 +47,11 @@ class Ahead(Generic[V]):
     that to begin to make it takes a processor far longer than to make more of it.
 
     Args:
-        make: of some steps, by how many they are behind the first one.
+        make: of one step, by how many it is behind the first one.
         most: how many steps at a time at most.
     """
 
-    def __init__(self, make: Callable[[range], Sequence[V]], most: int = _STEPS_AHEAD) -> None:
+    def __init__(self, make: Callable[[int], V], most: int = _STEPS_AHEAD) -> None:
         self._make, self._most = make, min(max(1, most), _STEPS_AHEAD)
         self._steps, self._made = range(0), list[V]()
 
@@ -59,7 +59,7 @@ class Ahead(Generic[V]):
         """That of one step. The first is made alone, then 4, then more: rows that have gone on go on."""
         if step not in self._steps:
             self._steps = range(step, step + min(self._most, max(1, 4 * step)))
-            self._made = list(self._make(self._steps))
+            self._made = list(map(self._make, self._steps))
         return self._made[step - self._steps.start]
 
 
@@ -116,26 +116,21 @@ def _shape(num_heads: int, sizes: tuple[tuple[int, SlabSize], ...]) -> PoolShape
     return PoolShape(num_heads, dict(sizes))
 
 
-@lru_cache(maxsize=64)
-def cut(shape: PoolShape, slab: int, first: int, last: int, num_columns: int, first_column: int, size: int) -> Cut:
-    """Where in a pool of so many numbers a row slots `first` to `last` of a slab lie, of so many columns without those
-    before the first one: lengths and steps of slots, heads, columns and numbers, and where the first number is."""
-    width = shape.sizes[slab].num_columns
-    slot_rows = shape.num_heads * width
-    start = shape.slab_row(slab) + first * slot_rows + first_column
-    lengths = (last - first, shape.num_heads, num_columns - first_column, size)
-    return lengths, (slot_rows * size, width * size, size, 1), start * size
-
-
 Form = tuple[PoolShape, int, int]
 """The shape of a pool, and how many numbers a row of its keys and one of its values have."""
 
 
-def cuts(slab: int, num_slots: int, first: int, last: int, form: Form) -> tuple[Cut, Cut]:
-    """Where the keys and the values of a slab's first slots lie in pools of a form, columns `first` to `last`."""
-    shape, size, value_size = form
-    of_keys = cut(shape, slab, 0, num_slots, last, first, size)
-    return of_keys, of_keys if value_size == size else cut(shape, slab, 0, num_slots, last, first, value_size)
+@lru_cache(maxsize=64)
+def cuts(slab: int, first: int, last: int, num_columns: int, first_column: int, form: Form) -> tuple[Cut, Cut]:
+    """Where in the keys and in the values of pools of a form slots `first` to `last` of a slab lie, of so many columns
+    without those before the first one: the axes are slots, heads, columns and numbers."""
+    shape, *sizes = form
+    width = shape.sizes[slab].num_columns
+    slot_rows = shape.num_heads * width
+    start = shape.slab_row(slab) + first * slot_rows + first_column
+    lengths = (last - first, shape.num_heads, num_columns - first_column)
+    of_keys, of_values = [((*lengths, size), (slot_rows * size, width * size, size, 1), start * size) for size in sizes]
+    return of_keys, of_values
 
 
 @lru_cache(maxsize=2)
@@ -201,7 +196,7 @@ class Places:
 
 def _rows_ahead(slabs: Numbers, slots: Numbers, columns: Numbers, shape: PoolShape) -> Ahead[mx.array]:
     at_first = shape.rows_of(slabs, slots, columns)[..., None]
-    return Ahead(lambda steps: [mx.array(at_first + np.uint32(step)) for step in steps])
+    return Ahead(lambda step: mx.array(at_first + np.uint32(step)))
 
 
 def _rows_at(rows: Made[PoolShape, Ahead[mx.array]], num_later: int, shape: PoolShape) -> mx.array:

@@ -13,7 +13,7 @@ from typing import Self
 
 import mlx.core as mx
 
-from mlxq_worker.engine.kvcache.places import Cut, Form, Places, PoolShape, cut, sources
+from mlxq_worker.engine.kvcache.places import Cut, Form, Places, PoolShape, cuts, sources
 from mlxq_worker.engine.kvcache.slot_allocator import SlabSize, Slot
 
 
@@ -65,16 +65,11 @@ class Pool:
     ) -> tuple[mx.array, mx.array]:
         """Keys and values of slots `first` to `last` of a slab, each (last - first, H, columns, D): of so many columns
         without those before the first one."""
-        # One view of it, where slices of slabs, slots and columns would be six of them.
-        shape, keys, values = self._shape, self._keys, self._values
-        return (
-            mx.as_strided(keys, *cut(shape, slab, first, last, num_columns, first_column, keys.shape[1])),
-            mx.as_strided(values, *cut(shape, slab, first, last, num_columns, first_column, values.shape[1])),
-        )
+        return self.view(cuts(slab, first, last, num_columns, first_column, self.form))
 
-    def cut(self, cuts: Mapping[Form, tuple[Cut, Cut]]) -> tuple[mx.array, mx.array]:
-        """One view of a part of the keys, and one of the values, where that lies in pools of this form."""
-        of_keys, of_values = cuts[self._form]
+    def view(self, places: tuple[Cut, Cut]) -> tuple[mx.array, mx.array]:
+        """One view of a part of the keys and one of the values; slices of slabs, slots and columns would be six."""
+        of_keys, of_values = places
         return mx.as_strided(self._keys, *of_keys), mx.as_strided(self._values, *of_values)
 
     def copy(self, pairs: Sequence[tuple[Slot, Slot]]) -> None:
@@ -116,4 +111,4 @@ class Pool:
 
     def _set_shape(self, shape: PoolShape) -> None:
         self._shape = shape
-        self._form: Form = shape, self._keys.shape[1], self._values.shape[1]
+        self.form: Form = shape, self._keys.shape[1], self._values.shape[1]

@@ -1,5 +1,5 @@
 """Caches of layers whose modules need a row's tokens side by side in time, and how those modules are called: once for
-each group of tokens (`groups`), each time with a view of the cache that shows just that group's rows.
+each group of tokens (`step/groups`), each time with a view of the cache that shows just that group's rows.
 
 `OwnAttentionCache` is for modules that attend by themselves: with a latent in place of keys and values, with scores
 that are capped, with positions in their scores; `state_cache` for layers that keep a state a row. A view behaves as

@@ -221,7 +221,8 @@ class _Attention:
     def _parts_in_slots(self, queries: mx.array, keys: mx.array, values: mx.array) -> Iterator[Partial]:
         for window in self.layout.shared_windows:
             own, view = queries[window.rows], window.views[self.sliding]
-            seen = self.slots.read(window.slab, 0, window.num_slots, view.last, view.first)
+            pool = self.slots.written
+            seen = pool.view(view.cuts[pool.form])
             if window.query_rows is not None:
                 own = own[window.query_rows]
             part = attend_in_part(own, *seen, self.scale, view.mask)
@@ -272,7 +273,7 @@ def _attend_in_window(
 ) -> mx.array:
     """Attention of a slab's decoding rows (B, heads, 1, D) to what is in their slots."""
     view = window.views[sliding]
-    keys, values = pool.cut(view.cuts)
+    keys, values = pool.view(view.cuts[pool.form])
     if window.query_rows is not None:
         queries = queries[window.query_rows]  # (S, heads, 1, D)
     mask = None if view.mask is None else view.masks[queries.shape[1]]

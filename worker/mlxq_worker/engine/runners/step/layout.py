@@ -86,7 +86,7 @@ class Layout:
         positions += [position for chunk in prefixes for position in range(chunk.start, chunk.stop)]
         self.num_tokens = len(positions)
         at_first = np.array(positions, dtype=np.int32)
-        self._positions = Ahead(lambda steps: [mx.array(at_first + np.int32(step)) for step in steps])
+        self._positions = Ahead(lambda step: mx.array(at_first + np.int32(step)))
         self.positions = self._positions.at(0)  # (N,)
         self.places = Places.of((span.slot, span.columns) for span in in_slots)
         self._set_windows(windows)

@@ -99,6 +99,7 @@ Segment = Span | PackedPrompts | PrefixChunk
 
 
 def grouped(spans: Sequence[Span]) -> tuple[Span | PackedPrompts, ...]:
+    """Prompts' chunks as they attend: those side by side that are of one packing size together."""
     groups: list[Span | PackedPrompts] = []
     for size, group in groupby(spans, key=lambda span: span.packing_size):
         own = list(group)

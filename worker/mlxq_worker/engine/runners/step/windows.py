@@ -39,7 +39,8 @@ class Window:
         self.rows, self.num_rows = slice(first, first + len(lengths)), len(lengths)
         self.num_slots = max(lengths) + 1
         has_holes = len(lengths) < self.num_slots
-        # What an empty slot's stand-in sees counts for nothing: as much as the shortest row, so that nobody sees more.
+        # Of the first step. What an empty slot's stand-in sees counts for nothing: as much as the shortest row, so that
+        # nobody sees more.
         self._shortest, self._longest = min(lengths.values()), max(lengths.values())
         in_slots = [lengths.get(slot, self._shortest) for slot in range(self.num_slots)]
         self._num_later = 0
@@ -54,7 +55,6 @@ class Window:
         """The same rows one column further."""
         later = copied(self)
         later._num_later += 1
-        later._shortest, later._longest = self._shortest + 1, self._longest + 1
         later._set_views()
         return later
 
@@ -82,7 +82,7 @@ class View:
     def __init__(self, slab: int, num_slots: int, first: int, last: int, mask: mx.array | None) -> None:
         self.first, self.last, self.mask = first, last, mask
         self.masks: Made[int, mx.array | None] = Made(partial(_mask_for, mask))
-        self.cuts = Made(partial(cuts, slab, num_slots, first, last))
+        self.cuts = Made(partial(cuts, slab, 0, num_slots, last, first))
 
 
 def windows_of(decoding: Sequence[Span]) -> tuple[Window, ...]:
@@ -104,7 +104,7 @@ def _view(
     sliding: int | None,
 ) -> View:
     mask = masks[sliding].at(num_later) if shortest < longest else None
-    return View(slab, num_slots, _first(shortest, sliding), longest, mask)
+    return View(slab, num_slots, _first(shortest + num_later, sliding), longest + num_later, mask)
 
 
 def _first(shortest: int, sliding: int | None) -> int:
@@ -127,7 +127,7 @@ def _masks(lengths: Sequence[int], sliding: int | None) -> Ahead[mx.array]:
             seen &= np.arange(first, last, dtype=np.int32) >= in_use - np.int32(sliding)
         return mx.array(seen)
 
-    return Ahead(lambda steps: list(map(mask, steps)), most=_MAX_MASK_BYTES // (len(lengths) * longest))
+    return Ahead(mask, most=_MAX_MASK_BYTES // (len(lengths) * longest))
 
 
 def _mask_for(mask: mx.array | None, num_heads: int) -> mx.array | None:
