@@ -35,6 +35,8 @@ VIEWS = frozenset(
     }
 )
 """Primitives that launch nothing."""
+_MASK_COPY = "Sign"
+"""Stands for the copy of a mask within an attention: a launch, and no primitive of its own."""
 _MAX_VECTOR_QUERIES = 8
 """Up to so many queries a row take the kernel that wants its mask in full."""
 
@@ -60,27 +62,23 @@ class Counts:
     def add(self, name: str, num_inputs: int) -> None:
         """Count one primitive by its label in the graph."""
         name = "Compiled" if name.startswith("Compiled") else name.split()[0]
-        self.primitives[name] += 1
+        self.primitives[name] += name != _MASK_COPY
         if name not in VIEWS:
             self.launches += {"Concatenate": num_inputs, "Pad": 2}.get(name, 1)
 
 
 @contextmanager
-def on_a_gpu(counts: Counts | None = None) -> Iterator[None]:
+def on_a_gpu() -> Iterator[None]:
     """Take the branches for GPUs for the block, with stand-ins for what is one kernel there. An engine is to be built
-    before: it tries its model out.
-
-    Args:
-        counts: where copies of masks are counted.
-    """
+    before: it tries its model out."""
 
     # As short as can be: what they take is counted, too, as if MLX took it.
     def attention(q: Any, k: Any, v: Any, *, scale: float, mask: Any = None, sinks: Any = None, **_: Any) -> Any:
         parts = [k, v] if mask is None or mask.__class__ is str else [k, v, mask]
         if sinks is not None:
             parts += (sinks,)
-        if counts is not None:
-            counts.launches += _copies_mask(q, mask)
+        if _copies_mask(q, mask):
+            parts[2] = mx.sign(mask)
         result = mx.depends(q, parts)
         return result if v.shape[-1] == q.shape[-1] else mx.depends(mx.zeros((*q.shape[:-1], v.shape[-1])), [result])
 

@@ -226,7 +226,7 @@ def figures_of(side: str, case: Case, width: int = WIDTH) -> Figures:
 
 def _counts(side_name: str, case: Case, num_layers: int, width: int) -> Counts:
     counts, side = Counts(), SIDES[side_name](lambda: _faint(case.build(num_layers)), case, width)
-    with on_a_gpu(counts):
+    with on_a_gpu():
         _settle(side, case, width)
         if not case.num_joining:
             cuts.cache_clear()  # or what another model has left there would save a call
@@ -234,7 +234,6 @@ def _counts(side_name: str, case: Case, num_layers: int, width: int) -> Counts:
                 side.step()
         else:
             side.add(width, case.num_joining)
-        counts.launches = 0
         with counted(counts):
             side.step()
     return counts

@@ -13,7 +13,7 @@ from mlxq_worker.engine.kvcache.pool import Pool
 MOST = {
     "a": Figures(17, 7, 52, 17, 60, 357),
     "b": Figures(17, 8, 52, 19, 60, 364),
-    "c": Figures(20, 9, 60, 21, 66, 386),
+    "c": Figures(20, 9, 58, 21, 58, 396),
     "d": Figures(17, 8, 52, 19, 60, 372),
     "d long": Figures(47, 8, 121, 19, 98, 400),
     "e": Figures(17, 18, 52, 32, 60, 405),

@@ -18,16 +18,15 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from mlxq_worker.engine.kvcache.pool import Pool
 from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import Changes, Slot
 from mlxq_worker.engine.kvcache.slots import Slots, joined
 from mlxq_worker.engine.plan import PrefixChunk
 from mlxq_worker.engine.runners.attention import Partial, attend, attend_causally_in_parts, attend_in_part, taken_apart
+from mlxq_worker.engine.runners.step.across import How
 from mlxq_worker.engine.runners.step.layout import Layout
 from mlxq_worker.engine.runners.step.sharing import Sharers, Sharing
 from mlxq_worker.engine.runners.step.spans import PackedPrompts, Segment, Span
-from mlxq_worker.engine.runners.step.windows import Window
 
 _layers: ContextVar[Sequence[SlotCache]] = ContextVar("layers", default=())
 """Those of the step that is being computed."""
@@ -146,14 +145,17 @@ class SlotCache(InSlots):
             if not isinstance(mask, SlotMask):
                 raise NotImplementedError("the model masks by itself")
             sliding = one_window(sliding, mask.sliding)
-        windows = self.layout.lone_windows
-        if windows:
+        layout = self.layout
+        if len(layout.lone_windows) == 1:  # as in nearly all steps
+            (window,) = layout.lone_windows
+            view = window.views[sliding]
+            own_mask = None if view.mask is None else view.masks[queries.shape[1]]
+            return window.attention(self.slots.written, view, own_mask, queries, scale, sinks)
+        if layout.across is not None:
             pool = self.slots.written
-            if len(windows) == 1:  # as in nearly all steps
-                return _attend_in_window(pool, windows[0], queries, scale, sliding, sinks)
-            parts = [_attend_in_window(pool, each, queries[each.rows], scale, sliding, sinks) for each in windows]
-            return mx.concatenate(parts)
-        return _Attention(self.layout, self.slots, scale, sliding, sinks).of(queries, keys, values)
+            attention, masks = layout.across.parts[How(pool.form, scale, sliding, queries.shape[1])]
+            return attention(queries, *pool.arrays, masks, sinks)
+        return _Attention(layout, self.slots, scale, sliding, sinks).of(queries, keys, values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +195,11 @@ class _Attention:
     def of(self, queries: mx.array, keys: mx.array, values: mx.array) -> mx.array:
         """(N, heads, 1, D)."""
         layout, end = self.layout, self.layout.num_whole
-        parts = [
-            _attend_in_window(self.slots.written, window, queries[window.rows], self.scale, self.sliding, self.sinks)
-            for window in layout.whole_windows
-        ]
+        parts = []
+        for window in layout.whole_windows:
+            view, own = window.views[self.sliding], queries[window.rows]
+            mask = view.masks[own.shape[1]]
+            parts.append(window.attention(self.slots.written, view, mask, own, self.scale, self.sinks))
         if layout.sharing is not None:
             start, end = end, end + layout.sharing.num_tokens
             parts.append(self._sharing(queries, keys, values, layout.sharing, slice(start, end)))
@@ -266,19 +269,6 @@ class _Attention:
         """A row's keys and values behind its prefix up to the end of a span, (1, H, columns, D) each."""
         index = span.slot.index
         return self.slots.read(span.slot.slab, index, index + 1, span.stop)
-
-
-def _attend_in_window(
-    pool: Pool, window: Window, queries: mx.array, scale: float, sliding: int | None, sinks: mx.array | None
-) -> mx.array:
-    """Attention of a slab's decoding rows (B, heads, 1, D) to what is in their slots."""
-    view = window.views[sliding]
-    keys, values = pool.view(view.cuts[pool.form])
-    if window.query_rows is not None:
-        queries = queries[window.query_rows]  # (S, heads, 1, D)
-    mask = None if view.mask is None else view.masks[queries.shape[1]]
-    result = window.attend(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
-    return result if window.result_rows is None else result[window.result_rows]
 
 
 R = TypeVar("R", mx.array, Partial)

@@ -18,6 +18,7 @@ from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import Slot
 from mlxq_worker.engine.plan import PrefixChunk
 from mlxq_worker.engine.runners.attention import is_fused
+from mlxq_worker.engine.runners.step.across import Across
 from mlxq_worker.engine.runners.step.sharing import Sharing
 from mlxq_worker.engine.runners.step.spans import Segment, Span, grouped
 from mlxq_worker.engine.runners.step.windows import Window, windows_of
@@ -47,6 +48,7 @@ class Layout:
         windows: those of all decoding rows; `whole_windows` of rows that attend to their slots and nothing else,
             `shared_windows` of those in `sharing`; `lone_windows` all of them, where there are no other tokens in the
             step than the rows' that attend to these.
+        across: how those attend, where attention is a single kernel and they are several.
         num_rows: one more than the highest number of a row in the batch.
         sharing: how tokens attend to shared prefixes, if any does. The decoding rows' do so together; where attention
             is done in parts anyway, those without a prefix and prompts' join them.
@@ -90,6 +92,7 @@ class Layout:
         self.positions = self._positions.at(0)  # (N,)
         self.places = Places.of((span.slot, span.columns) for span in in_slots)
         self._set_windows(windows)
+        self.across = Across(windows) if len(self.lone_windows) > 1 and is_fused() else None
 
     @cached_property
     def decoding(self) -> tuple[Span, ...]:
@@ -108,6 +111,7 @@ class Layout:
         later.places = self.places.next()
         later.sharing = self.sharing.next() if self.sharing else None
         later._set_windows(tuple(window.next() for window in self.windows))
+        later.across = self.across.next(later.windows) if self.across else None
         later._derived = {make: moved for make, made in self._derived.items() if (moved := made.next(later))}
         return later
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
+from itertools import accumulate, groupby
 
 import mlx.core as mx
 import numpy as np
 
 from mlxq_worker.engine.kvcache.places import Ahead, Made, copied, cuts
+from mlxq_worker.engine.kvcache.pool import Pool
 from mlxq_worker.engine.runners.attention import attend, is_fused
 from mlxq_worker.engine.runners.step.spans import Span
 
 _MAX_MASK_BYTES = 1 << 20
 """Masks are made for as many steps ahead as take this much."""
+_ALIGNMENT = 16
+"""Divides the number of columns of every slab."""
 
 
 class Window:
@@ -26,25 +30,26 @@ class Window:
         slab: which one.
         first: the index of its first row among all decoding rows.
         decoding: spans of one token, by rising slot.
+        alignment: windows begin and end at multiples of so many columns. With more than 1 they stay the same for some
+            steps, and there is always a mask.
 
     Attributes:
         views: what is seen of the slab where a token sees itself and so many columns less one before it; `None`: all.
-        attend: attention of queries (S, heads, 1, D) to keys and values of it, with `scale`, `mask` and `sinks`.
     """
 
-    def __init__(self, slab: int, first: int, decoding: Sequence[Span]) -> None:
+    def __init__(self, slab: int, first: int, decoding: Sequence[Span], alignment: int = 1) -> None:
         lengths = {span.slot.index: span.stop for span in decoding}
-        self.slab = slab
-        self.attend: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention if is_fused() else attend
+        self._attend: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention if is_fused() else attend
         self.rows, self.num_rows = slice(first, first + len(lengths)), len(lengths)
         self.num_slots = max(lengths) + 1
         has_holes = len(lengths) < self.num_slots
         # Of the first step. What an empty slot's stand-in sees counts for nothing: as much as the shortest row, so that
         # nobody sees more.
-        self._shortest, self._longest = min(lengths.values()), max(lengths.values())
-        in_slots = [lengths.get(slot, self._shortest) for slot in range(self.num_slots)]
-        self._num_later = 0
-        self._masks: Made[int | None, Ahead[mx.array]] = Made(partial(_masks, in_slots))
+        shortest = min(lengths.values())
+        in_slots = [lengths.get(slot, shortest) for slot in range(self.num_slots)]
+        in_use = _InUse(slab, self.num_slots, in_slots, shortest, max(in_slots), alignment)
+        self._in_use, self._num_later = in_use, 0
+        self._masks: Made[int | None, Ahead[mx.array]] = Made(in_use.masks)
         rows = {slot: index for index, slot in enumerate(lengths)}
         # (S,) which decoding row stands in for each slot: its own, or any for a slot that is empty
         self.query_rows = mx.array([rows.get(slot, 0) for slot in range(self.num_slots)]) if has_holes else None
@@ -58,9 +63,19 @@ class Window:
         later._set_views()
         return later
 
+    def attention(
+        self, pool: Pool, view: View, mask: mx.array | None, queries: mx.array, scale: float, sinks: mx.array | None
+    ) -> mx.array:
+        """Of the slab's decoding rows (B, heads, 1, D) to what a view of this window shows of their slots; the mask is
+        the view's for so many heads."""
+        keys, values = pool.view(view.cuts[pool.form])
+        if self.query_rows is not None:
+            queries = queries[self.query_rows]  # (S, heads, 1, D)
+        result = self._attend(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
+        return result if self.result_rows is None else result[self.result_rows]
+
     def _set_views(self) -> None:
-        numbers = self.slab, self.num_slots, self._shortest, self._longest, self._num_later
-        self.views: Made[int | None, View] = Made(partial(_view, self._masks, *numbers))
+        self.views: Made[int | None, View] = Made(partial(self._in_use.view, self._masks, self._num_later))
 
 
 class View:
@@ -86,48 +101,54 @@ class View:
 
 
 def windows_of(decoding: Sequence[Span]) -> tuple[Window, ...]:
-    """One for each slab, of spans of one token by rising slot."""
-    first, windows = 0, []
-    for slab, group in groupby(decoding, key=lambda span: span.slot.slab):
-        windows.append(Window(slab, first, list(group)))
-        first = windows[-1].rows.stop
-    return tuple(windows)
+    """One for each slab, of spans of one token by rising slot.
+
+    Where attention is a single kernel and there are several, they are aligned, for what `across` traces of them.
+    """
+    slabs = [list(group) for _, group in groupby(decoding, key=lambda span: span.slot.slab)]
+    alignment = _ALIGNMENT if len(slabs) > 1 and is_fused() else 1
+    ends = accumulate(map(len, slabs), initial=0)
+    return tuple(Window(spans[0].slot.slab, first, spans, alignment) for first, spans in zip(ends, slabs, strict=False))
 
 
-def _view(
-    masks: Made[int | None, Ahead[mx.array]],
-    slab: int,
-    num_slots: int,
-    shortest: int,
-    longest: int,
-    num_later: int,
-    sliding: int | None,
-) -> View:
-    mask = masks[sliding].at(num_later) if shortest < longest else None
-    return View(slab, num_slots, _first(shortest + num_later, sliding), longest + num_later, mask)
+@dataclass(frozen=True, slots=True)
+class _InUse:
+    """How many columns of a slab's slots are in use on the first of some steps; on each of the next it is one more."""
 
+    slab: int
+    num_slots: int
+    lengths: Sequence[int]
+    shortest: int
+    longest: int
+    alignment: int
 
-def _first(shortest: int, sliding: int | None) -> int:
-    """The first column that any row sees."""
-    return 0 if sliding is None else max(0, shortest - sliding)
+    def columns(self, step: int, sliding: int | None) -> tuple[int, int]:
+        """The first one that some row sees on a step and the one behind the last, where they are aligned."""
+        first = 0 if sliding is None else max(0, self.shortest + step - sliding)
+        last = self.longest + step
+        return first - first % self.alignment, last + -last % self.alignment
 
+    def masks(self, sliding: int | None) -> Ahead[mx.array]:
+        """Which columns count, step by step."""
+        at_first = np.array(self.lengths, dtype=np.int32)[:, None, None, None]  # (S, 1, 1, 1)
 
-def _masks(lengths: Sequence[int], sliding: int | None) -> Ahead[mx.array]:
-    """Which columns count, step by step, of slots of which so many columns are in use on the first one."""
-    shortest, longest = min(lengths), max(lengths)
-    at_first = np.array(lengths, dtype=np.int32)[:, None, None, None]  # (S, 1, 1, 1)
+        def mask(step: int) -> mx.array:
+            # Made by the host: a few thousand booleans, instead of kernels that make them.
+            (first, last), in_use = self.columns(step, sliding), at_first + np.int32(step)
+            seen = np.ones((self.num_slots, 1, 1, last - first), dtype=np.bool_)
+            own = self.shortest + step  # the first column that not all rows have
+            seen[..., own - first :] = np.arange(own, last, dtype=np.int32) < in_use
+            if sliding is not None and sliding < last:
+                seen &= np.arange(first, last, dtype=np.int32) >= in_use - np.int32(sliding)
+            return mx.array(seen)
 
-    def mask(step: int) -> mx.array:
-        # Made by the host: a few thousand booleans, instead of kernels that make them.
-        first, last, in_use = _first(shortest + step, sliding), longest + step, at_first + np.int32(step)
-        seen = np.ones((len(lengths), 1, 1, last - first), dtype=np.bool_)
-        own = shortest + step  # the first column that not all rows have
-        seen[..., own - first :] = np.arange(own, last, dtype=np.int32) < in_use
-        if sliding is not None and sliding < last:
-            seen &= np.arange(first, last, dtype=np.int32) >= in_use - np.int32(sliding)
-        return mx.array(seen)
+        return Ahead(mask, most=_MAX_MASK_BYTES // (self.num_slots * self.longest))
 
-    return Ahead(mask, most=_MAX_MASK_BYTES // (len(lengths) * longest))
+    def view(self, masks: Made[int | None, Ahead[mx.array]], step: int, sliding: int | None) -> View:
+        """What is seen on a step. There is a mask where a row doesn't see all of it, or may not on the next step."""
+        needs_mask = self.alignment > 1 or self.shortest < self.longest
+        mask = masks[sliding].at(step) if needs_mask else None
+        return View(self.slab, self.num_slots, *self.columns(step, sliding), mask)
 
 
 def _mask_for(mask: mx.array | None, num_heads: int) -> mx.array | None:
