@@ -12,13 +12,13 @@ from click.testing import CliRunner, Result
 from tests.support.small_tokenizers import LLAMA_CONFIG, write_model_files
 from tests.support.waiting import DEADLINE_S
 
-from mlxq_worker.commands.eos import eos
+from mlxq.cli import main
 
 NO_EOS_CONFIG = {**LLAMA_CONFIG, "eos_token_id": None}
 
 
 def run(*args: object) -> Result:
-    return CliRunner().invoke(eos, [str(arg) for arg in args])
+    return CliRunner().invoke(main, ["eos", *map(str, args)])
 
 
 @pytest.fixture
@@ -81,10 +81,10 @@ def test_a_token_in_brackets_is_printed_as_it_is(tmp_path: Path) -> None:
     assert "│ [ " in result.stdout
 
 
-def test_a_model_that_is_not_there_is_an_error_with_exit_code_1(tmp_path: Path) -> None:
+def test_a_model_that_is_not_there_is_an_error_with_exit_code_2(tmp_path: Path) -> None:
     result = run(tmp_path / "nothing")
 
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stdout == ""
     assert result.stderr.startswith("Error: there is no directory")
 
@@ -92,7 +92,7 @@ def test_a_model_that_is_not_there_is_an_error_with_exit_code_1(tmp_path: Path) 
 def test_a_wrong_option_value_is_named(model: Path) -> None:
     result = run(model, "--extra-eos-token", "<|eot|>")
 
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "--extra-eos-token: the tokenizer has no token '<|eot|>'; did you mean '<|eot_id|>'?" in result.stderr
 
 
@@ -106,7 +106,7 @@ def test_no_end_token_at_all_has_to_be_allowed(tmp_path: Path) -> None:
 
     refused, allowed = run(model), run(model, "--json", "--allow-no-eos")
 
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert "--allow-no-eos" in refused.stderr
     assert allowed.exit_code == 0
     assert json.loads(allowed.stdout)["tokens"] == []

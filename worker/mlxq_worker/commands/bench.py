@@ -20,7 +20,6 @@ from rich.table import Table
 
 from mlxq.cli import options
 from mlxq.cli.terminal import say, tell
-from mlxq.errors import MlxqError
 from mlxq_worker.commands.worker_options import worker_option
 
 if TYPE_CHECKING:
@@ -73,10 +72,7 @@ def bench(png: Path | None, no_save: bool, as_json: bool, **given: Any) -> None:
     if png is not None:
         _check_png(png)
     setting = BenchSetting(**given)
-    try:
-        figures = _measure(setting)
-    except MlxqError as error:
-        raise click.ClickException(str(error)) from error
+    figures = _measure(setting)
     best = proposed(figures)
     proposal = tuning.Tuning(
         model=setting.model,

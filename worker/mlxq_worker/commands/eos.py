@@ -14,7 +14,7 @@ import click
 
 from mlxq.cli import options
 from mlxq.cli.terminal import cell, show
-from mlxq.errors import MlxqError, ModelError
+from mlxq.errors import ModelError
 from mlxq.files.output.same_model import EosSets
 from mlxq_worker.commands.worker_options import words_of
 
@@ -46,10 +46,7 @@ def eos(model: str, as_json: bool, extra_eos_token: tuple[str, ...], allow_no_eo
     """
     from mlxq_worker.model.load import load_tokenizer_only
 
-    try:
-        described = load_tokenizer_only(model, extra_eos_tokens=extra_eos_token, allow_no_eos=allow_no_eos)
-    except MlxqError as error:
-        raise click.ClickException(str(error)) from error
+    described = load_tokenizer_only(model, extra_eos_tokens=extra_eos_token, allow_no_eos=allow_no_eos)
     if as_json:
         show(json.dumps(eos_as_object(described), ensure_ascii=False))
     else:

@@ -48,11 +48,8 @@ def inspect(
     """
     from mlxq_worker.model.load import load_tokenizer_only
 
-    try:
-        described = load_tokenizer_only(model, extra_eos_tokens=extra_eos_token, allow_no_eos=allow_no_eos)
-        found = model_as_object(described, tool_call_parser, reasoning_parser, with_sample=with_sample)
-    except MlxqError as error:
-        raise click.ClickException(str(error)) from error
+    described = load_tokenizer_only(model, extra_eos_tokens=extra_eos_token, allow_no_eos=allow_no_eos)
+    found = model_as_object(described, tool_call_parser, reasoning_parser, with_sample=with_sample)
     if as_json:
         show(json.dumps(found, ensure_ascii=False))
     else:
