@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from tests.support.rounding import attention_tolerance
 
+from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.runners import attention
-from mlxq_worker.engine.runners.attention import Partial, attend, attend_in_part
+from mlxq_worker.engine.runners.attention import Partial, attend, attend_in_part, of_both
 
 NUM_ROWS, SIZE, SCALE = 3, 8, 0.3
 
@@ -21,7 +22,13 @@ def random(*shape: int, seed: int) -> mx.array:
 
 @pytest.mark.parametrize(("num_heads", "num_kv_heads"), [(4, 4), (4, 2), (6, 1)])
 @pytest.mark.parametrize("cut", [1, 5, 11])
-def test_two_parts_merged_are_the_attention_to_all_keys(num_heads: int, num_kv_heads: int, cut: int) -> None:
+@pytest.mark.parametrize("has_sinks", [False, True], ids=["no sinks", "sinks"])
+@pytest.mark.parametrize("on_gpu", [False, True], ids=["step by step", "compiled"])
+def test_two_parts_merged_are_the_attention_to_all_keys(
+    num_heads: int, num_kv_heads: int, cut: int, has_sinks: bool, on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "is_gpu", lambda: on_gpu)
+    sinks = random(num_heads, seed=9) if has_sinks else None
     queries = random(NUM_ROWS, num_heads, 2, SIZE, seed=0)
     keys, values = (random(NUM_ROWS, num_kv_heads, 12, SIZE, seed=seed) * 5 for seed in (1, 2))
     mask = mx.arange(12)[None, None, None] < mx.array([12, 7, 3])[:, None, None, None]
@@ -29,11 +36,11 @@ def test_two_parts_merged_are_the_attention_to_all_keys(num_heads: int, num_kv_h
     first = attend_in_part(queries, keys[:, :, :cut], values[:, :, :cut], SCALE, mask[..., :cut])
     second = attend_in_part(queries[:1], keys[:1, :, cut:], values[:1, :, cut:], SCALE)
     rest = Partial.joined([second, second.nothing(NUM_ROWS - 1)])
-    merged = first.merged(rest).result(mx.float32)
+    merged = of_both(first, rest, sinks, mx.float32)
 
-    expected = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=SCALE, mask=mask)
+    expected = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=SCALE, mask=mask, sinks=sinks)
     short = mx.fast.scaled_dot_product_attention(
-        queries, keys[:, :, :cut], values[:, :, :cut], scale=SCALE, mask=mask[..., :cut]
+        queries, keys[:, :, :cut], values[:, :, :cut], scale=SCALE, mask=mask[..., :cut], sinks=sinks
     )
     off = attention_tolerance(queries, keys, values, SCALE)
     np.testing.assert_allclose(merged[0], expected[0], rtol=0, atol=off)

@@ -22,7 +22,14 @@ from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import Changes, Slot
 from mlxq_worker.engine.kvcache.slots import Slots, joined
 from mlxq_worker.engine.plan import PrefixChunk
-from mlxq_worker.engine.runners.attention import Partial, attend, attend_causally_in_parts, attend_in_part, taken_apart
+from mlxq_worker.engine.runners.attention import (
+    Partial,
+    attend,
+    attend_causally_in_parts,
+    attend_in_part,
+    of_both,
+    taken_apart,
+)
 from mlxq_worker.engine.runners.step.across import How
 from mlxq_worker.engine.runners.step.layout import Layout
 from mlxq_worker.engine.runners.step.sharing import Sharers, Sharing
@@ -219,7 +226,7 @@ class _Attention:
         if sharing.num_alone:
             shared.append(in_slot.nothing(sharing.num_alone))
         in_prefix = Partial.joined(shared) if sharing.order is None else Partial.joined(shared)[sharing.order]
-        return in_slot.merged(in_prefix).with_sinks(self.sinks).result(queries.dtype)
+        return of_both(in_slot, in_prefix, self.sinks, queries.dtype)
 
     def _parts_in_slots(self, queries: mx.array, keys: mx.array, values: mx.array) -> Iterator[Partial]:
         for window in self.layout.shared_windows:
