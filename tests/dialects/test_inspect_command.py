@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 from tests.support.scripted_models import Folder
 
-from mlxq_worker.commands.inspect import inspect
+from mlxq.cli import main
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>'+m.role+'\\n'+m.content+'<|im_end|>\\n' }}{% endfor %}"
@@ -27,7 +27,7 @@ FOLDER = Folder(
 
 
 def inspected(path: Path, *options: str) -> dict[str, Any]:
-    result = CliRunner().invoke(inspect, [str(path), "--json", *options])
+    result = CliRunner().invoke(main, ["inspect", str(path), "--json", *options])
     assert result.exit_code == 0, result.output
     found: dict[str, Any] = json.loads(result.stdout)
     return found
@@ -59,8 +59,8 @@ def test_a_named_parser_is_shown_and_an_unknown_one_refused(tmp_path: Path) -> N
     FOLDER.write(tmp_path)
 
     assert inspected(tmp_path, "--tool-call-parser", "qwen3_xml")["tool_calls"]["parser"] == "qwen3_coder"
-    result = CliRunner().invoke(inspect, [str(tmp_path), "--reasoning-parser", "nobody"])
-    assert result.exit_code == 1
+    result = CliRunner().invoke(main, ["inspect", str(tmp_path), "--reasoning-parser", "nobody"])
+    assert result.exit_code == 2
     assert "--reasoning-parser" in result.stderr
 
 
@@ -90,7 +90,7 @@ def test_a_token_that_only_seems_to_end_answers_is_shown_with_the_reason(tmp_pat
 
 @pytest.mark.parametrize("option", [(), ("--try",)])
 def test_the_table_says_the_same_in_words(tmp_path: Path, option: tuple[str, ...]) -> None:
-    result = CliRunner().invoke(inspect, [str(FOLDER.write(tmp_path)), *option])
+    result = CliRunner().invoke(main, ["inspect", str(FOLDER.write(tmp_path)), *option])
 
     assert result.exit_code == 0
     for words in ("packed", "<|im_end|>", "hermes", "leaves out messages[1].tool_calls"):
@@ -98,7 +98,7 @@ def test_the_table_says_the_same_in_words(tmp_path: Path, option: tuple[str, ...
 
 
 def in_words(path: Path, *options: str) -> str:
-    result = CliRunner().invoke(inspect, [str(path), *options])
+    result = CliRunner().invoke(main, ["inspect", str(path), *options])
     assert result.exit_code == 0, result.output
     return result.stdout
 

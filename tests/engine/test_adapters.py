@@ -17,9 +17,9 @@ from tests.support.engine_runs import run
 from tests.support.fake_device import GIB, FakeDevice
 from tests.support.row_specs import row_spec
 
+from mlxq.cli import main
 from mlxq.errors import ModelError
 from mlxq_worker.backend import load_backend
-from mlxq_worker.commands.bench import bench
 from mlxq_worker.config import WorkerConfig
 from mlxq_worker.engine.engine import BatchEngine
 from mlxq_worker.engine.kvcache import device
@@ -78,9 +78,9 @@ def test_a_folder_that_is_no_adapter_is_named_with_what_it_lacks(missing: str, t
 
 
 def test_bench_measures_a_model_with_its_adapter(tmp_path: Path) -> None:
-    result = CliRunner().invoke(bench, ["--model", "demo", "--no-save", "--adapter-path", str(tmp_path)])
+    result = CliRunner().invoke(main, ["bench", "--model", "demo", "--no-save", "--adapter-path", str(tmp_path)])
 
-    assert result.exit_code != 0
+    assert result.exit_code == ModelError.exit_code
     assert "has no adapter_config.json" in result.output
 
 

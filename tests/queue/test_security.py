@@ -14,11 +14,11 @@ from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from tests.support.fake_engine import FakeEngine, FakePreparer, FakeWorker
 from tests.support.ports import free_port
-from tests.support.processes import MLXQ, run, running
+from tests.support.processes import MLXQ, ended, run, running
 from tests.support.queued_jobs import enqueue_plain, fetch, status, submit
 from tests.support.redis_at import redis_at
 from tests.support.redis_fixture import MortalRedis
-from tests.support.waiting import DEADLINE_S, wait_until
+from tests.support.waiting import wait_until
 
 from mlxq.errors import QueueUnavailable
 from mlxq.queue.client import Client
@@ -171,11 +171,11 @@ def test_status_shows_no_password(protected_url: str, command: tuple[str, ...]) 
 def test_a_worker_shows_its_password_in_no_log_and_to_nobody_who_lists_processes(protected_url: str) -> None:
     with connect(protected_url) as redis:
         batch = submit(redis, "Say hello")
-        command = (*MLXQ, "worker", "--model", "demo", "--burst")
-        with running(*command, MLXQ_URL=protected_url) as worker:
+        with running(*MLXQ, "worker", "--model", "demo", MLXQ_URL=protected_url) as worker:
             wait_until(lambda: batch.counts().num_ended, "the answer")
             listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-            output = worker.communicate(timeout=DEADLINE_S)[0]
+            worker.terminate()
+            output = ended(worker)
     assert "mlxq worker" in listed
     assert SECRET not in listed + output
 

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from tests.support.fake_device import GIB, FakeDevice
 
 from mlxq import LLM, SamplingParams
+from mlxq.cli import main
 from mlxq.errors import ConfigError
 from mlxq_worker.backend import load_backend
 from mlxq_worker.commands.bench import bench
@@ -249,7 +250,7 @@ def test_bench_measures_with_what_a_worker_wires(
 def test_bench_refuses_what_a_worker_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLXQ_KV_BITS", "4")
 
-    result = CliRunner().invoke(bench, ["--model", "demo", "--no-save"])
+    result = CliRunner().invoke(main, ["bench", "--model", "demo", "--no-save"])
 
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "MLXQ_KV_BITS can't be honoured" in result.stderr
