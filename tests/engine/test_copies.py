@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+from unittest import mock
 
 import mlx.core as mx
 import pytest
@@ -13,9 +14,10 @@ from tests.support.row_specs import row_spec
 from tests.support.tiny_models import VOCAB_SIZE
 
 from mlxq_worker.engine.engine import BatchEngine
+from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.kvcache.slot_allocator import slab_sizes
 
-LENGTHS = (1200, 300, 1200, 1200, 300, 1200)
+LENGTHS = (600, 200, 600, 600, 200, 600)
 """Of prompts: rows in two slabs."""
 CHUNK = 8
 """Tokens a step of a prompt that joins them: so few that what they compute is small beside the slabs."""
@@ -72,10 +74,24 @@ def test_steps_copy_nothing_of_a_slabs_size(architecture: str, pipelined: bool) 
     assert most_copied(engine, 10) < slabs_bytes / 4
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt_oss"])
+def test_nor_do_steps_of_several_slabs_where_attention_is_a_single_kernel(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "is_gpu", lambda: True)
+    engine, slabs_bytes = settled(architecture, pipelined=True)
+
+    with mock.patch.object(mx, "compile", wraps=mx.compile) as compile_:
+        copied_bytes = most_copied(engine, 20)
+
+    assert compile_.called, "how they attend is traced"
+    assert copied_bytes < slabs_bytes / 4
+
+
 @pytest.mark.parametrize("architecture", OF_A_KIND)
 def test_nor_do_steps_in_which_a_prompt_is_prefilled_beside_the_others(architecture: str) -> None:
     engine, slabs_bytes = settled(architecture, pipelined=True)
-    admit(engine, len(LENGTHS), 1200)
+    admit(engine, len(LENGTHS), 600)
     engine.step(0.0)
     engine._scheduler.max_num_batched_tokens = len(LENGTHS) + CHUNK
     engine.step(0.0)
