@@ -36,7 +36,7 @@ VIEWS = frozenset(
 )
 """Primitives that launch nothing."""
 _MASK_COPY = "Sign"
-"""Stands for the copy of a mask within an attention: a launch, and no primitive of its own."""
+"""Stands for the copy of a mask within an attention: a launch, and no primitive of its own. No model takes a sign."""
 _MAX_VECTOR_QUERIES = 8
 """Up to so many queries a row take the kernel that wants its mask in full."""
 

@@ -11,7 +11,7 @@ from tests.support.rounding import attention_tolerance
 
 from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.runners import attention
-from mlxq_worker.engine.runners.attention import Partial, attend, attend_in_part, of_both
+from mlxq_worker.engine.runners.attention import Partial, attend, attend_in_part, attention_of_both
 
 NUM_ROWS, SIZE, SCALE = 3, 8, 0.3
 
@@ -36,7 +36,7 @@ def test_two_parts_merged_are_the_attention_to_all_keys(
     first = attend_in_part(queries, keys[:, :, :cut], values[:, :, :cut], SCALE, mask[..., :cut])
     second = attend_in_part(queries[:1], keys[:1, :, cut:], values[:1, :, cut:], SCALE)
     rest = Partial.joined([second, second.nothing(NUM_ROWS - 1)])
-    merged = of_both(first, rest, sinks, mx.float32)
+    merged = attention_of_both(first, rest, sinks, queries)
 
     expected = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=SCALE, mask=mask, sinks=sinks)
     short = mx.fast.scaled_dot_product_attention(

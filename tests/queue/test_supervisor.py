@@ -217,8 +217,8 @@ def test_what_strangers_have_written_among_the_workers_costs_none_of_them(
 
 @pytest.mark.parametrize(
     "sign_of_life",
-    [{"pid": os.getpid()}, {"hostname": "another-host"}, {"silent_s": -60.0}],  # or the test might outlast the silence
-    ids=["its process is there", "it is on another host", "it has just beaten"],
+    [{"pid": os.getpid()}, {"hostname": "another-host"}],
+    ids=["its process is there", "it is on another host"],
 )
 def test_a_worker_that_may_live_keeps_its_jobs(connection: Redis, sign_of_life: dict[str, Any]) -> None:
     a_dead_worker(connection, "alive", **sign_of_life)
@@ -226,6 +226,21 @@ def test_a_worker_that_may_live_keeps_its_jobs(connection: Redis, sign_of_life: 
     DeadWorkers(connection, ["mlxq"]).release_silent()
 
     assert recover(connection) == 0
+
+
+def test_a_worker_may_live_that_has_not_been_silent_for_long(
+    connection: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlxq_worker.supervision.dead_workers.SILENT_ELSEWHERE_S", 3600.0)
+    dead_workers = DeadWorkers(connection, ["mlxq"])
+
+    a_dead_worker(connection, "calm", silent_s=60.0)
+    dead_workers.release_silent()
+    assert recover(connection) == 0
+
+    a_dead_worker(connection, "silent", silent_s=7200.0)
+    dead_workers.release_silent()
+    assert recover(connection) == 1
 
 
 class Host:

@@ -12,7 +12,7 @@ LAYER_BYTES_8B = 2 * 8 * 128 * 2
 
 @pytest.mark.parametrize(
     ("num_rows", "num_tokens", "pays"),
-    [(1, 100_000, False), (5, 100_000, False), (6, 10_000, True), (32, 64, False), (32, 307, False), (32, 308, True)],
+    [(1, 100_000, False), (5, 100_000, False), (6, 11_000, True), (32, 64, False), (32, 397, False), (32, 398, True)],
 )
 def test_a_prefix_is_attended_to_together_where_enough_rows_would_read_enough_of_it(
     num_rows: int, num_tokens: int, pays: bool

@@ -12,9 +12,9 @@ BYTES_PER_S = 400e9
 """Memory bandwidth of an M3 Max; 100e9 for the smallest chips, 800e9 for the largest."""
 LAUNCH_S = 5e-6
 """What a further small kernel takes, its encoding and the wait for the one before it included."""
-PARTS_LAUNCHES = 17
-"""So many more kernels a layer launches when rows attend to a prefix in one part and to their slots in another, instead
-of to both in one fused kernel (`python -m tests.bench.launches`)."""
+PARTS_LAUNCHES = 22
+"""So many more kernels a layer of 16-bit numbers launches when rows attend to a prefix in one part and to their slots
+in another, instead of to both in one fused kernel."""
 PARTS_READS = 5
 """A part's keys and values of 16 bits are read, laid out in float32 and read again: so many times their bytes."""
 
@@ -29,7 +29,7 @@ def parts_pay(num_rows: int, num_tokens: int, layer_bytes_per_token: float) -> b
     """Whether rows that share a prefix of so many tokens had better attend to it together, so that it is read for all
     of them and not by each, than each to a copy of its own with one fused kernel for all.
 
-    With 32 rows and the 4,096 bytes a token of a layer of an 8B Llama from 308 tokens on, and never with 5 rows. That
+    With 32 rows and the 4,096 bytes a token of a layer of an 8B Llama from 398 tokens on, and never with 5 rows. That
     the rows' own keys and values are laid out in float32, too, is left out, as is the memory that copies take.
     """
     saved_bytes = (num_rows - PARTS_READS) * num_tokens * layer_bytes_per_token

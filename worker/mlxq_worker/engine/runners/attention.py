@@ -139,27 +139,56 @@ class Partial:
         """The attention, (B, H, Q, D)."""
         return (self.weighted / self.total).astype(dtype)
 
-    @property
-    def arrays(self) -> tuple[mx.array, mx.array, mx.array]:
-        """What makes it up."""
-        return self.weighted, self.peak, self.total
+
+def attention_of_both(own: Partial, other: Partial, sinks: mx.array | None, like: mx.array) -> mx.array:
+    """Attention of the same queries to the keys of both parts and to sinks: (B, H, Q, D), in the dtype of `like`."""
+    if not device.is_gpu():
+        return own.merged(other).with_sinks(sinks).result(like.dtype)
+    parts = own.weighted, own.peak, own.total, other.weighted, other.peak, other.total
+    if sinks is None:
+        return _of_both(*parts, like)
+    return _of_both_and_sinks(*parts, sinks[None, :, None, None], like)
 
 
-def of_both(own: Partial, other: Partial, sinks: mx.array | None, dtype: mx.Dtype) -> mx.array:
-    """The attention of the same queries to the keys of both parts and to sinks: (B, H, Q, D)."""
-    if device.is_gpu():
-        return _of_both(own.arrays, other.arrays, sinks).astype(dtype)
-    return own.merged(other).with_sinks(sinks).result(dtype)
-
-
-_Arrays = tuple[mx.array, mx.array, mx.array]
+# What `Partial` does one operation after another, each of them a kernel, compiled into one or two.
 
 
 @partial(mx.compile, shapeless=True)
-def _of_both(own: _Arrays, other: _Arrays, sinks: mx.array | None) -> mx.array:
-    """Compiled into one kernel: at one launch for each operation this would be a fourth of all that attention in two
-    parts takes."""
-    return Partial(*own).merged(Partial(*other)).with_sinks(sinks).result(mx.float32)
+def _of_both(
+    weighted_1: mx.array,
+    peak_1: mx.array,
+    total_1: mx.array,
+    weighted_2: mx.array,
+    peak_2: mx.array,
+    total_2: mx.array,
+    like: mx.array,
+) -> mx.array:
+    return Partial(weighted_1, peak_1, total_1).merged(Partial(weighted_2, peak_2, total_2)).result(like.dtype)
+
+
+@partial(mx.compile, shapeless=True)
+def _of_both_and_sinks(
+    weighted_1: mx.array,
+    peak_1: mx.array,
+    total_1: mx.array,
+    weighted_2: mx.array,
+    peak_2: mx.array,
+    total_2: mx.array,
+    sinks: mx.array,
+    like: mx.array,
+) -> mx.array:
+    scores = sinks.astype(mx.float32) * PER_LOG_2  # (1, H, 1, 1)
+    peak = mx.maximum(mx.maximum(peak_1, peak_2), scores)
+    own, others = mx.power(2, peak_1 - peak), mx.power(2, peak_2 - peak)
+    total = total_1 * own + total_2 * others + mx.power(2, scores - peak)
+    return ((weighted_1 * own + weighted_2 * others) / total).astype(like.dtype)
+
+
+def _in_log_2(queries: mx.array, scale: float) -> mx.array:
+    return queries.astype(mx.float32) * (scale * PER_LOG_2)
+
+
+_compiled_in_log_2 = mx.compile(_in_log_2, shapeless=True)
 
 
 @partial(mx.compile, shapeless=True)
@@ -185,9 +214,10 @@ def attend_in_part(
     num_kv_heads = keys.shape[1]
     # The heads that share a head of keys are further queries to it: (B, H', H / H' * Q, D).
     # In float32 before the product, as fused kernels sum: a score that is rounded to bfloat16 is off by up to 0.4 %.
-    grouped = (queries.astype(mx.float32) * (scale * PER_LOG_2)).reshape(num_rows, num_kv_heads, -1, size)
-    keys, values = keys.astype(mx.float32), values.astype(mx.float32)
     is_on_cpu = not device.is_gpu()
+    scaled = (_in_log_2 if is_on_cpu else _compiled_in_log_2)(queries, scale)
+    grouped = scaled.reshape(num_rows, num_kv_heads, -1, size)
+    keys, values = keys.astype(mx.float32), values.astype(mx.float32)
     if is_on_cpu and single_query.pays(grouped, keys):
         return Partial(*single_query.attend(grouped, keys, values, mask, _UNSEEN))
     scores = grouped @ keys.swapaxes(-1, -2)  # (B, H', H / H' * Q, T)

@@ -27,12 +27,12 @@ from mlxq_worker.engine.runners.attention import (
     attend,
     attend_causally_in_parts,
     attend_in_part,
-    of_both,
+    attention_of_both,
     taken_apart,
 )
-from mlxq_worker.engine.runners.step.across import How
 from mlxq_worker.engine.runners.step.layout import Layout
 from mlxq_worker.engine.runners.step.sharing import Sharers, Sharing
+from mlxq_worker.engine.runners.step.slab_attention import LayerKind, attend_in_slab
 from mlxq_worker.engine.runners.step.spans import PackedPrompts, Segment, Span
 
 _layers: ContextVar[Sequence[SlotCache]] = ContextVar("layers", default=())
@@ -156,11 +156,11 @@ class SlotCache(InSlots):
         if len(layout.lone_windows) == 1:  # as in nearly all steps
             (window,) = layout.lone_windows
             view = window.views[sliding]
-            own_mask = None if view.mask is None else view.masks[queries.shape[1]]
-            return window.attention(self.slots.written, view, own_mask, queries, scale, sinks)
-        if layout.across is not None:
+            pool, own_mask = self.slots.written, None if view.mask is None else view.masks[queries.shape[1]]
+            return attend_in_slab(window.slab_rows, pool, view.cuts[pool.form], queries, scale, own_mask, sinks)
+        if layout.traced is not None:
             pool = self.slots.written
-            attention, masks = layout.across.parts[How(pool.form, scale, sliding, queries.shape[1])]
+            attention, masks = layout.traced.of[LayerKind(pool.form, scale, sliding, queries.shape[1])]
             return attention(queries, *pool.arrays, masks, sinks)
         return _Attention(layout, self.slots, scale, sliding, sinks).of(queries, keys, values)
 
@@ -204,9 +204,9 @@ class _Attention:
         layout, end = self.layout, self.layout.num_whole
         parts = []
         for window in layout.whole_windows:
-            view, own = window.views[self.sliding], queries[window.rows]
-            mask = view.masks[own.shape[1]]
-            parts.append(window.attention(self.slots.written, view, mask, own, self.scale, self.sinks))
+            pool, view, own = self.slots.written, window.views[self.sliding], queries[window.rows]
+            seen, mask = view.cuts[pool.form], view.masks[own.shape[1]]
+            parts.append(attend_in_slab(window.slab_rows, pool, seen, own, self.scale, mask, self.sinks))
         if layout.sharing is not None:
             start, end = end, end + layout.sharing.num_tokens
             parts.append(self._sharing(queries, keys, values, layout.sharing, slice(start, end)))
@@ -226,17 +226,18 @@ class _Attention:
         if sharing.num_alone:
             shared.append(in_slot.nothing(sharing.num_alone))
         in_prefix = Partial.joined(shared) if sharing.order is None else Partial.joined(shared)[sharing.order]
-        return of_both(in_slot, in_prefix, self.sinks, queries.dtype)
+        return attention_of_both(in_slot, in_prefix, self.sinks, queries)
 
     def _parts_in_slots(self, queries: mx.array, keys: mx.array, values: mx.array) -> Iterator[Partial]:
         for window in self.layout.shared_windows:
             own, view = queries[window.rows], window.views[self.sliding]
             pool = self.slots.written
             seen = pool.view(view.cuts[pool.form])
-            if window.query_rows is not None:
-                own = own[window.query_rows]
+            if window.slab_rows.query_rows is not None:
+                own = own[window.slab_rows.query_rows]
             part = attend_in_part(own, *seen, self.scale, view.mask)
-            yield part if window.result_rows is None else part[window.result_rows]
+            result_rows = window.slab_rows.result_rows
+            yield part if result_rows is None else part[result_rows]
         end = self.layout.num_decoding
         for segment in self.layout.joined:
             start, end = end, end + len(segment)

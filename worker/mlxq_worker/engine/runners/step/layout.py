@@ -1,7 +1,7 @@
 """Where the tokens of one step go: their positions, the slots and columns that they are written to, and how they
 attend to what is there. Made once a step from plain spans, as arrays that every layer uses.
 
-Knows nothing of keys and values: `kvcache/slots` holds those.
+Holds no keys and values: those are in `kvcache/slots`.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from mlxq_worker.engine.kvcache.prefix import Prefix
 from mlxq_worker.engine.kvcache.slot_allocator import Slot
 from mlxq_worker.engine.plan import PrefixChunk
 from mlxq_worker.engine.runners.attention import is_fused
-from mlxq_worker.engine.runners.step.across import Across
 from mlxq_worker.engine.runners.step.sharing import Sharing
+from mlxq_worker.engine.runners.step.slab_attention import TracedAttention
 from mlxq_worker.engine.runners.step.spans import Segment, Span, grouped
-from mlxq_worker.engine.runners.step.windows import Window, windows_of
+from mlxq_worker.engine.runners.step.windows import ALIGNMENT, Window, windows_of
 
 D = TypeVar("D", bound="Derived")
 
@@ -48,7 +48,7 @@ class Layout:
         windows: those of all decoding rows; `whole_windows` of rows that attend to their slots and nothing else,
             `shared_windows` of those in `sharing`; `lone_windows` all of them, where there are no other tokens in the
             step than the rows' that attend to these.
-        across: how those attend, where attention is a single kernel and they are several.
+        traced: how those attend, where attention is a single kernel and they are several.
         num_rows: one more than the highest number of a row in the batch.
         sharing: how tokens attend to shared prefixes, if any does. The decoding rows' do so together; where attention
             is done in parts anyway, those without a prefix and prompts' join them.
@@ -73,7 +73,9 @@ class Layout:
         for span in spans:
             if span.source is not None and span.prefix is None:
                 self.copied_prefixes.setdefault(span.source, []).append(span.slot)
-        windows = windows_of(decoding)
+        # What lies beside the rows, or is shared by some, leaves nothing to trace.
+        is_alone = not (spans or prefixes or any(span.prefix for span in decoding))
+        windows = windows_of(decoding, ALIGNMENT if is_alone and is_fused() else 1)
         shared = (window.rows.start for window in windows if any(span.prefix for span in decoding[window.rows]))
         first_shared = next(shared, len(decoding)) if is_fused() else 0
         sharing = decoding[first_shared:] if is_fused() else in_slots
@@ -92,7 +94,7 @@ class Layout:
         self.positions = self._positions.at(0)  # (N,)
         self.places = Places.of((span.slot, span.columns) for span in in_slots)
         self._set_windows(windows)
-        self.across = Across(windows) if len(self.lone_windows) > 1 and is_fused() else None
+        self.traced = TracedAttention(windows) if len(self.lone_windows) > 1 and is_fused() else None
 
     @cached_property
     def decoding(self) -> tuple[Span, ...]:
@@ -111,7 +113,7 @@ class Layout:
         later.places = self.places.next()
         later.sharing = self.sharing.next() if self.sharing else None
         later._set_windows(tuple(window.next() for window in self.windows))
-        later.across = self.across.next(later.windows) if self.across else None
+        later.traced = self.traced.next(later.windows) if self.traced else None
         later._derived = {make: moved for make, made in self._derived.items() if (moved := made.next(later))}
         return later
 

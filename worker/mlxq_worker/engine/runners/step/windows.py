@@ -11,14 +11,30 @@ import mlx.core as mx
 import numpy as np
 
 from mlxq_worker.engine.kvcache.places import Ahead, Made, copied, cuts
-from mlxq_worker.engine.kvcache.pool import Pool
+from mlxq_worker.engine.kvcache.slot_allocator import COLUMN_STEP
 from mlxq_worker.engine.runners.attention import attend, is_fused
 from mlxq_worker.engine.runners.step.spans import Span
 
 _MAX_MASK_BYTES = 1 << 20
 """Masks are made for as many steps ahead as take this much."""
-_ALIGNMENT = 16
-"""Divides the number of columns of every slab."""
+ALIGNMENT = COLUMN_STEP // 16
+"""Of windows that are to stay the same for some steps: it divides the number of columns of every slab."""
+
+
+@dataclass(frozen=True, slots=True)
+class SlabRows:
+    """How B decoding rows stand in S slots of a slab.
+
+    Args:
+        attend: attention of queries (S, heads, 1, D) to keys and values of these slots, with `scale`, `mask`, `sinks`.
+        query_rows: (S,) which row stands in for each slot: its own, or any for a slot that is empty; `None` where all
+            slots have rows of their own.
+        result_rows: (B,) where each row's result stands among those of the slots, where `query_rows` is needed.
+    """
+
+    attend: Callable[..., mx.array]
+    query_rows: mx.array | None
+    result_rows: mx.array | None
 
 
 class Window:
@@ -39,7 +55,6 @@ class Window:
 
     def __init__(self, slab: int, first: int, decoding: Sequence[Span], alignment: int = 1) -> None:
         lengths = {span.slot.index: span.stop for span in decoding}
-        self._attend: Callable[..., mx.array] = mx.fast.scaled_dot_product_attention if is_fused() else attend
         self.rows, self.num_rows = slice(first, first + len(lengths)), len(lengths)
         self.num_slots = max(lengths) + 1
         has_holes = len(lengths) < self.num_slots
@@ -51,9 +66,11 @@ class Window:
         self._in_use, self._num_later = in_use, 0
         self._masks: Made[int | None, Ahead[mx.array]] = Made(in_use.masks)
         rows = {slot: index for index, slot in enumerate(lengths)}
-        # (S,) which decoding row stands in for each slot: its own, or any for a slot that is empty
-        self.query_rows = mx.array([rows.get(slot, 0) for slot in range(self.num_slots)]) if has_holes else None
-        self.result_rows = mx.array(list(lengths)) if has_holes else None  # (B,) where each row's result stands
+        self.slab_rows = SlabRows(
+            mx.fast.scaled_dot_product_attention if is_fused() else attend,
+            mx.array([rows.get(slot, 0) for slot in range(self.num_slots)]) if has_holes else None,
+            mx.array(list(lengths)) if has_holes else None,
+        )
         self._set_views()
 
     def next(self) -> Window:
@@ -62,17 +79,6 @@ class Window:
         later._num_later += 1
         later._set_views()
         return later
-
-    def attention(
-        self, pool: Pool, view: View, mask: mx.array | None, queries: mx.array, scale: float, sinks: mx.array | None
-    ) -> mx.array:
-        """Of the slab's decoding rows (B, heads, 1, D) to what a view of this window shows of their slots; the mask is
-        the view's for so many heads."""
-        keys, values = pool.view(view.cuts[pool.form])
-        if self.query_rows is not None:
-            queries = queries[self.query_rows]  # (S, heads, 1, D)
-        result = self._attend(queries, keys, values, scale=scale, mask=mask, sinks=sinks)
-        return result if self.result_rows is None else result[self.result_rows]
 
     def _set_views(self) -> None:
         self.views: Made[int | None, View] = Made(partial(self._in_use.view, self._masks, self._num_later))
@@ -100,15 +106,12 @@ class View:
         self.cuts = Made(partial(cuts, slab, 0, num_slots, last, first))
 
 
-def windows_of(decoding: Sequence[Span]) -> tuple[Window, ...]:
-    """One for each slab, of spans of one token by rising slot.
-
-    Where attention is a single kernel and there are several, they are aligned, for what `across` traces of them.
-    """
+def windows_of(decoding: Sequence[Span], alignment: int = 1) -> tuple[Window, ...]:
+    """One for each slab, of spans of one token by rising slot. Several are aligned."""
     slabs = [list(group) for _, group in groupby(decoding, key=lambda span: span.slot.slab)]
-    alignment = _ALIGNMENT if len(slabs) > 1 and is_fused() else 1
+    own = alignment if len(slabs) > 1 else 1
     ends = accumulate(map(len, slabs), initial=0)
-    return tuple(Window(spans[0].slot.slab, first, spans, alignment) for first, spans in zip(ends, slabs, strict=False))
+    return tuple(Window(spans[0].slot.slab, first, spans, own) for first, spans in zip(ends, slabs, strict=False))
 
 
 @dataclass(frozen=True, slots=True)

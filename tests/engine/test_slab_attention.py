@@ -12,15 +12,16 @@ import pytest
 from tests.support.rounding import attention_tolerance
 
 from mlxq_worker.engine.kvcache import device
-from mlxq_worker.engine.kvcache.slot_allocator import Changes, SlabSize, Slot
+from mlxq_worker.engine.kvcache.slot_allocator import COLUMN_STEP, Changes, SlabSize, Slot
 from mlxq_worker.engine.runners.slot_cache import SlotCache
+from mlxq_worker.engine.runners.step import slab_attention
 from mlxq_worker.engine.runners.step.layout import Layout
 from mlxq_worker.engine.runners.step.spans import Span
-from mlxq_worker.engine.runners.step.windows import Window
+from mlxq_worker.engine.runners.step.windows import ALIGNMENT
 
 NUM_HEADS, NUM_KV_HEADS, SIZE, SCALE = 4, 2, 8, 0.3
 SIZES = {0: SlabSize(3, 256), 1: SlabSize(4, 512), 2: SlabSize(1, 1024)}
-RAGGED = {Slot(0, 0): 5, Slot(0, 1): 40, Slot(1, 0): 300, Slot(1, 1): 301, Slot(2, 0): 700}
+RAGGED = {Slot(0, 0): 5, Slot(0, 1): 40, Slot(0, 2): 236, Slot(1, 0): 300, Slot(1, 1): 301, Slot(2, 0): 700}
 EVEN = {Slot(0, 0): 30, Slot(0, 1): 30, Slot(1, 0): 300}
 WITH_HOLES = {Slot(0, 2): 5, Slot(1, 1): 300, Slot(1, 3): 290}
 
@@ -94,7 +95,7 @@ def test_what_is_traced_serves_every_layer_until_other_columns_are_seen() -> Non
         layer.slots.arrange(Changes((), (), SIZES))
     layout = Layout([Span(slot, n, n + 1, row=row) for row, (slot, n) in enumerate(starts.items())])
 
-    with mock.patch.object(Window, "attention", autospec=True, side_effect=Window.attention) as attention:
+    with mock.patch.object(slab_attention, "attend_in_slab", wraps=slab_attention.attend_in_slab) as attention:
         for _ in range(num_steps):
             for layer in layers:
                 layer.begin_step(layout)
@@ -104,3 +105,23 @@ def test_what_is_traced_serves_every_layer_until_other_columns_are_seen() -> Non
 
     # on the first step, and where the windows grow
     assert attention.call_count == 3 * len(starts)
+
+
+def test_aligned_windows_end_where_every_slab_may() -> None:
+    assert COLUMN_STEP % ALIGNMENT == 0 < ALIGNMENT
+
+
+def test_windows_are_aligned_only_where_something_is_traced() -> None:
+    rows = [Span(Slot(0, 0), 4, 5), Span(Slot(1, 0), 300, 301)]
+    chunk = Span(Slot(0, 1), 0, 7)
+
+    lasts = {
+        name: [window.views[None].last for window in layout.windows]
+        for name, layout in {
+            "alone": Layout(rows),
+            "beside a chunk": Layout(rows, [chunk]),
+            "in one slab": Layout(rows[:1]),
+        }.items()
+    }
+
+    assert lasts == {"alone": [16, 304], "beside a chunk": [5, 301], "in one slab": [5]}
