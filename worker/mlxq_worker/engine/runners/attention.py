@@ -139,49 +139,39 @@ class Partial:
         """The attention, (B, H, Q, D)."""
         return (self.weighted / self.total).astype(dtype)
 
+    @property
+    def arrays(self) -> tuple[mx.array, mx.array, mx.array]:
+        """What makes it up."""
+        return self.weighted, self.peak, self.total
+
 
 def attention_of_both(own: Partial, other: Partial, sinks: mx.array | None, like: mx.array) -> mx.array:
     """Attention of the same queries to the keys of both parts and to sinks: (B, H, Q, D), in the dtype of `like`."""
     if not device.is_gpu():
         return own.merged(other).with_sinks(sinks).result(like.dtype)
-    parts = own.weighted, own.peak, own.total, other.weighted, other.peak, other.total
     if sinks is None:
-        return _of_both(*parts, like)
-    return _of_both_and_sinks(*parts, sinks[None, :, None, None], like)
+        return _of_both(own.arrays, other.arrays, like)
+    return _of_both_and_sinks(own.arrays, other.arrays, sinks[None, :, None, None], like)
 
 
 # What `Partial` does one operation after another, each of them a kernel, compiled into one or two.
 
-
-@partial(mx.compile, shapeless=True)
-def _of_both(
-    weighted_1: mx.array,
-    peak_1: mx.array,
-    total_1: mx.array,
-    weighted_2: mx.array,
-    peak_2: mx.array,
-    total_2: mx.array,
-    like: mx.array,
-) -> mx.array:
-    return Partial(weighted_1, peak_1, total_1).merged(Partial(weighted_2, peak_2, total_2)).result(like.dtype)
+_Arrays = tuple[mx.array, mx.array, mx.array]
 
 
 @partial(mx.compile, shapeless=True)
-def _of_both_and_sinks(
-    weighted_1: mx.array,
-    peak_1: mx.array,
-    total_1: mx.array,
-    weighted_2: mx.array,
-    peak_2: mx.array,
-    total_2: mx.array,
-    sinks: mx.array,
-    like: mx.array,
-) -> mx.array:
+def _of_both(own: _Arrays, other: _Arrays, like: mx.array) -> mx.array:
+    return Partial(*own).merged(Partial(*other)).result(like.dtype)
+
+
+@partial(mx.compile, shapeless=True)
+def _of_both_and_sinks(own: _Arrays, other: _Arrays, sinks: mx.array, like: mx.array) -> mx.array:
+    (weighted_1, peak_1, total_1), (weighted_2, peak_2, total_2) = own, other
     scores = sinks.astype(mx.float32) * PER_LOG_2  # (1, H, 1, 1)
     peak = mx.maximum(mx.maximum(peak_1, peak_2), scores)
-    own, others = mx.power(2, peak_1 - peak), mx.power(2, peak_2 - peak)
-    total = total_1 * own + total_2 * others + mx.power(2, scores - peak)
-    return ((weighted_1 * own + weighted_2 * others) / total).astype(like.dtype)
+    weight_1, weight_2 = mx.power(2, peak_1 - peak), mx.power(2, peak_2 - peak)
+    total = total_1 * weight_1 + total_2 * weight_2 + mx.power(2, scores - peak)
+    return ((weighted_1 * weight_1 + weighted_2 * weight_2) / total).astype(like.dtype)
 
 
 def _in_log_2(queries: mx.array, scale: float) -> mx.array:
