@@ -133,7 +133,9 @@ class Partial:
         if sinks is None:
             return self
         scores = (sinks.astype(mx.float32) * PER_LOG_2)[None, :, None, None]
-        return self.merged(Partial(mx.zeros((1,)), scores, mx.ones((1,))))
+        peak = mx.maximum(self.peak, scores)
+        own = mx.power(2, self.peak - peak)
+        return Partial(self.weighted * own, peak, self.total * own + mx.power(2, scores - peak))
 
     def result(self, dtype: mx.Dtype) -> mx.array:
         """The attention, (B, H, Q, D)."""
@@ -149,29 +151,17 @@ def attention_of_both(own: Partial, other: Partial, sinks: mx.array | None, like
     """Attention of the same queries to the keys of both parts and to sinks: (B, H, Q, D), in the dtype of `like`."""
     if not device.is_gpu():
         return own.merged(other).with_sinks(sinks).result(like.dtype)
-    if sinks is None:
-        return _of_both(own.arrays, other.arrays, like)
-    return _of_both_and_sinks(own.arrays, other.arrays, sinks[None, :, None, None], like)
+    return _of_both(own.arrays, other.arrays, sinks, like)
 
 
-# What `Partial` does one operation after another, each of them a kernel, compiled into one or two.
+# Each operation would be a kernel; compiled they are one or two, with sinks up to five.
 
 _Arrays = tuple[mx.array, mx.array, mx.array]
 
 
 @partial(mx.compile, shapeless=True)
-def _of_both(own: _Arrays, other: _Arrays, like: mx.array) -> mx.array:
-    return Partial(*own).merged(Partial(*other)).result(like.dtype)
-
-
-@partial(mx.compile, shapeless=True)
-def _of_both_and_sinks(own: _Arrays, other: _Arrays, sinks: mx.array, like: mx.array) -> mx.array:
-    (weighted_1, peak_1, total_1), (weighted_2, peak_2, total_2) = own, other
-    scores = sinks.astype(mx.float32) * PER_LOG_2  # (1, H, 1, 1)
-    peak = mx.maximum(mx.maximum(peak_1, peak_2), scores)
-    weight_1, weight_2 = mx.power(2, peak_1 - peak), mx.power(2, peak_2 - peak)
-    total = total_1 * weight_1 + total_2 * weight_2 + mx.power(2, scores - peak)
-    return ((weighted_1 * weight_1 + weighted_2 * weight_2) / total).astype(like.dtype)
+def _of_both(own: _Arrays, other: _Arrays, sinks: mx.array | None, like: mx.array) -> mx.array:
+    return Partial(*own).merged(Partial(*other)).with_sinks(sinks).result(like.dtype)
 
 
 def _in_log_2(queries: mx.array, scale: float) -> mx.array:
