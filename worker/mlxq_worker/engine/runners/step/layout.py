@@ -74,8 +74,8 @@ class Layout:
             if span.source is not None and span.prefix is None:
                 self.copied_prefixes.setdefault(span.source, []).append(span.slot)
         # What lies beside the rows, or is shared by some, leaves nothing to trace.
-        is_alone = not (spans or prefixes or any(span.prefix for span in decoding))
-        windows = windows_of(decoding, ALIGNMENT if is_alone and is_fused() else 1)
+        may_trace = is_fused() and not (spans or prefixes or any(span.prefix for span in decoding))
+        windows = windows_of(decoding, ALIGNMENT if may_trace else 1)
         shared = (window.rows.start for window in windows if any(span.prefix for span in decoding[window.rows]))
         first_shared = next(shared, len(decoding)) if is_fused() else 0
         sharing = decoding[first_shared:] if is_fused() else in_slots
@@ -94,7 +94,7 @@ class Layout:
         self.positions = self._positions.at(0)  # (N,)
         self.places = Places.of((span.slot, span.columns) for span in in_slots)
         self._set_windows(windows)
-        self.traced = TracedAttention(windows) if len(self.lone_windows) > 1 and is_fused() else None
+        self.traced = TracedAttention(windows) if may_trace and len(windows) > 1 else None
 
     @cached_property
     def decoding(self) -> tuple[Span, ...]:

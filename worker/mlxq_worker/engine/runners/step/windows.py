@@ -55,16 +55,15 @@ class Window:
 
     def __init__(self, slab: int, first: int, decoding: Sequence[Span], alignment: int = 1) -> None:
         lengths = {span.slot.index: span.stop for span in decoding}
-        self.rows, self.num_rows = slice(first, first + len(lengths)), len(lengths)
+        self.rows = slice(first, first + len(lengths))
         self.num_slots = max(lengths) + 1
         has_holes = len(lengths) < self.num_slots
         # Of the first step. What an empty slot's stand-in sees counts for nothing: as much as the shortest row, so that
         # nobody sees more.
         shortest = min(lengths.values())
         in_slots = [lengths.get(slot, shortest) for slot in range(self.num_slots)]
-        in_use = _InUse(slab, self.num_slots, in_slots, shortest, max(in_slots), alignment)
-        self._in_use, self._num_later = in_use, 0
-        self._masks: Made[int | None, Ahead[mx.array]] = Made(in_use.masks)
+        self._in_use, self._num_later = _InUse(slab, in_slots, alignment), 0
+        self._masks: Made[int | None, Ahead[mx.array]] = Made(self._in_use.masks)
         rows = {slot: index for index, slot in enumerate(lengths)}
         self.slab_rows = SlabRows(
             mx.fast.scaled_dot_product_attention if is_fused() else attend,
@@ -114,44 +113,41 @@ def windows_of(decoding: Sequence[Span], alignment: int = 1) -> tuple[Window, ..
     return tuple(Window(spans[0].slot.slab, first, spans, own) for first, spans in zip(ends, slabs, strict=False))
 
 
-@dataclass(frozen=True, slots=True)
 class _InUse:
-    """How many columns of a slab's slots are in use on the first of some steps; on each of the next it is one more."""
+    """How many columns of each of a slab's first slots are in use on the first of some steps; on each of the next it is
+    one more. `alignment` is as a `Window`'s."""
 
-    slab: int
-    num_slots: int
-    lengths: Sequence[int]
-    shortest: int
-    longest: int
-    alignment: int
+    def __init__(self, slab: int, lengths: Sequence[int], alignment: int) -> None:
+        self._slab, self._lengths, self._alignment = slab, lengths, alignment
+        self._num_slots, self._shortest, self._longest = len(lengths), min(lengths), max(lengths)
 
     def columns(self, step: int, sliding: int | None) -> tuple[int, int]:
         """The first one that some row sees on a step and the one behind the last, where they are aligned."""
-        first = 0 if sliding is None else max(0, self.shortest + step - sliding)
-        last = self.longest + step
-        return first - first % self.alignment, last + -last % self.alignment
+        first = 0 if sliding is None else max(0, self._shortest + step - sliding)
+        last = self._longest + step
+        return first - first % self._alignment, last + -last % self._alignment
 
     def masks(self, sliding: int | None) -> Ahead[mx.array]:
         """Which columns count, step by step."""
-        at_first = np.array(self.lengths, dtype=np.int32)[:, None, None, None]  # (S, 1, 1, 1)
+        at_first = np.array(self._lengths, dtype=np.int32)[:, None, None, None]  # (S, 1, 1, 1)
 
         def mask(step: int) -> mx.array:
             # Made by the host: a few thousand booleans, instead of kernels that make them.
             (first, last), in_use = self.columns(step, sliding), at_first + np.int32(step)
-            seen = np.ones((self.num_slots, 1, 1, last - first), dtype=np.bool_)
-            own = self.shortest + step  # the first column that not all rows have
+            seen = np.ones((self._num_slots, 1, 1, last - first), dtype=np.bool_)
+            own = self._shortest + step  # the first column that not all rows have
             seen[..., own - first :] = np.arange(own, last, dtype=np.int32) < in_use
             if sliding is not None and sliding < last:
                 seen &= np.arange(first, last, dtype=np.int32) >= in_use - np.int32(sliding)
             return mx.array(seen)
 
-        return Ahead(mask, most=_MAX_MASK_BYTES // (self.num_slots * self.longest))
+        return Ahead(mask, most=_MAX_MASK_BYTES // (self._num_slots * self._longest))
 
     def view(self, masks: Made[int | None, Ahead[mx.array]], step: int, sliding: int | None) -> View:
         """What is seen on a step. There is a mask where a row doesn't see all of it, or may not on the next step."""
-        needs_mask = self.alignment > 1 or self.shortest < self.longest
+        needs_mask = self._alignment > 1 or self._shortest < self._longest
         mask = masks[sliding].at(step) if needs_mask else None
-        return View(self.slab, self.num_slots, *self.columns(step, sliding), mask)
+        return View(self._slab, self._num_slots, *self.columns(step, sliding), mask)
 
 
 def _mask_for(mask: mx.array | None, num_heads: int) -> mx.array | None:
