@@ -1,10 +1,11 @@
 """Models of several kinds of layers, engine alone against `batch_generate`: the shared-prefix workload and others.
 
 `python -m tests.bench.kinds [--items N] [--width W] [--seed S] [ARCHITECTURE ...]` prints one line of JSON for each
-model and workload. About 6M parameters, float32, random weights; greedy tokens are compared one by one. The engine is
-built before, as a worker builds it once. The two take turns, `--rounds` times; ratios are medians of the rounds' own.
-In the first round mlx-lm may still have functions compiled for new shapes, so three are better than one. On a machine
-with other work to do the processor's time says more than the clock's.
+model and workload. About 6M parameters, float32, random weights; greedy tokens are compared one by one. Each side has
+a model of its own, since an engine may lay its weights out anew, and ours is built before, as a worker builds it once.
+The two take turns, `--rounds` times; ratios are medians of the rounds' own. In the first round mlx-lm may still have
+functions compiled for new shapes, so three are better than one. On a machine with other work to do the processor's
+time says more than the clock's.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class _Timing:
 def _compare(
     architecture: str, workloads: list[str], num_items: int, width: int, num_rounds: int, seed: int
 ) -> Iterator[dict[str, Any]]:
-    model = _build(architecture)
+    model, others = _build(architecture), _build(architecture)
     num_parameters = _count(model)
     engine = BatchEngine(model, lambda ids: "", max_num_seqs=width)
 
@@ -93,7 +94,7 @@ def _compare(
         return play(engine, [row_spec(index, item) for index, item in enumerate(items)])
 
     def with_batch_generator(items: Sequence[Item]) -> Generated:
-        return generate_with_batch_generator(model, items, width)
+        return generate_with_batch_generator(others, items, width)
 
     for name in workloads:
         items = WORKLOADS[name](random.Random(seed)).first(num_items).items

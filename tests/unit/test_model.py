@@ -13,7 +13,7 @@ from tests.support.waiting import DEADLINE_S
 
 from mlxq.errors import EosError, ModelError
 from mlxq_worker import blas
-from mlxq_worker.blas import preload_openblas
+from mlxq_worker.blas import core_name, preload_openblas
 from mlxq_worker.model.load import (
     UNSTATED_CONTEXT_LENGTH,
     context_length_of,
@@ -255,3 +255,20 @@ def test_openblas_is_left_alone_outside_linux(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "platform", "darwin")
 
     preload_openblas()
+
+
+def test_openblas_says_which_processor_it_has_kernels_for() -> None:
+    assert preload_openblas()
+
+    assert (core_name.__wrapped__() or "").isalnum() == (sys.platform == "linux")
+
+
+@pytest.mark.parametrize(("name", "platform"), [("LIBRARY", "linux"), ("", "darwin")])
+def test_without_openblas_there_are_kernels_for_no_processor(
+    name: str, platform: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name:
+        monkeypatch.setattr(blas, name, "libnothing-of-this-name.so.0")
+    monkeypatch.setattr(sys, "platform", platform)
+
+    assert core_name.__wrapped__() is None

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import sys
+from functools import cache
 
 logger = logging.getLogger(__name__)
 
@@ -27,3 +29,18 @@ def preload_openblas() -> bool:
         logger.debug("%s is not there, float32 on the CPU will be slow: %s", LIBRARY, error)
         return False
     return True
+
+
+@cache
+def core_name() -> str | None:
+    """The processor that OpenBLAS has chosen its kernels for, such as "Haswell" or "SkylakeX"; `None` where this
+    process has not loaded it."""
+    if sys.platform != "linux":
+        return None
+    try:
+        library = ctypes.CDLL(LIBRARY, mode=os.RTLD_NOLOAD)
+        name = library.openblas_get_corename
+    except (OSError, AttributeError):
+        return None
+    name.restype = ctypes.c_char_p
+    return str(name().decode())
