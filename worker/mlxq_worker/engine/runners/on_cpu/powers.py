@@ -7,9 +7,12 @@ import math
 
 import mlx.core as mx
 import numpy as np
+from numpy.typing import NDArray
 
 PER_LOG_2 = 1 / math.log(2)
 """A power of e is one of 2 whose exponent is so many times as high."""
+
+_LOG_2 = np.float32(math.log(2))
 
 MANY = 1 << 14
 """From so many numbers on it pays."""
@@ -27,6 +30,12 @@ def power_of_two(x: mx.array) -> mx.array:
     numbers = np.array(x, copy=False)
     if not numbers.flags.forc:  # some of them may be at the same place
         return mx.power(2, x)
-    with np.errstate(all="ignore"):
-        np.exp2(numbers, out=numbers)
+    powers_in_place(numbers)
     return x
+
+
+def powers_in_place(exponents: NDArray[np.float32]) -> NDArray[np.float32]:
+    """`2 ** x` in the place of each x, by powers of e: without AVX-512 numpy takes half as long for these. What `x` has
+    more of than float32 keeps is missing in the power, so it is off by `|x|` roundings, where it is next to nothing."""
+    with np.errstate(all="ignore"):
+        return np.exp(np.multiply(exponents, _LOG_2, out=exponents), out=exponents)

@@ -9,6 +9,8 @@ import mlx.core as mx
 import numpy as np
 from numpy.typing import NDArray
 
+from mlxq_worker.engine.runners.on_cpu.powers import powers_in_place
+
 MANY = 1 << 18
 """From so many numbers in keys and values on it pays: what goes in has to be computed first."""
 
@@ -40,7 +42,7 @@ def attend(
         if mask is not None:
             np.copyto(scores, -np.inf, where=~_numbers(mask))
         peak = np.maximum(scores.max(axis=-1, keepdims=True), np.float32(least))
-        weights = np.exp2(np.subtract(scores, peak, out=scores), out=scores)
+        weights = powers_in_place(np.subtract(scores, peak, out=scores))
         weighted, total = weights @ _numbers(values), weights.sum(axis=-1, keepdims=True)
     return mx.array(weighted), mx.array(peak), mx.array(total)
 
