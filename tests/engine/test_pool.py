@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from itertools import count, islice
 from random import Random
+from unittest import mock
 
 import mlx.core as mx
 import pytest
 
+from mlxq_worker.engine.kvcache import device, pool
 from mlxq_worker.engine.kvcache.places import Places, PoolShape
-from mlxq_worker.engine.kvcache.slot_allocator import SlabSize, Slot, SlotAllocator
+from mlxq_worker.engine.kvcache.slot_allocator import Changes, SlabSize, Slot, SlotAllocator
 from mlxq_worker.engine.kvcache.slots import Slots
 
 NUM_HEADS, SIZE, NUM_ROWS = 2, 3, 8
@@ -22,7 +24,11 @@ def numbers(row: int, columns: range) -> mx.array:
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_rows_find_what_they_wrote_wherever_they_have_been_moved(seed: int) -> None:
+@pytest.mark.parametrize("many", [1, pool._MANY, 1 << 30], ids=["by numpy", "as it pays", "by mlx"])
+def test_rows_find_what_they_wrote_wherever_they_have_been_moved(
+    seed: int, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pool, "_MANY", many)
     # given rows that come, grow by many columns at a time, and leave, some of them in slabs of their own
     random, slots, allocator, ids = Random(seed), Slots(), SlotAllocator[int](), count()
     lengths: dict[int, int] = {}
@@ -69,3 +75,22 @@ def test_layers_of_the_same_shape_share_the_index() -> None:
 
     assert places.rows[PoolShape.of(2, sizes)] is places.rows[PoolShape.of(2, dict(sizes))]
     assert places.rows[PoolShape.of(2, sizes)].size == 2 * places.rows[PoolShape.of(1, sizes)].size
+
+
+@pytest.mark.parametrize("num_tokens", [3, 400])
+@pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16])
+@pytest.mark.parametrize("is_gpu", [False, True])
+def test_only_much_float32_on_a_cpu_is_computed_to_be_written_at_once(
+    num_tokens: int, dtype: mx.Dtype, is_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "is_gpu", lambda: is_gpu)
+    slots, written = Slots(), mx.random.normal((num_tokens, NUM_HEADS, 1, 32)).astype(dtype)
+    slots.arrange(Changes((), (), {0: SlabSize(1, 512)}))
+
+    with mock.patch.object(mx, "eval", wraps=mx.eval) as computed:
+        slots.write(Places.of([(Slot(0, 0), range(num_tokens))]), written, -written)
+
+    keys, values = slots.read(0, 0, 1, num_tokens)
+    assert mx.array_equal(keys, written.swapaxes(0, 2))
+    assert mx.array_equal(values, -keys)
+    assert computed.called == (num_tokens == 400 and dtype == mx.float32 and not is_gpu)

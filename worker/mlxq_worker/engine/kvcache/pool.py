@@ -7,14 +7,20 @@ Knows nothing of rows; `slot_allocator` says who lies where.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from typing import Self
 
 import mlx.core as mx
+import numpy as np
 
+from mlxq_worker.engine.kvcache import device
 from mlxq_worker.engine.kvcache.places import Cut, Form, Places, PoolShape, cuts, sources
 from mlxq_worker.engine.kvcache.slot_allocator import SlabSize, Slot
+
+_MANY = 1 << 13
+"""From so many numbers on it pays to have numpy write float32 on a CPU."""
 
 
 class Pool:
@@ -30,6 +36,7 @@ class Pool:
     def __init__(self, shape: PoolShape, keys: mx.array, values: mx.array) -> None:
         self._keys = keys
         self._values = values
+        self._many = math.inf if device.is_gpu() or keys.dtype != mx.float32 else _MANY
         self._set_shape(shape)
 
     def __repr__(self) -> str:
@@ -57,8 +64,12 @@ class Pool:
     def write(self, places: Places, keys: mx.array, values: mx.array) -> None:
         """Write m tokens' keys and values, each (m, H, 1, D), to their places."""
         rows = places.rows[self._shape]
-        self._keys[rows] = keys
-        self._values[rows] = values
+        if keys.size < self._many:  # in decode steps; and on a GPU, always
+            self._keys[rows] = keys
+            self._values[rows] = values
+        else:
+            _put(self._keys, rows, keys)
+            _put(self._values, rows, values)
 
     def read(
         self, slab: int, first: int, last: int, num_columns: int, first_column: int = 0
@@ -92,7 +103,7 @@ class Pool:
             if slot.index < (size := self.sizes[slot.slab]).num_slots
         ]
         if len(places := Places.of(there)):
-            self._values[places.rows[self._shape]] = mx.zeros((1,), self._values.dtype)
+            self._wipe(places.rows[self._shape])
 
     def rearrange(self, sizes: Mapping[int, SlabSize], moves: Sequence[tuple[Slot, Slot]]) -> None:
         """Have slabs of these sizes and no others, with what was there of them once rows have been copied from slot to
@@ -106,9 +117,27 @@ class Pool:
         rows, empty = sources(self._shape, shape, tuple(moves))
         self._keys, self._values = self._keys[rows], self._values[rows]
         if empty.size:
-            self._values[empty] = mx.zeros((1,), self._values.dtype)
+            self._wipe(empty)
         self._set_shape(shape)
+
+    def _wipe(self, rows: mx.array) -> None:
+        zero = mx.zeros((1,), self._values.dtype)
+        if rows.size * self._values.shape[1] < self._many:
+            self._values[rows] = zero
+        else:
+            _put(self._values, rows, zero)
 
     def _set_shape(self, shape: PoolShape) -> None:
         self._shape = shape
         self.form: Form = shape, self._keys.shape[1], self._values.shape[1]
+
+
+def _put(array: mx.array, rows: mx.array, numbers: mx.array) -> None:
+    """Have numpy write `numbers`, which broadcast to (*rows.shape, D), to rows of an array (R, D): mlx scatters
+    one number at a time on a CPU and takes ten times as long.
+
+    All there is has to be computed for that. Who was to read what is written over doesn't need it any longer, or has
+    read it: one stream computes everything in order.
+    """
+    mx.eval(array, rows, numbers)
+    np.array(array, copy=False)[np.array(rows, copy=False)] = np.array(numbers, copy=False)
