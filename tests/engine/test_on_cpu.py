@@ -17,6 +17,7 @@ from mlx_lm.generate import generate_step
 from mlx_lm.models import gated_delta as mlx_lm_delta
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.models.switch_layers import SwitchGLU, SwitchLinear
+from tests.bench.graph_count import Counts, counted
 from tests.support.architectures import build
 from tests.support.engine_runs import decode, run
 from tests.support.rounding import tolerance
@@ -29,6 +30,7 @@ from mlxq_worker.engine.runners import packed_model
 from mlxq_worker.engine.runners.on_cpu import delta_rule, experts
 from mlxq_worker.engine.runners.on_cpu.delta_rule import CHUNK, gated_delta
 from mlxq_worker.engine.runners.on_cpu.experts import MANY
+from mlxq_worker.engine.runners.on_cpu.normalization import route_normalization
 from mlxq_worker.engine.runners.on_cpu.quick import Unroute, once, quick
 from mlxq_worker.engine.runners.on_cpu.rotation import route_rotation
 from mlxq_worker.engine.runners.on_cpu.routes import route_quick
@@ -81,6 +83,52 @@ def test_angles_are_made_once_for_the_same_positions_and_anew_for_others(
                 mx.fast.rope(mx.zeros((2, 1, 1, 8)), 8, traditional=False, base=1e4, scale=1.0, offset=positions)
 
     assert len(made) == 2
+
+
+# Norms
+
+
+def num_primitives(array: mx.array) -> int:
+    """What MLX is to compute for an array."""
+    counts = Counts()
+    with counted(counts):
+        mx.eval(array)
+    return counts.num_primitives
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 48), (5, 1, 4, 8), (3, 7, 40)])
+def test_a_few_rows_are_normalized_as_by_mlx_in_half_as_many_operations(
+    routed: list[Unroute], shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unroute_all(monkeypatch)
+    x, weight = mx.random.normal(shape) * 20, 1 + mx.random.normal(shape[-1:])
+    mx.eval(x, weight)
+    expected = mx.fast.rms_norm(x, weight, 1e-5)
+    most = num_primitives(expected) // 2
+
+    routed += route_normalization()
+    with quick():
+        result = mx.fast.rms_norm(x, weight, 1e-5)
+
+    assert num_primitives(result) <= most
+    np.testing.assert_allclose(result, expected, rtol=tolerance(shape[-1], 1.0))
+
+
+@pytest.mark.parametrize("case", ["many numbers", "no weights", "bfloat16"])
+def test_other_norms_are_left_to_mlx(routed: list[Unroute], case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    unroute_all(monkeypatch)
+    x = mx.random.normal((1 << 10 if case == "many numbers" else 3, 48))
+    x, weight = x.astype(mx.bfloat16 if case == "bfloat16" else mx.float32), mx.random.normal((48,)).astype(x.dtype)
+    mx.eval(x, weight)
+    given = (x, None if case == "no weights" else weight, 1e-5)
+    expected = mx.fast.rms_norm(*given)
+
+    routed += route_normalization()
+    with quick():
+        result = mx.fast.rms_norm(*given)
+
+    assert num_primitives(result) == num_primitives(expected)
+    assert mx.array_equal(result, expected)
 
 
 # Experts

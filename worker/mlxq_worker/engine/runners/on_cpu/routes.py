@@ -9,6 +9,7 @@ from mlxq_worker.engine.runners.on_cpu.activation import route_activations
 from mlxq_worker.engine.runners.on_cpu.convolution import route_convolutions
 from mlxq_worker.engine.runners.on_cpu.delta_rule import route_delta_rule
 from mlxq_worker.engine.runners.on_cpu.experts import route_experts
+from mlxq_worker.engine.runners.on_cpu.normalization import route_normalization
 from mlxq_worker.engine.runners.on_cpu.quick import Unroute
 from mlxq_worker.engine.runners.on_cpu.rotation import route_rotation
 
@@ -22,5 +23,6 @@ def route_quick(model: Any) -> list[Unroute]:
         *route_convolutions(model),
         *route_delta_rule(model),
         *route_experts(model),
+        *route_normalization(),
         *route_rotation(),
     ]
