@@ -25,16 +25,17 @@ from tests.support.architectures import build  # noqa: E402
 from mlxq_worker.engine.runners.attention import attend  # noqa: E402
 from mlxq_worker.engine.runners.on_cpu.quick import quick  # noqa: E402
 from mlxq_worker.engine.runners.on_cpu.routes import route_quick  # noqa: E402
+from mlxq_worker.engine.runners.on_cpu.weights import lay_out_weights  # noqa: E402
 
 _ROUNDS, _CALLS = 7, 4
 
 
 def main() -> None:
-    parts = operations(_with_mlxs)
+    parts = operations(_with_mlxs, lambda layer: None)
     theirs = {name: least_us(compute) for name, compute in parts.items()}
     for model in (build("qwen3_next"), nn.Sequential(nn.Conv1d(1, 1, 1))):
         route_quick(model)
-    ours = {name: least_us(compute, quick) for name, compute in operations(attend).items()}
+    ours = {name: least_us(compute, quick) for name, compute in operations(attend, lay_out_weights).items()}
     print(json.dumps({name: {"mlx_lm_us": theirs[name], "mlxq_us": ours[name]} for name in parts}))
 
 
@@ -42,10 +43,13 @@ def _with_mlxs(queries: mx.array, keys: mx.array, values: mx.array, scale: float
     return mx.fast.scaled_dot_product_attention(queries, keys, values, scale=scale)
 
 
-def operations(attention: Callable[[mx.array, mx.array, mx.array, float], mx.array]) -> dict[str, Callable[[], Any]]:
+def operations(
+    attention: Callable[[mx.array, mx.array, mx.array, float], mx.array], lay_out: Callable[[nn.Module], None]
+) -> dict[str, Callable[[], Any]]:
     """By what they are; of decode steps of 16 tokens and prompts' steps of 512."""
     assert qwen3_next.gated_delta_update is gated_delta.gated_delta_update
-    experts = SwitchGLU(256, 176, 4)
+    linear, norm, experts = nn.Linear(1024, 3072, bias=False), nn.RMSNorm(256), SwitchGLU(256, 176, 4)
+    lay_out(nn.Sequential(linear, experts))
     convolution = nn.Conv1d(256, 256, 3, groups=256, bias=False)
     found: dict[str, Callable[[], Any]] = {}
     for num_tokens in (16, 512):
@@ -53,24 +57,28 @@ def operations(attention: Callable[[mx.array, mx.array, mx.array, float], mx.arr
         wide, x = mx.random.normal((num_tokens, 1, 704)), mx.random.normal((num_tokens, 1, 256))
         chosen = mx.random.randint(0, 4, (num_tokens, 1, 2)).astype(mx.uint32)
         rows = mx.random.normal((16, 3, 256) if num_tokens == 16 else (1, 514, 256))
-        mx.eval(heads, positions, wide, x, chosen, rows, experts.parameters(), convolution.parameters())
+        inputs = mx.random.normal((num_tokens, 1, 1024))
+        mx.eval(heads, positions, wide, x, chosen, rows, inputs)
+        mx.eval([module.parameters() for module in (experts, convolution, linear, norm)])
         found |= {
             f"RoPE, {num_tokens}": lambda h=heads, p=positions: mx.fast.rope(
                 h, 64, traditional=False, base=1e4, scale=1.0, offset=p
             ),
+            f"product, {num_tokens}": lambda i=inputs: linear(i),
+            f"norm, {num_tokens}": lambda x=x: norm(x),
             f"SiLU, {num_tokens}": lambda w=wide: nn.silu(w),
             f"GELU, {num_tokens}": lambda w=wide: nn.gelu_approx(w),
             f"convolution, {num_tokens}": lambda r=rows: convolution(r),
             f"experts, {num_tokens}": lambda x=x, c=chosen: experts(x, c),
         }
     keys, decay = (mx.random.normal((1, 300, 4, 32)) / 6 for _ in range(3)), mx.random.uniform(0, 1, (1, 300, 4))
-    inputs = [*keys, decay, decay, mx.zeros((1, 4, 32, 32))]
-    mx.eval(inputs)
+    delta = [*keys, decay, decay, mx.zeros((1, 4, 32, 32))]
+    mx.eval(delta)
     query, seen = mx.random.normal((16, 4, 1, 64)), mx.random.normal((16, 4, 500, 64))
     mx.eval(query, seen)
     return {
         **found,
-        "delta rule, 300": lambda: gated_delta.gated_delta_ops(*inputs),
+        "delta rule, 300": lambda: gated_delta.gated_delta_ops(*delta),
         "attention to 500, 16": lambda: attention(query, seen, seen, 0.1),
     }
 

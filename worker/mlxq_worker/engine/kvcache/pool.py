@@ -64,12 +64,11 @@ class Pool:
     def write(self, places: Places, keys: mx.array, values: mx.array) -> None:
         """Write m tokens' keys and values, each (m, H, 1, D), to their places."""
         rows = places.rows[self._shape]
-        if keys.size < self._many:  # in decode steps; and on a GPU, always
+        if keys.size < self._many:  # on a GPU, always
             self._keys[rows] = keys
             self._values[rows] = values
         else:
-            _put(self._keys, rows, keys)
-            _put(self._values, rows, values)
+            _put(rows, (self._keys, keys), (self._values, values))
 
     def read(
         self, slab: int, first: int, last: int, num_columns: int, first_column: int = 0
@@ -125,19 +124,21 @@ class Pool:
         if rows.size * self._values.shape[1] < self._many:
             self._values[rows] = zero
         else:
-            _put(self._values, rows, zero)
+            _put(rows, (self._values, zero))
 
     def _set_shape(self, shape: PoolShape) -> None:
         self._shape = shape
         self.form: Form = shape, self._keys.shape[1], self._values.shape[1]
 
 
-def _put(array: mx.array, rows: mx.array, numbers: mx.array) -> None:
-    """Have numpy write `numbers`, which broadcast to (*rows.shape, D), to rows of an array (R, D): mlx scatters
-    one number at a time on a CPU and takes ten times as long.
+def _put(rows: mx.array, *pairs: tuple[mx.array, mx.array]) -> None:
+    """Have numpy write, for each pair, the second one's numbers, which broadcast to (*rows.shape, D), to rows of the
+    first, (R, D): mlx scatters one number at a time on a CPU and takes ten times as long.
 
     All there is has to be computed for that. Who was to read what is written over doesn't need it any longer, or has
     read it: one stream computes everything in order.
     """
-    mx.eval(array, rows, numbers)
-    np.array(array, copy=False)[np.array(rows, copy=False)] = np.array(numbers, copy=False)
+    mx.eval(rows, pairs)
+    places = np.array(rows, copy=False)
+    for array, numbers in pairs:
+        np.array(array, copy=False)[places] = np.array(numbers, copy=False)

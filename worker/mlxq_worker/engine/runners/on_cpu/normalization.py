@@ -1,6 +1,5 @@
 """RMSNorm of a few tokens on a CPU: mlx computes it by eleven operations there, each of which starts up for longer than
-it takes. Here they are four, as MLX compiles what goes number by number; results are the same to the bit.
-"""
+it takes. Here they are four, as MLX compiles what goes number by number."""
 
 from __future__ import annotations
 
