@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from functools import cache
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from mlxq_worker.engine.runners.on_cpu.powers import MANY, PER_LOG_2, power_of_two
+from mlxq_worker.engine.runners.on_cpu.powers import PER_LOG_2, power_of_two
 from mlxq_worker.engine.runners.on_cpu.quick import Unroute, route, sources_of
 
 
@@ -33,18 +32,9 @@ def route_activations(model: Any) -> list[Unroute]:
 
 def _in_float32(function: Callable[..., mx.array]) -> Callable[..., mx.array | None]:
     def otherwise(*arrays: mx.array, **options: float) -> mx.array | None:
-        if any(array.dtype != mx.float32 for array in arrays):
-            return None
-        return (_compiled(function) if arrays[0].size < MANY else function)(*arrays, **options)
+        return function(*arrays, **options) if all(array.dtype == mx.float32 for array in arrays) else None
 
     return otherwise
-
-
-@cache
-def _compiled(function: Callable[..., mx.array]) -> Callable[..., mx.array]:
-    """The same as one operation, for few numbers: each operation starts up for longer than it takes for those."""
-    compiled: Callable[..., mx.array] = mx.compile(function, shapeless=True)
-    return compiled
 
 
 def _per_sigmoid(x: mx.array, times: float = 1.0) -> mx.array:

@@ -1,5 +1,6 @@
 """RMSNorm of a few tokens on a CPU: mlx computes it by eleven operations there, each of which starts up for longer than
-it takes. Here they are four, as MLX compiles what goes number by number."""
+it takes. Here they are four and two views, as MLX compiles what goes number by number: once, where there is a compiler,
+and keeps that in the folder for temporary files."""
 
 from __future__ import annotations
 
@@ -24,13 +25,14 @@ def _rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array | No
     float32."""
     if weight is None or x.size > _FEW_NUMBERS or not x.dtype == weight.dtype == mx.float32:
         return None
-    squares = mx.square(x).sum(axis=-1, keepdims=True)
-    return _scaled(x, _inverse_root(squares, *_constants(x.shape[-1], eps)), weight)
+    rows = x.reshape(-1, x.shape[-1])  # MLX compiles a function anew for other numbers of axes, which takes a second
+    squares = mx.square(rows).sum(axis=-1, keepdims=True)
+    return _scaled(rows, _inverse_root(squares, *_constants(x.shape[-1], eps)), weight).reshape(x.shape)
 
 
 @lru_cache(maxsize=64)
 def _constants(size: int, eps: float) -> tuple[mx.array, mx.array]:
-    """1 / D and `eps`: as arrays, since MLX compiles a function anew for other numbers."""
+    """1 / D and `eps`: as arrays, since MLX compiles a function anew for other numbers, too."""
     constants = mx.array(1 / size), mx.array(eps)
     mx.eval(constants)
     return constants

@@ -4,7 +4,7 @@ small operations. Here they are made once a step."""
 from __future__ import annotations
 
 import math
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import mlx.core as mx
 import numpy as np
@@ -12,8 +12,7 @@ import numpy as np
 from mlxq_worker.engine.runners.on_cpu.quick import Unroute, once, route
 
 _FEW_NUMBERS = 1 << 15
-"""Up to so many, numbers are exchanged by a matrix product, and the rest is one operation that MLX compiles: two in
-place of nine."""
+"""Up to so many, numbers are exchanged by a matrix product: one operation in place of four."""
 
 
 def route_rotation() -> list[Unroute]:
@@ -38,17 +37,12 @@ def _of_rows(
     size = x.shape[3]
     if x.size <= _FEW_NUMBERS:
         cosines, sines = once(_laid_out, offset, size, dims, traditional, base, scale, freqs)
-        return _rotated(x, cosines, x @ _exchange(size, dims, traditional), sines)
+        return x * cosines + (x @ _exchange(size, dims, traditional)) * sines
     if traditional or dims < size:
         return None
     cosines, sines = once(_angles, offset, dims, base, scale, freqs)
     first, second = x[..., : dims // 2], x[..., dims // 2 :]
     return mx.concatenate([first * cosines - second * sines, first * sines + second * cosines], axis=-1)
-
-
-@partial(mx.compile, shapeless=True)
-def _rotated(x: mx.array, cosines: mx.array, exchanged: mx.array, sines: mx.array) -> mx.array:
-    return x * cosines + exchanged * sines
 
 
 def _angles(
