@@ -88,29 +88,29 @@ def test_angles_are_made_once_for_the_same_positions_and_anew_for_others(
 # Norms
 
 
-def num_primitives(array: mx.array) -> int:
-    """What MLX is to compute for an array."""
+def num_operations(array: mx.array) -> int:
+    """What MLX is to compute for an array, without views."""
     counts = Counts()
     with counted(counts):
         mx.eval(array)
-    return counts.num_primitives
+    return counts.launches
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 48), (5, 1, 4, 8), (3, 7, 40)])
-def test_a_few_rows_are_normalized_as_by_mlx_in_half_as_many_operations(
+def test_a_few_rows_are_normalized_as_by_mlx_in_fewer_operations(
     routed: list[Unroute], shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unroute_all(monkeypatch)
     x, weight = mx.random.normal(shape) * 20, 1 + mx.random.normal(shape[-1:])
     mx.eval(x, weight)
     expected = mx.fast.rms_norm(x, weight, 1e-5)
-    most = num_primitives(expected) // 2
+    num_by_mlx = num_operations(expected)
 
     routed += route_normalization()
     with quick():
         result = mx.fast.rms_norm(x, weight, 1e-5)
 
-    assert num_primitives(result) <= most
+    assert num_operations(result) == 4 < num_by_mlx
     np.testing.assert_allclose(result, expected, rtol=tolerance(shape[-1], 1.0))
 
 
@@ -127,7 +127,7 @@ def test_other_norms_are_left_to_mlx(routed: list[Unroute], case: str, monkeypat
     with quick():
         result = mx.fast.rms_norm(*given)
 
-    assert num_primitives(result) == num_primitives(expected)
+    assert num_operations(result) == num_operations(expected)
     assert mx.array_equal(result, expected)
 
 

@@ -1,5 +1,5 @@
-"""RMSNorm of a few tokens on a CPU: mlx computes it by eleven operations there, each of which starts up for longer than
-it takes. Here they are four and two views, as MLX compiles what goes number by number: once, where there is a compiler,
+"""RMSNorm of a few tokens on a CPU: mlx computes it by seven operations there, each of which starts up for longer than
+it takes. Here they are four, as MLX compiles what goes number by number: once, where there is a compiler,
 and keeps that in the folder for temporary files."""
 
 from __future__ import annotations
