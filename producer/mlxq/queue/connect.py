@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 from redis import Redis
 from redis import exceptions as redis_errors
@@ -42,6 +41,8 @@ _OPTIONS: Mapping[str, float] = {
 }
 _IS_CLUSTER = "is a Redis Cluster, which keeps a part of the keys on each node: mlxq needs one Redis that has them all"
 _SCHEME_AND_REST = re.compile(r"((?:\w+\+)?\w+://)?(.*)", re.DOTALL)
+_UP_TO_ADDRESS = re.compile(r"(?:[^:]*://)?[^/?#]*")
+"""A URL up to the end of its address, without urllib: newer versions of Python refuse an IPv6 address among several."""
 _ADDRESS = re.compile(r"((?:\[[0-9a-fA-F:.]*\]|[^:?#]*)(?::\d*)?(?:/[^:?#]*)?)(?:[?#].*)?", re.DOTALL)
 """Host, port and path. What stands after a colon and is no port may be a password that lacks its ``@``."""
 
@@ -57,7 +58,7 @@ def connect(url: str, *, timeout_s: float | None = None) -> Redis:
     """
     try:
         # What follows is part of a password that ends the address too early, and would be taken for a host or port.
-        if "@" in "".join(urlsplit(url)[2:]):
+        if "@" in _UP_TO_ADDRESS.sub("", url, count=1):
             raise ValueError("an @ behind the address")
         options = dict(_OPTIONS)
         if timeout_s is not None:
