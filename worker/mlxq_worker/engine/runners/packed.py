@@ -20,6 +20,7 @@ from mlxq_worker.engine.plan import Plan, PrefillChunk, PrefixChunk
 from mlxq_worker.engine.rows.group import Fork
 from mlxq_worker.engine.rows.row import Row
 from mlxq_worker.engine.runners.attention import is_fused
+from mlxq_worker.engine.runners.on_cpu.weights import lay_out_weights
 from mlxq_worker.engine.runners.packed_model import PackedModel, Way
 from mlxq_worker.engine.runners.runner import Launched
 from mlxq_worker.engine.runners.step.layout import Layout
@@ -65,6 +66,7 @@ class PackedRunner:
         self._new_sampler = new_sampler
         self.max_prefix_tokens = max_prefix_tokens
         self.max_num_seqs = max_num_seqs
+        lay_out_weights(model)
         self.clear()
 
     def clear(self) -> None:

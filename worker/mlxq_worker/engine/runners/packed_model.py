@@ -21,7 +21,6 @@ from mlxq_worker.engine.runners.body import look_into, split
 from mlxq_worker.engine.runners.grouped_cache import GroupedList, OwnAttentionCache, route_calls, unroute_calls
 from mlxq_worker.engine.runners.on_cpu.quick import quick
 from mlxq_worker.engine.runners.on_cpu.routes import route_quick
-from mlxq_worker.engine.runners.on_cpu.weights import lay_out_weights
 from mlxq_worker.engine.runners.slot_cache import SlotCache, route_attention, step_of_layers
 from mlxq_worker.engine.runners.state_cache import StateCache
 from mlxq_worker.engine.runners.step.groups import by_row, by_slab
@@ -89,7 +88,6 @@ class PackedModel:
             raise ValueError("a layer's cache is handed to no module of it")
         self._body, self._head = split(model, anatomy)
         self.copies_prefixes = way.copies_prefixes
-        lay_out_weights(model)
         # From here on nothing fails: what is routed now `let_go` takes back.
         self._unroute = route_quick(model)
         if way is Way.SHARED:

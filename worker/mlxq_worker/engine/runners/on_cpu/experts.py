@@ -52,7 +52,7 @@ def _runs(indices: mx.array) -> list[tuple[int, int, int]]:
 
 def _multiplied(rows: mx.array, weight: mx.array, runs: Sequence[tuple[int, int, int]]) -> mx.array:
     """Tokens (n, K) by their experts' matrices, of all (E, N, K): (n, N)."""
-    matrices = mx.split(weight.swapaxes(-1, -2), weight.shape[0])  # (1, K, N) each
-    # Views, where an index would copy the matrix.
+    matrices = mx.split(weight.swapaxes(-1, -2), weight.shape[0])  # views, (1, K, N) each
+    # Not by an index, which would copy the matrix.
     products = [rows[first:stop] @ matrices[expert].squeeze(0) for expert, first, stop in runs]
     return mx.concatenate(products) if len(products) > 1 else products[0]
