@@ -131,6 +131,62 @@ def test_other_norms_are_left_to_mlx(routed: list[Unroute], case: str, monkeypat
     assert mx.array_equal(result, expected)
 
 
+@contextmanager
+def started(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[mx.array]]:
+    """Collects what MLX is asked to compute while more is being described."""
+    arrays: list[mx.array] = []
+    async_eval = mx.async_eval
+    with monkeypatch.context() as patch:
+        patch.setattr(mx, "async_eval", lambda *given: (arrays.extend(given), async_eval(*given))[1])
+        yield arrays
+
+
+@pytest.mark.parametrize("norm", [nn.RMSNorm(16), nn.LayerNorm(16), nn.LayerNorm(16, affine=False)])
+def test_what_is_normalized_is_started_inside_the_block(
+    routed: list[Unroute], norm: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unroute_all(monkeypatch)
+    hidden = mx.random.normal((3, 1, 16)) + 1
+    expected = norm(hidden)
+    routed += route_normalization()
+
+    with started(monkeypatch) as outside:
+        norm(hidden)
+    with started(monkeypatch) as inside, quick():
+        result = norm(hidden)
+        norm(mx.zeros((3, 4, 1, 16)))  # heads' queries
+
+    assert outside == []
+    assert [array is hidden for array in inside] == [True]
+    np.testing.assert_allclose(result, expected, rtol=tolerance(16, 1.0))
+
+
+def test_norms_that_mlx_compiles_start_nothing(routed: list[Unroute], monkeypatch: pytest.MonkeyPatch) -> None:
+    unroute_all(monkeypatch)
+    hidden, norm = mx.random.normal((3, 1, 16)), nn.RMSNorm(16)
+    expected = norm(hidden * 2)
+    routed += route_normalization()
+
+    with quick():
+        result = mx.compile(lambda x: norm(x * 2))(hidden)
+
+    np.testing.assert_allclose(result, expected, rtol=tolerance(16, 1.0))
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gemma3_text", "cohere2", "lfm2"])
+def test_a_decode_step_is_started_layer_by_layer(architecture: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build(architecture)
+    engine = BatchEngine(model, decode, max_num_seqs=2)
+    engine.admit(row_spec(prompt_ids=(5, 6, 7), max_tokens=8))
+    engine.step(0.0)
+
+    with started(monkeypatch) as arrays:
+        engine.step(0.0)
+
+    hidden_states = [array for array in arrays if isinstance(array, mx.array) and array.ndim == 3]
+    assert len(hidden_states) >= len(model.layers)
+
+
 # Experts
 
 
