@@ -151,6 +151,7 @@ def test_rows_are_as_if_alone_where_numpy_computes_for_mlx(architecture: str, mo
     specs, engine = reference.specs(), reference.engine(3, chunk=PREFILL_CHUNK)  # how it attends has been tried out
     monkeypatch.setattr(powers, "MANY", 1)
     monkeypatch.setattr(single_query, "MANY", 1)
+    monkeypatch.setattr(single_query, "PER_ROW", 1)
 
     outcome = run(engine, specs)
 

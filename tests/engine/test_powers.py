@@ -93,6 +93,12 @@ def always(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(single_query, "MANY", 1)
 
 
+@pytest.fixture
+def apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where rows don't see all there is, each reads what it sees."""
+    monkeypatch.setattr(single_query, "PER_ROW", 1)
+
+
 @pytest.mark.usefixtures("always")
 @pytest.mark.parametrize("is_masked", [False, True])
 @pytest.mark.parametrize(("num_kv_heads", "num_calls"), [(4, 1), (2, 0)], ids=["one a head", "two a head"])
@@ -110,13 +116,42 @@ def test_a_single_query_attends_as_others_do(num_kv_heads: int, num_calls: int, 
     np.testing.assert_allclose(attended, expected, rtol=0, atol=off)
 
 
-@pytest.mark.usefixtures("always")
+def seen(*ranges: range, num_columns: int = 12) -> mx.array:
+    """A mask (B, 1, 1, T) by which each row sees the columns of its range."""
+    return mx.array([[[[column in each for column in range(num_columns)]]] for each in ranges])
+
+
+@pytest.mark.usefixtures("always", "apart")
+@pytest.mark.parametrize(
+    ("mask", "num_read"),
+    [
+        (seen(range(3), range(12), range(1)), 3 + 12 + 1),
+        (seen(range(2, 5), range(7, 11), range(9, 12)), 3 + 4 + 3),
+        (seen(range(12), range(12), range(12)), 3 * 12),
+        (seen(range(12), range(3), range(0, 12, 2)), 3 * 12),
+        (seen(range(5))[0, 0], 3 * 5),
+    ],
+    ids=["beginnings", "windows", "everything", "gaps", "one for all"],
+)
+def test_rows_read_what_they_see(mask: mx.array, num_read: int) -> None:
+    queries = mx.random.normal((3, 4, 1, 8), key=mx.random.key(1))
+    keys, values = (mx.random.normal((3, 4, 12, 8), key=mx.random.key(seed)) * 5 for seed in (2, 3))
+
+    with mock.patch.object(np, "matmul", wraps=np.matmul) as matmul:
+        attended = attend_in_part(queries, keys, values, 0.3, mask).result(mx.float32)
+
+    numbers_read = sum(call.args[1].size for call in matmul.call_args_list)
+    assert numbers_read == 2 * num_read * 4 * 8  # of keys and of values, of 4 heads of 8
+    expected = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=0.3, mask=mask)
+    off = attention_tolerance(queries, keys, values, 0.3)
+    np.testing.assert_allclose(attended, expected, rtol=0, atol=off)
+
+
+@pytest.mark.usefixtures("always", "apart")
 def test_a_single_query_that_sees_nothing_counts_for_nothing() -> None:
     queries = mx.random.normal((2, 4, 1, 8), key=mx.random.key(4))
     keys, values = (mx.random.normal((2, 4, 12, 8), key=mx.random.key(seed)) for seed in (5, 6))
-    nothing = mx.zeros((2, 1, 1, 12), mx.bool_)
-
-    part = attend_in_part(queries, keys, values, 0.3, nothing)
+    part = attend_in_part(queries, keys, values, 0.3, seen(range(0), range(0)))
     merged = part.merged(attend_in_part(queries, keys, values, 0.3)).result(mx.float32)
 
     expected = mx.fast.scaled_dot_product_attention(queries, keys, values, scale=0.3)
