@@ -30,7 +30,7 @@ sys.addaudithook(record)
 
 MOST_BEFORE_THE_WORKER = 240
 """Modules that are asked for before the worker is started, those that aren't there among them."""
-MOST_OF_OURS = 242
+MOST_OF_OURS = 243
 """Modules of ours that a worker takes to its first token."""
 
 

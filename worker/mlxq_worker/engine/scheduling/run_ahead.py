@@ -3,8 +3,9 @@
 Running ahead hides what Python does between two steps. It costs a row of the batch for one step each time a row does
 what nobody could foresee: one that ends by a token is computed once more, and a hypothesis of a beam search, of which
 nobody knows what it goes on from, sits a step out. So it pays where such rows are a smaller share than the hidden time
-is of a step that hides nothing. On a CPU nothing is hidden, since Python and MLX compute on the same cores, and
-launching blocks there. Plain Python: counts rows, and is told times.
+is of a step that hides nothing. On a CPU it is never done: Python and MLX compute on the same cores, and launching
+blocks there, so where cores are to spare each layer is computed while Python describes the next one
+(`runners/on_cpu/starting`), which computes nothing in vain. Plain Python: counts rows, and is told times.
 """
 
 from __future__ import annotations
