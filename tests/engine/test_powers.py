@@ -116,9 +116,9 @@ def test_a_single_query_attends_as_others_do(num_kv_heads: int, num_calls: int, 
     np.testing.assert_allclose(attended, expected, rtol=0, atol=off)
 
 
-def seen(*ranges: range, num_columns: int = 12) -> mx.array:
-    """A mask (B, 1, 1, T) by which each row sees the columns of its range."""
-    return mx.array([[[[column in each for column in range(num_columns)]]] for each in ranges])
+def seen(*ranges: range) -> mx.array:
+    """A mask (B, 1, 1, 12) by which each row sees the columns of its range."""
+    return mx.array([[[[column in each for column in range(12)]]] for each in ranges])
 
 
 @pytest.mark.usefixtures("always", "apart")

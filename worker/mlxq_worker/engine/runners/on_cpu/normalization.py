@@ -13,7 +13,7 @@ from functools import lru_cache, partial
 import mlx.core as mx
 
 from mlxq_worker.engine.runners.on_cpu.quick import Unroute, route
-from mlxq_worker.engine.runners.on_cpu.starting import start
+from mlxq_worker.engine.runners.on_cpu.starting import start_hidden_states
 
 _FEW_NUMBERS = 1 << 15
 """With more of them starting up is the least of it."""
@@ -26,25 +26,19 @@ def route_normalization() -> list[Unroute]:
 
 def _layer_norm(x: mx.array, *_: object) -> None:
     """What `mx.fast.layer_norm` does is left to it."""
-    _start_hidden_states(x)
+    start_hidden_states(x)
 
 
 def _rms_norm(x: mx.array, weight: mx.array | None, eps: float) -> mx.array | None:
     """What `mx.fast.rms_norm` does: x (..., D) over the root of the mean of its squares and `eps`, by weights (D,)
     (Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019). `None` for many numbers and other types than
     float32."""
-    _start_hidden_states(x)
+    start_hidden_states(x)
     if weight is None or x.size > _FEW_NUMBERS or not x.dtype == weight.dtype == mx.float32:
         return None
     rows = x.reshape(-1, x.shape[-1])  # MLX compiles a function anew for other numbers of axes, which takes a second
     squares = mx.square(rows).sum(axis=-1, keepdims=True)
     return _scaled(rows, _inverse_root(squares, *_constants(x.shape[-1], eps)), weight).reshape(x.shape)
-
-
-def _start_hidden_states(x: mx.array) -> None:
-    """They are (B, T, E); norms of the heads of queries and keys come too soon after them to be worth a start."""
-    if x.ndim == 3:
-        start(x)
 
 
 @lru_cache(maxsize=64)
